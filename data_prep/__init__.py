@@ -1,0 +1,1 @@
+"""Corpus -> WebDataset shards. Runs without torch. `python -m data_prep --help`."""

@@ -1,0 +1,32 @@
+"""The user's mistakes and the exit codes, shared by every command. Knows nothing else."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a Cloze command's exit status means (documented in README.md)."""
+
+    OK = 0
+    USAGE = 64  # bad configuration or input: the one line on stderr says what, where and what to do
+    FAILED = 70  # training failed: non-finite or diverged
+    STUCK = 71  # the watchdog found no progress
+    DISK = 74  # a disk is full or failing: free space and run the same command again
+    STOPPED = 75  # stopped on request with a checkpoint: run the same command again to go on
+
+
+class UserError(Exception):
+    """Something only the user can mend. The message is one line: what is wrong, where, and what to do."""
+
+    exit_code: ExitCode = ExitCode.USAGE
+
+
+class DiskError(UserError):
+    """The disk is full or failing; nothing half-written is left that looks finished."""
+
+    exit_code = ExitCode.DISK
+
+
+class TrainingError(UserError):
+    """Training cannot go on: non-finite or diverged."""
+
+    exit_code = ExitCode.FAILED

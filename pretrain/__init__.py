@@ -1,0 +1,1 @@
+"""Shards -> a pretrained BERT, under DeepSpeed ZeRO. `python -m pretrain.train --help`."""
