@@ -1,0 +1,169 @@
+"""The one place that knows Hydra: command line -> composed YAML -> frozen dataclass -> `main` -> exit code.
+
+Every command calls `run`. Past it there is no OmegaConf object: typos, wrong types and missing values have been
+refused with one line that names the nearest valid key.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from typing import Any, NoReturn, TypeVar
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_prep.errors import ExitCode, UserError
+
+C = TypeVar("C")
+
+_CONF = "conf"
+_HYDRA = "1.3"
+
+
+def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn:
+    """Compose `conf/{config_name}.yaml` with the command line, call `main` with a `schema` object, exit with its code.
+
+    `--local_rank=N`, which the `deepspeed` launcher puts into argv, is dropped (DeepSpeed issue 5357). `--help` prints
+    the groups and keys of `schema`; `--cfg job`, `--multirun` and Hydra's other flags work as usual.
+    """
+    arguments = _without_local_rank(sys.argv[1:])
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(config_name, schema))
+        sys.exit(ExitCode.OK)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
+    codes: list[int] = []
+
+    @hydra.main(version_base=_HYDRA, config_path=f"pkg://{_CONF}", config_name=config_name)
+    def task(config: DictConfig) -> None:
+        codes.append(_guarded(lambda: main(_typed(config, schema)), schema))
+
+    sys.argv[1:] = arguments
+    code = _guarded(lambda: (task(), max(codes, default=ExitCode.OK))[1], schema)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def compose(config_name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
+    """The typed configuration that these command-line overrides give, without running anything."""
+    return _typed(_composed(config_name, overrides), schema)
+
+
+def help_text(config_name: str, schema: type[Any]) -> str:
+    """Groups with their options, then every key with its default and meaning."""
+    defaults = _composed(config_name, ())
+    command = {"prep": "python -m data_prep", "train": "deepspeed pretrain/train.py"}.get(
+        config_name, f"python -m {config_name}"
+    )
+    lines = [f"{command} [key=value ...]", "", "Groups (group=option):"]
+    for group, options in _groups(schema).items():
+        lines.append(f"  {group:12} {' '.join(options)}")
+    lines += ["", "Keys (key=value; default in brackets):"]
+    for key, text in _keys(schema):
+        if text:
+            value = OmegaConf.select(defaults, key)
+            shown = "null" if value is None else str(value).replace("\n", " ")
+            lines.append(f"  {key:28} {text} [{shown}]")
+    lines += [
+        "",
+        "--cfg job prints the composed configuration, --multirun sweeps, --hydra-help tells Hydra's own flags.",
+    ]
+    codes = ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
+    return "\n".join([*lines, f"Exit codes: {codes} (README.md)."])
+
+
+def _guarded(action: Callable[[], int], schema: type[Any]) -> int:
+    """Run `action`; a user's mistake becomes one line on stderr and an exit code."""
+    try:
+        return int(action())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_explain(error, schema)}", file=sys.stderr)
+        return int(ExitCode.USAGE)
+    except SystemExit as stop:  # argparse inside Hydra exits 2 after its own line
+        return int(ExitCode.USAGE) if stop.code == 2 else int(stop.code or 0)
+
+
+def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module(config_module=_CONF, version_base=_HYDRA):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+def _typed(config: DictConfig, schema: type[C]) -> C:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error, schema)) from error
+    assert isinstance(result, schema)
+    return result
+
+
+def _without_local_rank(arguments: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--local_rank", "--local-rank"):
+            skip = True
+        elif not argument.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(argument)
+    return kept
+
+
+def _explain(error: Exception, schema: type[Any]) -> str:
+    """One line for a Hydra or OmegaConf error, with the nearest valid name where a name is wrong."""
+    message = str(error)
+    first = message.strip().splitlines()[0].rstrip(".")
+    if match := re.search(r"Could not (?:find|load) '?([\w/.-]+)/([\w.-]+)'", message):
+        group, option = match.groups()
+        options = _groups(schema).get(group.split("/")[-1], [])
+        return f"{group}={option}: no such option{_nearest(option, options)}; there are {', '.join(options)}"
+    if match := re.search(r"Could not override '([^']+)'", message):
+        key = match.group(1)
+        return f"{key}: no such key{_nearest(key, [name for name, _ in _keys(schema)])}; --help lists them all"
+    if match := re.search(r"Key '([^']+)' (?:not in|is not in)", message):
+        full = re.search(r"full_key: (\S+)", message)
+        key = full.group(1) if full else match.group(1)
+        return f"{key}: no such key{_nearest(key, [name for name, _ in _keys(schema)])}; --help lists them all"
+    if match := re.search(r"full_key: (\S+)", message):
+        return f"{match.group(1)}: {first[0].lower()}{first[1:]}; correct the value (--help tells what each key means)"
+    return f"{first}; correct the command line (--help lists groups and keys)"
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    if not close:  # a right leaf under a wrong parent: `lr` for `optim.lr`
+        close = [key for key in valid if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _keys(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, help text) of every field; a nested dataclass comes before its fields."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        yield prefix + field.name, field.metadata.get("help", "")
+        for candidate in (hints[field.name], *typing.get_args(hints[field.name])):
+            if dataclasses.is_dataclass(candidate):
+                yield from _keys(typing.cast(type[Any], candidate), f"{prefix}{field.name}.")
+
+
+def _groups(schema: type[Any]) -> dict[str, list[str]]:
+    """Config groups of this schema's top-level fields, and `recipe`, with the options that `conf/` offers."""
+    found: dict[str, list[str]] = {}
+    for name in [field.name for field in dataclasses.fields(schema)] + ["recipe"]:
+        folder = resources.files(_CONF).joinpath(name)
+        if folder.is_dir():
+            found[name] = sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return found

@@ -1,0 +1,268 @@
+"""manifest.json: the contract between whoever writes shards and whoever reads them.
+
+A corpus directory is complete when, and only when, it holds a manifest; readers trust nothing that it does not list.
+Format version 1; docs/formats.md describes it field by field.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.masking import Masking, MaskVocabulary
+
+FORMAT = "cloze-shards"
+VERSION = 1
+NAME = "manifest.json"
+VAL = "val"
+
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")
+_SPLIT = re.compile(r"pass-[0-9]{2,}|val")
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFacts:
+    """What training must know of the tokenizer without loading it."""
+
+    fingerprint: str  # sha256 over vocabulary and options
+    vocab_size: int  # real tokens, before any padding of the embedding matrix
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+
+    @property
+    def mask_vocabulary(self) -> MaskVocabulary:
+        return MaskVocabulary(mask_id=self.mask_id, vocab_size=self.vocab_size, special_ids=self.special_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockIndex:
+    """Where the blocks of a shard lie: one entry per block in each list."""
+
+    offsets: tuple[int, ...]  # first byte of the block's first tar header
+    bytes: tuple[int, ...]  # up to the end of the padding of its last member
+    samples: tuple[int, ...]
+    tokens: tuple[int, ...]
+    crc32: tuple[int, ...]  # over all those bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One tar file. Sample i of it has the sample id (id << 32) | i."""
+
+    id: int
+    split: str  # "pass-00", "pass-01", … or "val": the folder it lies in
+    name: str  # a plain file name
+    bytes: int
+    sha256: str
+    samples: int
+    tokens: int
+    blocks: BlockIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitStatistics:
+    """Totals of one pass or of the validation split."""
+
+    samples: int
+    tokens: int  # specials counted in
+    random_next: int  # samples whose second segment comes from another document
+    length_histogram: tuple[int, ...]  # entry n: samples of n tokens; max_len + 1 entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    tokenizer: TokenizerFacts
+    max_len: int  # tokens of the longest sample, specials counted in
+    objective: str  # "nsp", "sop" or "none"
+    masking: Masking
+    baked_draws: int  # draws 0 … baked_draws-1 of each pass stand in the shards
+    seed: int
+    passes: int
+    source: Mapping[str, Any]  # what the corpus was made from, for people
+    documents: Mapping[str, Any]  # {"read": n, "kept": n, "dropped": {reason: n}, "bytes": n}
+    splits: Mapping[str, SplitStatistics]
+    shards: tuple[ShardEntry, ...]
+
+    def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+
+def pass_name(pass_index: int) -> str:
+    return f"pass-{pass_index:02d}"
+
+
+def manifest_json(manifest: Manifest) -> str:
+    """The manifest's text: the same for the same content."""
+    body = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    return json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> str:
+    """Write manifest.json atomically, after everything it lists; return its sha256 (hex)."""
+    text = manifest_json(manifest)
+    temporary = directory / f".{NAME}.{os.getpid()}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / NAME)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_sha256(directory: Path) -> str:
+    return hashlib.sha256((directory / NAME).read_bytes()).hexdigest()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check manifest.json; `UserError` names the first thing that is wrong with it."""
+    path = directory / NAME
+    try:
+        body = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        hint = (
+            "its preparation is unfinished: run the same data_prep command again"
+            if (directory / ".work").is_dir()
+            else "name a directory that `python -m data_prep` finished"
+        )
+        raise UserError(f"{path}: not there; {hint}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: unreadable ({error}); restore it or prepare the corpus again") from error
+    try:
+        return _parse(body)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: {problem}; restore it or prepare the corpus again") from error
+
+
+def _parse(body: Any) -> Manifest:
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise ValueError("not a manifest of Cloze shards")
+    if body["version"] != VERSION:
+        raise ValueError(f"format version {body['version']!r}, this Cloze reads version {VERSION}")
+    manifest = Manifest(
+        tokenizer=TokenizerFacts(
+            fingerprint=_text(body["tokenizer"], "fingerprint", _HEX),
+            **{
+                k: _count(body["tokenizer"], k)
+                for k in ("vocab_size", "pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
+            },
+        ),
+        max_len=_count(body, "max_len"),
+        objective=_text(body, "objective", re.compile("nsp|sop|none")),
+        masking=Masking(
+            strategy=_text(body["masking"], "strategy", re.compile("[a-z_]+")),
+            probability=float(body["masking"]["probability"]),
+            max_predictions=_count(body["masking"], "max_predictions"),
+            seed=_integer(body["masking"], "seed"),
+        ),
+        baked_draws=_count(body, "baked_draws"),
+        seed=_integer(body, "seed"),
+        passes=_count(body, "passes"),
+        source=dict(body["source"]),
+        documents=dict(body["documents"]),
+        splits={name: _split(name, value) for name, value in body["splits"].items()},
+        shards=tuple(_shard(value) for value in body["shards"]),
+    )
+    _check(manifest)
+    return manifest
+
+
+def _split(name: str, value: Any) -> SplitStatistics:
+    if not _SPLIT.fullmatch(name):
+        raise ValueError(f"split name {name!r}")
+    return SplitStatistics(
+        samples=_count(value, "samples"),
+        tokens=_count(value, "tokens"),
+        random_next=_count(value, "random_next"),
+        length_histogram=_counts(value, "length_histogram"),
+    )
+
+
+def _shard(value: Any) -> ShardEntry:
+    entry = ShardEntry(
+        id=_count(value, "id"),
+        split=_text(value, "split", _SPLIT),
+        name=_text(value, "name", _SHARD_NAME),
+        bytes=_count(value, "bytes"),
+        sha256=_text(value, "sha256", _HEX),
+        samples=_count(value, "samples"),
+        tokens=_count(value, "tokens"),
+        blocks=BlockIndex(
+            **{key: _counts(value["blocks"], key) for key in ("offsets", "bytes", "samples", "tokens", "crc32")}
+        ),
+    )
+    where = f"shard {entry.split}/{entry.name}"
+    blocks = entry.blocks
+    if len({len(column) for column in (blocks.offsets, blocks.bytes, blocks.samples, blocks.tokens, blocks.crc32)}) > 1:
+        raise ValueError(f"{where}: the columns of its block index differ in length")
+    if sum(blocks.samples) != entry.samples or sum(blocks.tokens) != entry.tokens:
+        raise ValueError(f"{where}: its blocks do not add up to its samples and tokens")
+    end = 0
+    for offset, size in zip(blocks.offsets, blocks.bytes, strict=True):
+        if offset < end or offset % 512 or offset + size > entry.bytes:
+            raise ValueError(f"{where}: its blocks overlap or lie outside the file")
+        end = offset + size
+    return entry
+
+
+def _check(manifest: Manifest) -> None:
+    """Totals and ids must agree with each other."""
+    facts = manifest.tokenizer
+    if not all(special < facts.vocab_size for special in facts.special_ids):
+        raise ValueError("a special token's id is outside the vocabulary")
+    if len({shard.id for shard in manifest.shards}) != len(manifest.shards):
+        raise ValueError("two shards bear the same id")
+    if len({(shard.split, shard.name) for shard in manifest.shards}) != len(manifest.shards):
+        raise ValueError("two shards bear the same name")
+    if not 5 <= manifest.max_len <= 0xFFFF:
+        raise ValueError(f"max_len {manifest.max_len}")
+    if not 0 < manifest.masking.probability <= 1:
+        raise ValueError(f"masking.probability {manifest.masking.probability}")
+    names = {shard.split for shard in manifest.shards} | {pass_name(p) for p in range(manifest.passes)}
+    if not names <= set(manifest.splits):
+        raise ValueError(f"no statistics for {sorted(names - set(manifest.splits))}")
+    for name, split in manifest.splits.items():
+        shards = manifest.split_shards(name)
+        if (sum(s.samples for s in shards), sum(s.tokens for s in shards)) != (split.samples, split.tokens):
+            raise ValueError(f"split {name}: its shards do not add up to its statistics")
+
+
+def _integer(table: Any, key: str) -> int:
+    value = table[key]
+    if type(value) is not int:
+        raise ValueError(f"{key} is {value!r:.50}, not an integer")
+    return value
+
+
+def _count(table: Any, key: str) -> int:
+    value = _integer(table, key)
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{key} is {value!r:.50}, not a count")
+    return value
+
+
+def _counts(table: Any, key: str) -> tuple[int, ...]:
+    values = table[key]
+    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 2**63 for v in values):
+        raise ValueError(f"{key} is not a list of counts")
+    return tuple(values)
+
+
+def _text(table: Any, key: str, pattern: re.Pattern[str]) -> str:
+    value = table[key]
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"{key} is {value!r:.50}")
+    return value

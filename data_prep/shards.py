@@ -1,0 +1,328 @@
+"""Shards: ordinary WebDataset tars whose tar *sample* is a block of up to 256 training samples.
+
+Owns the block codec, the writer and the memory-mapped reader. One member per training sample would cost 4.5 to 13
+times the bytes and read about 100 times slower; plain `webdataset` still reads these (README shows how).
+
+Shapes: N samples of a block, T their tokens one after another, M masked positions of one draw.
+"""
+
+import hashlib
+import io
+import mmap
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.errors import UserError
+from data_prep.manifest import BlockIndex, Manifest, ShardEntry
+from data_prep.masking import Masks
+
+BLOCK_SAMPLES = 256
+_SAMPLE_BITS = 32  # sample id = (shard id << 32) | index in shard
+_TAR_BLOCK = 512
+_MASK_MEMBERS = ("mask_counts", "mask_positions", "mask_tokens")
+
+
+class Block(NamedTuple):
+    """Up to `BLOCK_SAMPLES` training samples."""
+
+    tokens_T: npt.NDArray[np.integer]  # u16, or u32 where the vocabulary needs it: unmasked ids with specials
+    lengths_Nx2: npt.NDArray[np.uint16]  # (length through the first [SEP], total length)
+    random_next_N: npt.NDArray[np.uint8]  # 1 = the second segment comes from another document
+    masks: tuple[Masks, ...] = ()  # the baked draws
+
+
+class CorruptShard(UserError):
+    """A shard does not hold what the manifest says."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Two bytes where every id fits, else four."""
+    return np.dtype("<u2") if vocab_size <= 0x10000 else np.dtype("<u4")
+
+
+def sample_ids(shard_id: int, start: int, count: int) -> npt.NDArray[np.uint64]:
+    """Ids of `count` consecutive samples of a shard, from index `start`."""
+    return np.uint64(shard_id << _SAMPLE_BITS) + np.arange(start, start + count, dtype=np.uint64)
+
+
+def write_shard(path: Path, *, shard_id: int, split: str, name: str, blocks: Iterable[Block]) -> ShardEntry:
+    """Write blocks as a WebDataset tar to `path` and return the manifest entry of `split`/`name`.
+
+    The bytes depend on the arguments alone. `path` is fsynced; renaming it into place is the caller's.
+    """
+    import webdataset  # here, not above: it imports torch where there is one, which no reader of shards needs
+
+    rows: list[tuple[int, int, int, int, int]] = []
+    position, sha256 = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for number, block in enumerate(blocks):
+            buffer = io.BytesIO()
+            tar = webdataset.TarWriter(buffer, mtime=0, encoder=False)
+            tar.write({"__key__": f"{shard_id:06d}-{number:06d}", **_encode(block)})
+            size = tar.tarstream.offset  # without the end-of-archive mark, which follows the last block only
+            tar.close()
+            data = buffer.getvalue()[:size]
+            file.write(data)
+            sha256.update(data)
+            rows.append((position, size, len(block.lengths_Nx2), len(block.tokens_T), zlib.crc32(data)))
+            position += size
+        end = bytes(2 * _TAR_BLOCK)
+        file.write(end)
+        sha256.update(end)
+        file.flush()
+        os.fsync(file.fileno())
+    offsets, sizes, samples, tokens, crcs = ([row[i] for row in rows] for i in range(5))
+    return ShardEntry(
+        id=shard_id,
+        split=split,
+        name=name,
+        bytes=position + len(end),
+        sha256=sha256.hexdigest(),
+        samples=sum(samples),
+        tokens=sum(tokens),
+        blocks=BlockIndex(
+            offsets=tuple(offsets), bytes=tuple(sizes), samples=tuple(samples), tokens=tuple(tokens), crc32=tuple(crcs)
+        ),
+    )
+
+
+def _encode(block: Block) -> dict[str, bytes]:
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "tokens": block.tokens_T,
+        "lengths": block.lengths_Nx2,
+        "random_next": block.random_next_N,
+    }
+    if block.masks:
+        arrays["mask_counts"] = np.stack([masks.counts_N for masks in block.masks])
+        arrays["mask_positions"] = np.concatenate([masks.positions_M for masks in block.masks])
+        shown = np.concatenate([masks.tokens_M for masks in block.masks])
+        arrays["mask_tokens"] = shown.astype(block.tokens_T.dtype)
+    return {f"{name}.npy": _npy(array) for name, array in arrays.items()}
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+class ShardReader:
+    """Memory-mapped access to one shard. A block's crc32 and headers are checked when it is first touched."""
+
+    def __init__(self, directory: Path, entry: ShardEntry, manifest: Manifest) -> None:
+        self.entry = entry
+        self.path = directory / entry.split / entry.name
+        self._tokens = token_dtype(manifest.tokenizer.vocab_size)
+        self._vocab_size, self._max_len = manifest.tokenizer.vocab_size, manifest.max_len
+        self._draws = manifest.baked_draws
+        try:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise CorruptShard(f"{self.path}: cannot be read ({error}); copy or prepare the corpus again") from error
+        if len(self._map) != entry.bytes:
+            raise CorruptShard(
+                f"{self.path}: {len(self._map)} bytes but {entry.bytes} in the manifest; copy or prepare the corpus again"
+            )
+        self._view = memoryview(self._map)
+
+    def block(self, number: int) -> Block:
+        """Decode block `number`; arrays are read-only views into the file where the format allows."""
+        blocks = self.entry.blocks
+        start, size = blocks.offsets[number], blocks.bytes[number]
+        data = self._view[start : start + size]
+        if zlib.crc32(data) != blocks.crc32[number]:
+            raise self._fault(number, "its checksum differs from the manifest's")
+        try:
+            return self._decode(data, blocks.samples[number], blocks.tokens[number])
+        except (ValueError, IndexError) as error:
+            raise self._fault(number, str(error)) from error
+
+    def _fault(self, number: int, what: str) -> CorruptShard:
+        return CorruptShard(f"{self.path}: block {number}: {what}; copy or prepare the corpus again")
+
+    def _decode(self, data: memoryview, samples: int, tokens: int) -> Block:
+        members = dict(_members(data))
+        expected = {"tokens", "lengths", "random_next", *(_MASK_MEMBERS if self._draws else ())}
+        if set(members) != expected:
+            raise ValueError(f"its members are {sorted(members)}, not {sorted(expected)}")
+        tokens_T = _array(members, "tokens", self._tokens, (tokens,))
+        lengths_Nx2 = _array(members, "lengths", np.dtype("<u2"), (samples, 2))
+        random_next_N = _array(members, "random_next", np.dtype("u1"), (samples,))
+        totals_N = lengths_Nx2[:, 1].astype(np.int64)
+        if totals_N.sum() != tokens or totals_N.max(initial=0) > self._max_len:
+            raise ValueError("its lengths do not fit its tokens")
+        if (lengths_Nx2[:, 0] > lengths_Nx2[:, 1]).any() or (lengths_Nx2[:, 0] < 2).any():
+            raise ValueError("a first segment is longer than its sample")
+        if tokens and int(tokens_T.max()) >= self._vocab_size:
+            raise ValueError("a token id is outside the vocabulary")
+        if random_next_N.max(initial=0) > 1:
+            raise ValueError("an NSP label is neither 0 nor 1")
+        return Block(tokens_T, lengths_Nx2, random_next_N, self._masks(members, totals_N))
+
+    def _masks(self, members: dict[str, memoryview], totals_N: npt.NDArray[np.int64]) -> tuple[Masks, ...]:
+        if not self._draws:
+            return ()
+        counts_DxN = _array(members, "mask_counts", np.dtype("<u2"), (self._draws, len(totals_N)))
+        totals_D = counts_DxN.sum(axis=1, dtype=np.int64)
+        masked = int(totals_D.sum())
+        positions = _array(members, "mask_positions", np.dtype("<u2"), (masked,))
+        shown = _array(members, "mask_tokens", self._tokens, (masked,))
+        if (positions >= np.repeat(np.tile(totals_N, self._draws), counts_DxN.reshape(-1))).any():
+            raise ValueError("a masked position lies outside its sample")
+        if masked and int(shown.max()) >= self._vocab_size:
+            raise ValueError("a shown token id is outside the vocabulary")
+        ends = np.cumsum(totals_D)
+        return tuple(
+            Masks(counts_DxN[d], positions[ends[d] - totals_D[d] : ends[d]], shown[ends[d] - totals_D[d] : ends[d]])
+            for d in range(self._draws)
+        )
+
+
+def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """(name without key and .npy, payload) of a block's tar members. Ustar headers, regular files only."""
+    position, key = 0, b""
+    while position < len(data):
+        header = bytes(data[position : position + _TAR_BLOCK])
+        full, _, _ = header[:100].partition(b"\0")
+        this_key, _, name = full.partition(b".")
+        if len(header) != _TAR_BLOCK or header[156:157] not in (b"0", b"\0") or not name.endswith(b".npy"):
+            raise ValueError("a tar header is not one that Cloze writes")
+        if key and this_key != key:
+            raise ValueError("its members bear different keys")
+        key, size = this_key, int(header[124:136].strip(b" \0") or b"0", 8)
+        start = position + _TAR_BLOCK
+        if start + size > len(data):
+            raise ValueError("a member reaches past the block")
+        yield name[:-4].decode("ascii", "replace"), data[start : start + size]
+        position = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
+
+
+def _array(members: dict[str, memoryview], name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The member as a view. dtype, shape and size are checked before anything is allocated; nothing is unpickled."""
+    payload = members[name]
+    header = io.BytesIO(payload[:256])
+    if np.lib.format.read_magic(header) != (1, 0):
+        raise ValueError(f"{name}: not version 1.0 of the npy format")
+    found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(header)
+    if found_dtype != dtype or found_shape != shape or fortran:
+        raise ValueError(f"{name}: {found_dtype}{found_shape} where {dtype}{shape} belongs")
+    body = payload[header.tell() :]
+    if len(body) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+        raise ValueError(f"{name}: {len(body)} bytes do not hold {dtype}{shape}")
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+class _OpenBlock(NamedTuple):
+    block: Block
+    starts: list[int]  # token offset of each sample, and the end
+    mask_starts: list[list[int]]  # per baked draw, mask offset of each sample, and the end
+    first_id: int
+
+
+class Samples(NamedTuple):
+    """N samples gathered from anywhere in a split, as they lie in the shards: unmasked, one after another."""
+
+    tokens_T: npt.NDArray[np.integer]
+    lengths_Nx2: npt.NDArray[np.uint16]
+    random_next_N: npt.NDArray[np.uint8]
+    ids_N: npt.NDArray[np.uint64]
+    masks: Masks | None  # the baked draw that was asked for, where the shards hold it
+
+
+class Split:
+    """Random access to the samples of one pass, or of `val`, by index in the order of the manifest."""
+
+    def __init__(self, directory: Path, manifest: Manifest, split: str, *, cached_blocks: int = 8192) -> None:
+        shards = manifest.split_shards(split)
+        self.name, self.baked_draws = split, manifest.baked_draws
+        self._directory, self._manifest, self._shards = directory, manifest, shards
+        counts = [count for shard in shards for count in shard.blocks.samples]
+        self._block_ends = np.cumsum(np.asarray(counts, dtype=np.int64))
+        self._shard_of = np.repeat(np.arange(len(shards)), [len(shard.blocks.samples) for shard in shards])
+        self._first_block = np.cumsum([0] + [len(shard.blocks.samples) for shard in shards])
+        self._readers: dict[int, ShardReader] = {}
+        self._cache: OrderedDict[int, _OpenBlock] = OrderedDict()
+        self._cached_blocks = cached_blocks
+
+    def __len__(self) -> int:
+        return int(self._block_ends[-1]) if len(self._block_ends) else 0
+
+    def gather(self, indices_N: npt.NDArray[np.int64], draw: int) -> Samples:
+        """The samples at `indices_N`, with baked draw `draw` if the shards hold it.
+
+        Raises `CorruptShard` when a block touched for the first time does not match the manifest.
+        """
+        if len(indices_N) and not 0 <= int(indices_N.min()) <= int(indices_N.max()) < len(self):
+            raise IndexError(f"sample index outside 0 … {len(self) - 1}")
+        blocks_N = np.searchsorted(self._block_ends, indices_N, side="right")
+        tokens: list[npt.NDArray[Any]] = []
+        positions: list[npt.NDArray[Any]] = []
+        shown: list[npt.NDArray[Any]] = []
+        lengths: list[npt.NDArray[Any]] = []
+        labels: list[int] = []
+        ids: list[int] = []
+        baked = draw < self.baked_draws
+        for index, number in zip(indices_N.tolist(), blocks_N.tolist(), strict=True):
+            opened = self._open(number)
+            block = opened.block
+            i = index - (int(self._block_ends[number]) - len(block.random_next_N))
+            tokens.append(block.tokens_T[opened.starts[i] : opened.starts[i + 1]])
+            lengths.append(block.lengths_Nx2[i])
+            labels.append(int(block.random_next_N[i]))
+            ids.append(opened.first_id + i)
+            if baked:
+                start, end = opened.mask_starts[draw][i], opened.mask_starts[draw][i + 1]
+                positions.append(block.masks[draw].positions_M[start:end])
+                shown.append(block.masks[draw].tokens_M[start:end])
+        masks = None
+        if baked and tokens:
+            counts_N = np.asarray([len(part) for part in positions], dtype=np.uint16)
+            masks = Masks(counts_N, np.concatenate(positions), np.concatenate(shown).astype(np.uint32))
+        dtype = token_dtype(self._manifest.tokenizer.vocab_size)
+        return Samples(
+            np.concatenate(tokens) if tokens else np.zeros(0, dtype),
+            np.stack(lengths) if lengths else np.zeros((0, 2), np.uint16),
+            np.asarray(labels, dtype=np.uint8),
+            np.asarray(ids, dtype=np.uint64),
+            masks,
+        )
+
+    def blocks(self) -> Iterator[tuple[ShardEntry, int, Block]]:
+        """Every block in order, with its shard and its first sample's index there: for verifying and looking."""
+        for shard in self._shards:
+            reader = ShardReader(self._directory, shard, self._manifest)
+            start = 0
+            for number, samples in enumerate(shard.blocks.samples):
+                yield shard, start, reader.block(number)
+                start += samples
+
+    def _open(self, number: int) -> _OpenBlock:
+        opened = self._cache.get(number)
+        if opened is not None:
+            return opened
+        shard_number = int(self._shard_of[number])
+        shard = self._shards[shard_number]
+        reader = self._readers.get(shard_number)
+        if reader is None:
+            reader = self._readers[shard_number] = ShardReader(self._directory, shard, self._manifest)
+        within = number - int(self._first_block[shard_number])
+        block = reader.block(within)
+        first = sum(shard.blocks.samples[:within])
+        opened = _OpenBlock(
+            block,
+            [0, *np.cumsum(block.lengths_Nx2[:, 1], dtype=np.int64).tolist()],
+            [[0, *np.cumsum(masks.counts_N, dtype=np.int64).tolist()] for masks in block.masks],
+            (shard.id << _SAMPLE_BITS) + first,
+        )
+        self._cache[number] = opened
+        if len(self._cache) > self._cached_blocks:
+            self._cache.popitem(last=False)
+        return opened
