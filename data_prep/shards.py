@@ -129,7 +129,7 @@ class ShardReader:
             raise CorruptShard(f"{self.path}: cannot be read ({error}); copy or prepare the corpus again") from error
         if len(self._map) != entry.bytes:
             raise CorruptShard(
-                f"{self.path}: {len(self._map)} bytes but {entry.bytes} in the manifest; copy or prepare the corpus again"
+                f"{self.path}: {len(self._map)} bytes, not {entry.bytes} as listed; copy or prepare the corpus again"
             )
         self._view = memoryview(self._map)
 
