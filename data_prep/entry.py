@@ -18,7 +18,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data_prep.errors import ExitCode, UserError
 
@@ -68,8 +68,8 @@ def help_text(config_name: str, schema: type[Any]) -> str:
     lines += ["", "Keys (key=value; default in brackets):"]
     for key, text in _keys(schema):
         if text:
-            value = OmegaConf.select(defaults, key)
-            shown = "null" if value is None else str(value).replace("\n", " ")
+            value = OmegaConf.select(defaults, key, throw_on_missing=False)
+            shown = "required" if OmegaConf.is_missing(defaults, key) else "null" if value is None else str(value)
             lines.append(f"  {key:28} {text} [{shown}]")
     lines += [
         "",
@@ -101,12 +101,24 @@ def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
 def _typed(config: DictConfig, schema: type[C]) -> C:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        merged = OmegaConf.merge(_template(schema), config)
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, schema)) from error
     assert isinstance(result, schema)
     return result
+
+
+def _template(schema: type[Any]) -> DictConfig:
+    """`schema` as an OmegaConf object that can be filled: OmegaConf takes frozen dataclasses for read-only ones."""
+    template = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(template, False)
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[field.name]):
+            template[field.name] = _template(typing.cast(type[Any], hints[field.name]))
+            OmegaConf.set_readonly(template[field.name], False)
+    return typing.cast(DictConfig, template)
 
 
 def _without_local_rank(arguments: Sequence[str]) -> list[str]:
@@ -137,6 +149,10 @@ def _explain(error: Exception, schema: type[Any]) -> str:
         full = re.search(r"full_key: (\S+)", message)
         key = full.group(1) if full else match.group(1)
         return f"{key}: no such key{_nearest(key, [name for name, _ in _keys(schema)])}; --help lists them all"
+    if isinstance(error, MissingMandatoryValue) and (match := re.search(r"full_key: (\S+)", message)):
+        return (
+            f"{match.group(1)}: has no value; add {match.group(1)}=… to the command line (--help tells what it means)"
+        )
     if match := re.search(r"full_key: (\S+)", message):
         return f"{match.group(1)}: {first[0].lower()}{first[1:]}; correct the value (--help tells what each key means)"
     return f"{first}; correct the command line (--help lists groups and keys)"

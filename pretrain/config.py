@@ -1,0 +1,217 @@
+"""The schema of conf/train.yaml, and batch arithmetic. Pure: what is wrong here is said before any process group."""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.schema import doc
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class OptimizerKind(Enum):
+    adamw = "adamw"
+
+
+class ScheduleKind(Enum):
+    linear = "linear"
+
+
+class WandbMode(Enum):
+    auto = "auto"  # online with a key, offline without
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str = doc("corpus directory made by `python -m data_prep`")
+    workers: int = doc("loader processes per rank; 0 loads in the training process")
+    prefetch: int = doc("micro-batches that each worker keeps ready")
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, f"data.workers={self.workers}: cannot be negative")
+        _require(self.prefetch >= 1, f"data.prefetch={self.prefetch}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str = doc("name of the size, for people")
+    hidden_size: int = doc("width of the encoder")
+    num_layers: int = doc("transformer layers")
+    num_heads: int = doc("attention heads; must divide hidden_size")
+    intermediate_size: int = doc("width of the feed-forward layer")
+    max_positions: int = doc("position embeddings: the longest sequence the exported model takes, tokens")
+    dropout: float = doc("dropout on embeddings and hidden states, probability")
+    attention_dropout: float = doc("dropout on attention weights, probability")
+    pad_vocab_to: int = doc("rows of the embedding matrix are rounded up to a multiple of this; removed at export")
+    activation_checkpointing: bool = doc(
+        "recompute activations in the backward pass: less memory, about a third slower"
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "pad_vocab_to"):
+            _require(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)}: must be at least 1")
+        _require(
+            self.hidden_size % self.num_heads == 0,
+            f"model.num_heads={self.num_heads}: does not divide model.hidden_size={self.hidden_size}",
+        )
+        for key in ("dropout", "attention_dropout"):
+            _require(0 <= getattr(self, key) < 1, f"model.{key}={getattr(self, key)}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    kind: OptimizerKind = doc("optimizer")
+    lr: float = doc("peak learning rate")
+    beta1: float = doc("decay of the first moment")
+    beta2: float = doc("decay of the second moment")
+    eps: float = doc("added to the root of the second moment")
+    weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
+    clip: float = doc("largest global gradient norm; 0 does not clip")
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "eps", "weight_decay", "clip"):
+            _require(getattr(self, key) >= 0, f"optim.{key}={getattr(self, key)}: cannot be negative")
+        for key in ("beta1", "beta2"):
+            _require(0 <= getattr(self, key) < 1, f"optim.{key}={getattr(self, key)}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    kind: ScheduleKind = doc("shape of the learning rate after warm-up")
+    warmup_fraction: float = doc("share of `steps` in which the learning rate rises linearly to optim.lr")
+    final_fraction: float = doc("learning rate at the last step, as a share of optim.lr")
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.warmup_fraction <= 1, f"schedule.warmup_fraction={self.warmup_fraction}: must be in [0, 1]")
+        _require(0 <= self.final_fraction <= 1, f"schedule.final_fraction={self.final_fraction}: must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    mlm_weight: float = doc("weight of the masked-LM loss")
+    nsp_weight: float = doc("weight of the next-sentence loss")
+
+    def __post_init__(self) -> None:
+        _require(min(self.mlm_weight, self.nsp_weight) >= 0, "loss: a weight cannot be negative")
+        _require(self.mlm_weight + self.nsp_weight > 0, "loss: both weights are 0, there is nothing to learn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    every: int = doc("optimizer steps between two lines of metrics")
+    tensorboard: bool = doc("also write TensorBoard events")
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, f"log.every={self.every}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    every: int = doc("optimizer steps between held-out evaluations; 0 evaluates at the end only")
+    max_samples: int = doc("held-out samples to use at most; 0 uses all")
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, f"eval.every={self.every}: cannot be negative")
+        _require(self.max_samples >= 0, f"eval.max_samples={self.max_samples}: cannot be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: int = doc("optimizer steps between checkpoints; 0 saves at the end only")
+    keep_last: int = doc("newest checkpoints to keep")
+    keep_every: int = doc("also keep for ever the checkpoints whose step is a multiple of this; 0 keeps none")
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, f"checkpoint.every={self.every}: cannot be negative")
+        _require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last}: must be at least 1")
+        _require(self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every}: cannot be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    seconds: int = doc("without progress for so long, write every thread's stack and exit 71; 0 never does")
+
+    def __post_init__(self) -> None:
+        _require(self.seconds >= 0, f"watchdog.seconds={self.seconds}: cannot be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    mode: WandbMode = doc("auto (online with a key, else offline), online, offline or disabled")
+    project: str = doc("W&B project")
+    entity: str | None = doc("W&B user or team")
+    tags: list[str] = doc("W&B tags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    extra: dict[str, Any] | None = doc(
+        "more DeepSpeed configuration, deep-merged; may add keys, never change Cloze's own"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    run: str = doc("name of the run: its directory is runs_root/run, and the same name resumes it")
+    runs_root: str = doc("directory that holds the runs")
+    seed: int = doc("seed of the weights, the order of the samples and dropout")
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    loss: LossConfig
+    zero: int = doc("DeepSpeed ZeRO stage: 0, 1, 2 or 3 (Rajbhandari et al. 2020)")
+    precision: Precision = doc("fp32, bf16 or fp16 (GPU only, dynamic loss scale)")
+    global_batch_size: int = doc("samples per optimizer step over all ranks")
+    micro_batch_size: int = doc("samples per forward pass of one rank; accumulation steps follow")
+    steps: int = doc("optimizer steps of the whole run: the schedule ends there")
+    stop_at: int | None = doc("stop in an orderly way at this optimizer step, with a checkpoint and exit code 75")
+    log: LogConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    watchdog: WatchdogConfig
+    wandb: WandbConfig
+    deepspeed: DeepSpeedConfig
+
+    def __post_init__(self) -> None:
+        plain = self.run not in ("", ".", "..") and not set(self.run) & set("/\\\0")
+        _require(plain, f"run={self.run!r}: must be a plain name; the directory goes into runs_root")
+        _require(self.zero in (0, 1, 2, 3), f"zero={self.zero}: there are stages 0, 1, 2 and 3")
+        for key in ("global_batch_size", "micro_batch_size", "steps"):
+            _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
+        _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
+        _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
+
+
+def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """Micro-batches per optimizer step and rank. Raises `UserError` naming the nearest sizes that divide."""
+    per_step = micro_batch_size * world_size
+    if global_batch_size % per_step == 0:
+        return global_batch_size // per_step
+    below = global_batch_size // per_step * per_step
+    globals_near = [size for size in (below, below + per_step) if size]
+    hint = f"nearest global_batch_size {' or '.join(map(str, globals_near))}"
+    if global_batch_size % world_size == 0:
+        share = global_batch_size // world_size
+        divisors = [d for d in range(1, math.isqrt(share) + 1) if share % d == 0]
+        divisors += [share // d for d in divisors]
+        nearest = sorted({min(divisors, key=lambda d: (abs(d - micro_batch_size), -d))})
+        hint += f", or nearest micro_batch_size {nearest[0]}"
+    raise UserError(
+        f"global_batch_size={global_batch_size}: not a multiple of micro_batch_size={micro_batch_size} x "
+        f"{world_size} rank{'s' if world_size > 1 else ''} = {per_step}; {hint}"
+    )
