@@ -28,7 +28,7 @@ REDACTED = "[redacted]"
 METRICS_NAME = "metrics.jsonl"
 WANDB_ID_NAME = "wandb_id"
 
-_WANDB_INIT_SECONDS = 60.0  # then the run goes on offline
+_WANDB_INIT_SECONDS = 30.0  # then the run goes on offline
 _WANDB_FINISH_SECONDS = 120.0  # then what is not uploaded stays on disk for `wandb sync`
 
 _SECRET_ANYWHERE = frozenset(
@@ -286,6 +286,7 @@ class WandbSink:
         if wanted == "disabled":
             return
         self._offline = wanted == "offline"
+        wandb.setup(wandb.Settings(silent=True))
         if not self._offline and not wandb.login(prompt=False, verify=False):
             _say("W&B: no API key, so the run is kept on disk (`wandb login` first sends it online)")
             self._offline = True
@@ -308,6 +309,8 @@ class WandbSink:
                     self._run = wandb.init(mode="online", **arguments)
                     _say(f"W&B: {self._run.url}")
             if self._run is None:
+                if not self._offline:
+                    wandb.teardown()  # frees the run id that the failed attempt holds
                 self._offline = True
                 self._run = wandb.init(mode="offline", **arguments)
         self._run.define_metric("step")

@@ -1,0 +1,424 @@
+"""Sinks against what lies on disk, FLOPs against torch's counter, redaction against secrets one must not find."""
+
+import io
+import json
+import math
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForPreTraining
+
+from data_prep.entry import compose
+from data_prep.errors import DiskError, UserError
+from pretrain.config import ModelConfig, TrainConfig
+from pretrain.telemetry import (
+    Console,
+    JsonlSink,
+    TensorBoardSink,
+    Throughput,
+    WandbSink,
+    open_telemetry,
+    peak_flops,
+    redact,
+    redact_overrides,
+    training_flops,
+)
+
+
+def config(*overrides: str) -> TrainConfig:
+    return compose("train", TrainConfig, ["run=r", "data.path=d", "steps=300", *overrides])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def small_model(**changes: int) -> ModelConfig:
+    values: dict[str, Any] = {
+        "name": "test", "hidden_size": 32, "num_layers": 3, "num_heads": 4, "intermediate_size": 48,
+        "max_positions": 64, "dropout": 0.0, "attention_dropout": 0.0, "pad_vocab_to": 1,
+        "activation_checkpointing": False,
+    }  # fmt: skip
+    return ModelConfig(**(values | changes))
+
+
+@pytest.mark.parametrize(("lengths", "vocab_rows"), [([2], 30), ([7, 20, 3], 61)])
+def test_training_flops_are_those_torch_counts(lengths: list[int], vocab_rows: int) -> None:
+    """Every sample alone through Hugging Face's model, whose head runs on all positions: masked = tokens."""
+    model = small_model()
+    reference = BertForPreTraining(
+        BertConfig(
+            vocab_size=vocab_rows,
+            hidden_size=model.hidden_size,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_heads,
+            intermediate_size=model.intermediate_size,
+            max_position_embeddings=model.max_positions,
+            attn_implementation="eager",
+        )
+    )
+    with FlopCounterMode(display=False) as counter:
+        for length in lengths:
+            ids = torch.ones(1, length, dtype=torch.long)
+            reference(input_ids=ids, labels=ids, next_sentence_label=torch.zeros(1, dtype=torch.long)).loss.backward()
+    ours = training_flops(model, vocab_rows, sum(lengths), sum(n * n for n in lengths), sum(lengths), len(lengths))
+    assert ours == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.5),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA A10", 125.0),
+        ("NVIDIA A10G", 70.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.1),
+        ("NVIDIA B200", 2250.0),
+        ("Tesla V100-SXM2-16GB", 125.0),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("cpu", None),
+    ],
+)
+def test_peak_flops(name: str, tera: float | None) -> None:
+    assert peak_flops(name) == (None if tera is None else tera * 1e12)
+
+
+def test_throughput_counts_windows_and_leaves_pauses_out() -> None:
+    now = [0.0]
+    meter = Throughput(100.0, clock=lambda: now[0])
+    meter.add(tokens=50, samples=5, flops=300.0, wait_seconds=1.0)
+    now[0] = 4.0
+    with meter.pause():
+        now[0] = 100.0
+    meter.add(tokens=50, samples=5, flops=100.0)
+    assert meter.read() == {
+        "throughput/tokens_per_second": 25.0,
+        "throughput/samples_per_second": 2.5,
+        "throughput/mfu": 1.0,
+        "data/wait_fraction": 0.25,
+    }
+    now[0] = 101.0
+    meter.add(tokens=7, samples=1)
+    assert meter.read()["throughput/tokens_per_second"] == 7.0
+    assert "throughput/mfu" not in Throughput(None).read()
+
+
+def test_jsonl_one_object_per_step_and_null_for_what_json_cannot_say(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path, None)
+    sink.log(10, {"train/loss": 6.5, "samples": 640})
+    assert lines(path) == [{"step": 10, "train/loss": 6.5, "samples": 640}]  # flushed at once
+    sink.log(10, {"eval/mlm_loss": 5.5})
+    sink.log(20, {"train/loss": math.nan, "train/grad_norm": math.inf})
+    sink.log(20, {})
+    sink.close(0)
+    assert lines(path) == [
+        {"step": 10, "train/loss": 6.5, "samples": 640, "eval/mlm_loss": 5.5},
+        {"step": 20, "train/loss": None, "train/grad_norm": None},
+    ]
+    assert next(iter(lines(path)[0])) == "step"
+
+
+@settings(deadline=None)
+@given(
+    logged=st.lists(st.tuples(st.integers(0, 50), st.floats()), max_size=30),
+    torn=st.integers(0, 30),
+    resume=st.integers(0, 60),
+)
+def test_jsonl_after_a_kill_holds_the_lines_up_to_the_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, logged: list[tuple[int, float]], torn: int, resume: int
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    sink = JsonlSink(path, None)
+    steps = sorted(step for step, _ in logged)
+    for step, (_, value) in zip(steps, logged, strict=True):
+        sink.log(step, {"x": value})
+    sink.close(1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - torn])
+    remaining = whole[: len(whole) - torn].decode()
+    expected = [line for line in remaining.splitlines(keepends=True) if line.endswith("}\n")]
+    sink = JsonlSink(path, resume)
+    sink.log(resume + 1, {"x": 1.0})
+    sink.close(0)
+    assert lines(path) == [
+        *(json.loads(line) for line in expected if json.loads(line)["step"] <= resume),
+        {"step": resume + 1, "x": 1.0},
+    ]
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
+
+
+def test_jsonl_starts_anew_without_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 5}\n')
+    JsonlSink(path, None).close(0)
+    assert path.read_text() == ""
+
+
+def test_jsonl_on_a_full_disk_is_one_line_with_its_exit_code() -> None:
+    full = Path("/dev/full")
+    sink = JsonlSink.__new__(JsonlSink)
+    with full.open("r+b", buffering=0) as file:
+        sink._path, sink._last_step, sink._file = full, -1, file
+        with pytest.raises(DiskError, match="No space left on device; free space") as caught:
+            sink.log(1, {"x": 1.0})
+    assert caught.value.exit_code == 74
+
+
+def test_redact_hides_secrets_and_nothing_else() -> None:
+    clear = {
+        "run": "books",
+        "tokenizer": {"path": "t", "lowercase": True},
+        "tokens": 5,
+        "max_predictions": 20,
+        "keep_last": 3,
+        "nothing_token": None,
+        "url": "s3://bucket/prefix?versionId=3",
+        "mail": "a@b.c",
+        "list": [1, {"monkey": "yes", "keyboard": 1}],
+    }
+    assert redact(clear) == clear
+    hidden = {
+        "wandb_api_key": "hunter2",
+        "hfToken": "hunter2",
+        "nested": {"aws_secret_access": "hunter2", "password": {"deep": "hunter2"}, "list": [{"APIKey": "hunter2"}]},
+        "path": "s3://me:hunter2@host/books",
+        "odd": "postgresql+psycopg://me:hun/ter2hunter2@host/db",
+        "git": "https://hunter2@github.com/x",
+        "signed": "https://h/x?a=1&X-Amz-Signature=hunter2&b=2",
+    }
+    text = json.dumps(redact(hidden))
+    assert "hunter2" not in text
+    assert json.loads(text)["path"] == "s3://[redacted]@host/books"
+    assert json.loads(text)["signed"] == "https://h/x?a=1&X-Amz-Signature=[redacted]&b=2"
+    assert "hunter2" in json.dumps(hidden), "redact must not change its argument"
+    assert redact_overrides(["run=a=b", "+store.secret=x=y", "plain", "d=s3://a:b@c"]) == [
+        "run=a=b", "+store.secret=[redacted]", "plain", "d=s3://[redacted]@c",
+    ]  # fmt: skip
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of a `.wandb` file: LevelDB's log format in blocks of 32 KiB, after a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, record = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+@pytest.fixture
+def no_wandb_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # a prompt would fail
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_wandb_without_a_key_writes_an_offline_run_that_reads_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "store.api_key=hunter2"])
+    resolved = {"steps": 300, "store": {"api_key": "hunter2"}, "data": {"path": "s3://me:hunter2@host/books"}}
+    telemetry = open_telemetry(
+        config("wandb.tags=[a]"), tmp_path, is_main=True, resume_step=None, wandb_id=None, resolved=resolved
+    )
+    for step in (10, 20):
+        telemetry.log(step, {"train/loss": 5.0 + step, "samples": step * 64})
+    telemetry.log(10 + 10, {"eval/mlm_loss": 4.0})
+    telemetry.close(0)
+    printed = capfd.readouterr().err
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert printed.count("no API key") == 1
+    assert f"wandb sync {folder}\n" in printed
+    assert telemetry.wandb_id == (tmp_path / "wandb_id").read_text().strip()
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or b"hunter2" not in file.read_bytes(), file
+    records = list(wandb_records(next(folder.glob("*.wandb"))))
+    run = next(record.run for record in records if record.HasField("run"))
+    assert (run.run_id, run.project, run.display_name, list(run.tags)) == (telemetry.wandb_id, "cloze", "r", ["a"])
+    sent = {update.key: json.loads(update.value_json) for update in run.config.update}
+    assert sent["store"] == {"api_key": "[redacted]"}
+    assert sent["data"] == {"path": "s3://[redacted]@host/books"}
+    history = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    ours = [{key: value for key, value in row.items() if not key.startswith("_")} for row in history]
+    assert ours == [
+        {"step": 10, "train/loss": 15.0, "samples": 640},
+        {"step": 20, "train/loss": 25.0, "samples": 1280},
+        {"step": 20, "eval/mlm_loss": 4.0},
+    ]
+    metrics = [record.metric for record in records if record.HasField("metric")]
+    assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+    assert next(record.exit.exit_code for record in records if record.HasField("exit")) == 0
+
+
+def fake_wandb(monkeypatch: pytest.MonkeyPatch, **members: Any) -> None:
+    module = ModuleType("wandb")
+    vars(module).update({"Settings": dict, "setup": lambda settings: None, "login": lambda **_: False, **members})
+    monkeypatch.setitem(sys.modules, "wandb", module)
+
+
+class Broken(Exception):
+    """Not derived from anything that we could name."""
+
+
+class FakeRun:
+    def __init__(self, fail_at: str) -> None:
+        self.fail_at, self.calls, self.dir = fail_at, [], "runs/r/wandb/offline/files"
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> None:
+            self.calls.append(name)
+            if name == self.fail_at:
+                raise Broken("the service died\nand so on")
+
+        return call
+
+
+@pytest.mark.parametrize("fail_at", ["init", "define_metric", "log", "finish"])
+def test_wandb_faults_cost_one_line_and_never_the_run(
+    fail_at: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = FakeRun(fail_at)
+
+    def init(**_: Any) -> FakeRun:
+        if fail_at == "init":
+            raise Broken("the service died\nand so on")
+        return run
+
+    fake_wandb(monkeypatch, init=init)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    sink = WandbSink(config(), tmp_path, "abc", {})
+    for step in range(3):
+        sink.log(step, {"x": 1.0})
+    sink.close(0)
+    printed = capsys.readouterr().err
+    assert printed.count("W&B: off for this run: the service died; metrics.jsonl has everything\n") == 1
+    assert "and so on" not in printed
+    assert run.calls.count("log") == {"init": 0, "define_metric": 0, "log": 1, "finish": 3}[fail_at]
+
+
+def test_wandb_that_cannot_be_reached_goes_on_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes: list[str] = []
+
+    def init(mode: str, **_: Any) -> FakeRun:
+        modes.append(mode)
+        if mode == "online":
+            raise Broken("no route to host")
+        return FakeRun("")
+
+    fake_wandb(monkeypatch, init=init, login=lambda **_: True, teardown=lambda: modes.append("teardown"))
+    sink = WandbSink(config("wandb.mode=online"), tmp_path, "abc", {})
+    sink.close(0)
+    assert modes == ["online", "teardown", "offline"]
+    printed = capsys.readouterr().err
+    assert "not reached (no route to host)" in printed
+    assert "wandb sync runs/r/wandb/offline\n" in printed
+
+
+def test_wandb_not_installed_or_disabled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    WandbSink(config(), tmp_path, "abc", {}).log(1, {"x": 1.0})
+    assert "pip install 'cloze[wandb]'" in capsys.readouterr().err
+    telemetry = open_telemetry(
+        config("wandb.mode=disabled"), tmp_path, is_main=True, resume_step=None, wandb_id="kept", resolved={}
+    )
+    telemetry.close(0)
+    assert telemetry.wandb_id == "kept"
+    assert capsys.readouterr().err == ""
+
+
+def test_wandb_id_comes_from_the_checkpoint_then_from_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_wandb(monkeypatch, init=lambda **_: FakeRun(""))
+
+    def opened(wandb_id: str | None) -> str | None:
+        telemetry = open_telemetry(config(), tmp_path, is_main=True, resume_step=None, wandb_id=wandb_id, resolved={})
+        telemetry.close(0)
+        return telemetry.wandb_id
+
+    first = opened(None)
+    assert first is not None
+    assert opened(None) == first
+    assert opened("moved") == "moved"
+    assert opened(None) == "moved"
+
+
+def test_other_ranks_write_and_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    telemetry = open_telemetry(config(), tmp_path, is_main=False, resume_step=None, wandb_id=None, resolved={})
+    telemetry.log(1, {"train/loss": 1.0})
+    telemetry.say("nothing")
+    telemetry.close(0)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensorboard_events_read_back_and_a_missing_package_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = TensorBoardSink(tmp_path, None)
+    sink.log(10, {"train/loss": 2.5})
+    sink.close(0)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 2.5)]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'cloze\[tensorboard\]'"):
+        TensorBoardSink(tmp_path, None)
+
+
+def test_console_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(300, terminal=False)
+    training = {
+        "train/loss": 6.1234, "train/mlm_loss": 5.9, "train/nsp_loss": 0.65, "train/lr": 1e-4,
+        "throughput/tokens_per_second": 12345.0, "samples": 6400,
+    }  # fmt: skip
+    console.log(100, training)
+    console.log(100, {"eval/mlm_loss": 5.5, "eval/mlm_accuracy": 0.211, "eval/samples": 100})
+    console.close()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("step 100/300  loss 6.123  mlm 5.900  nsp 0.650  lr 1.0e-04  12.3k tok/s  eta 0:00:0")
+    assert second == "eval 100/300  mlm_loss 5.500  mlm_accuracy 21.1%"
+
+
+def test_console_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(300, 100, terminal=True)
+    console.log(200, {"train/loss": 6.1234, "eval/mlm_loss": 5.5})
+    console.say("[not markup]")
+    console.close()
+    printed = capsys.readouterr().err
+    assert "200/300" in printed
+    assert "eval 200/300  mlm_loss 5.500" in printed
+    assert "[not markup]" in printed
