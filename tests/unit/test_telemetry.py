@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -228,6 +229,16 @@ def wandb_records(path: Path) -> Iterator[Any]:
             record = b""
 
 
+def finished_wandb_records(path: Path) -> list[Any]:
+    """The records once the last one is on disk: W&B's own process writes them a moment after `finish`."""
+    for _ in range(200):
+        records = list(wandb_records(path))
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no exit record among {len(records)}")
+
+
 @pytest.fixture
 def no_wandb_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
@@ -257,7 +268,7 @@ def test_wandb_without_a_key_writes_an_offline_run_that_reads_back(
     assert telemetry.wandb_id == (tmp_path / "wandb_id").read_text().strip()
     for file in tmp_path.rglob("*"):
         assert file.is_dir() or b"hunter2" not in file.read_bytes(), file
-    records = list(wandb_records(next(folder.glob("*.wandb"))))
+    records = finished_wandb_records(next(folder.glob("*.wandb")))
     run = next(record.run for record in records if record.HasField("run"))
     assert (run.run_id, run.project, run.display_name, list(run.tags)) == (telemetry.wandb_id, "cloze", "r", ["a"])
     sent = {update.key: json.loads(update.value_json) for update in run.config.update}
