@@ -1,0 +1,55 @@
+# `make` lists the targets. PYTHON=/path/to/python3.12 chooses the interpreter that `setup` builds .venv with.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+DEMO ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv with Cloze and its tools (needs Python 3.11 to 3.13, no compiler)
+
+$(BIN)/python:
+	@for python in "$(PYTHON)" python3 python3.12 python3.11 python3.13; do \
+	  [ -n "$$python" ] && "$$python" -c '$(SUPPORTED)' 2>/dev/null && found="$$python" && break; \
+	  [ -z "$(PYTHON)" ] || break; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "error: $(or $(PYTHON),python3): not Python 3.11 to 3.13; install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
+	fi; \
+	"$$found" -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "error: $$found: cannot create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -c '$(SUPPORTED)' || { \
+	  echo "error: $(VENV): not Python 3.11 to 3.13; remove $(VENV) and run make setup again" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## Text to shards to pretraining to a Hugging Face model, in minutes (DEMO=--fresh starts over)
+	$(BIN)/python -m launch.demo $(DEMO)
+
+test: setup ## Unit tests, 2-process tests and end-to-end tests
+	$(BIN)/python -m pytest tests/unit tests/dist tests/e2e
+
+lint: setup ## Format check, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Rewrite the sources as `lint` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## Run every benchmark: a table each, and JSON beside it
+	@for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean: ## Remove caches and build outputs; shards, runs and models stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
