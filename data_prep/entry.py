@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, NoReturn, TypeVar
 
@@ -56,6 +56,11 @@ def compose(config_name: str, schema: type[C], overrides: Sequence[str] = ()) ->
     return _typed(_composed(config_name, overrides), schema)
 
 
+def typed(values: Mapping[str, Any], schema: type[C]) -> C:
+    """The typed configuration that `values` (a saved config.yaml, say) holds. Raises `UserError` like `run`."""
+    return _typed(OmegaConf.create(dict(values)), schema)
+
+
 def help_text(config_name: str, schema: type[Any]) -> str:
     """Groups with their options, then every key with its default and meaning."""
     defaults = _composed(config_name, ())
@@ -84,13 +89,20 @@ def _guarded(action: Callable[[], int], schema: type[Any]) -> int:
     try:
         return int(action())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error), everywhere=error.one_rank_only)
         return int(error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {_explain(error, schema)}", file=sys.stderr)
+        _complain(_explain(error, schema))
         return int(ExitCode.USAGE)
     except SystemExit as stop:  # argparse inside Hydra exits 2 after its own line
         return int(ExitCode.USAGE) if stop.code == 2 else int(stop.code or 0)
+
+
+def _complain(message: str, *, everywhere: bool = False) -> None:
+    """The one line on stderr. What every rank of a job finds is said once per node."""
+    rank = os.environ.get("RANK", "0")
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}" if rank == "0" else f"error: rank {rank}: {message}", file=sys.stderr, flush=True)
 
 
 def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:

@@ -18,12 +18,14 @@ class UserError(Exception):
     """Something only the user can mend. The message is one line: what is wrong, where, and what to do."""
 
     exit_code: ExitCode = ExitCode.USAGE
+    one_rank_only = False  # True: other ranks of the job may not have met it, so the one that did must speak
 
 
 class DiskError(UserError):
     """The disk is full or failing; nothing half-written is left that looks finished."""
 
     exit_code = ExitCode.DISK
+    one_rank_only = True
 
 
 class TrainingError(UserError):

@@ -41,6 +41,8 @@ class Block(NamedTuple):
 class CorruptShard(UserError):
     """A shard does not hold what the manifest says."""
 
+    one_rank_only = True
+
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Two bytes where every id fits, else four."""

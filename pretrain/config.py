@@ -81,10 +81,12 @@ class OptimConfig:
     eps: float = doc("added to the root of the second moment")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
     clip: float = doc("largest global gradient norm; 0 does not clip")
+    max_skipped_steps: int = doc("give up (exit 70) after so many steps in a row with gradients that are not finite")
 
     def __post_init__(self) -> None:
         for key in ("lr", "eps", "weight_decay", "clip"):
             _require(getattr(self, key) >= 0, f"optim.{key}={getattr(self, key)}: cannot be negative")
+        _require(self.max_skipped_steps >= 1, f"optim.max_skipped_steps={self.max_skipped_steps}: must be at least 1")
         for key in ("beta1", "beta2"):
             _require(0 <= getattr(self, key) < 1, f"optim.{key}={getattr(self, key)}: must be in [0, 1)")
 

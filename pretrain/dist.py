@@ -1,0 +1,95 @@
+"""Processes and devices: who am I, how many are we, and the few collectives on host integers."""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import NamedTuple, TypeVar, cast
+
+import torch
+import torch.distributed as torch_dist
+
+from data_prep.errors import UserError
+
+T = TypeVar("T")
+
+_CONTROL_TIMEOUT = timedelta(hours=1)  # the watchdog acts long before
+
+
+class Process(NamedTuple):
+    """This process among all of the job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    control: torch_dist.ProcessGroup  # gloo: host integers, without touching the device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all ranks of a few host numbers, in fp64: exact for counts below 2^53."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        torch_dist.all_reduce(tensor, group=self.control)
+        result: list[float] = tensor.tolist()
+        return result
+
+    def barrier(self) -> None:
+        self.add([0])
+
+    def here_on_main(self, action: Callable[[], T]) -> T | None:
+        """Like `on_main` for a result that stays on rank 0; the other ranks get None."""
+        results: list[T] = []
+        self.on_main(lambda: results.append(action()))
+        return results[0] if results else None
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 and give every rank its (picklable) result, or the same `UserError`."""
+        box: list[T | UserError | None] = [None]
+        if self.is_main:
+            try:
+                box[0] = action()
+            except UserError as error:
+                box[0] = error
+        torch_dist.broadcast_object_list(box, src=0, group=self.control)
+        result = box[0]
+        if isinstance(result, UserError):
+            raise result
+        return cast(T, result)
+
+
+def environment_rank() -> int:
+    """Rank before a process group exists: what the launcher set, else 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start() -> Process:
+    """Join the process group that the launcher's environment describes; alone, a group of one."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(port)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"local rank {local_rank}: this node has {torch.cuda.device_count()} GPUs; start that many processes"
+            )
+        torch.cuda.set_device(local_rank)
+        device, backend = torch.device("cuda", local_rank), "nccl"
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+    torch_dist.init_process_group(backend, timeout=_CONTROL_TIMEOUT)
+    control = torch_dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
+    assert isinstance(control, torch_dist.ProcessGroup)
+    return Process(torch_dist.get_rank(), torch_dist.get_world_size(), local_rank, device, control)
+
+
+def finish() -> None:
+    """Leave the process group; without this some runs end with SIGABRT."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()

@@ -1,0 +1,317 @@
+"""The only module that imports deepspeed: every key of its configuration and every quirk of it stays in here.
+
+The loop sees `backward(batch)`, `step(lr)`, `evaluate(batch)`; checkpoints see full fp32 weights and moments by name,
+whatever the ZeRO stage and the number of ranks.
+"""
+
+import difflib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.errors import UserError
+from pretrain.config import OptimConfig, Precision, TrainConfig, accumulation_steps
+from pretrain.dist import Process
+from pretrain.loader import MicroBatch
+from pretrain.optim import build_optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_BUCKET_ELEMENTS = 200_000_000
+_EXTRA_KEYS = frozenset(  # top-level keys that DeepSpeed 0.19 reads and that leave optimizer, schedule and data to us
+    {
+        "activation_checkpointing",
+        "aio",
+        "bf16",
+        "checkpoint",
+        "comms_logger",
+        "communication_data_type",
+        "compile",
+        "csv_monitor",
+        "data_types",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "flops_profiler",
+        "fp16",
+        "gradient_allreduce_op",
+        "gradient_predivide_factor",
+        "log_level",
+        "memory_breakdown",
+        "prescale_gradients",
+        "seq_parallel_communication_data_type",
+        "sparse_gradients",
+        "tensorboard",
+        "timers",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    }
+)
+
+
+class StepResult(NamedTuple):
+    """What an optimizer step did."""
+
+    applied: bool  # False: a gradient was not finite on some rank, and no rank changed its weights
+    grad_norm: float  # global, before clipping
+
+
+class Engine:
+    """A module under DeepSpeed ZeRO."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig, process: Process) -> None:
+        """`module` holds the fp32 weights to start from; its parameters are converted and sharded here.
+
+        Raises `UserError` for a combination that the device or DeepSpeed cannot do.
+        """
+        check_precision(config, process.device)
+        self.process, self.stage, self.precision = process, config.zero, config.precision
+        deepspeed = _import_deepspeed(process.device)
+        # Under Hugging Face's names, each parameter once (the decoder is tied), in one order on every rank.
+        self._names = [name.removeprefix("hf.") for name, _ in module.named_parameters()]
+        self.num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        optimizer = build_optimizer(module.named_parameters(), config.optim)
+        self._inner = optimizer
+        if self.stage == 0:
+            self._guard = _StageZeroGuard(optimizer, config.optim)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=deepspeed_config(config, process.world_size, self.num_parameters),
+            dist_init_required=False,
+        )
+
+    def backward(self, batch: MicroBatch, loss_of: Callable[[tuple[Tensor, Tensor], MicroBatch], Tensor]) -> None:
+        """Forward and backward of one micro-batch. `loss_of(logits, batch)` is this rank's share of the global loss."""
+        with self._autocast():
+            logits = self._deepspeed(batch)
+        # DeepSpeed averages gradients over ranks; our loss is already a share of the whole, so undo that.
+        loss = loss_of(logits, batch) * self.process.world_size
+        self._deepspeed.backward(loss, scale_wrt_gas=False)
+        if not self._deepspeed.is_gradient_accumulation_boundary():
+            self._deepspeed.step()  # counts the micro-batch; no update
+
+    def step(self, lr: float) -> StepResult:
+        """The update after the last micro-batch of a step."""
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        self._deepspeed.step()
+        if self.stage == 0:
+            return StepResult(self._guard.applied, self._guard.grad_norm)
+        norm = self._deepspeed.get_global_grad_norm()
+        return StepResult(bool(self._deepspeed.was_step_applied()), float("nan") if norm is None else float(norm))
+
+    @torch.no_grad()
+    def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Logits without dropout. Collective under ZeRO 3: every rank calls it equally often."""
+        self._deepspeed.eval()
+        with self._autocast():
+            logits: tuple[Tensor, Tensor] = self._deepspeed(batch)
+        self._deepspeed.train()
+        return logits
+
+    @property
+    def loss_scale(self) -> float:
+        """The dynamic loss scale of fp16; 1 otherwise."""
+        return float(self._deepspeed.optimizer.cur_scale) if self.precision is Precision.fp16 else 1.0
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates applied so far, as the optimizer counts them for its bias correction."""
+        steps = [int(state["step"]) for state in self._inner.state.values() if "step" in state]
+        return max(steps, default=0)
+
+    def full_state(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(fp32 weights by name, moments by "name.exp_avg" and "name.exp_avg_sq") on the CPU, where `keep`.
+
+        Collective: every rank calls it; ranks with `keep=False` get empty dictionaries.
+        """
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        self._link_moments()
+        for name, parameter in self._parameters():
+            for kind in (None, *MOMENTS):
+                full = self._get(parameter, kind)
+                if keep:
+                    copy = full.detach().to("cpu", torch.float32, copy=True).reshape(self._shape(parameter))
+                    (weights if kind is None else moments)[name if kind is None else f"{name}.{kind}"] = copy
+        return weights, moments
+
+    def load_full_state(
+        self,
+        weights: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor],
+        *,
+        optimizer_steps: int,
+        loss_scale: float,
+        sample: MicroBatch,
+    ) -> None:
+        """Restore what `full_state` gave, on any stage and world size. Collective.
+
+        Optimizer state exists only after a step, so one is taken on `sample` with zero gradients and a learning rate
+        of zero: it changes nothing.
+        """
+        for _ in range(self._deepspeed.gradient_accumulation_steps()):
+            self.backward(sample, lambda logits, _: (logits[0].float().sum() + logits[1].float().sum()) * 0.0)
+        self.step(0.0)
+        self._link_moments()
+        for name, parameter in self._parameters():
+            self._set(parameter, None, weights[name])
+            for kind in MOMENTS:
+                self._set(parameter, kind, moments[f"{name}.{kind}"])
+        for state in self._inner.state.values():
+            if "step" in state:
+                state["step"].fill_(optimizer_steps)
+        if self.precision is Precision.fp16:
+            self._deepspeed.optimizer.loss_scaler.cur_scale = loss_scale
+
+    def _link_moments(self) -> None:
+        """Stages 1 and 2 link parameters to moments after the first *group* was stepped, when the others have none."""
+        if self.stage in (1, 2):
+            self._deepspeed.optimizer._hp_optimizer_states_linked = False
+            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return zip(self._names, self._deepspeed.module.parameters(), strict=True)
+
+    def _autocast(self) -> torch.autocast:
+        """Stage 0 keeps fp32 weights and lets torch choose: DeepSpeed's own bf16 optimizer there is another path."""
+        enabled = self.stage == 0 and self.precision is Precision.bf16
+        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=enabled)
+
+    def _shape(self, parameter: Any) -> torch.Size:
+        shape: torch.Size = parameter.ds_shape if self.stage == 3 else parameter.shape
+        return shape
+
+    def _get(self, parameter: Any, kind: str | None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self.stage == 0:
+            full = parameter.data if kind is None else self._inner.state[parameter][kind]
+        elif kind is None:
+            full = safe_get_full_fp32_param(parameter)
+        else:
+            full = safe_get_full_optimizer_state(parameter, kind)
+        assert isinstance(full, Tensor)
+        return full
+
+    def _set(self, parameter: Any, kind: str | None, value: Tensor) -> None:
+        from deepspeed import utils
+
+        value = value.to(self.process.device)
+        if self.stage == 0:
+            (parameter.data if kind is None else self._inner.state[parameter][kind]).copy_(value)
+        elif self.stage == 3:  # its safe_set_full_* cannot take a size that the ranks do not divide
+            part = parameter.ds_tensor.ds_numel
+            padded = torch.zeros(part * self.process.world_size, device=value.device)
+            padded[: value.numel()] = value.flatten()
+            mine = padded[part * self.process.rank : part * (self.process.rank + 1)]
+            if kind is None:
+                utils.safe_set_local_fp32_param(parameter, mine)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, mine, kind)
+        elif kind is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, kind)
+
+
+class _StageZeroGuard:
+    """Clipping and the check for finite gradients at stage 0, where DeepSpeed would apply NaN.
+
+    Runs right before the optimizer's own step, when gradients are already reduced: the same on every rank. A parameter
+    without a gradient is left alone by torch's optimizers, so dropping the gradients skips the step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
+        self.applied, self.grad_norm, self._clip = True, 0.0, config.clip
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(self, *_: Any) -> None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        self.grad_norm = float(norm)
+        self.applied = bool(torch.isfinite(norm))
+        if not self.applied:
+            for parameter in self._parameters:
+                parameter.grad = None
+        elif self._clip and self.grad_norm > self._clip:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+
+
+def check_precision(config: TrainConfig, device: torch.device) -> None:
+    """Refuse what this device or stage cannot compute in."""
+    if config.precision is Precision.fp16 and device.type == "cpu":
+        raise UserError("precision=fp16: not possible on a CPU; use precision=bf16 or fp32")
+    if config.precision is Precision.fp16 and config.zero == 0:
+        raise UserError("precision=fp16: needs zero=1, 2 or 3, which keep fp32 master weights; set zero=1")
+    if config.precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
+
+
+def deepspeed_config(config: TrainConfig, world_size: int, num_parameters: int) -> dict[str, Any]:
+    """The whole DeepSpeed configuration of a run, `deepspeed.extra` merged in.
+
+    Raises `UserError` where `deepspeed.extra` would change a key of ours, or names a key that DeepSpeed does not know
+    (it ignores unknown top-level keys silently).
+    """
+    bucket = min(_BUCKET_ELEMENTS, num_parameters)
+    ours: dict[str, Any] = {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(
+            config.global_batch_size, config.micro_batch_size, world_size
+        ),
+        "gradient_clipping": config.optim.clip if config.zero else 0.0,  # it defaults to 1.0
+        "steps_per_print": None,
+        "zero_optimization": {"stage": config.zero},
+    }
+    if config.zero:
+        ours["zero_optimization"] |= {
+            "contiguous_gradients": True,
+            "overlap_comm": torch.cuda.is_available(),
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        }
+        ours["bf16"] = {"enabled": config.precision is Precision.bf16}
+        ours["fp16"] = {"enabled": config.precision is Precision.fp16}
+    if config.zero == 3:
+        ours["zero_optimization"] |= {"stage3_prefetch_bucket_size": bucket // 10, "stage3_max_live_parameters": bucket}
+    extra = config.deepspeed.extra or {}
+    for key in set(extra) - _EXTRA_KEYS - set(ours):
+        close = difflib.get_close_matches(key, _EXTRA_KEYS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(_EXTRA_KEYS))}"
+        raise UserError(f"deepspeed.extra.{key}: not a key of DeepSpeed's that may be added here; {hint}")
+    return _merged(ours, extra, "deepspeed.extra")
+
+
+def _merged(ours: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Deep merge that only adds."""
+    result = dict(ours)
+    for key, value in extra.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = _merged(result[key], value, f"{where}.{key}")
+        elif key in result:
+            raise UserError(f"{where}.{key}: Cloze sets this key itself ({result[key]!r}); use its own options")
+        else:
+            result[key] = value
+    return result
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import it quietly, for the device there is, without a compiler."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its shared-memory collectives for CPUs would be compiled at start-up, and crash where there is no compiler.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,39 @@
+"""Held-out MLM and NSP, exact over ranks: the same samples and masks every time, counted once each."""
+
+import math
+
+import numpy as np
+import torch
+
+from pretrain.config import TrainConfig
+from pretrain.dist import Process
+from pretrain.engine import Engine
+from pretrain.loader import Corpus
+from pretrain.loss import means, pretraining_loss
+
+
+def evaluate(engine: Engine, corpus: Corpus, config: TrainConfig, process: Process) -> dict[str, float]:
+    """`eval/mlm_loss`, `eval/mlm_accuracy`, `eval/nsp_loss`, `eval/nsp_accuracy`, `eval/loss`; {} without a val split.
+
+    Collective. Every rank runs equally many micro-batches, as ZeRO 3 demands; one without samples left runs sample 0
+    again and does not count it.
+    """
+    total = min(corpus.num_val, config.eval.max_samples or corpus.num_val)
+    if not total:
+        return {}
+    size = config.micro_batch_size
+    sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+    masked = pairs = 0
+    for round_number in range(math.ceil(total / (size * process.world_size))):
+        first = (round_number * process.world_size + process.rank) * size
+        indices = np.arange(first, min(first + size, total), dtype=np.int64)
+        batch = corpus.val_batch(indices if len(indices) else np.zeros(1, np.int64))
+        logits = engine.evaluate(batch.to(process.device))
+        if len(indices):
+            labels = batch.mlm_labels_M.to(process.device), batch.nsp_labels_N.to(process.device)
+            sums += pretraining_loss(logits, *labels, weights=config.loss, masked=1, pairs=1).sums
+            masked += len(batch.mlm_labels_M)
+            pairs += len(indices) if corpus.has_pairs else 0
+    *added, masked_all, pairs_all = process.add([*sums.tolist(), masked, pairs])
+    result = means(added, weights=config.loss, masked=int(masked_all), pairs=int(pairs_all))
+    return {f"eval/{name}": value for name, value in result.items()}

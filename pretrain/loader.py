@@ -1,0 +1,190 @@
+"""Micro-batch i of a rank as a pure function of (manifest, seed, i, rank, world size).
+
+There is no shuffle buffer and no loader state: to resume is to start at another i.
+Shapes: T tokens, N samples, M masked tokens.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data_prep.errors import UserError
+from data_prep.manifest import VAL, Manifest, manifest_sha256, pass_name, read_manifest
+from data_prep.masking import Masks, draw_masks
+from data_prep.shards import Samples, Split
+from pretrain.order import locate, micro_batch_positions
+
+I64 = npt.NDArray[np.int64]
+
+
+class MicroBatch(NamedTuple):
+    """Packed tensors of N samples and what the loop must know of them on the host."""
+
+    input_ids_T: torch.Tensor  # i64, masks applied
+    position_ids_T: torch.Tensor  # i64, from 0 in each sample
+    token_type_ids_T: torch.Tensor  # i64, 0 through the first [SEP], then 1
+    cu_seqlens: torch.Tensor  # i32 [N + 1], first token of each sample, and the end
+    masked_index_M: torch.Tensor  # i64, into the row of T tokens
+    mlm_labels_M: torch.Tensor  # i64
+    nsp_labels_N: torch.Tensor  # i64
+    max_seqlen: int
+    tokens_squared: int  # sum of squared sample lengths, for FLOPs
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(*(_moved(part, device) for part in self))
+
+    def pin_memory(self) -> "MicroBatch":
+        """Called by the DataLoader where batches go to a GPU."""
+        return MicroBatch(*(_pinned(part) for part in self))
+
+
+def _pinned(part: Any) -> Any:
+    return part.pin_memory() if isinstance(part, torch.Tensor) else part
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    return part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else part
+
+
+class Corpus:
+    """A prepared corpus: samples by (epoch, index), masks applied."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest: Manifest = read_manifest(directory)
+        self.sha256 = manifest_sha256(directory)
+        self.pass_sizes = [self.manifest.splits[pass_name(p)].samples for p in range(self.manifest.passes)]
+        if not sum(self.pass_sizes):
+            raise UserError(f"{directory}: holds no training samples; prepare it from more text")
+        val = self.manifest.splits.get(VAL)
+        self.num_val = val.samples if val else 0
+        self.has_pairs = self.manifest.objective != "none"
+        self._splits: dict[str, Split] = {}
+
+    def training_batch(self, seed: int, positions_N: I64) -> MicroBatch:
+        """The samples at these positions of the run, as one packed micro-batch."""
+        place = locate(seed, positions_N, self.pass_sizes)
+        visits_N, passes_N = np.divmod(place.epochs_N, self.manifest.passes)
+        parts = []
+        for epoch in np.unique(place.epochs_N).tolist():  # more than one only where the batch spans epochs
+            here = place.epochs_N == epoch
+            split, draw = pass_name(int(passes_N[here][0])), int(visits_N[here][0])
+            parts.append(self._masked(split, place.samples_N[here], draw))
+        return pack(parts)
+
+    def val_batch(self, indices_N: I64) -> MicroBatch:
+        """Held-out samples with their first draw of masks: the same in every evaluation."""
+        return pack([self._masked(VAL, indices_N, 0)])
+
+    def sample_batch(self) -> MicroBatch:
+        """Some sample, for passes whose result does not count."""
+        return self.training_batch(0, np.zeros(1, np.int64))
+
+    def _masked(self, split: str, indices_N: I64, draw: int) -> tuple[Samples, Masks]:
+        if split not in self._splits:
+            self._splits[split] = Split(self.directory, self.manifest, split)
+        samples = self._splits[split].gather(indices_N, draw)
+        masks = samples.masks or draw_masks(
+            samples.tokens_T,
+            samples.lengths_Nx2,
+            samples.ids_N,
+            draw,
+            self.manifest.masking,
+            self.manifest.tokenizer.mask_vocabulary,
+        )
+        return samples, masks
+
+
+def pack(parts: list[tuple[Samples, Masks]]) -> MicroBatch:
+    """Samples and their masks -> one row of tokens."""
+    tokens_T = np.concatenate([samples.tokens_T for samples, _ in parts]).astype(np.int64)
+    lengths_Nx2 = np.concatenate([samples.lengths_Nx2 for samples, _ in parts]).astype(np.int64)
+    labels_N = np.concatenate([samples.random_next_N for samples, _ in parts]).astype(np.int64)
+    counts_N = np.concatenate([masks.counts_N for _, masks in parts]).astype(np.int64)
+    positions_M = np.concatenate([masks.positions_M for _, masks in parts]).astype(np.int64)
+    shown_M = np.concatenate([masks.tokens_M for _, masks in parts]).astype(np.int64)
+
+    first_N, total_N = lengths_Nx2[:, 0], lengths_Nx2[:, 1]
+    cu_seqlens = np.concatenate([[0], np.cumsum(total_N)])
+    starts_N = cu_seqlens[:-1]
+    position_ids_T = np.arange(len(tokens_T)) - np.repeat(starts_N, total_N)
+    token_type_ids_T = (position_ids_T >= np.repeat(first_N, total_N)).astype(np.int64)
+    masked_index_M = np.repeat(starts_N, counts_N) + positions_M
+    mlm_labels_M = tokens_T[masked_index_M]
+    tokens_T[masked_index_M] = shown_M
+    return MicroBatch(
+        input_ids_T=torch.from_numpy(tokens_T),
+        position_ids_T=torch.from_numpy(position_ids_T),
+        token_type_ids_T=torch.from_numpy(token_type_ids_T),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        masked_index_M=torch.from_numpy(masked_index_M),
+        mlm_labels_M=torch.from_numpy(mlm_labels_M),
+        nsp_labels_N=torch.from_numpy(labels_N),
+        max_seqlen=int(total_N.max(initial=0)),
+        tokens_squared=int((total_N**2).sum()),
+    )
+
+
+class Layout(NamedTuple):
+    """How global batches are dealt to ranks."""
+
+    rank: int
+    world_size: int
+    micro_batch_size: int
+    global_batch_size: int
+
+    @property
+    def accumulation(self) -> int:
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+
+class MicroBatches(Dataset[MicroBatch | UserError]):
+    """`dataset[i]` is this rank's micro-batch i, counted from the start of the run; it never ends.
+
+    A corrupt shard comes back as the `UserError` itself: an exception would lose its one line on the way out of a
+    worker process.
+    """
+
+    def __init__(self, directory: Path, seed: int, layout: Layout) -> None:
+        self.directory, self.seed, self.layout = directory, seed, layout
+        self._corpus: Corpus | None = None
+
+    def __getitem__(self, index: int) -> MicroBatch | UserError:
+        try:
+            if self._corpus is None:
+                self._corpus = Corpus(self.directory)
+            return self._corpus.training_batch(self.seed, micro_batch_positions(index, **self.layout._asdict()))
+        except UserError as error:
+            return error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_corpus": None}  # each worker maps the files itself
+
+
+def training_steps(
+    dataset: MicroBatches, *, start: int, stop: int, workers: int, prefetch: int, pin_memory: bool
+) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of optimizer steps start … stop-1, a list per step, prefetched by index."""
+    accumulation = dataset.layout.accumulation
+    loader: DataLoader[MicroBatch | UserError] = DataLoader(
+        dataset,
+        sampler=range(start * accumulation, stop * accumulation),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        multiprocessing_context="forkserver" if workers else None,
+        pin_memory=pin_memory,
+    )
+    step: list[MicroBatch] = []
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        step.append(item)
+        if len(step) == accumulation:
+            yield step
+            step = []

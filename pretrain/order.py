@@ -1,0 +1,96 @@
+"""Which sample stands at which position of the run: a pure function, so resuming is "start at position i".
+
+A run reads positions 0, 1, 2, … for ever. Epoch e reads pass e mod P of the corpus; inside an epoch the order is a
+keyed pseudo-random permutation: a four-round Feistel network with cycle walking (Black and Rogaway, "Ciphers with
+Arbitrary Finite Domains", CT-RSA 2002). A perfect global shuffle in O(1) memory, the same for any number of ranks.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+_ROUNDS = 4
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+class Place(NamedTuple):
+    """Where N positions lie."""
+
+    epochs_N: I64
+    samples_N: I64  # index of the sample in its epoch's pass
+
+
+def sample_at(seed: int, epoch: int, positions_N: I64, num_samples: int) -> I64:
+    """The sample indices at `positions_N` (each in [0, num_samples)) of an epoch: a bijection for each seed, epoch."""
+    half = np.uint64(max(1, (int(num_samples - 1).bit_length() + 1) // 2))
+    keys = _round_keys(seed, epoch)
+    values = _feistel(positions_N.astype(np.uint64), half, keys)
+    outside = np.flatnonzero(values >= num_samples)
+    while len(outside):  # cycle walking: the domain is less than four times num_samples, so few walks are needed
+        walked = _feistel(values[outside], half, keys)
+        values[outside] = walked
+        outside = outside[walked >= num_samples]
+    return values.astype(np.int64)
+
+
+def locate(seed: int, positions_N: I64, pass_sizes: Sequence[int]) -> Place:
+    """Epoch and sample of run positions (each >= 0), for passes of `pass_sizes` samples that follow one another."""
+    ends = np.cumsum(np.asarray(pass_sizes, dtype=np.int64))
+    if not len(ends) or ends[-1] < 1:
+        raise ValueError("a run needs at least one sample")
+    cycles_N, within_N = np.divmod(positions_N, ends[-1])
+    passes_N = np.searchsorted(ends, within_N, side="right")
+    epochs_N = cycles_N * len(ends) + passes_N
+    offsets_N = within_N - np.concatenate([[0], ends[:-1]])[passes_N]
+    samples_N = np.empty_like(offsets_N)
+    for epoch in np.unique(epochs_N).tolist():
+        here = epochs_N == epoch
+        samples_N[here] = sample_at(seed, epoch, offsets_N[here], pass_sizes[epoch % len(ends)])
+    return Place(epochs_N, samples_N)
+
+
+def micro_batch_positions(
+    index: int, *, rank: int, world_size: int, micro_batch_size: int, global_batch_size: int
+) -> I64:
+    """Run positions of micro-batch `index` (counted from the start of the run) of a rank.
+
+    Step s covers positions [s * global_batch_size, (s + 1) * global_batch_size); its micro-batch m takes
+    world_size * micro_batch_size of them, rank by rank. So the global batches do not depend on the layout.
+    """
+    accumulation = global_batch_size // (micro_batch_size * world_size)
+    step, micro = divmod(index, accumulation)
+    first = step * global_batch_size + (micro * world_size + rank) * micro_batch_size
+    return np.arange(first, first + micro_batch_size, dtype=np.int64)
+
+
+def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
+    state = np.asarray([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
+    keys = []
+    with np.errstate(over="ignore"):
+        state = _mix(state + np.uint64(_GOLDEN))
+        state = _mix(state ^ _mix(np.asarray([epoch], dtype=np.uint64) + np.uint64(_GOLDEN)))
+        for _ in range(_ROUNDS):
+            state = _mix(state + np.uint64(_GOLDEN))
+            keys.append(state[0])
+    return keys
+
+
+def _feistel(values: U64, half: np.uint64, keys: Sequence[np.uint64]) -> U64:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << half) | right
+
+
+def _mix(x: U64) -> U64:
+    """The splitmix64 finalizer."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

@@ -1,0 +1,204 @@
+"""Entry: `deepspeed pretrain/train.py …`, `deepspeed --module pretrain.train …` or `python -m pretrain.train …`.
+
+Hydra gives a typed configuration, this module wires the parts, loop.py runs them.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: its own folder is on sys.path where the repository should be
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataclasses import asdict
+from enum import Enum
+from typing import Any
+
+import torch
+import yaml
+
+from data_prep import entry
+from data_prep.errors import ExitCode, UserError
+from pretrain import checkpoint, dist
+from pretrain.checkpoint import Snapshot
+from pretrain.config import TrainConfig, accumulation_steps
+from pretrain.dist import Process
+from pretrain.engine import Engine
+from pretrain.loader import Corpus, Layout, MicroBatches, training_steps
+from pretrain.loop import Progress, Run, train
+from pretrain.model import PackedBert
+from pretrain.run_directory import RunDirectory
+from pretrain.telemetry import Throughput, open_telemetry, peak_flops, redact
+from pretrain.watchdog import StopRequest, Watchdog
+
+
+def main(config: TrainConfig) -> int:
+    """One process of a run, from joining the group to leaving it. Returns the exit code."""
+    stop = StopRequest()
+    process = dist.start()
+    progress = Progress()
+    directory: RunDirectory | None = None
+    code: int = ExitCode.FAILED
+    try:
+        accumulation_steps(config.global_batch_size, config.micro_batch_size, process.world_size)
+        corpus = Corpus(Path(config.data.path))
+        path = Path(config.runs_root) / config.run
+        directory = process.here_on_main(lambda: RunDirectory(path))
+        code = run(config, path, directory, corpus, process, stop, progress)
+    except UserError as error:
+        code = error.exit_code
+        raise
+    finally:
+        if directory:
+            directory.write_status(int(code), progress.step)
+            directory.close()
+    dist.finish()
+    return code
+
+
+def run(
+    config: TrainConfig,
+    path: Path,
+    directory: RunDirectory | None,
+    corpus: Corpus,
+    process: Process,
+    stop: StopRequest,
+    progress: Progress,
+) -> ExitCode:
+    """Resume if there is something to resume, build the parts, train. `directory` is rank 0's."""
+    resolved = plain(asdict(config))
+    config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
+    snapshot = resume(config, path / "checkpoints", corpus, process)
+    if snapshot:
+        progress.step, progress.samples = snapshot.state.step, snapshot.state.samples
+        progress.tokens = snapshot.state.tokens
+    if progress.step >= config.steps:
+        say(process, f"{path}: already at step {progress.step} of {config.steps}; raise `steps` or name another run")
+        return ExitCode.OK
+    if directory:
+        directory.describe(config_yaml, corpus.directory / "tokenizer", process.world_size)
+
+    engine, vocab_rows = build_engine(config, corpus, process, snapshot)
+    telemetry = open_telemetry(
+        config,
+        path,
+        is_main=process.is_main,
+        resume_step=progress.step if snapshot else None,
+        wandb_id=snapshot.state.wandb_id if snapshot else None,
+        resolved=resolved,
+    )
+    say(process, describe(config, path, corpus, process, engine, progress))
+    watchdog = Watchdog(config.watchdog.seconds, path, process.rank)
+    peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
+    parts = Run(
+        config=config,
+        process=process,
+        corpus=corpus,
+        engine=engine,
+        telemetry=telemetry,
+        throughput=Throughput(peak * process.world_size if peak else None),
+        writer=checkpoint.Writer(
+            path / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every,
+            say=telemetry.say,
+        ),
+        watchdog=watchdog,
+        stop=stop,
+        progress=progress,
+        vocab_rows=vocab_rows,
+        config_yaml=config_yaml,
+    )
+    layout = Layout(process.rank, process.world_size, config.micro_batch_size, config.global_batch_size)
+    steps = training_steps(
+        MicroBatches(corpus.directory, config.seed, layout),
+        start=progress.step,
+        stop=config.steps,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        pin_memory=process.device.type == "cuda",
+    )
+    code = ExitCode.FAILED
+    try:
+        code = train(parts, steps)
+    finally:
+        watchdog.close()
+        telemetry.close(int(code))
+    return code
+
+
+def resume(config: TrainConfig, folder: Path, corpus: Corpus, process: Process) -> Snapshot | None:
+    """The newest checkpoint that verifies, if it belongs to this data and order of samples."""
+    found = process.on_main(lambda: checkpoint.newest_verified(folder, lambda text: say(process, f"warning: {text}")))
+    if found is None:
+        return None
+    snapshot = checkpoint.load(found)
+    expected = {
+        "manifest_sha256": corpus.sha256,
+        "tokenizer_fingerprint": corpus.manifest.tokenizer.fingerprint,
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+    }
+    for key, now in expected.items():
+        then = getattr(snapshot.state, key)
+        if then != now:
+            raise UserError(
+                f"{found}: was trained with {key}={then}, now it is {now}: other samples would follow; "
+                "restore it, or name another run"
+            )
+    return snapshot
+
+
+def build_engine(
+    config: TrainConfig, corpus: Corpus, process: Process, snapshot: Snapshot | None
+) -> tuple[Engine, int]:
+    """The sharded model with the checkpoint's state in it, and the rows of its embedding matrix."""
+    torch.manual_seed(config.seed)
+    module = PackedBert(config.model, corpus.manifest.tokenizer, max_len=corpus.manifest.max_len)
+    if snapshot:
+        module.load_weights(snapshot.weights)
+    engine = Engine(module, config, process)
+    if snapshot:
+        engine.load_full_state(
+            snapshot.weights,
+            snapshot.moments,
+            optimizer_steps=snapshot.state.optimizer_steps,
+            loss_scale=snapshot.state.loss_scale,
+            sample=corpus.sample_batch().to(process.device),
+        )
+    return engine, module.vocab_rows
+
+
+def describe(
+    config: TrainConfig, path: Path, corpus: Corpus, process: Process, engine: Engine, progress: Progress
+) -> str:
+    """What is about to happen, in three lines."""
+    accumulation = accumulation_steps(config.global_batch_size, config.micro_batch_size, process.world_size)
+    samples = sum(corpus.pass_sizes)
+    epochs = config.steps * config.global_batch_size / max(1, samples / corpus.manifest.passes)
+    start = f"resuming at step {progress.step}" if progress.step else "starting"
+    return (
+        f"run {path}: {start} of {config.steps}, "
+        f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters)\n"
+        f"data {corpus.directory}: {samples:,} samples of up to {corpus.manifest.max_len} tokens, {epochs:.2f} epochs\n"
+        f"{process.world_size} x {process.device.type}, ZeRO {config.zero}, {config.precision.value}: "
+        f"global batch {config.global_batch_size} = {process.world_size} ranks x {accumulation} accumulation steps "
+        f"x micro-batch {config.micro_batch_size}"
+    )
+
+
+def say(process: Process, text: str) -> None:
+    if process.is_main:
+        print(text, file=sys.stderr, flush=True)
+
+
+def plain(value: Any) -> Any:
+    """Dataclass values as YAML knows them: enums by their value."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+if __name__ == "__main__":
+    entry.run("train", TrainConfig, main)

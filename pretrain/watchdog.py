@@ -1,0 +1,73 @@
+"""Knowing when to stop: a request by signal, and a step that never ends."""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from data_prep.errors import ExitCode
+
+_POLL_SECONDS = 1.0
+
+
+class StopRequest:
+    """SIGTERM, SIGINT or SIGUSR1 asks for an orderly end; the loop agrees on the step with the other ranks.
+
+    A second signal changes nothing. Must be made in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.requested = True
+
+
+class Watchdog:
+    """Exits 71 with every thread's stack on stderr and in `folder` when nothing called `tick` for `seconds`.
+
+    A thread of its own: the main one may hang in a collective whose peer is dead, and DeepSpeed's time-outs do not
+    cover every process group. `seconds` = 0 never acts.
+    """
+
+    def __init__(self, seconds: float, folder: Path, rank: int) -> None:
+        self._seconds, self._folder, self._rank = seconds, folder, rank
+        self._last = time.monotonic()
+        self._done = threading.Event()
+        if seconds:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def tick(self) -> None:
+        """Progress was made."""
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(_POLL_SECONDS, self._seconds / 4)):
+            idle = time.monotonic() - self._last
+            if idle > self._seconds:
+                self._give_up(idle)
+
+    def _give_up(self, idle_seconds: float) -> None:
+        path = self._folder / f"stacks-rank{self._rank}.txt"
+        print(
+            f"error: rank {self._rank}: no progress for {idle_seconds:.0f} s (watchdog.seconds={self._seconds:g}); "
+            f"the stacks of all threads are in {path}",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(all_threads=True)
+        try:
+            with path.open("w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+        finally:
+            os._exit(ExitCode.STUCK)
