@@ -41,7 +41,7 @@ lint: setup ## Format check, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: setup ## Rewrite the sources as `lint` wants them
 	$(BIN)/ruff format .

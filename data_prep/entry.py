@@ -43,10 +43,10 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
 
     @hydra.main(version_base=_HYDRA, config_path=f"pkg://{_CONF}", config_name=config_name)
     def task(config: DictConfig) -> None:
-        codes.append(_guarded(lambda: main(_typed(config, schema)), schema))
+        codes.append(guarded(lambda: main(_typed(config, schema)), schema))
 
     sys.argv[1:] = arguments
-    code = _guarded(lambda: (task(), max(codes, default=ExitCode.OK))[1], schema)
+    code = guarded(lambda: (task(), max(codes, default=ExitCode.OK))[1], schema)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -84,7 +84,7 @@ def help_text(config_name: str, schema: type[Any]) -> str:
     return "\n".join([*lines, f"Exit codes: {codes} (README.md)."])
 
 
-def _guarded(action: Callable[[], int], schema: type[Any]) -> int:
+def guarded(action: Callable[[], int], schema: type[Any]) -> int:
     """Run `action`; a user's mistake becomes one line on stderr and an exit code."""
     try:
         return int(action())

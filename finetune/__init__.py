@@ -1,0 +1,1 @@
+"""A pretrained checkpoint to a task model, on Hugging Face's Trainer."""

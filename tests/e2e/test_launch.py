@@ -1,0 +1,155 @@
+"""Real deepspeed launchers over a stub in the place of training: what arrives, what ends, what is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch import supervise
+from launch.command import Machine, deepspeed_command, free_port
+
+ODD = [
+    "a={0..3}",
+    "b=${oc.env:X}",
+    "c=$(id)",
+    "d=%n",
+    "e='\"",
+    "f= g ",
+    "h=日本 ü",
+    "i=*",
+    "j=\n",
+    "--k",
+    "l=;ls|&",
+    "~",
+    "",
+]
+
+STUB = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+here, mode, *rest = sys.argv[1:]
+here, rank = Path(here), os.environ["RANK"]
+
+def status(code):
+    if rank == "0":
+        (here / "status.json").write_text(json.dumps({"exit_code": code, "step": 1, "time": time.time()}))
+    sys.exit(code)
+
+def note(name, value):
+    (here / f"{name}-{rank}.part").write_text(json.dumps(value))
+    (here / f"{name}-{rank}.part").rename(here / f"{name}-{rank}")
+
+if mode == "say":
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "DS_ACCELERATOR", "OMP_NUM_THREADS", "SECRET")
+    note("said", [rest, {name: os.environ.get(name) for name in names}])
+    status(0)
+stopped = []
+signal.signal(signal.SIGTERM, (lambda *_: None) if mode == "deaf" else lambda *_: stopped.append(1))
+# what a rank may leave behind: a process that hears no SIGTERM
+deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", deaf])
+note("ready", [os.getpid(), child.pid])
+while not all((here / f"ready-{r}").exists() for r in range(int(os.environ["WORLD_SIZE"]))):
+    time.sleep(0.05)
+if mode == "kill_launcher":
+    os.kill(os.getppid(), signal.SIGKILL)
+while not stopped:
+    time.sleep(0.05)
+time.sleep(1)  # saving
+note("saved", True)
+status(75)
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "stub_training.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}")
+    monkeypatch.setenv("SECRET", "hunter2")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    yield tmp_path
+    for file in tmp_path.glob("ready-?"):  # in case a test fails
+        for pid in json.loads(file.read_text()):
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def launch(here: Path, mode: str, *rest: str) -> int:
+    supervise._LEFT_BEHIND_SECONDS = 3.0
+    machine = Machine(gpus=(), cpus=4)
+    arguments = (str(here), mode, *rest)
+    return supervise.run(deepspeed_command(arguments, machine, procs=2, port=free_port(), module="stub_training"), here)
+
+
+def in_a_process(here: Path, mode: str) -> subprocess.Popen[bytes]:
+    """`launch` as a process of its own, so that it can be sent signals."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_launch import launch
+sys.exit(launch(Path({str(here)!r}), {mode!r}))
+"""
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def wait_for(here: Path, *names: str) -> None:
+    deadline = time.monotonic() + 60
+    while not all((here / name).exists() for name in names):
+        assert time.monotonic() < deadline, f"{names} did not appear in {sorted(p.name for p in here.iterdir())}"
+        time.sleep(0.05)
+
+
+def alive(here: Path) -> list[int]:
+    pids = [pid for file in here.glob("ready-?") for pid in json.loads(file.read_text())]
+    return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+
+
+def test_overrides_arrive_unchanged_on_every_rank(stub: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch(stub, "say", *ODD) == 0
+    for rank in range(2):
+        arguments, environment = json.loads((stub / f"said-{rank}").read_text())
+        assert arguments == ODD
+        assert environment.pop("MASTER_PORT").isdecimal()
+        assert environment == {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "2", "SECRET": "hunter2",
+        }  # fmt: skip
+    assert "oc.env" not in "".join(capfd.readouterr()), "the launcher must not log overrides"
+
+
+def test_a_signal_stops_in_order_and_leaves_nothing(stub: Path) -> None:
+    (stub / "status.json").write_text('{"exit_code": 0}')  # of an earlier run
+    process = in_a_process(stub, "obey")
+    wait_for(stub, "ready-0", "ready-1")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert (stub / "saved-0").exists()
+    assert (stub / "saved-1").exists()
+    assert alive(stub) == []
+
+
+def test_a_second_signal_kills(stub: Path) -> None:
+    process = in_a_process(stub, "deaf")
+    wait_for(stub, "ready-0", "ready-1")
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None, "the first signal waits for the ranks"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 70
+    assert alive(stub) == []
+
+
+def test_a_killed_launcher_is_a_failure_without_orphans(stub: Path) -> None:
+    """deepspeed returns 0 here and leaves the ranks running; they still get the time to save."""
+    code = launch(stub, "kill_launcher")
+    assert (stub / "saved-0").exists()
+    assert code == 75, "the ranks ended in order, and said so"
+    assert alive(stub) == []
