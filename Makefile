@@ -28,7 +28,8 @@ $(BIN)/python:
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -c '$(SUPPORTED)' || { \
 	  echo "error: $(VENV): not Python 3.11 to 3.13; remove $(VENV) and run make setup again" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo 'installing into $(VENV): a few minutes the first time'
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup ## Text to shards to pretraining to a Hugging Face model, in minutes (DEMO=--fresh starts over)

@@ -198,9 +198,10 @@ class Sink(Protocol):
 class JsonlSink:
     """metrics.jsonl: one JSON object per step, `step` first, steps strictly ascending, each flushed at once.
 
-    A second `log` for the newest step goes into that step's object. A value that is not finite is written as null:
-    JSON has no NaN, and a reader must not lose the whole line for it. Opening for a resume drops what a killed run left
-    behind: lines after `resume_step` and a torn last line. Without a `resume_step` the file starts anew.
+    `time` (seconds since 1970) tells when the step was first logged. A second `log` for the newest step goes into that
+    step's object. A value that is not finite is written as null: JSON has no NaN, and a reader must not lose the whole
+    line for it. Opening for a resume drops what a killed run left behind: lines after `resume_step` and a torn last
+    line. Without a `resume_step` the file starts anew.
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
@@ -221,13 +222,13 @@ class JsonlSink:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         assert step >= self._last_step, f"step {step} logged after step {self._last_step}"
-        values = {key: _number(value) for key, value in metrics.items() if key != "step"}
+        values = {key: _number(value) for key, value in metrics.items() if key not in ("step", "time")}
         with _disk(self._path):
             if step == self._last_step and values:
                 self._file.seek(-len("}\n"), os.SEEK_END)
                 self._file.write((", " + json.dumps(values)[1:] + "\n").encode())
             elif step > self._last_step:
-                self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+                self._file.write((json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n").encode())
             self._file.flush()
         self._last_step = step
 
