@@ -4,6 +4,9 @@
 ("name.exp_avg", "name.exp_avg_sq"), state.json, config.yaml, and MANIFEST.json (size and sha256 of each, written
 last). It is written under a temporary name, fsynced and renamed; LATEST is replaced atomically. Nothing is pickled.
 
+Training waits only while each rank copies its own share to the CPU. In the background every rank writes that share as
+fragments keyed by name and range, and rank 0 puts them together: no collective, and no rank needs to know the layout.
+
 `python -m pretrain.checkpoint runs/x` lists and verifies.
 """
 
@@ -14,12 +17,15 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,6 +38,11 @@ _MODEL, _OPTIMIZER, _STATE, _CONFIG = "model.safetensors", "optimizer.safetensor
 _FILES = (_MODEL, _OPTIMIZER, _STATE, _CONFIG)
 _TEMPORARY = ".writing-"
 _MAX_FAILED_SAVES = 3
+_POLL_SECONDS = 0.05
+
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = (WEIGHT, *MOMENTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +59,15 @@ class TrainingState:
     seed: int
     global_batch_size: int
     wandb_id: str | None
+
+
+class Fragment(NamedTuple):
+    """A run of elements of one tensor of the training state."""
+
+    name: str  # of the parameter
+    kind: str  # one of KINDS
+    start: int  # first element in the flattened tensor
+    values: Tensor  # fp32, one-dimensional, on the CPU
 
 
 class Snapshot(NamedTuple):
@@ -108,12 +128,11 @@ def load(path: Path) -> Snapshot:
         raise UserError(f"{path}: cannot be loaded ({error}); remove it to resume from the one before") from error
 
 
-def write(folder: Path, snapshot: Snapshot) -> Path:
-    """Write a checkpoint so that it appears whole or not at all. Raises OSError."""
+def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Path:
+    """Write a checkpoint so that it appears whole or not at all. Raises OSError or SafetensorError."""
     final = path_of(folder, snapshot.state.step)
-    temporary = folder / f"{_TEMPORARY}{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = temporary or folder / f"{_TEMPORARY}{final.name}"
+    temporary.mkdir(parents=True, exist_ok=True)
     try:
         save_file(dict(snapshot.weights), temporary / _MODEL, metadata={"format": "pt"})
         save_file(dict(snapshot.moments), temporary / _OPTIMIZER)
@@ -125,6 +144,8 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
             files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
         (temporary / _MANIFEST).write_text(json.dumps({"version": 1, "files": files}, indent=1) + "\n")
         _fsync(temporary / _MANIFEST)
+        for leftover in set(temporary.iterdir()) - {temporary / name for name in (*_FILES, _MANIFEST)}:
+            leftover.unlink()
         _fsync(temporary)
         if final.exists():  # a damaged one that resuming passed over
             shutil.rmtree(final)
@@ -137,6 +158,27 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     pointer.write_text(final.name + "\n")
     pointer.replace(folder / "LATEST")
     return final
+
+
+def assemble(fragments: Iterable[Fragment], shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Tensor]]:
+    """Full tensors by kind and name. Raises ValueError unless the fragments cover every element exactly once."""
+    full = {kind: {name: torch.empty(tuple(shape)) for name, shape in shapes.items()} for kind in KINDS}
+    spans: dict[tuple[str, str], list[tuple[int, int]]] = {(kind, name): [] for kind in KINDS for name in shapes}
+    for name, kind, start, values in fragments:
+        full[kind][name].view(-1)[start : start + len(values)] = values
+        spans[kind, name].append((start, start + len(values)))
+    for (kind, name), found in spans.items():
+        found.sort()
+        ends = [0, *(end for _, end in found)]
+        if [start for start, _ in found] != ends[:-1] or ends[-1] != full[kind][name].numel():
+            raise ValueError(f"the ranks' shares of {name} ({kind}) do not fit together")
+    return full
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a killed job left half-written. For rank 0, before any rank writes."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path)
 
 
 def retain(folder: Path, *, keep_last: int, keep_every: int) -> list[Path]:
@@ -153,29 +195,47 @@ def retain(folder: Path, *, keep_last: int, keep_every: int) -> list[Path]:
 
 
 class Writer:
-    """Writes checkpoints in a background thread, one at a time, on rank 0.
+    """Writes checkpoints in a background thread, one at a time; every rank that holds a share has one.
 
     A save that fails for want of disk space leaves the previous checkpoint, says so and lets training go on; after
     `_MAX_FAILED_SAVES` in a row, and at the end of the run, it is a `DiskError`.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int, keep_every: int, say: Callable[[str], None]) -> None:
-        self._folder, self._say = folder, say
-        self._keep_last, self._keep_every = keep_last, keep_every
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int,
+        num_writers: int,  # ranks 0 … num_writers-1 each hold a share
+        keep_last: int,
+        keep_every: int,
+        patience_seconds: float,  # how long rank 0 waits for the other shares
+        say: Callable[[str], None],
+    ) -> None:
+        self._folder, self._rank, self._num_writers, self._say = folder, rank, num_writers, say
+        self._keep_last, self._keep_every, self._patience_seconds = keep_last, keep_every, patience_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._failures: list[str] = []
 
-    def submit(self, snapshot: Snapshot) -> None:
-        """Start writing; waits for the checkpoint before it."""
+    def submit(
+        self,
+        state: TrainingState,
+        fragments: Sequence[Fragment],
+        shapes: Mapping[str, Sequence[int]],
+        config_yaml: str,
+    ) -> None:
+        """Start writing this rank's share; waits for the checkpoint before it."""
         self._join()
         if len(self._failures) >= _MAX_FAILED_SAVES:
             raise DiskError(self._failures[-1])
-        self._pending = self._pool.submit(self._write, snapshot)
+        if self._rank < self._num_writers:
+            self._pending = self._pool.submit(self._save, state, fragments, shapes, config_yaml)
 
     def close(self) -> None:
         """Wait for the last one. Raises `DiskError` if it could not be written."""
         self._join()
+        self._pool.shutdown()
         if self._failures:
             raise DiskError(self._failures[-1])
 
@@ -184,15 +244,57 @@ class Writer:
             self._pending.result()  # raises what the thread raised
             self._pending = None
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _save(
+        self,
+        state: TrainingState,
+        fragments: Sequence[Fragment],
+        shapes: Mapping[str, Sequence[int]],
+        config_yaml: str,
+    ) -> None:
+        final = path_of(self._folder, state.step)
+        temporary = self._folder / f"{_TEMPORARY}{final.name}"
         try:
-            write(self._folder, snapshot)
-            retain(self._folder, keep_last=self._keep_last, keep_every=self._keep_every)
+            if self._rank:
+                _write_share(temporary, self._rank, fragments)
+            else:
+                others = _read_shares(temporary, range(1, self._num_writers), self._patience_seconds)
+                full = assemble(chain(fragments, others), shapes)
+                moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
+                write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
+                retain(self._folder, keep_last=self._keep_last, keep_every=self._keep_every)
             self._failures.clear()
         except (OSError, SafetensorError) as error:
-            where = path_of(self._folder, snapshot.state.step)
-            self._failures.append(f"{where}: not saved ({error}); free space and run the same command again")
+            if self._rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self._failures.append(f"{final}: not saved ({error}); free space and run the same command again")
             self._say(f"warning: {self._failures[-1]}")
+
+
+def _share_path(temporary: Path, rank: int) -> Path:
+    return temporary / f"share-{rank:05d}.safetensors"
+
+
+def _write_share(temporary: Path, rank: int, fragments: Sequence[Fragment]) -> None:
+    """One rank's fragments, under their final name only when whole."""
+    temporary.mkdir(parents=True, exist_ok=True)
+    final = _share_path(temporary, rank)
+    part = final.with_suffix(".part")
+    save_file({f"{kind}:{start}:{name}": values for name, kind, start, values in fragments}, part)
+    part.rename(final)
+
+
+def _read_shares(temporary: Path, ranks: Iterable[int], patience_seconds: float) -> Iterator[Fragment]:
+    """The other ranks' fragments, as their files appear. Raises TimeoutError (an OSError) when one does not."""
+    deadline = time.monotonic() + patience_seconds
+    for rank in ranks:
+        path = _share_path(temporary, rank)
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the share of rank {rank} did not appear in {patience_seconds:.0f} s as {path}")
+            time.sleep(_POLL_SECONDS)
+        for key, values in load_file(path).items():
+            kind, start, name = key.split(":", 2)
+            yield Fragment(name, kind, int(start), values)
 
 
 def _parse_state(body: Any) -> TrainingState:

@@ -137,6 +137,8 @@ class CheckpointConfig:
     keep_last: int = doc("newest checkpoints to keep")
     keep_every: int = doc("also keep for ever the checkpoints whose step is a multiple of this; 0 keeps none")
 
+    patience_seconds: int = doc("rank 0 waits so long for the other ranks' shares before a save counts as failed")
+
     def __post_init__(self) -> None:
         _require(self.every >= 0, f"checkpoint.every={self.every}: cannot be negative")
         _require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last}: must be at least 1")

@@ -1,7 +1,7 @@
 """The only module that imports deepspeed: every key of its configuration and every quirk of it stays in here.
 
-The loop sees `backward(batch)`, `step(lr)`, `evaluate(batch)`; checkpoints see full fp32 weights and moments by name,
-whatever the ZeRO stage and the number of ranks.
+The loop sees `backward(batch)`, `step(lr)`, `evaluate(batch)`; checkpoints see fp32 weights and moments by name and
+range, whatever the ZeRO stage and the number of ranks.
 """
 
 import difflib
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment
 from pretrain.config import OptimConfig, Precision, TrainConfig, accumulation_steps
 from pretrain.dist import Process
 from pretrain.loader import MicroBatch
 from pretrain.optim import build_optimizer
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _BUCKET_ELEMENTS = 200_000_000
 _EXTRA_KEYS = frozenset(  # top-level keys that DeepSpeed 0.19 reads and that leave optimizer, schedule and data to us
     {
@@ -127,21 +127,24 @@ class Engine:
         steps = [int(state["step"]) for state in self._inner.state.values() if "step" in state]
         return max(steps, default=0)
 
-    def full_state(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(fp32 weights by name, moments by "name.exp_avg" and "name.exp_avg_sq") on the CPU, where `keep`.
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of every parameter, by name."""
+        return {name: self._shape(parameter) for name, parameter in self._parameters()}
 
-        Collective: every rank calls it; ranks with `keep=False` get empty dictionaries.
+    def fragments(self) -> list[Fragment]:
+        """This rank's share of fp32 weights and moments, copied to the CPU. Not collective: nothing is sent.
+
+        At stage 0 every rank holds everything.
         """
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
         self._link_moments()
+        result = []
         for name, parameter in self._parameters():
-            for kind in (None, *MOMENTS):
-                full = self._get(parameter, kind)
-                if keep:
-                    copy = full.detach().to("cpu", torch.float32, copy=True).reshape(self._shape(parameter))
-                    (weights if kind is None else moments)[name if kind is None else f"{name}.{kind}"] = copy
-        return weights, moments
+            for kind in KINDS:
+                start, values = self._local(parameter, kind)
+                if len(values):
+                    result.append(Fragment(name, kind, start, values.detach().to("cpu", torch.float32, copy=True)))
+        return result
 
     def load_full_state(
         self,
@@ -152,7 +155,7 @@ class Engine:
         loss_scale: float,
         sample: MicroBatch,
     ) -> None:
-        """Restore what `full_state` gave, on any stage and world size. Collective.
+        """Restore full weights and moments, by name, on any stage and world size. Collective.
 
         Optimizer state exists only after a step, so one is taken on `sample` with zero gradients and a learning rate
         of zero: it changes nothing.
@@ -162,7 +165,7 @@ class Engine:
         self.step(0.0)
         self._link_moments()
         for name, parameter in self._parameters():
-            self._set(parameter, None, weights[name])
+            self._set(parameter, WEIGHT, weights[name])
             for kind in MOMENTS:
                 self._set(parameter, kind, moments[f"{name}.{kind}"])
         for state in self._inner.state.values():
@@ -189,37 +192,43 @@ class Engine:
         shape: torch.Size = parameter.ds_shape if self.stage == 3 else parameter.shape
         return shape
 
-    def _get(self, parameter: Any, kind: str | None) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
+    def _local(self, parameter: Any, kind: str) -> tuple[int, Tensor]:
+        """(first element in the flattened parameter, fp32 values) of what this rank holds of it."""
         if self.stage == 0:
-            full = parameter.data if kind is None else self._inner.state[parameter][kind]
-        elif kind is None:
-            full = safe_get_full_fp32_param(parameter)
-        else:
-            full = safe_get_full_optimizer_state(parameter, kind)
-        assert isinstance(full, Tensor)
-        return full
+            full = parameter.data if kind == WEIGHT else self._inner.state[parameter][kind]
+            return 0, full.flatten()
+        if self.stage == 3:
+            from deepspeed import utils
 
-    def _set(self, parameter: Any, kind: str | None, value: Tensor) -> None:
-        from deepspeed import utils
-
-        value = value.to(self.process.device)
-        if self.stage == 0:
-            (parameter.data if kind is None else self._inner.state[parameter][kind]).copy_(value)
-        elif self.stage == 3:  # its safe_set_full_* cannot take a size that the ranks do not divide
-            part = parameter.ds_tensor.ds_numel
-            padded = torch.zeros(part * self.process.world_size, device=value.device)
-            padded[: value.numel()] = value.flatten()
-            mine = padded[part * self.process.rank : part * (self.process.rank + 1)]
-            if kind is None:
-                utils.safe_set_local_fp32_param(parameter, mine)
+            if kind == WEIGHT:
+                padded = utils.safe_get_local_fp32_param(parameter)
             else:
-                utils.safe_set_local_optimizer_state(parameter, mine, kind)
-        elif kind is None:
-            utils.safe_set_full_fp32_param(parameter, value)
+                padded = utils.safe_get_local_optimizer_state(parameter, kind)
+            start = min(self.process.rank * parameter.ds_tensor.ds_numel, parameter.ds_numel)
+            return start, padded[: parameter.ds_numel - start]
+        mapping = parameter._hp_mapping
+        if mapping is None:  # no element of it is on this rank
+            return 0, torch.empty(0)
+        fragment: Tensor = mapping.get_hp_fragment(None if kind == WEIGHT else kind)
+        return int(mapping.lp_fragment_address.start), fragment
+
+    def _set(self, parameter: Any, kind: str, value: Tensor) -> None:
+        """Put this rank's share of the full `value` in place. Not collective."""
+        flat = value.flatten()
+        if self.stage == 3:
+            from deepspeed import utils
+
+            size = parameter.ds_tensor.ds_numel
+            part = flat[self.process.rank * size : (self.process.rank + 1) * size]
+            padded = torch.zeros(size, device=self.process.device)
+            padded[: len(part)] = part
+            if kind == WEIGHT:
+                utils.safe_set_local_fp32_param(parameter, padded)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, padded, kind)
         else:
-            utils.safe_set_full_optimizer_state(parameter, value, kind)
+            start, values = self._local(parameter, kind)
+            values.detach().copy_(flat[start : start + len(values)])
 
 
 class _StageZeroGuard:

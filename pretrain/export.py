@@ -22,7 +22,7 @@ from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import TokenizerFacts
 from data_prep.masking import Masks
 from data_prep.shards import Samples
-from data_prep.tokenizer import read_facts
+from data_prep.tokenizer import load_tokenizer
 from pretrain import checkpoint
 from pretrain.config import TrainConfig
 from pretrain.loader import pack
@@ -48,7 +48,7 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
         raise UserError(f"{out}: not empty; name another directory, or add --force to replace it")
     snapshot = checkpoint.load(source)
     config = entry.typed(yaml.safe_load(snapshot.config_yaml), TrainConfig)
-    facts = read_facts(tokenizer)
+    facts = load_tokenizer(tokenizer).facts
     trained = PackedBert(config.model, facts, max_len=config.model.max_positions)
     trained.load_weights(snapshot.weights)
 

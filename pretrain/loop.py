@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import ExitCode, TrainingError
-from pretrain.checkpoint import Snapshot, TrainingState, Writer
+from pretrain.checkpoint import TrainingState, Writer
 from pretrain.config import TrainConfig
 from pretrain.dist import Process
 from pretrain.engine import Engine
@@ -57,7 +57,7 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     saved = progress.step
     for micro_batches, wait_seconds in timed(steps):
         totals = window.count(micro_batches, wait_seconds)
-        if totals.stop or config.stop_at == progress.step:
+        if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
             break
         for number, batch in enumerate(micro_batches):
             seed_dropout(config.seed, progress.step, number, run.process.rank)
@@ -167,23 +167,20 @@ class Window:
 
 
 def save(run: Run) -> int:
-    """Take a checkpoint of this step; rank 0 writes it in the background. Collective."""
-    weights, moments = run.engine.full_state(keep=run.process.is_main)
-    if run.process.is_main:
-        manifest = run.corpus.manifest
-        state = TrainingState(
-            step=run.progress.step,
-            samples=run.progress.samples,
-            tokens=run.progress.tokens,
-            optimizer_steps=run.engine.optimizer_steps,
-            loss_scale=run.engine.loss_scale,
-            manifest_sha256=run.corpus.sha256,
-            tokenizer_fingerprint=manifest.tokenizer.fingerprint,
-            seed=run.config.seed,
-            global_batch_size=run.config.global_batch_size,
-            wandb_id=run.telemetry.wandb_id,
-        )
-        run.writer.submit(Snapshot(state, weights, moments, run.config_yaml))
+    """Take a checkpoint of this step, which is written in the background; returns the step."""
+    state = TrainingState(
+        step=run.progress.step,
+        samples=run.progress.samples,
+        tokens=run.progress.tokens,
+        optimizer_steps=run.engine.optimizer_steps,
+        loss_scale=run.engine.loss_scale,
+        manifest_sha256=run.corpus.sha256,
+        tokenizer_fingerprint=run.corpus.manifest.tokenizer.fingerprint,
+        seed=run.config.seed,
+        global_batch_size=run.config.global_batch_size,
+        wandb_id=run.telemetry.wandb_id,
+    )
+    run.writer.submit(state, run.engine.fragments(), run.engine.shapes, run.config_yaml)
     return run.progress.step
 
 

@@ -98,6 +98,9 @@ def run(
         throughput=Throughput(peak * process.world_size if peak else None),
         writer=checkpoint.Writer(
             path / "checkpoints",
+            rank=process.rank,
+            num_writers=process.world_size if config.zero else 1,
+            patience_seconds=config.checkpoint.patience_seconds,
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
             say=telemetry.say,
@@ -128,6 +131,7 @@ def run(
 
 def resume(config: TrainConfig, folder: Path, corpus: Corpus, process: Process) -> Snapshot | None:
     """The newest checkpoint that verifies, if it belongs to this data and order of samples."""
+    process.on_main(lambda: checkpoint.clear_unfinished(folder))
     found = process.on_main(lambda: checkpoint.newest_verified(folder, lambda text: say(process, f"warning: {text}")))
     if found is None:
         return None
