@@ -1,0 +1,125 @@
+"""The schema of conf/prep.yaml. Values stand there; what they mean and which are valid stands here. Pure."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum, auto
+
+from data_prep.errors import UserError
+from data_prep.schema import doc
+
+
+class SourceKind(StrEnum):
+    docstrings = auto()
+    text = auto()
+    jsonl = auto()
+
+
+class DocumentBoundary(StrEnum):
+    blank_line = auto()
+    file = auto()
+
+
+class Objective(StrEnum):
+    nsp = auto()  # next sentence prediction: B follows A, or is from elsewhere
+    sop = auto()  # sentence order prediction: B follows A, or the two are swapped
+    none = auto()  # one segment of full sentences
+
+
+class MaskingStrategy(StrEnum):
+    token = auto()
+
+
+class EngineKind(StrEnum):
+    local = auto()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    kind: SourceKind = doc("docstrings, text or jsonl")
+    paths: list[str] = doc("files or globs, .gz .zst .xz .bz2 read as they are (docstrings: directories)")
+    document: DocumentBoundary = doc("text: what separates documents, blank_line or file")
+    field: str = doc("jsonl: key of the text")
+    min_characters: int = doc("documents with fewer characters are dropped")
+    max_bad_fraction: float = doc("share of malformed items (lines, Python files) above which the run stops")
+
+    def __post_init__(self) -> None:
+        needs_paths = self.kind is not SourceKind.docstrings
+        _require(bool(self.paths) or not needs_paths, "source.paths: empty; name files or globs: source.paths=[a.txt]")
+        _require(self.min_characters >= 0, f"source.min_characters={self.min_characters}: cannot be negative")
+        _require(0 <= self.max_bad_fraction <= 1, f"source.max_bad_fraction={self.max_bad_fraction}: must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    strategy: MaskingStrategy = doc("what is masked together: token")
+    probability: float = doc("share of a sample's tokens to predict")
+    max_predictions: int | None = doc("most predictions per sample; null follows probability and max_len")
+    baked_draws: int = doc("mask draws stored in the shards")
+
+    def __post_init__(self) -> None:
+        _require(0 < self.probability < 1, f"masking.probability={self.probability}: must be between 0 and 1")
+        _require(
+            self.max_predictions is None or self.max_predictions >= 1,
+            f"masking.max_predictions={self.max_predictions}: must be at least 1, or null",
+        )
+        _require(0 <= self.baked_draws <= 64, f"masking.baked_draws={self.baked_draws}: must be 0 to 64 (1 is plenty)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    path: str | None = doc("BERT WordPiece directory, or a vocab.txt; null trains one on this corpus")
+    vocab_size: int = doc("tokens of the vocabulary to train")
+    lowercase: bool = doc("lower-case and strip accents; for training and for a bare vocab.txt")
+    sample_mib: int = doc("MiB of text to train on")
+
+    def __post_init__(self) -> None:
+        _require(
+            64 <= self.vocab_size <= 2**24, f"tokenizer.vocab_size={self.vocab_size}: must be from 64 to 16,777,216"
+        )
+        _require(self.sample_mib >= 1, f"tokenizer.sample_mib={self.sample_mib}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    kind: EngineKind = doc("where tasks run: local")
+    workers: int | None = doc("processes; null = one per core")
+
+    def __post_init__(self) -> None:
+        _require(self.workers is None or self.workers >= 1, f"engine.workers={self.workers}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepConfig:
+    source: SourceConfig = doc("where documents come from")
+    out: str = doc("directory of the finished corpus")
+    seed: int = doc("of pairs, masks and order")
+    max_len: int = doc("tokens per sample, [CLS] and [SEP] counted in")
+    objective: Objective = doc("nsp, sop or none")
+    short_seq_prob: float = doc("share of documents paired with a shorter target length")
+    passes: int = doc("pairings of the corpus, each with new randomness")
+    val_fraction: float = doc("share of the documents held out")
+    masking: MaskingConfig = doc("what the model must guess")
+    tokenizer: TokenizerConfig = doc("WordPiece to train or to use")
+    bucket_mib: int = doc("MiB of text per bucket: bounds memory, and is about the size of a shard")
+    engine: EngineConfig = doc("where tasks run")
+
+    def __post_init__(self) -> None:
+        _require(self.out.strip() != "", "out: empty; name the directory of the finished corpus")
+        _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be from 0 to 2^63 - 1")
+        _require(8 <= self.max_len <= 0xFFFF, f"max_len={self.max_len}: must be from 8 to 65,535 tokens")
+        _require(0 <= self.short_seq_prob <= 1, f"short_seq_prob={self.short_seq_prob}: must be in [0, 1]")
+        _require(1 <= self.passes <= 1000, f"passes={self.passes}: must be from 1 to 1,000")
+        _require(0 <= self.val_fraction < 1, f"val_fraction={self.val_fraction}: must be at least 0 and below 1")
+        _require(1 <= self.bucket_mib <= 4096, f"bucket_mib={self.bucket_mib}: must be from 1 to 4,096")
+
+    @property
+    def max_predictions(self) -> int:
+        """`masking.max_predictions`, or what probability and max_len ask for, rounded up to a multiple of 4."""
+        if self.masking.max_predictions is not None:
+            return self.masking.max_predictions
+        return 4 * math.ceil(self.masking.probability * self.max_len / 4)

@@ -1,0 +1,406 @@
+"""Input files -> documents, in tasks of similar size that can be read apart.
+
+A task is a list of spans. A plain file is cut at byte offsets. A compressed file cannot be entered in the middle: its
+tasks each decompress it from the start, up to the end of their span of the *stored* bytes, which is cheap next to
+encoding as long as they are few (`_MOST_TASKS`); a corpus of many files has no such limit. An item belongs to the span
+in which it begins, so every one is read exactly once.
+
+Knows formats and files; knows nothing of what becomes of a document.
+"""
+
+import ast
+import bz2
+import hashlib
+import io
+import json
+import lzma
+import os
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from inspect import cleandoc
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import zstandard
+
+from data_prep.config import DocumentBoundary, SourceConfig, SourceKind
+from data_prep.errors import UserError
+
+MAX_LINE_BYTES = 64 * 2**20  # a longer JSON line is refused: bounds memory
+PART_BYTES = 4 * 2**20  # a longer text is handed on in parts
+
+_FEED_BYTES = 4096  # stored bytes decompressed at a time: no more than 128 MiB can come out of it, whatever it holds
+_MEASURED_FILES = 64  # compressed files whose ratio is measured; the others are taken for their like
+_TASKS = 128  # wanted, within the bounds that follow
+_MIN_TASK_BYTES, _MAX_TASK_BYTES = 2**20, 64 * 2**20  # of text
+_DOCSTRING_SHARE = 8  # one byte in about so many of Python code is docstring
+
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    ".xz": lzma.LZMADecompressor,
+    ".bz2": bz2.BZ2Decompressor,
+}
+_MOST_TASKS = {".gz": 8, ".zst": 16, ".xz": 4, ".bz2": 3}  # of one file: the slower to decompress, the fewer
+
+
+class InputFile(NamedTuple):
+    path: str  # absolute
+    bytes: int  # as stored
+    mtime_ns: int
+    text_bytes: int  # decompressed: known for plain files, estimated for compressed ones
+
+
+class Span(NamedTuple):
+    file: int  # index into the plan's files
+    begin: int  # stored bytes
+    end: int
+
+
+class Document(NamedTuple):
+    text: str
+    location: str  # for messages: file and byte offset or line
+    origin: int  # u64, equal for the parts of one long text
+    repaired: bool  # it held invalid UTF-8, now U+FFFD
+
+
+class Bad(NamedTuple):
+    """An item that is no document."""
+
+    reason: str
+    location: str
+
+
+# -- what there is to read ------------------------------------------------------------------------------------------
+
+
+def find_inputs(source: SourceConfig) -> list[InputFile]:
+    """The files of a source in a fixed order, each once. Raises `UserError` for what is missing or unreadable."""
+    directories = source.kind is SourceKind.docstrings
+    paths = source.paths or sorted({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+    found: dict[str, None] = {}  # real path, so that nothing is read twice; a dict keeps the order
+    for pattern in paths:
+        matches = _python_files(Path(pattern)) if directories else _matches(pattern)
+        for match in matches:
+            found.setdefault(str(match.resolve()))
+    return _measured(list(found), directories)
+
+
+def _matches(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        raise UserError(f"source.paths: {path} is a directory; name its files, for instance {path}/*.txt")
+    if path.exists():
+        matches = [path]
+    else:  # `**` of pathlib does not follow links to directories, hence no loops
+        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        matches = [match for match in matches if not match.name.startswith(".") or path.name.startswith(".")]
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        what = "not a regular file" if matches else "no such file"
+        raise UserError(f"source.paths: {pattern}: {what} (looked from {Path.cwd()}); correct the path")
+    return files
+
+
+def _python_files(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        raise UserError(f"source.paths: {directory}: no such directory of Python code; correct the path")
+    files: list[Path] = []
+    for folder, names, filenames in os.walk(directory):
+        below = Path(folder) != directory
+        names[:] = sorted(name for name in names if name != "__pycache__" and (below or name != "site-packages"))
+        files += [Path(folder, name) for name in sorted(filenames) if name.endswith(".py")]
+    return files
+
+
+def _measured(paths: Sequence[str], code: bool) -> list[InputFile]:
+    files: list[InputFile] = []
+    stored = text = 0
+    for path in paths:
+        try:
+            stat = Path(path).stat()
+            if not os.access(path, os.R_OK):
+                raise PermissionError(13, "permission denied")
+            compressed = Path(path).suffix in _DECOMPRESSORS
+            text_bytes = stat.st_size // _DOCSTRING_SHARE if code else stat.st_size
+            if compressed and len(files) < _MEASURED_FILES:
+                text_bytes = _estimated_text_bytes(path, stat.st_size)
+                stored, text = stored + stat.st_size, text + text_bytes
+            elif compressed:
+                text_bytes = stat.st_size * text // max(1, stored)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror or error}); mend or leave out the file"
+            ) from error
+        files.append(InputFile(path, stat.st_size, stat.st_mtime_ns, text_bytes))
+    return files
+
+
+def _estimated_text_bytes(path: str, stored_bytes: int) -> int:
+    """The decompressed size, from how the first MiB of it compressed."""
+    fed_bytes = produced_bytes = 0
+    for stored, data in _decompressed(path):
+        fed_bytes = min(stored_bytes, stored + _FEED_BYTES)
+        produced_bytes += len(data)
+        if produced_bytes >= 2**20:
+            break
+    return produced_bytes * stored_bytes // max(1, fed_bytes)
+
+
+# -- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def split(files: Sequence[InputFile], source: SourceConfig) -> list[list[Span]]:
+    """Tasks that together cover every file once, each of some MiB of text, whatever the number of workers."""
+    total = sum(file.text_bytes for file in files)
+    task_bytes = min(_MAX_TASK_BYTES, max(_MIN_TASK_BYTES, total // _TASKS))
+    tasks: list[list[Span]] = []
+    room = 0
+    for index, file in enumerate(files):
+        pieces = _num_pieces(file, source, task_bytes)
+        borders = [file.bytes * piece // pieces for piece in range(pieces + 1)]
+        for begin, end in pairwise(borders):
+            if room <= 0:
+                tasks.append([])
+                room = task_bytes
+            tasks[-1].append(Span(index, begin, end))
+            room -= file.text_bytes // pieces
+    return tasks
+
+
+def _num_pieces(file: InputFile, source: SourceConfig, task_bytes: int) -> int:
+    whole = source.kind is SourceKind.docstrings or (
+        source.kind is SourceKind.text and source.document is DocumentBoundary.file
+    )
+    wanted = 1 if whole else max(1, -(-file.text_bytes // task_bytes))
+    return min(wanted, _MOST_TASKS.get(Path(file.path).suffix, wanted), max(1, file.bytes))
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+def read(files: Sequence[InputFile], spans: Sequence[Span], source: SourceConfig) -> Iterator[Document | Bad]:
+    """The documents of a task in order. Raises `UserError` for a file that changed or cannot be decompressed."""
+    for span in spans:
+        file = files[span.file]
+        try:
+            stat = Path(file.path).stat()
+            if (stat.st_size, stat.st_mtime_ns) != (file.bytes, file.mtime_ns):
+                raise UserError(f"{file.path}: changed since the preparation began; start again in a new `out`")
+            if source.kind is SourceKind.docstrings:
+                yield from _docstrings(file.path)
+            elif source.kind is SourceKind.jsonl:
+                yield from _json_lines(_Lines(file.path, span), span.file, source.field)
+            else:
+                yield from _texts(_Lines(file.path, span), span.file, source.document)
+        except OSError as error:
+            raise UserError(f"{file.path}: cannot be read ({error}); mend or leave out the file") from error
+
+
+def _json_lines(lines: "_Lines", file: int, field: str) -> Iterator[Document | Bad]:
+    begins = True
+    for offset, line in lines:
+        goes_on, begins = not begins, line.endswith(b"\n")
+        if goes_on or not line.strip():
+            continue
+        if not lines.owns(offset):
+            return
+        location = f"{lines.path}, byte {offset}"
+        if len(line) >= MAX_LINE_BYTES:
+            yield Bad("line_too_long", location)
+            continue
+        text, repaired = _decoded(line)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            yield Bad("bad_json", location)
+            continue
+        content = value.get(field) if isinstance(value, dict) else None
+        if isinstance(content, str):
+            yield Document(content, location, _origin(file, offset), repaired)
+        else:
+            yield Bad("no_text_field", location)
+
+
+def _texts(lines: "_Lines", file: int, boundary: DocumentBoundary) -> Iterator[Document]:
+    """Runs of lines between blank ones, or whole files. A document belongs to the span of the blank line before it."""
+    by_blank_line = boundary is DocumentBoundary.blank_line
+    part: list[bytes] = []
+    part_bytes = start = 0
+    inside = between = False  # inside a document that is ours; between two documents
+    for offset, line in lines:
+        if offset == 0:
+            inside = between = lines.owns(0)
+        if by_blank_line and not line.strip():
+            if part:
+                yield _text_document(part, lines.path, file, start)
+            part, part_bytes = [], 0
+            inside = between = lines.owns(offset)
+            if not inside:
+                return
+        elif inside:
+            start, between = offset if between else start, False
+            part.append(line)
+            part_bytes += len(line)
+            if part_bytes >= PART_BYTES:
+                yield _text_document(part, lines.path, file, start)
+                part, part_bytes = [], 0
+    if part:
+        yield _text_document(part, lines.path, file, start)
+
+
+def _text_document(lines: Sequence[bytes], path: str, file: int, offset: int) -> Document:
+    text, repaired = _decoded(b"".join(lines))
+    return Document(text, f"{path}, byte {offset}", _origin(file, offset), repaired)
+
+
+def _docstrings(path: str) -> Iterator[Document | Bad]:
+    """The docstrings of one Python file, read with `ast` and never imported."""
+    code = Path(path).read_bytes()
+    if b'"""' not in code and b"'''" not in code:
+        return  # as good as surely without docstrings worth reading, and parsing is slow
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        yield Bad("unparsable", path)
+        return
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text:
+                line = node.body[0].lineno
+                yield Document(_prose(cleandoc(text)), f"{path}:{line}", _origin(path, line), False)
+        for branch in ("body", "orelse", "handlers", "finalbody", "cases"):  # expressions hold no docstrings
+            todo += getattr(node, branch, ())
+
+
+def _prose(docstring: str) -> str:
+    """Without lines of code (doctests) and rulers, which no one reads as sentences."""
+    lines = docstring.split("\n")
+    kept = [
+        line
+        for line in lines
+        if not line.lstrip().startswith((">>>", "... ")) and (any(map(str.isalnum, line)) or not line.strip())
+    ]
+    return "\n".join(kept)
+
+
+def _decoded(data: bytes) -> tuple[str, bool]:
+    try:
+        return data.decode(), False
+    except UnicodeDecodeError:
+        return data.decode(errors="replace"), True
+
+
+def _origin(file: int | str, offset: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{file}:{offset}".encode(), digest_size=8).digest(), "little")
+
+
+class _Lines:
+    """The lines of a file from the first that begins in `span` to the end of the file, each with its offset.
+
+    Offsets are those of the decompressed text. The reader goes past the span's end as far as it must, and asks `owns`.
+    A line longer than `MAX_LINE_BYTES` comes in pieces of that size, the last piece aside.
+    """
+
+    def __init__(self, path: str, span: Span) -> None:
+        self.path = path
+        self._span = span
+        self._compressed = _Decompressed(path, span) if Path(path).suffix in _DECOMPRESSORS else None
+
+    def owns(self, offset: int) -> bool:
+        """Whether a line that has been read, and begins at `offset`, begins in the span."""
+        return offset < (self._span.end if self._compressed is None else self._compressed.end)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        file: BinaryIO
+        if self._compressed is not None:
+            offset, before = self._compressed.skip()
+            file = io.BufferedReader(self._compressed, 2**16)
+        else:
+            file = io.BufferedReader(io.FileIO(self.path), 2**16)
+            offset = self._span.begin
+            file.seek(max(0, offset - 1))
+            before = file.read(1) if offset else b""
+        with file:
+            begins = before in (b"", b"\n")
+            while line := file.readline(MAX_LINE_BYTES):
+                if begins:
+                    yield offset, line
+                begins = begins or line.endswith(b"\n")
+                offset += len(line)
+
+
+class _Decompressed(io.RawIOBase):
+    """Decompressed bytes of a file, and where the borders of a span of stored bytes lie among them."""
+
+    def __init__(self, path: str, span: Span) -> None:
+        self.end = 2**63  # offset of the first byte past the span, as soon as it has been read
+        self._span = span
+        self._chunks = _decompressed(path)
+        self._pending = memoryview(b"")
+        self._offset = 0  # of the byte after `_pending`
+
+    def readable(self) -> bool:
+        return True
+
+    def skip(self) -> tuple[int, bytes]:
+        """Drop what comes before the span; return where that leaves us and the byte before (b"" at the start)."""
+        before = b""
+        for stored, data in self._chunks:
+            if stored >= self._span.begin:
+                self._take(stored, data)
+                break
+            self._offset += len(data)
+            before = data[-1:] or before
+        return self._offset - len(self._pending), before
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending:
+            stored, data = next(self._chunks, (-1, b""))
+            if stored < 0:
+                return 0
+            self._take(stored, data)
+        size = min(len(buffer), len(self._pending))
+        buffer[:size] = self._pending[:size]
+        self._pending = self._pending[size:]
+        return size
+
+    def _take(self, stored: int, data: bytes) -> None:
+        if stored >= self._span.end:
+            self.end = min(self.end, self._offset)
+        self._pending = memoryview(data)
+        self._offset += len(data)
+
+
+def _decompressed(path: str) -> Iterator[tuple[int, bytes]]:
+    """(offset of some stored bytes, what came out of them). Members and frames one after another are one stream."""
+    make = _DECOMPRESSORS[Path(path).suffix]
+    stream = None
+    position = 0
+    try:
+        with Path(path).open("rb") as file:
+            while data := file.read(_FEED_BYTES):
+                produced: list[bytes] = []
+                stored, position = position, position + len(data)
+                while data:
+                    if stream is None:
+                        data = data.lstrip(b"\0")  # padding between or after members
+                        if not data:
+                            break
+                        stream = make()
+                    produced.append(stream.decompress(data))
+                    data = stream.unused_data if stream.eof else b""
+                    stream = None if stream.eof else stream
+                yield stored, b"".join(produced)
+    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be decompressed ({error}); restore or leave out the file") from error
+    if stream is not None:
+        raise UserError(f"{path}: ends in the middle of its compressed data; restore or leave out the file")

@@ -1,0 +1,206 @@
+"""WordPiece tokenizers: train one, load one, tell two apart, save one that `AutoTokenizer` loads as BERT's.
+
+Knows the files of a tokenizer directory; knows neither corpora nor configuration. Needs `tokenizers`, not transformers.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from data_prep.errors import UserError
+from data_prep.manifest import TokenizerFacts
+
+PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+_MIN_FREQUENCY = 2  # of a pair of pieces that is merged
+_ALPHABET_SHARE = 0.75  # of the vocabulary that single characters may take
+
+
+@dataclass(frozen=True)
+class WordPiece:
+    """A tokenizer and what shards say of it."""
+
+    backend: Tokenizer
+    facts: TokenizerFacts
+
+
+def load_tokenizer(path: Path, lowercase: bool = True) -> WordPiece:
+    """The BERT WordPiece in directory `path` (tokenizer.json or vocab.txt), or of a vocab.txt file at `path`.
+
+    `lowercase` counts only where no file says it. Raises `UserError` for anything BERT cannot be pretrained with.
+    """
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        if not found:
+            raise UserError(f"tokenizer.path={path}: holds neither tokenizer.json nor vocab.txt; name a BERT tokenizer")
+        path = found[0]
+    elif not path.is_file():
+        raise UserError(f"tokenizer.path={path}: no such file or directory; leave it out to train a tokenizer")
+    try:
+        return _finished(_from_json(path) if path.suffix == ".json" else _from_vocabulary(path, lowercase), str(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"tokenizer.path={path}: cannot be read ({error}); restore the file") from error
+
+
+def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> WordPiece:
+    """A WordPiece of at most `vocab_size` tokens from `texts()`, which is read twice. Same texts, same tokenizer.
+
+    Left to itself the trainer numbers the letters in the order of a randomly seeded hash table and breaks ties by
+    number: hence the alphabet is counted here and handed over in a fixed order.
+    """
+    learner = Tokenizer(models.WordPiece(unk_token=UNK))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    alphabet = _alphabet(texts(), learner, int(vocab_size * _ALPHABET_SHARE) - len(SPECIALS))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=_MIN_FREQUENCY,
+        special_tokens=[*SPECIALS, *alphabet],
+        limit_alphabet=0,
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts(), trainer)
+    vocabulary = learner.get_vocab()
+    return _finished(_bert(sorted(vocabulary, key=vocabulary.__getitem__), lowercase), "the trained tokenizer")
+
+
+def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
+    """Write the four files that Hugging Face expects of a BERT tokenizer into the existing `directory`."""
+    settings = json.loads(tokenizer.backend.to_str())
+    normalizer = settings["normalizer"] or {}
+    names = {"pad_token": PAD, "unk_token": UNK, "cls_token": CLS, "sep_token": SEP, "mask_token": MASK}
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "model_max_length": max_len,
+        "do_lower_case": bool(normalizer.get("lowercase")),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": bool(normalizer.get("handle_chinese_chars")),
+        **names,
+    }
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    files = {
+        "vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.__getitem__)),
+        "tokenizer.json": json.dumps(settings, ensure_ascii=False, indent=1),
+        "tokenizer_config.json": json.dumps(config, indent=1),
+        "special_tokens_map.json": json.dumps(names, indent=1),
+    }
+    if len(vocabulary) < tokenizer.facts.vocab_size:  # a line's number is its id: no file can tell of gaps
+        del files["vocab.txt"]
+    for name, text in files.items():
+        (directory / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _from_vocabulary(path: Path, lowercase: bool) -> Tokenizer:
+    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    tokens = [token.removesuffix("\r") for token in tokens]
+    twice = [token for token, count in Counter(tokens).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"tokenizer.path={path}: {twice[0]!r:.60} stands there twice; a vocabulary has one token per line"
+        )
+    config_path = path.parent / "tokenizer_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    return _bert(
+        tokens,
+        bool(config.get("do_lower_case", lowercase)),
+        strip_accents=config.get("strip_accents"),
+        ideographs=bool(config.get("tokenize_chinese_chars", True)),
+    )
+
+
+def _from_json(path: Path) -> Tokenizer:
+    text = path.read_text(encoding="utf-8")
+    body = json.loads(text)
+    model = body["model"].get("type") if isinstance(body, dict) and isinstance(body.get("model"), dict) else None
+    if model != "WordPiece":
+        raise UserError(f"tokenizer.path={path}: its model is {model}, not WordPiece; name a BERT tokenizer")
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise UserError(f"tokenizer.path={path}: {error}; restore the file") from error
+
+
+def _bert(
+    tokens: Sequence[str], lowercase: bool, *, strip_accents: bool | None = None, ideographs: bool = True
+) -> Tokenizer:
+    """BERT's pipeline around a vocabulary; a token's id is its place in `tokens`."""
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token=UNK))
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=ideographs
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return backend
+
+
+def _finished(backend: Tokenizer, name: str) -> WordPiece:
+    """Check that the specials are there; add what turns text into BERT's input and back."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    missing = [token for token in SPECIALS if token not in vocabulary]
+    if missing:
+        raise UserError(f"{name}: has no {' '.join(missing)}; BERT needs {' '.join(SPECIALS)}: name another tokenizer")
+    backend.no_padding()
+    backend.no_truncation()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, vocabulary[CLS]), (SEP, vocabulary[SEP])],
+    )
+    backend.decoder = decoders.WordPiece(prefix="##")
+    facts = TokenizerFacts(
+        fingerprint=_fingerprint(backend),
+        vocab_size=max(vocabulary.values()) + 1,
+        pad_id=vocabulary[PAD],
+        unk_id=vocabulary[UNK],
+        cls_id=vocabulary[CLS],
+        sep_id=vocabulary[SEP],
+        mask_id=vocabulary[MASK],
+    )
+    return WordPiece(backend, facts)
+
+
+def _fingerprint(backend: Tokenizer) -> str:
+    """sha256 over everything that decides which ids a text gets, and nothing else (not the layout of a file)."""
+    settings: dict[str, Any] = json.loads(backend.to_str())
+    model = settings["model"]
+    deciding = {
+        "vocabulary": sorted((index, token) for token, index in backend.get_vocab(with_added_tokens=True).items()),
+        "model": [model["unk_token"], model["continuing_subword_prefix"], model["max_input_chars_per_word"]],
+        "normalizer": settings["normalizer"],
+        "pre_tokenizer": settings["pre_tokenizer"],
+    }
+    text = json.dumps(deciding, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _alphabet(texts: Iterable[str], learner: Tokenizer, room: int) -> list[str]:
+    """The most frequent characters as pieces, `c` and where a word can go on with it `##c`: at most `room`, sorted."""
+    counts = np.zeros(0x110000, np.int64)
+    for text in texts:
+        found = np.bincount(np.frombuffer(text.encode("utf-32-le"), "<u4"))
+        counts[: len(found)] += found
+    letters: Counter[str] = Counter()
+    for code in np.flatnonzero(counts).tolist():
+        for letter in learner.normalizer.normalize_str(chr(code)).strip():
+            letters[letter] += int(counts[code])
+    pieces: list[str] = []
+    for letter in sorted(letters, key=lambda letter: (-letters[letter], letter)):
+        forms = list(_forms(letter, learner))
+        if len(pieces) + len(forms) > room:
+            break
+        pieces += forms
+    return sorted(pieces)
+
+
+def _forms(letter: str, learner: Tokenizer) -> Iterator[str]:
+    yield letter
+    spaced = learner.normalizer.normalize_str(f"a{letter}")
+    if len(learner.pre_tokenizer.pre_tokenize_str(spaced)) == 1:
+        yield f"##{letter}"

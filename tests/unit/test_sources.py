@@ -1,0 +1,185 @@
+"""Every document of every file is read exactly once, however the files are cut into tasks."""
+
+import bz2
+import gzip
+import itertools
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_prep import sources
+from data_prep.config import DocumentBoundary, SourceConfig, SourceKind
+from data_prep.errors import UserError
+from data_prep.sources import Bad, Document, Span
+
+COMPRESSORS = {
+    "": lambda data: data,
+    ".gz": lambda data: gzip.compress(data[: len(data) // 2]) + gzip.compress(data[len(data) // 2 :]),
+    ".zst": lambda data: zstandard.compress(data[: len(data) // 2]) + zstandard.compress(data[len(data) // 2 :]),
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
+
+
+def source(kind: str = "text", document: str = "blank_line", **values: object) -> SourceConfig:
+    fields = {"paths": ["x"], "field": "text", "min_characters": 1, "max_bad_fraction": 1.0, **values}
+    return SourceConfig(kind=SourceKind(kind), document=DocumentBoundary(document), **fields)
+
+
+def read_in_pieces(path: Path, config: SourceConfig, pieces: int) -> list[Document | Bad]:
+    file = sources._measured([str(path)], False)[0]
+    borders = [file.bytes * i // pieces for i in range(pieces + 1)]
+    spans = [Span(0, begin, end) for begin, end in itertools.pairwise(borders)]
+    return [item for span in spans for item in sources.read([file], [span], config)]
+
+
+@pytest.fixture(autouse=True)
+def _small_bites(monkeypatch):
+    """Borders of spans lie between the bites in which compressed bytes are read: make them matter in small files."""
+    monkeypatch.setattr(sources, "_FEED_BYTES", 3)
+
+
+LINES = st.lists(st.sampled_from(["", " ", "\r", "a", "b c", "\u00e9.", "x" * 50]), max_size=40)
+PIECES = st.integers(1, 9)
+SUFFIX = st.sampled_from(sorted(COMPRESSORS))
+REPEATED = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@given(lines=LINES, ends=st.booleans(), pieces=PIECES, suffix=SUFFIX)
+@REPEATED
+def test_blank_line_documents_are_read_once(tmp_path, lines, ends, pieces, suffix):
+    path = tmp_path / f"x.txt{suffix}"
+    path.write_bytes(COMPRESSORS[suffix](("\n".join(lines) + "\n" * ends).encode()))
+    found = [document.text.split() for document in read_in_pieces(path, source(), pieces)]
+    groups = itertools.groupby(lines, key=lambda line: bool(line.strip()))
+    assert found == [" ".join(group).split() for full, group in groups if full]
+
+
+@given(lines=LINES, pieces=PIECES, suffix=SUFFIX)
+@REPEATED
+def test_json_lines_are_read_once(tmp_path, lines, pieces, suffix):
+    path = tmp_path / f"x.jsonl{suffix}"
+    path.write_bytes(COMPRESSORS[suffix]("".join(json.dumps({"text": line}) + "\n" for line in lines).encode()))
+    assert [document.text for document in read_in_pieces(path, source("jsonl"), pieces)] == lines
+
+
+@pytest.mark.parametrize("suffix", sorted(COMPRESSORS))
+def test_a_file_is_one_document_where_asked(tmp_path, suffix):
+    path = tmp_path / f"x.txt{suffix}"
+    path.write_bytes(COMPRESSORS[suffix](b"a\n\n\nb\nc"))
+    assert [document.text for document in read_in_pieces(path, source(document="file"), 1)] == ["a\n\n\nb\nc"]
+
+
+def test_a_long_text_comes_in_parts_of_one_origin(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PART_BYTES", 100)
+    path = tmp_path / "x.txt"
+    path.write_text("\n".join(["line of text"] * 50) + "\n\nanother")
+    *parts, other = read_in_pieces(path, source(), 1)
+    assert "".join(part.text for part in parts).split() == ["line", "of", "text"] * 50
+    assert len(parts) == 7
+    assert len({part.origin for part in parts}) == 1 != other.origin
+
+
+def test_bad_json_is_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "x.jsonl"
+    deep = b'{"text": ' + b"[" * 400 + b"]" * 400 + b"}"
+    lines = [
+        (b'{"text": "good"}', "good"),
+        (b'{"text": "cut', "bad_json"),
+        (b"[1, 2]", "no_text_field"),
+        (b'{"other": "x"}', "no_text_field"),
+        (b'{"text": 7}', "no_text_field"),
+        (b'{"text": "first", "text": "last"}', "last"),
+        (b'{"text": "' + b"y" * 5000 + b'"}', "line_too_long"),
+        (b"\xff\xfe", "bad_json"),
+        (b'{"text": "\xff"}', "\ufffd"),
+        (b'{"text": ' + b"9" * 980 + b"}", "no_text_field"),
+        (deep, "no_text_field"),
+        (b"   ", None),
+        (b'{"text": "end"}', "end"),
+    ]
+    path.write_bytes(b"\n".join(line for line, _ in lines))
+    found = read_in_pieces(path, source("jsonl"), 1)
+    assert [item.reason if isinstance(item, Bad) else item.text for item in found] == [x for _, x in lines if x]
+    assert [item.repaired for item in found if isinstance(item, Document)] == [False, False, True, False]
+
+
+def test_deep_json_is_bad(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"[" * 200_000)
+    assert [item.reason for item in read_in_pieces(path, source("jsonl"), 1)] == ["bad_json"]
+
+
+def test_docstrings_are_read_without_importing(tmp_path):
+    (tmp_path / "a.py").write_text(
+        '"""Module."""\nraise SystemExit\nclass A:\n    """Class.\n\n    >>> doctest\n    -----\n    More."""\n'
+        '    if x:\n        async def f(self):\n            """Inner."""\n    else:\n        g = lambda: """no"""\n'
+    )
+    (tmp_path / "b.py").write_text('def f(:\n    """broken"""\n')
+    (tmp_path / "c.py").write_text("x = 1\n")
+    (tmp_path / "d.txt").write_text('"""not Python"""')
+    config = source("docstrings", paths=[str(tmp_path)])
+    files = sources.find_inputs(config)
+    items = [item for task in sources.split(files, config) for item in sources.read(files, task, config)]
+    texts = sorted(item.text for item in items if isinstance(item, Document))
+    assert texts == ["Class.\n\nMore.", "Inner.", "Module."]
+    assert [(item.reason, Path(item.location).name) for item in items if isinstance(item, Bad)] == [
+        ("unparsable", "b.py")
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz", ".bz2"])
+def test_truncated_and_damaged_files_are_refused(tmp_path, suffix):
+    whole = COMPRESSORS[suffix](b"some text\n" * 1000)
+    for name, data in (("cut", whole[:-9]), ("damaged", whole[:20] + b"\x55" * 20 + whole[40:]), ("alien", b"text\n")):
+        path = tmp_path / f"{name}.txt{suffix}"
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=f"{name}.txt"):
+            read_in_pieces(path, source(), 1)
+
+
+def test_paths_that_are_not_there_are_named(tmp_path):
+    (tmp_path / "d.txt").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "link.txt")
+    for pattern in ("none.txt", "*.nothing", "d.txt", "*.txt", "link.txt"):
+        with pytest.raises(UserError, match=r"source\.paths"):
+            sources.find_inputs(source(paths=[str(tmp_path / pattern)]))
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    for name in ("a.txt", "b.txt", ".hidden.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "c.txt").symlink_to("a.txt")
+    files = sources.find_inputs(source(paths=[str(tmp_path / "b.txt"), str(tmp_path / "*.txt")]))
+    assert [Path(file.path).name for file in files] == ["b.txt", "a.txt"]
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("a")
+    files = sources.find_inputs(source(paths=[str(path)]))
+    path.write_text("changed")
+    with pytest.raises(UserError, match="changed since"):
+        list(sources.read(files, [Span(0, 0, 1)], source()))
+
+
+def test_tasks_cover_every_byte_once(tmp_path):
+    files = [
+        sources.InputFile(f"f{i}{suffix}", n, 0, n * 3)
+        for i, (n, suffix) in enumerate(
+            [(0, ".txt"), (5, ".txt"), (10**9, ".txt"), (10**8, ".jsonl.zst"), (10**6, ".gz"), (10**7, ".bz2")]
+        )
+    ]
+    spans = [span for task in sources.split(files, source()) for span in task]
+    for index, file in enumerate(files):
+        mine = [span for span in spans if span.file == index]
+        assert (mine[0].begin, mine[-1].end) == (0, file.bytes)
+        assert all(left.end == right.begin for left, right in itertools.pairwise(mine))
+    assert sum(span.file == 3 for span in spans) <= 16
+    assert len(sources.split(files, source())) < 200
