@@ -52,6 +52,7 @@ class TrainingState:
     step: int
     samples: int
     tokens: int
+    seconds: float  # of training, checkpoints and evaluations included
     optimizer_steps: int  # updates applied: fewer than `step` where steps were skipped
     loss_scale: float
     manifest_sha256: str
@@ -298,7 +299,11 @@ def _read_shares(temporary: Path, ranks: Iterable[int], patience_seconds: float)
 
 
 def _parse_state(body: Any) -> TrainingState:
-    kinds: dict[str, tuple[type, ...]] = {"loss_scale": (int, float), "wandb_id": (str, type(None))}
+    kinds: dict[str, tuple[type, ...]] = {
+        "loss_scale": (int, float),
+        "seconds": (int, float),
+        "wandb_id": (str, type(None)),
+    }
     texts = ("manifest_sha256", "tokenizer_fingerprint")
     values: dict[str, Any] = {}
     for field in fields(TrainingState):

@@ -30,6 +30,9 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
+RESUME_CHECKS = ("data", "seed", "global_batch_size")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
@@ -146,6 +149,23 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResumeConfig:
+    allow: list[str] = doc("what may differ from the checkpoint: data, seed, global_batch_size")
+
+    def __post_init__(self) -> None:
+        for name in self.allow:
+            _require(name in RESUME_CHECKS, f"resume.allow=[{name}]: there are {', '.join(RESUME_CHECKS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    hours: float | None = doc("end the run after so much training time; the schedule is stretched to it, hours")
+
+    def __post_init__(self) -> None:
+        _require(self.hours is None or self.hours > 0, f"budget.hours={self.hours}: must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
     seconds: int = doc("without progress for so long, write every thread's stack and exit 71; 0 never does")
 
@@ -187,6 +207,9 @@ class TrainConfig:
     log: LogConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
+    init_from: str | None = doc("start from these weights: a run, a checkpoint or a Hugging Face BERT; weights only")
+    resume: ResumeConfig
+    budget: BudgetConfig
     watchdog: WatchdogConfig
     wandb: WandbConfig
     deepspeed: DeepSpeedConfig

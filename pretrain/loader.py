@@ -144,21 +144,22 @@ class Layout(NamedTuple):
 
 
 class MicroBatches(Dataset[MicroBatch | UserError]):
-    """`dataset[i]` is this rank's micro-batch i, counted from the start of the run; it never ends.
+    """`dataset[i]` is this rank's micro-batch i, counted from run position `first_position`; it never ends.
 
     A corrupt shard comes back as the `UserError` itself: an exception would lose its one line on the way out of a
     worker process.
     """
 
-    def __init__(self, directory: Path, seed: int, layout: Layout) -> None:
-        self.directory, self.seed, self.layout = directory, seed, layout
+    def __init__(self, directory: Path, seed: int, layout: Layout, first_position: int = 0) -> None:
+        self.directory, self.seed, self.layout, self.first_position = directory, seed, layout, first_position
         self._corpus: Corpus | None = None
 
     def __getitem__(self, index: int) -> MicroBatch | UserError:
         try:
             if self._corpus is None:
                 self._corpus = Corpus(self.directory)
-            return self._corpus.training_batch(self.seed, micro_batch_positions(index, **self.layout._asdict()))
+            positions_N = self.first_position + micro_batch_positions(index, **self.layout._asdict())
+            return self._corpus.training_batch(self.seed, positions_N)
         except UserError as error:
             return error
 
@@ -167,13 +168,13 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
 
 
 def training_steps(
-    dataset: MicroBatches, *, start: int, stop: int, workers: int, prefetch: int, pin_memory: bool
+    dataset: MicroBatches, *, steps: int, workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of optimizer steps start … stop-1, a list per step, prefetched by index."""
+    """The micro-batches of the dataset's first `steps` optimizer steps, a list per step, prefetched by index."""
     accumulation = dataset.layout.accumulation
     loader: DataLoader[MicroBatch | UserError] = DataLoader(
         dataset,
-        sampler=range(start * accumulation, stop * accumulation),
+        sampler=range(steps * accumulation),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,

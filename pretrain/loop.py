@@ -1,34 +1,39 @@
 """The training loop. It wires parts that know their business; all it owns is their order."""
 
 import hashlib
+import json
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from data_prep.errors import ExitCode, TrainingError
 from pretrain.checkpoint import TrainingState, Writer
-from pretrain.config import TrainConfig
+from pretrain.config import Precision, TrainConfig
 from pretrain.dist import Process
-from pretrain.engine import Engine
+from pretrain.engine import Engine, StepResult
 from pretrain.evaluate import evaluate
 from pretrain.loader import Corpus, MicroBatch
 from pretrain.loss import means, pretraining_loss
-from pretrain.schedule import learning_rate
+from pretrain.schedule import learning_rate, rate_between
 from pretrain.telemetry import Telemetry, Throughput, training_flops
 from pretrain.watchdog import StopRequest, Watchdog
+
+SKIPPED = "skipped.jsonl"
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where the run stands, counted over all ranks."""
+    """Where the run stands, counted over all ranks and all starts."""
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    seconds: float = 0.0
     skipped_in_a_row: int = 0
 
 
@@ -37,6 +42,7 @@ class Run:
     """The parts of a run."""
 
     config: TrainConfig
+    path: Path
     process: Process
     corpus: Corpus
     engine: Engine
@@ -51,45 +57,44 @@ class Run:
 
 
 def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
-    """Train from `run.progress.step` to `steps`, `stop_at` or a requested stop; a checkpoint stands at the end."""
-    config, progress = run.config, run.progress
-    window = Window(run)
-    saved = progress.step
+    """Train to the end of `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands at the end."""
+    config, progress, window = run.config, run.progress, Window(run)
+    outcome, evaluated, saved = ExitCode.OK, -1, progress.step if progress.step else -1
     for micro_batches, wait_seconds in timed(steps):
         totals = window.count(micro_batches, wait_seconds)
+        if spent(config, progress) >= 1.0:
+            break
         if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
+            outcome = ExitCode.STOPPED
             break
         for number, batch in enumerate(micro_batches):
             seed_dropout(config.seed, progress.step, number, run.process.rank)
             run.engine.backward(batch.to(run.process.device), window.loss_of)
-        rate = learning_rate(progress.step, config.steps, config.optim, config.schedule)
-        result = run.engine.step(rate)
-        window.stepped(result.applied)
+        rate = rate_of(config, progress)
+        window.stepped(rate, run.engine.step(rate))
 
-        last = progress.step == config.steps
-        if last or progress.step % config.log.every == 0:
-            run.telemetry.log(progress.step, window.read(rate, result.grad_norm))
-        if last or is_due(progress.step, config.eval.every):
-            with run.throughput.pause():
-                run.telemetry.log(progress.step, evaluate(run.engine, run.corpus, config, run.process))
-        if last or is_due(progress.step, config.checkpoint.every):
-            with run.throughput.pause():
-                saved = save(run)
+        if is_due(progress.step, config.log.every):
+            window.log()
+        if is_due(progress.step, config.eval.every):
+            evaluated = evaluate_now(run)
+        if is_due(progress.step, config.checkpoint.every):
+            saved = save(run)
         run.watchdog.tick()
+    window.log()
+    if outcome is ExitCode.OK and evaluated != progress.step:
+        evaluate_now(run)
     if saved != progress.step:
         save(run)
     run.writer.close()
-    return ExitCode.OK if progress.step == config.steps else ExitCode.STOPPED
+    return outcome
 
 
 class Totals:
     """What all ranks know of one step before its first backward pass."""
 
-    __slots__ = ("masked", "pairs", "samples", "stop", "tokens", "tokens_squared")
-
-    def __init__(self, masked: float, pairs: float, samples: float, tokens: float, squared: float, stop: float) -> None:
-        self.masked, self.pairs, self.samples = int(masked), int(pairs), int(samples)
-        self.tokens, self.tokens_squared, self.stop = int(tokens), int(squared), bool(stop)
+    def __init__(self, added: Sequence[float]) -> None:
+        self.masked, self.pairs, self.samples, self.tokens, self.tokens_squared = (int(value) for value in added[:5])
+        self.stop, self.seconds = bool(added[5]), added[6]
 
 
 class Window:
@@ -97,14 +102,16 @@ class Window:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._clock = time.monotonic
+        self._started = self._clock() - run.progress.seconds
         self._clear()
 
     def _clear(self) -> None:
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._run.process.device)
-        self._masked = self._pairs = self._skipped = 0
+        self._masked = self._pairs = self._skipped = self._steps = 0
 
     def count(self, micro_batches: Sequence[MicroBatch], wait_seconds: float) -> Totals:
-        """One small all-reduce of host integers: the counts that normalize the loss, and whether someone must stop."""
+        """One small all-reduce of host numbers: the counts that normalize the loss, who must stop, rank 0's clock."""
         run = self._run
         samples = sum(len(batch.nsp_labels_N) for batch in micro_batches)
         mine = (
@@ -114,8 +121,10 @@ class Window:
             sum(len(batch.input_ids_T) for batch in micro_batches),
             sum(batch.tokens_squared for batch in micro_batches),
             run.stop.requested,
+            self._clock() - self._started if run.process.is_main else 0.0,
         )
-        self._totals = totals = Totals(*run.process.add(mine))
+        self._totals = totals = Totals(run.process.add(mine))
+        run.progress.seconds = totals.seconds
         flops = training_flops(
             run.config.model, run.vocab_rows, totals.tokens, totals.tokens_squared, totals.masked, totals.pairs
         )
@@ -135,35 +144,75 @@ class Window:
         self._sums += losses.sums
         return losses.loss
 
-    def stepped(self, applied: bool) -> None:
+    def stepped(self, rate: float, result: StepResult) -> None:
         """Count the step; give up when updates are skipped again and again."""
-        progress, totals = self._run.progress, self._totals
+        run, progress, totals = self._run, self._run.progress, self._totals
+        if not result.applied and run.process.is_main:
+            first = progress.samples
+            note_skipped(run.path, progress.step, first, first + totals.samples)
         progress.step += 1
         progress.samples += totals.samples
         progress.tokens += totals.tokens
+        self._steps += 1
         self._masked += totals.masked
         self._pairs += totals.pairs
-        self._skipped += not applied
-        progress.skipped_in_a_row = 0 if applied else progress.skipped_in_a_row + 1
-        limit = self._run.config.optim.max_skipped_steps
+        self._skipped += not result.applied
+        self._rate, self._grad_norm = rate, result.grad_norm
+        progress.skipped_in_a_row = 0 if result.applied else progress.skipped_in_a_row + 1
+        limit = run.config.optim.max_skipped_steps
         if progress.skipped_in_a_row >= limit:
             raise TrainingError(
                 f"step {progress.step}: gradients were not finite for {limit} steps in a row; the weights are those of "
-                f"step {progress.step - limit}. Lower optim.lr, or use precision=fp32 to see where it comes from"
+                f"step {progress.step - limit}, {run.path / SKIPPED} lists the samples. Lower optim.lr, or use "
+                "precision=fp32 to see where it comes from"
             )
 
-    def read(self, rate: float, grad_norm: float) -> dict[str, float]:
-        """The line of metrics over all steps since the last one. Collective."""
+    def log(self) -> None:
+        """Log what all ranks did since the last line, if anything. Collective."""
         run = self._run
+        if not self._steps:
+            return
         sums = run.process.add(self._sums.tolist())
         losses = means(sums, weights=run.config.loss, masked=self._masked, pairs=self._pairs)
         metrics = {f"train/{name}": value for name, value in losses.items()}
-        metrics |= {"train/grad_norm": grad_norm, "train/lr": rate, "train/skipped_steps": self._skipped}
-        if run.engine.loss_scale != 1.0:
+        metrics |= {
+            "train/grad_norm": self._grad_norm,
+            "train/lr": self._rate,
+            "train/skipped_steps": self._skipped,
+            **run.throughput.read(),
+            "samples": run.progress.samples,
+            "tokens": run.progress.tokens,
+        }
+        if run.config.precision is Precision.fp16:
             metrics["train/loss_scale"] = run.engine.loss_scale
-        metrics |= run.throughput.read()
         self._clear()
-        return {**metrics, "samples": run.progress.samples, "tokens": run.progress.tokens}
+        run.telemetry.log(run.progress.step, metrics)
+
+
+def spent(config: TrainConfig, progress: Progress) -> float:
+    """Share of the time budget that is gone; 0 without one."""
+    return progress.seconds / (config.budget.hours * 3600) if config.budget.hours else 0.0
+
+
+def rate_of(config: TrainConfig, progress: Progress) -> float:
+    """Learning rate of the step to come: by steps, or by the clock where there is a time budget."""
+    if config.budget.hours:
+        share = spent(config, progress)
+        return rate_between(share, share, config.optim, config.schedule)
+    return learning_rate(progress.step, config.steps, config.optim, config.schedule)
+
+
+def evaluate_now(run: Run) -> int:
+    """Evaluate, log, and return the step."""
+    with run.throughput.pause():
+        run.telemetry.log(run.progress.step, evaluate(run.engine, run.corpus, run.config, run.process))
+    return run.progress.step
+
+
+def note_skipped(folder: Path, step: int, first: int, end: int) -> None:
+    """Write down which run positions a skipped step held: `order.locate` gives the samples, for replay."""
+    with (folder / SKIPPED).open("a") as file:
+        file.write(json.dumps({"step": step, "first_position": first, "end_position": end}) + "\n")
 
 
 def save(run: Run) -> int:
@@ -172,6 +221,7 @@ def save(run: Run) -> int:
         step=run.progress.step,
         samples=run.progress.samples,
         tokens=run.progress.tokens,
+        seconds=run.progress.seconds,
         optimizer_steps=run.engine.optimizer_steps,
         loss_scale=run.engine.loss_scale,
         manifest_sha256=run.corpus.sha256,
@@ -180,7 +230,8 @@ def save(run: Run) -> int:
         global_batch_size=run.config.global_batch_size,
         wandb_id=run.telemetry.wandb_id,
     )
-    run.writer.submit(state, run.engine.fragments(), run.engine.shapes, run.config_yaml)
+    with run.throughput.pause():
+        run.writer.submit(state, run.engine.fragments(), run.engine.shapes, run.config_yaml)
     return run.progress.step
 
 

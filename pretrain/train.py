@@ -20,9 +20,10 @@ from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from pretrain import checkpoint, dist
 from pretrain.checkpoint import Snapshot
-from pretrain.config import TrainConfig, accumulation_steps
+from pretrain.config import RESUME_CHECKS, TrainConfig, accumulation_steps
 from pretrain.dist import Process
 from pretrain.engine import Engine
+from pretrain.initialize import initialize
 from pretrain.loader import Corpus, Layout, MicroBatches, training_steps
 from pretrain.loop import Progress, Run, train
 from pretrain.model import PackedBert
@@ -70,7 +71,7 @@ def run(
     snapshot = resume(config, path / "checkpoints", corpus, process)
     if snapshot:
         progress.step, progress.samples = snapshot.state.step, snapshot.state.samples
-        progress.tokens = snapshot.state.tokens
+        progress.tokens, progress.seconds = snapshot.state.tokens, snapshot.state.seconds
     if progress.step >= config.steps:
         say(process, f"{path}: already at step {progress.step} of {config.steps}; raise `steps` or name another run")
         return ExitCode.OK
@@ -91,6 +92,7 @@ def run(
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
     parts = Run(
         config=config,
+        path=path,
         process=process,
         corpus=corpus,
         engine=engine,
@@ -113,9 +115,8 @@ def run(
     )
     layout = Layout(process.rank, process.world_size, config.micro_batch_size, config.global_batch_size)
     steps = training_steps(
-        MicroBatches(corpus.directory, config.seed, layout),
-        start=progress.step,
-        stop=config.steps,
+        MicroBatches(corpus.directory, config.seed, layout, first_position=progress.samples),
+        steps=config.steps - progress.step,
         workers=config.data.workers,
         prefetch=config.data.prefetch,
         pin_memory=process.device.type == "cuda",
@@ -136,19 +137,23 @@ def resume(config: TrainConfig, folder: Path, corpus: Corpus, process: Process) 
     if found is None:
         return None
     snapshot = checkpoint.load(found)
-    expected = {
-        "manifest_sha256": corpus.sha256,
-        "tokenizer_fingerprint": corpus.manifest.tokenizer.fingerprint,
-        "seed": config.seed,
-        "global_batch_size": config.global_batch_size,
-    }
-    for key, now in expected.items():
-        then = getattr(snapshot.state, key)
-        if then != now:
-            raise UserError(
-                f"{found}: was trained with {key}={then}, now it is {now}: other samples would follow; "
-                "restore it, or name another run"
-            )
+    facts = corpus.manifest.tokenizer
+    if snapshot.state.tokenizer_fingerprint != facts.fingerprint:
+        raise UserError(
+            f"{found}: was trained with tokenizer {snapshot.state.tokenizer_fingerprint}, {corpus.directory} was "
+            f"prepared with {facts.fingerprint}: ids would mean other words; prepare with tokenizer.path="
+            f"{folder.parent / 'tokenizer'}"
+        )
+    then = snapshot.state
+    now = {"data": corpus.sha256, "seed": config.seed, "global_batch_size": config.global_batch_size}
+    before = {"data": then.manifest_sha256, "seed": then.seed, "global_batch_size": then.global_batch_size}
+    for name in RESUME_CHECKS:
+        if before[name] == now[name]:
+            continue
+        change = f"{found}: was trained with {name}={before[name]}, now it is {now[name]}"
+        if name not in config.resume.allow:
+            raise UserError(f"{change}: other samples would follow; restore it, or add resume.allow=[{name}]")
+        say(process, f"warning: {change}; going on from position {then.samples} as resume.allow says")
     return snapshot
 
 
@@ -157,9 +162,12 @@ def build_engine(
 ) -> tuple[Engine, int]:
     """The sharded model with the checkpoint's state in it, and the rows of its embedding matrix."""
     torch.manual_seed(config.seed)
-    module = PackedBert(config.model, corpus.manifest.tokenizer, max_len=corpus.manifest.max_len)
+    facts = corpus.manifest.tokenizer
+    module = PackedBert(config.model, facts, max_len=corpus.manifest.max_len)
     if snapshot:
         module.load_weights(snapshot.weights)
+    elif config.init_from:
+        say(process, initialize(module, config.init_from, facts))
     engine = Engine(module, config, process)
     if snapshot:
         engine.load_full_state(

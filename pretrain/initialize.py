@@ -1,0 +1,80 @@
+"""`init_from=`: a new run from the weights of an earlier one, or of any Hugging Face BERT.
+
+Weights only: step 0, a fresh optimizer and the run's own schedule. So phase 2 at 512 follows phase 1 at 128, and a
+public BERT is pretrained further on a corpus prepared with its tokenizer.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, BertForPreTraining
+
+from data_prep.errors import UserError
+from data_prep.manifest import TokenizerFacts
+from data_prep.tokenizer import load_tokenizer
+from pretrain import checkpoint
+from pretrain.model import PackedBert
+
+_POSITIONS = "bert.embeddings.position_embeddings.weight"
+_PER_TOKEN = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
+
+
+def initialize(module: PackedBert, source: str, facts: TokenizerFacts) -> str:
+    """Fill `module` from `source` (run, checkpoint or Hugging Face directory, or a hub name); say what was done.
+
+    Rows of the vocabulary are matched by id, padding rows apart. Position embeddings beyond the source's keep their
+    fresh values; positions beyond the model's are left out. Raises `UserError` where the tokenizer, a name or any other
+    shape differs.
+    """
+    weights, fingerprint = _read(source)
+    if fingerprint != facts.fingerprint:
+        raise UserError(
+            f"init_from={source}: its tokenizer is {fingerprint[:12]}…, the corpus was prepared with "
+            f"{facts.fingerprint[:12]}…: ids would mean other words; prepare with tokenizer.path={source}"
+        )
+    notes = [f"weights from {source}"]
+    own = dict(module.hf.named_parameters())
+    if missing := sorted(own.keys() - weights.keys()):
+        raise UserError(f"init_from={source}: has no {missing[0]}; it is not a BERT of this kind")
+    for name, parameter in own.items():
+        given, target = weights[name], parameter.data
+        if name in _PER_TOKEN:
+            given, target = given[: facts.vocab_size], target[: facts.vocab_size]
+        elif name == _POSITIONS and len(given) != len(target):
+            rows = min(len(given), len(target))
+            notes.append(f"{rows} of {len(target)} positions from it")
+            given, target = given[:rows], target[:rows]
+        if given.shape != target.shape:
+            raise UserError(
+                f"init_from={source}: its {name} is {list(given.shape)}, this model's {list(target.shape)}; "
+                "choose the model options of the source"
+            )
+        target.copy_(given)
+    return ", ".join(notes)
+
+
+def _read(source: str) -> tuple[Mapping[str, Tensor], str]:
+    """(weights by name, tokenizer fingerprint)."""
+    path = Path(source)
+    found = path
+    if (path / "checkpoints").is_dir():
+        newest = checkpoint.newest_verified(path / "checkpoints", lambda _: None)
+        if newest is None:
+            raise UserError(f"init_from={source}: has no checkpoint that verifies")
+        found = newest
+    if (found / "state.json").is_file():
+        if faults := checkpoint.verify(found):
+            raise UserError(f"init_from={found}: damaged ({faults[0]}); choose another checkpoint")
+        snapshot = checkpoint.load(found)
+        return snapshot.weights, snapshot.state.tokenizer_fingerprint
+    try:
+        model = BertForPreTraining.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        tokenizer = path if path.is_dir() else Path(AutoTokenizer.from_pretrained(source).vocab_file).parent
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"init_from={source}: neither a run, a checkpoint nor a Hugging Face BERT ({reason})"
+        ) from error
+    return dict(model.named_parameters()), load_tokenizer(tokenizer).facts.fingerprint
