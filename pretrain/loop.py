@@ -86,6 +86,7 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     if saved != progress.step:
         save(run)
     run.writer.close()
+    run.process.barrier()  # the launcher kills the others 30 s after the first rank that leaves with an exit code
     return outcome
 
 
