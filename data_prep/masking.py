@@ -75,9 +75,8 @@ def draw_masks(
     keys_N = sample_keys(masking.seed, draw, sample_ids_N)
     width = int(total_N.max())
 
-    with np.errstate(over="ignore"):
-        counters_L = np.arange(1, width + 1, dtype=np.uint64) * _GOLDEN
-        hashes_NxL = _mix(keys_N[:, None] + counters_L[None, :])
+    counters_L = np.arange(1, width + 1, dtype=np.uint64) * _GOLDEN
+    hashes_NxL = mix64(keys_N[:, None] + counters_L[None, :])
     # The position rides in the low bits: one sort gives the order of the hashes and where they were.
     positions_L = np.arange(width, dtype=np.uint64)
     ranked_NxL = (hashes_NxL & ~np.uint64(0xFFFF)) | positions_L[None, :]
@@ -101,17 +100,15 @@ def draw_masks(
     sample_M = np.repeat(rows, counts_N)
     starts_N = np.cumsum(total_N) - total_N
     originals_M = tokens_T[starts_N[sample_M] + positions_M].astype(np.uint32)
-    with np.errstate(over="ignore"):
-        fate_M = _mix(_mix(keys_N[sample_M] ^ _GOLDEN) + positions_M.astype(np.uint64) * _GOLDEN)
+    fate_M = mix64(mix64(keys_N[sample_M] ^ _GOLDEN) + positions_M.astype(np.uint64) * _GOLDEN)
     return Masks(counts_N.astype(np.uint16), positions_M, _shown(originals_M, fate_M, vocabulary))
 
 
 def sample_keys(seed: int, draw: int, sample_ids_N: U64) -> U64:
     """One 64-bit key per sample: everything random about the sample in this draw follows from it."""
-    with np.errstate(over="ignore"):
-        base = _mix(np.asarray([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GOLDEN)
-        base = _mix(base + np.uint64(draw) * _GOLDEN)
-        return _mix(base + _mix(sample_ids_N.astype(np.uint64) + _GOLDEN))
+    base = mix64(np.asarray([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GOLDEN)
+    base = mix64(base + np.asarray([draw], dtype=np.uint64) * _GOLDEN)
+    return mix64(base + mix64(sample_ids_N.astype(np.uint64) + _GOLDEN))
 
 
 def _shown(originals_M: U32, fate_M: U64, vocabulary: MaskVocabulary) -> U32:
@@ -130,8 +127,11 @@ def _shown(originals_M: U32, fate_M: U64, vocabulary: MaskVocabulary) -> U32:
     return shown_M
 
 
-def _mix(x: U64) -> U64:
-    """The splitmix64 finalizer: a bijection of 64-bit words whose output bits all depend on all input bits."""
+def mix64(x: U64) -> U64:
+    """The splitmix64 finalizer: a bijection of 64-bit words whose output bits all depend on all input bits.
+
+    Products wrap around, which numpy does silently for arrays.
+    """
     x = x ^ (x >> np.uint64(30))
     x = x * np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

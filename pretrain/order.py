@@ -6,16 +6,19 @@ Arbitrary Finite Domains", CT-RSA 2002). A perfect global shuffle in O(1) memory
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.masking import mix64
+
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 _ROUNDS = 4
-_GOLDEN = 0x9E3779B97F4A7C15
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Place(NamedTuple):
@@ -68,29 +71,20 @@ def micro_batch_positions(
     return np.arange(first, first + micro_batch_size, dtype=np.int64)
 
 
-def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
-    state = np.asarray([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
+@lru_cache(maxsize=64)
+def _round_keys(seed: int, epoch: int) -> tuple[np.uint64, ...]:
+    state = mix64(np.asarray([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GOLDEN)
+    state = mix64(state ^ mix64(np.asarray([epoch], dtype=np.uint64) + _GOLDEN))
     keys = []
-    with np.errstate(over="ignore"):
-        state = _mix(state + np.uint64(_GOLDEN))
-        state = _mix(state ^ _mix(np.asarray([epoch], dtype=np.uint64) + np.uint64(_GOLDEN)))
-        for _ in range(_ROUNDS):
-            state = _mix(state + np.uint64(_GOLDEN))
-            keys.append(state[0])
-    return keys
+    for _ in range(_ROUNDS):
+        state = mix64(state + _GOLDEN)
+        keys.append(state[0])
+    return tuple(keys)
 
 
 def _feistel(values: U64, half: np.uint64, keys: Sequence[np.uint64]) -> U64:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        left, right = right, left ^ (mix64(right ^ key) & mask)
     return (left << half) | right
-
-
-def _mix(x: U64) -> U64:
-    """The splitmix64 finalizer."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
