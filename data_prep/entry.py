@@ -41,7 +41,7 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
     codes: list[int] = []
 
-    @hydra.main(version_base=_HYDRA, config_path=f"pkg://{_CONF}", config_name=config_name)
+    @hydra.main(version_base=_HYDRA, config_path=f"pkg://{_root(schema)}", config_name=config_name)
     def task(config: DictConfig) -> None:
         codes.append(guarded(lambda: main(_typed(config, schema)), schema))
 
@@ -53,7 +53,7 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
 
 def compose(config_name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
     """The typed configuration that these command-line overrides give, without running anything."""
-    return _typed(_composed(config_name, overrides), schema)
+    return _typed(_composed(config_name, schema, overrides), schema)
 
 
 def typed(values: Mapping[str, Any], schema: type[C]) -> C:
@@ -63,7 +63,7 @@ def typed(values: Mapping[str, Any], schema: type[C]) -> C:
 
 def help_text(config_name: str, schema: type[Any]) -> str:
     """Groups with their options, then every key with its default and meaning."""
-    defaults = _composed(config_name, ())
+    defaults = _composed(config_name, schema, ())
     command = {"prep": "python -m data_prep", "train": "deepspeed pretrain/train.py"}.get(
         config_name, f"python -m {config_name}"
     )
@@ -74,7 +74,9 @@ def help_text(config_name: str, schema: type[Any]) -> str:
     for key, text in _keys(schema):
         if text:
             value = OmegaConf.select(defaults, key, throw_on_missing=False)
-            shown = "required" if OmegaConf.is_missing(defaults, key) else "null" if value is None else str(value)
+            parent, _, leaf = key.rpartition(".")
+            missing = OmegaConf.is_missing(OmegaConf.select(defaults, parent) if parent else defaults, leaf)
+            shown = "required" if missing else "null" if value is None else str(value)
             lines.append(f"  {key:28} {text} [{shown}]")
     lines += [
         "",
@@ -105,9 +107,19 @@ def _complain(message: str, *, everywhere: bool = False) -> None:
         print(f"error: {message}" if rank == "0" else f"error: rank {rank}: {message}", file=sys.stderr, flush=True)
 
 
-def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def _root(schema: type[Any]) -> str:
+    """The package of YAML that the command of `schema` composes from: `conf`, or a folder of its own within.
+
+    A package gets its own where one of its keys (`model=<directory>` of finetune) is a group for the others: Hydra
+    takes any key that is the name of a folder for the choice of an option.
+    """
+    own = schema.__module__.partition(".")[0]
+    return f"{_CONF}.{own}" if resources.files(_CONF).joinpath(own).is_dir() else _CONF
+
+
+def _composed(config_name: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_module(config_module=_CONF, version_base=_HYDRA):
+    with hydra.initialize_config_module(config_module=_root(schema), version_base=_HYDRA):
         return hydra.compose(config_name, overrides=list(overrides))
 
 
@@ -191,7 +203,7 @@ def _groups(schema: type[Any]) -> dict[str, list[str]]:
     """Config groups of this schema's top-level fields, and `recipe`, with the options that `conf/` offers."""
     found: dict[str, list[str]] = {}
     for name in [field.name for field in dataclasses.fields(schema)] + ["recipe"]:
-        folder = resources.files(_CONF).joinpath(name)
+        folder = resources.files(_root(schema)).joinpath(name)
         if folder.is_dir():
             found[name] = sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
     return found

@@ -1,0 +1,258 @@
+"""`python -m launch.demo`: the whole of Cloze on this machine in minutes, as `make demo` runs it.
+
+Docstrings -> shards -> verified -> pretrained -> held-out evaluation -> Hugging Face model -> predictions -> report.
+Every step is a command that a user could type; this module prints and runs them, and at the end holds the model against
+what guessing would reach. Run again, it goes on where it stopped.
+"""
+
+import argparse
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep import entry
+from data_prep.errors import ExitCode, TrainingError, UserError
+from data_prep.manifest import NAME as MANIFEST_NAME
+from data_prep.manifest import VAL, read_manifest
+from data_prep.shards import Split
+from launch.command import this_machine
+from pretrain.config import TrainConfig
+from pretrain.report import REPORT_NAME, duration, read_metrics, write_report
+from pretrain.telemetry import METRICS_NAME
+
+SENTENCES = (
+    "Return a new [MASK] with the same values.",
+    "If the file does not exist, an [MASK] is raised.",
+    "The default [MASK] is None.",
+    "This [MASK] should not be called directly.",
+    "The number of [MASK] in the input array.",
+)
+_GUESSES = 3  # shown for each [MASK]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sizes of the demo on one kind of machine."""
+
+    prep: tuple[str, ...]
+    train: tuple[str, ...]
+    mlm_margin: float  # nats that the held-out MLM loss must lie below guessing by token frequency
+    nsp_margin: float  # how far held-out NSP accuracy must lie above always saying the more frequent label
+
+
+ON_CPU = Plan(
+    prep=("max_len=64", "tokenizer.vocab_size=8192", "val_fraction=0.02"),
+    train=(
+        *("model=mini", "model.dropout=0", "model.attention_dropout=0", "precision=fp32"),
+        *("global_batch_size=64", "micro_batch_size=32", "steps=1200", "optim.lr=1e-3", "schedule.warmup_fraction=0.1"),
+        *("log.every=20", "eval.every=300", "eval.max_samples=2000", "checkpoint.every=400"),
+    ),
+    mlm_margin=1.0,
+    nsp_margin=0.05,
+)
+ON_GPU = Plan(
+    prep=("max_len=128", "tokenizer.vocab_size=16384", "val_fraction=0.02", "passes=4"),
+    train=(
+        *("model=base", "precision=bf16", "global_batch_size=512", "micro_batch_size=64", "steps=2000"),
+        *("optim.lr=4e-4", "schedule.warmup_fraction=0.1"),
+        *("log.every=20", "eval.every=500", "eval.max_samples=4000", "checkpoint.every=1000"),
+    ),
+    mlm_margin=1.0,
+    nsp_margin=0.05,
+)
+
+
+class Paths(NamedTuple):
+    """Where the demo keeps what it makes, relative to the working directory."""
+
+    shards: Path = Path("shards/demo")
+    run: Path = Path("runs/demo")
+    model: Path = Path("out/demo")
+
+
+class Yardstick(NamedTuple):
+    """What guessing reaches on the held-out samples: the best that no reading of the text can beat."""
+
+    mlm_loss: float  # entropy of the masked tokens' own frequencies, nats
+    mlm_accuracy: float  # share of the most frequent of them
+    nsp_accuracy: float  # share of the more frequent label
+
+
+def yardstick(corpus: Path, max_samples: int) -> Yardstick:
+    """Guessing, on the first `max_samples` held-out samples (0: all) and their first draw of masks."""
+    manifest = read_manifest(corpus)
+    split = Split(corpus, manifest, VAL)
+    count = min(len(split), max_samples or len(split))
+    samples = split.gather(np.arange(count, dtype=np.int64), 0)
+    if not count or samples.masks is None:
+        raise UserError(f"{corpus}: has no held-out samples with masks; prepare it with val_fraction and baked_draws")
+    starts_N = np.concatenate([[0], np.cumsum(samples.lengths_Nx2[:-1, 1], dtype=np.int64)])
+    masked_M = np.repeat(starts_N, samples.masks.counts_N) + samples.masks.positions_M
+    counts_V = np.bincount(samples.tokens_T[masked_M])
+    shares = counts_V[counts_V > 0] / counts_V.sum()
+    random_next = float(samples.random_next_N.mean())
+    return Yardstick(
+        mlm_loss=float(-(shares * np.log(shares)).sum()),
+        mlm_accuracy=float(shares.max()),
+        nsp_accuracy=max(random_next, 1 - random_next),
+    )
+
+
+def fill_masks(model: Path, sentences: Sequence[str], guesses: int) -> list[list[tuple[str, float]]]:
+    """For each sentence the most probable words at its [MASK], with their probabilities."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForMaskedLM.from_pretrained(model).eval()
+    encoded = tokenizer(list(sentences), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = network(**encoded).logits[encoded.input_ids == tokenizer.mask_token_id]
+    top = logits.float().softmax(-1).topk(guesses)
+    return [
+        [(tokenizer.convert_ids_to_tokens(token), probability) for token, probability in zip(*row, strict=True)]
+        for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def last_evaluation(run: Path) -> dict[str, float]:
+    """The newest held-out evaluation of a run. Raises `UserError` if there is none."""
+    for row in reversed(read_metrics(run / METRICS_NAME)):
+        if "eval/mlm_loss" in row:
+            return {name: value for name, value in row.items() if name.startswith("eval/")}
+    raise UserError(f"{run / METRICS_NAME}: holds no evaluation; start over with  make demo DEMO=--fresh")
+
+
+class Demo:
+    """Runs the steps one after another and keeps their times."""
+
+    def __init__(self, plan: Plan, overrides: Sequence[str], paths: Paths) -> None:
+        self._plan, self._overrides, self._paths = plan, tuple(overrides), paths
+        self._seconds: list[tuple[str, float]] = []
+
+    def run(self) -> int:
+        """All steps; the exit code of the first that fails."""
+        plan, paths = self._plan, self._paths
+        train = (f"data.path={paths.shards}", f"run={paths.run.name}", f"runs_root={paths.run.parent}", "zero=1")
+        steps: list[tuple[str, tuple[str, ...]]] = [
+            ("prepare docstrings as shards", ("data_prep", "source=docstrings", f"out={paths.shards}", *plan.prep)),
+            ("verify the shards", ("data_prep.verify", str(paths.shards))),
+            ("pretrain with DeepSpeed ZeRO-1", ("launch", *train, *plan.train, *self._overrides)),
+            ("export to Hugging Face", ("pretrain.export", str(paths.run), str(paths.model), "--force")),
+        ]
+        if (paths.shards / MANIFEST_NAME).exists():
+            print(f"\n{paths.shards} is prepared already (--fresh starts over)")
+            del steps[0]
+        for title, command in steps:
+            code = self._step(title, command)
+            if code:
+                print(f"\ndemo: stopped: {title}: exit code {code}", file=sys.stderr)
+                return code
+        return self._judge()
+
+    def _step(self, title: str, command: Sequence[str]) -> int:
+        number = len(self._seconds) + 1
+        print(f"\n=== {number}. {title}\n$ {shlex.join(['python', '-m', *command])}", flush=True)
+        start = time.monotonic()
+        code = run_child([sys.executable, "-m", *command])
+        self._seconds.append((title, time.monotonic() - start))
+        return code
+
+    def _judge(self) -> int:
+        """Evaluation against the yardstick, predictions, report. Raises `TrainingError` if guessing is as good."""
+        config = entry.compose("train", TrainConfig, ["run=demo", "data.path=x", *self._plan.train, *self._overrides])
+        reached = last_evaluation(self._paths.run)
+        guessing = yardstick(self._paths.shards, config.eval.max_samples)
+        verdict = [
+            ("MLM loss, nats", f"{guessing.mlm_loss:.3f}", f"{reached['eval/mlm_loss']:.3f}"),
+            ("MLM accuracy", f"{guessing.mlm_accuracy:.1%}", f"{reached['eval/mlm_accuracy']:.1%}"),
+            ("NSP accuracy", f"{guessing.nsp_accuracy:.1%}", f"{reached['eval/nsp_accuracy']:.1%}"),
+        ]
+        print(f"\n=== Held-out evaluation\n{'':16}{'guessing':>10}{'model':>10}")
+        for name, guess, value in verdict:
+            print(f"{name:16}{guess:>10}{value:>10}")
+        predictions = list(zip(SENTENCES, fill_masks(self._paths.model, SENTENCES, _GUESSES), strict=True))
+        print("\n=== What the model fills in")
+        for sentence, words in predictions:
+            print(f"{sentence}\n    " + "   ".join(f"{word} {probability:.0%}" for word, probability in words))
+        sections = [
+            ("Held-out, against guessing", _table(("", "guessing by frequency", "model"), verdict)),
+            ("What the model fills in", _table(("sentence", "guesses"), [(s, _guessed(w)) for s, w in predictions])),
+        ]
+        report = write_report([self._paths.run], self._paths.run / REPORT_NAME, sections)
+        print("\n=== Done")
+        for title, seconds in self._seconds:
+            print(f"{title:32}{duration(seconds):>14}")
+        print(f"model   {self._paths.model}\nreport  {report}", flush=True)
+        return self._passed(reached, guessing)
+
+    def _passed(self, reached: dict[str, float], guessing: Yardstick) -> int:
+        faults = []
+        if not reached["eval/mlm_loss"] <= guessing.mlm_loss - self._plan.mlm_margin:
+            faults.append(f"held-out MLM loss is not {self._plan.mlm_margin} nats below guessing")
+        if not reached["eval/nsp_accuracy"] >= guessing.nsp_accuracy + self._plan.nsp_margin:
+            faults.append(f"held-out NSP accuracy is not {self._plan.nsp_margin:.0%} above guessing")
+        if faults:
+            raise TrainingError(f"{self._paths.run}: {' and '.join(faults)}; see {self._paths.run / REPORT_NAME}")
+        return ExitCode.OK
+
+
+def _guessed(words: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{word} {probability:.0%}" for word, probability in words)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run a command to its end. Ctrl-C reaches it from the terminal, SIGTERM is handed on; both are its to answer."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:
+
+        def hand_on(number: int, frame: FrameType | None) -> None:
+            del frame
+            child.send_signal(number)
+
+        before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGTERM, hand_on)
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGINT, before[0])
+            signal.signal(signal.SIGTERM, before[1])
+    return code if code >= 0 else 128 - code
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.demo", description="Text to shards to pretraining to a Hugging Face model, in minutes."
+    )
+    parser.add_argument("--fresh", action="store_true", help="first remove what an earlier demo made")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="training overrides, such as steps=300")
+    options = parser.parse_args(arguments)
+    paths = Paths()
+    if options.fresh:
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
+    machine = this_machine()
+    plan = ON_GPU if machine.gpus else ON_CPU
+    print(f"demo on {len(machine.gpus)} GPU(s)" if machine.gpus else f"demo on {machine.cpus} CPU core(s)", flush=True)
+    return Demo(plan, options.overrides, paths).run()
+
+
+if __name__ == "__main__":
+    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig))
