@@ -40,7 +40,11 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = doc("corpus directory made by `python -m data_prep`")
+    path: str = doc("corpus made by `python -m data_prep`: a directory, or an fsspec URL (s3://, gs://, https://)")
+    cache_dir: str | None = doc(
+        "copy the corpus here first, once per node; needed for URLs, good for slow file systems"
+    )
+    cache_gib: float = doc("largest size of data.cache_dir, GiB; corpora used longest ago make room")
     workers: int = doc("loader processes per rank; 0 loads in the training process")
     prefetch: int = doc("micro-batches that each worker keeps ready")
 

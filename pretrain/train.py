@@ -19,6 +19,7 @@ import yaml
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from pretrain import checkpoint, dist
+from pretrain.cache import local_corpus
 from pretrain.checkpoint import Snapshot
 from pretrain.config import RESUME_CHECKS, TrainConfig, accumulation_steps
 from pretrain.dist import Process
@@ -41,7 +42,7 @@ def main(config: TrainConfig) -> int:
     code: int = ExitCode.FAILED
     try:
         accumulation_steps(config.global_batch_size, config.micro_batch_size, process.world_size)
-        corpus = Corpus(Path(config.data.path))
+        corpus = Corpus(local_corpus(config.data.path, config.data.cache_dir, config.data.cache_gib))
         path = Path(config.runs_root) / config.run
         directory = process.here_on_main(lambda: RunDirectory(path))
         code = run(config, path, directory, corpus, process, stop, progress)
