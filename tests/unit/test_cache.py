@@ -52,7 +52,7 @@ def test_local_directory_is_read_in_place(corpus: Path) -> None:
 
 
 def test_a_url_needs_a_cache() -> None:
-    with pytest.raises(UserError, match="data.cache_dir"):
+    with pytest.raises(UserError, match=r"data\.cache_dir"):
         local_corpus("s3://bucket/corpus", None, 1)
 
 
