@@ -10,6 +10,7 @@ import hashlib
 import io
 import mmap
 import os
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,11 @@ BLOCK_SAMPLES = 256
 _SAMPLE_BITS = 32  # sample id = (shard id << 32) | index in shard
 _TAR_BLOCK = 512
 _MASK_MEMBERS = ("mask_counts", "mask_positions", "mask_tokens")
+_NPY_HEADER = re.compile(  # numpy's own parser evaluates Python, and can fail in more ways than it says
+    rb"\x93NUMPY\x01\x00(?P<size>..)"
+    rb"(?P<text>\{'descr': '(?P<dtype>[<>=|A-Za-z0-9]+)', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]*)\), \} *\n)",
+    re.DOTALL,
+)
 
 
 class Block(NamedTuple):
@@ -201,7 +207,7 @@ def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
             raise ValueError("its members bear different keys")
         key, size = this_key, int(header[124:136].strip(b" \0") or b"0", 8)
         start = position + _TAR_BLOCK
-        if start + size > len(data):
+        if not 0 <= size <= len(data) - start:
             raise ValueError("a member reaches past the block")
         yield name[:-4].decode("ascii", "replace"), data[start : start + size]
         position = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
@@ -210,13 +216,14 @@ def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
 def _array(members: dict[str, memoryview], name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """The member as a view. dtype, shape and size are checked before anything is allocated; nothing is unpickled."""
     payload = members[name]
-    header = io.BytesIO(payload[:256])
-    if np.lib.format.read_magic(header) != (1, 0):
-        raise ValueError(f"{name}: not version 1.0 of the npy format")
-    found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(header)
-    if found_dtype != dtype or found_shape != shape or fortran:
-        raise ValueError(f"{name}: {found_dtype}{found_shape} where {dtype}{shape} belongs")
-    body = payload[header.tell() :]
+    header = _NPY_HEADER.match(payload[:256])
+    if not header or int.from_bytes(header["size"], "little") != len(header["text"]):
+        raise ValueError(f"{name}: not an array in version 1.0 of the npy format")
+    found_dtype = header["dtype"].decode("ascii", "replace")
+    found_shape = tuple(int(axis) for axis in header["shape"].split(b",") if axis)
+    if found_dtype != dtype.str or found_shape != shape:
+        raise ValueError(f"{name}: {found_dtype}{found_shape} where {dtype.str}{shape} belongs")
+    body = payload[header.end() :]
     if len(body) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
         raise ValueError(f"{name}: {len(body)} bytes do not hold {dtype}{shape}")
     return np.frombuffer(body, dtype).reshape(shape)
