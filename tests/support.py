@@ -1,0 +1,342 @@
+"""What several test modules need: small corpora, and training runs as operating-system processes."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.manifest import VAL, Manifest, ShardEntry, SplitStatistics, TokenizerFacts, pass_name, write_manifest
+from data_prep.masking import Masking, draw_masks
+from data_prep.shards import Block, sample_ids, token_dtype, write_shard
+
+ROOT = Path(__file__).resolve().parents[1]
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = range(5)
+
+
+def tokenizer_facts(vocab_size: int) -> TokenizerFacts:
+    return TokenizerFacts(
+        fingerprint=f"{vocab_size:064x}",
+        vocab_size=vocab_size,
+        pad_id=PAD,
+        unk_id=UNK,
+        cls_id=CLS,
+        sep_id=SEP,
+        mask_id=MASK,
+    )
+
+
+def random_block(
+    rng: random.Random,
+    *,
+    samples: int,
+    max_len: int,
+    vocab_size: int,
+    objective: str = "nsp",
+    shard_id: int = 0,
+    start: int = 0,
+    masking: Masking | None = None,
+    baked_draws: int = 0,
+) -> Block:
+    """Samples that can be learned: a segment counts upwards in steps of 1, 2 or 3, and a true next one counts on."""
+    ordinary = vocab_size - len(SPECIALS)
+    rows, lengths, labels = [], [], []
+    for _ in range(samples):
+        total = rng.randint(6, max_len)
+        value, stride = rng.randrange(ordinary), rng.choice((1, 2, 3))
+        if objective == "none":
+            first, label = total, 0
+        else:
+            first, label = rng.randint(3, total - 2), rng.randrange(2)
+        row = [CLS]
+        for position in range(1, total):
+            if position in (first - 1, total - 1):
+                row.append(SEP)
+                if label and position == first - 1:
+                    value, stride = rng.randrange(ordinary), rng.choice((1, 2, 3))
+            else:
+                row.append(len(SPECIALS) + value)
+                value = (value + stride) % ordinary
+        rows += row
+        lengths.append((first, total))
+        labels.append(label)
+    tokens_T = np.asarray(rows, dtype=token_dtype(vocab_size))
+    lengths_Nx2 = np.asarray(lengths, dtype=np.uint16).reshape(-1, 2)
+    masks = tuple(
+        draw_masks(
+            tokens_T,
+            lengths_Nx2,
+            sample_ids(shard_id, start, samples),
+            draw,
+            masking or default_masking(),
+            tokenizer_facts(vocab_size).mask_vocabulary,
+        )
+        for draw in range(baked_draws)
+    )
+    return Block(tokens_T, lengths_Nx2, np.asarray(labels, dtype=np.uint8), masks)
+
+
+def default_masking(**changes: Any) -> Masking:
+    return Masking(**({"strategy": "token", "probability": 0.15, "max_predictions": 20, "seed": 7} | changes))
+
+
+def make_corpus(
+    path: Path,
+    *,
+    samples: int = 300,
+    max_len: int = 24,
+    vocab_size: int = 61,
+    passes: int = 1,
+    val: int = 37,
+    baked_draws: int = 1,
+    objective: str = "nsp",
+    seed: int = 3,
+    shards_per_split: int = 2,
+    samples_per_block: int = 32,
+    masking: Masking | None = None,
+) -> Manifest:
+    """A valid corpus of `samples` samples a pass (and `val` held out), through the product's own writers.
+
+    `tokenizer/vocab.txt` has a word for every id.
+    """
+    rng = random.Random(seed)
+    masking = masking or default_masking()
+    entries: list[ShardEntry] = []
+    splits: dict[str, SplitStatistics] = {}
+    for split, count in [*((pass_name(p), samples) for p in range(passes)), (VAL, val)]:
+        if not count and split == VAL:
+            continue
+        (path / split).mkdir(parents=True)
+        histogram = np.zeros(max_len + 1, np.int64)
+        random_next = 0
+        for number in range(shards_per_split):
+            share = count // shards_per_split + (number < count % shards_per_split)
+            shard_id = len(entries)
+            starts = range(0, share, samples_per_block)
+            blocks = [
+                random_block(
+                    rng,
+                    samples=min(samples_per_block, share - start),
+                    max_len=max_len,
+                    vocab_size=vocab_size,
+                    objective=objective,
+                    shard_id=shard_id,
+                    start=start,
+                    masking=masking,
+                    baked_draws=baked_draws,
+                )
+                for start in starts
+            ]
+            name = f"{number:06d}.tar"
+            entries.append(write_shard(path / split / name, shard_id=shard_id, split=split, name=name, blocks=blocks))
+            for block in blocks:
+                histogram += np.bincount(block.lengths_Nx2[:, 1], minlength=max_len + 1)
+                random_next += int(block.random_next_N.sum())
+        mine = [entry for entry in entries if entry.split == split]
+        splits[split] = SplitStatistics(
+            samples=count,
+            tokens=sum(entry.tokens for entry in mine),
+            random_next=random_next,
+            length_histogram=tuple(histogram.tolist()),
+        )
+    manifest = Manifest(
+        tokenizer=tokenizer_facts(vocab_size),
+        max_len=max_len,
+        objective=objective,
+        masking=masking,
+        baked_draws=baked_draws,
+        seed=seed,
+        passes=passes,
+        source={"kind": "test"},
+        documents={"read": samples, "kept": samples, "dropped": {}, "bytes": 0},
+        splits=splits,
+        shards=tuple(entries),
+    )
+    (path / "tokenizer").mkdir()
+    words = [*SPECIALS, *(f"w{i}" for i in range(len(SPECIALS), vocab_size))]
+    (path / "tokenizer" / "vocab.txt").write_text("\n".join(words) + "\n")
+    write_manifest(path, manifest)
+    return manifest
+
+
+# Training runs
+
+TINY = (
+    "model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "model.max_positions=64", "model.dropout=0",
+    "model.attention_dropout=0", "precision=fp32", "global_batch_size=16", "micro_batch_size=4", "steps=6",
+    "optim.lr=0.003", "schedule.warmup_fraction=0.2", "data.workers=0", "log.every=1", "eval.every=0",
+    "checkpoint.every=0", "watchdog.seconds=100", "wandb.mode=disabled",
+)  # fmt: skip
+"""A run of half a second in fp32 without dropout; later overrides win."""
+
+GRACE_SECONDS = 20.0  # how long ranks may outlive one that failed, as under a launcher
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training run ended."""
+
+    codes: tuple[int, ...]  # of every rank; negative: the signal that killed it
+    stderrs: tuple[str, ...]
+    metrics: list[dict[str, Any]]  # metrics.jsonl
+    run: Path
+
+    @property
+    def code(self) -> int:
+        return self.codes[0]
+
+    @property
+    def stderr(self) -> str:
+        return self.stderrs[0]
+
+    @property
+    def errors(self) -> list[str]:
+        """The `error:` lines of all ranks."""
+        return [line for text in self.stderrs for line in text.splitlines() if line.startswith("error:")]
+
+    def series(self, key: str) -> list[float]:
+        return [line[key] for line in self.metrics if key in line]
+
+
+class Job:
+    """The processes of one run, each the leader of a session of its own."""
+
+    def __init__(self, pids: Sequence[int], logs: Path, run: Path) -> None:
+        self.pids, self.logs, self.run = tuple(pids), logs, run
+
+    def codes(self) -> list[int | None]:
+        paths = [self.logs / f"code-{rank}" for rank in range(len(self.pids))]
+        return [int(path.read_text()) if path.exists() else None for path in paths]
+
+    def signal(self, rank: int, number: int) -> None:
+        os.kill(self.pids[rank], number)
+
+    def wait(self, timeout: float = 90.0) -> Result:
+        """Wait for all ranks. What outlives the time-out, or a failed rank by `GRACE_SECONDS`, is killed."""
+        end = time.monotonic() + timeout
+        while None in (codes := self.codes()) and time.monotonic() < end:
+            if any(code not in (None, 0, 75) for code in codes):
+                end = min(end, time.monotonic() + GRACE_SECONDS)
+                while None in self.codes() and time.monotonic() < end:
+                    time.sleep(0.02)
+                break
+            time.sleep(0.02)
+        self.kill()
+        stderrs = tuple((self.logs / f"stderr-{rank}").read_text() for rank in range(len(self.pids)))
+        found = tuple(code for code in self.codes() if code is not None)
+        return Result(found, stderrs, read_metrics(self.run), self.run)
+
+    def wait_for(self, step: int, timeout: float = 60.0) -> None:
+        """Wait until metrics.jsonl tells of this step."""
+        end = time.monotonic() + timeout
+        while not any(line["step"] >= step for line in read_metrics(self.run)):
+            assert time.monotonic() < end, self.logs.joinpath("stderr-0").read_text()
+            assert self.codes()[0] is None, self.logs.joinpath("stderr-0").read_text()
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL to the sessions of ranks that live."""
+        for pid, code in zip(self.pids, self.codes(), strict=True):
+            if code is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+        end = time.monotonic() + 10
+        while None in self.codes():
+            assert time.monotonic() < end, "a killed process is still there"
+            time.sleep(0.01)
+
+
+class Trainer:
+    """Starts runs on `pretrain.train` through a fork server (fork_server.py): a rank is up in 0.1 s, not in 5."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment() | {"DS_ACCELERATOR": "cpu"},  # it is imported before it can be told by the engine
+            start_new_session=True,
+        )
+
+    def start(
+        self, *overrides: str, ranks: int = 1, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Job:
+        """Start a run. Overrides come after `TINY`; `runs_root` is the current directory unless given."""
+        self._count += 1
+        logs = self._folder / f"job-{self._count}"
+        logs.mkdir()
+        argv = [*TINY, f"runs_root={logs}", "run=run", *overrides]
+        values = dict(argument.split("=", 1) for argument in argv if "=" in argument)
+        port = free_port()
+        pids = []
+        for rank in range(ranks):
+            request = {
+                "argv": argv,
+                "env": environment() | rank_environment(rank, ranks, port) | dict(env or {}),
+                "cwd": str(cwd or ROOT),
+                "stdout": str(logs / f"stdout-{rank}"),
+                "stderr": str(logs / f"stderr-{rank}"),
+                "code": str(logs / f"code-{rank}"),
+            }
+            assert self._server.stdin
+            assert self._server.stdout
+            self._server.stdin.write((json.dumps(request) + "\n").encode())
+            self._server.stdin.flush()
+            answer = self._server.stdout.readline()
+            assert answer, "the fork server is gone"
+            pids.append(int(answer))
+        return Job(pids, logs, Path(values["runs_root"]) / values["run"])
+
+    def run(self, *overrides: str, ranks: int = 1, timeout: float = 90.0, **options: Any) -> Result:
+        return self.start(*overrides, ranks=ranks, **options).wait(timeout)
+
+    def close(self) -> None:
+        assert self._server.stdin
+        assert self._server.stdout
+        self._server.stdin.close()
+        self._server.wait(10)
+        self._server.stdout.close()
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what a launcher sets, one thread per process."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "WANDB_MODE", "DS_ACCELERATOR")
+    kept = {key: value for key, value in os.environ.items() if key not in names}
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
