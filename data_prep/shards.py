@@ -30,7 +30,8 @@ _TAR_BLOCK = 512
 _MASK_MEMBERS = ("mask_counts", "mask_positions", "mask_tokens")
 _NPY_HEADER = re.compile(  # numpy's own parser evaluates Python, and can fail in more ways than it says
     rb"\x93NUMPY\x01\x00(?P<size>..)"
-    rb"(?P<text>\{'descr': '(?P<dtype>[<>=|A-Za-z0-9]+)', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]*)\), \} *\n)",
+    rb"(?P<text>\{'descr': '(?P<dtype>[<>=|A-Za-z0-9]+)', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[0-9, ]*)\), \} *\n)",
     re.DOTALL,
 )
 
