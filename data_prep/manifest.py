@@ -173,7 +173,7 @@ def _parse(body: Any) -> Manifest:
         passes=_count(body, "passes"),
         source=dict(body["source"]),
         documents=dict(body["documents"]),
-        splits={name: _split(name, value) for name, value in body["splits"].items()},
+        splits={name: _split(name, value) for name, value in dict(body["splits"]).items()},
         shards=tuple(_shard(value) for value in body["shards"]),
     )
     _check(manifest)
@@ -223,6 +223,10 @@ def _check(manifest: Manifest) -> None:
     facts = manifest.tokenizer
     if not all(special < facts.vocab_size for special in facts.special_ids):
         raise ValueError("a special token's id is outside the vocabulary")
+    if facts.vocab_size > 2**31:
+        raise ValueError(f"vocab_size {facts.vocab_size}: token ids have 31 bits")
+    if any(max(shard.id, shard.samples) >= 2**32 for shard in manifest.shards):
+        raise ValueError("a shard's id or count of samples has more than 32 bits")
     if len({shard.id for shard in manifest.shards}) != len(manifest.shards):
         raise ValueError("two shards bear the same id")
     if len({(shard.split, shard.name) for shard in manifest.shards}) != len(manifest.shards):
@@ -231,6 +235,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"max_len {manifest.max_len}")
     if not 0 < manifest.masking.probability <= 1:
         raise ValueError(f"masking.probability {manifest.masking.probability}")
+    if manifest.passes != len(set(manifest.splits) - {VAL}):
+        raise ValueError(f"{manifest.passes} passes, but statistics of {len(set(manifest.splits) - {VAL})}")
     names = {shard.split for shard in manifest.shards} | {pass_name(p) for p in range(manifest.passes)}
     if not names <= set(manifest.splits):
         raise ValueError(f"no statistics for {sorted(names - set(manifest.splits))}")
