@@ -8,6 +8,7 @@ import difflib
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -324,6 +325,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     from deepspeed.ops import __compatible_ops__
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its calls, not the user's
     # Its shared-memory collectives for CPUs would be compiled at start-up, and crash where there is no compiler.
     __compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
