@@ -91,8 +91,9 @@ class OptimConfig:
     max_skipped_steps: int = doc("give up (exit 70) after so many steps in a row with gradients that are not finite")
 
     def __post_init__(self) -> None:
-        for key in ("lr", "eps", "weight_decay", "clip"):
-            _require(getattr(self, key) >= 0, f"optim.{key}={getattr(self, key)}: cannot be negative")
+        _require(self.clip >= 0, f"optim.clip={self.clip}: cannot be negative")
+        for key in ("lr", "eps", "weight_decay"):
+            _require(0 <= getattr(self, key) < math.inf, f"optim.{key}={getattr(self, key)}: must be in [0, infinity)")
         _require(self.max_skipped_steps >= 1, f"optim.max_skipped_steps={self.max_skipped_steps}: must be at least 1")
         for key in ("beta1", "beta2"):
             _require(0 <= getattr(self, key) < 1, f"optim.{key}={getattr(self, key)}: must be in [0, 1)")
@@ -115,7 +116,8 @@ class LossConfig:
     nsp_weight: float = doc("weight of the next-sentence loss")
 
     def __post_init__(self) -> None:
-        _require(min(self.mlm_weight, self.nsp_weight) >= 0, "loss: a weight cannot be negative")
+        for key in ("mlm_weight", "nsp_weight"):
+            _require(0 <= getattr(self, key) < math.inf, f"loss.{key}={getattr(self, key)}: must be in [0, infinity)")
         _require(self.mlm_weight + self.nsp_weight > 0, "loss: both weights are 0, there is nothing to learn")
 
 
@@ -219,7 +221,7 @@ class TrainConfig:
     deepspeed: DeepSpeedConfig
 
     def __post_init__(self) -> None:
-        plain = self.run not in ("", ".", "..") and not set(self.run) & set("/\\\0")
+        plain = self.run not in ("", ".", "..") and not set(self.run) & set("/\\") and self.run.isprintable()
         _require(plain, f"run={self.run!r}: must be a plain name; the directory goes into runs_root")
         _require(self.zero in (0, 1, 2, 3), f"zero={self.zero}: there are stages 0, 1, 2 and 3")
         for key in ("global_batch_size", "micro_batch_size", "steps"):
