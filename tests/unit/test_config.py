@@ -1,0 +1,166 @@
+"""The schema of conf/train.yaml: every option composes, every bad value is one line, batch arithmetic helps."""
+
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import entry
+from data_prep.errors import UserError
+from pretrain.config import Precision, TrainConfig, accumulation_steps
+from pretrain.train import plain
+from tests.support import ROOT
+
+BASE = entry.compose("train", TrainConfig, ["run=r", "data.path=d"])
+OPTIONS = [
+    (group, path.stem)
+    for group in sorted({field.name for field in fields(TrainConfig)} | {"recipe"})
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
+]
+
+
+def changed(**values: Any) -> TrainConfig:
+    """`BASE` with dotted keys replaced (a double underscore is the dot), by the way a saved config.yaml comes in."""
+    tree: dict[str, Any] = plain(asdict(BASE))
+    for name, value in values.items():
+        *parents, leaf = name.split("__")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        assert leaf in node
+        node[leaf] = value
+    return entry.typed(tree, TrainConfig)
+
+
+def test_a_saved_configuration_comes_back() -> None:
+    assert changed() == BASE
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
+    prefix = "+" if group == "recipe" else ""
+    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", f"{prefix}{group}={option}"])
+    if group == "model":
+        assert config.model.name == option
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "hidden"),
+    [("tiny", 2, 128), ("mini", 4, 256), ("small", 4, 512), ("medium", 8, 512), ("base", 12, 768), ("large", 24, 1024)],
+)
+def test_models_have_the_published_sizes(name: str, layers: int, hidden: int) -> None:
+    model = entry.compose("train", TrainConfig, ["run=r", "data.path=d", f"model={name}"]).model
+    assert (model.num_layers, model.hidden_size) == (layers, hidden)
+    assert (model.num_heads, model.intermediate_size, model.max_positions) == (hidden // 64, 4 * hidden, 512)
+
+
+def test_dropout_of_a_model_is_one_override() -> None:
+    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", "model=tiny", "model.dropout=0.25"])
+    assert config.model.dropout == 0.25
+
+
+NAN, INF = float("nan"), float("inf")
+BAD: list[tuple[str, Any]] = [
+    *(("run", name) for name in ("", ".", "..", "a/b", "../x", "/tmp/x", "a\\b", "a\0b", "a\nb")),
+    *(("seed", value) for value in (-1, 2**63)),
+    *(("zero", value) for value in (-1, 4)),
+    *((key, value) for key in ("global_batch_size", "micro_batch_size", "steps", "stop_at") for value in (0, -3)),
+    ("precision", "fp8"),
+    ("steps", 1.5),
+    ("steps", "many"),
+    ("steps", None),
+    ("data__path", None),
+    ("data__workers", -1),
+    ("data__prefetch", 0),
+    *((f"model__{key}", 0) for key in ("hidden_size", "num_layers", "num_heads", "max_positions", "pad_vocab_to")),
+    ("model__num_heads", 7),
+    *((f"model__{key}", value) for key in ("dropout", "attention_dropout") for value in (-0.1, 1.0, NAN)),
+    *((f"optim__{key}", value) for key in ("lr", "eps", "weight_decay", "clip") for value in (-1e-9, NAN)),
+    *((f"optim__{key}", INF) for key in ("lr", "eps", "weight_decay")),
+    *((f"optim__{key}", value) for key in ("beta1", "beta2") for value in (-0.1, 1.0, NAN)),
+    ("optim__max_skipped_steps", 0),
+    ("optim__kind", "sgd"),
+    *((f"schedule__{key}", v) for key in ("warmup_fraction", "final_fraction") for v in (-0.1, 1.1, NAN)),
+    *((f"loss__{key}", value) for key in ("mlm_weight", "nsp_weight") for value in (-1.0, NAN, INF)),
+    ("log__every", 0),
+    ("eval__every", -1),
+    ("eval__max_samples", -1),
+    *((f"checkpoint__{key}", -1) for key in ("every", "keep_last", "keep_every")),
+    ("checkpoint__keep_last", 0),
+    ("watchdog__seconds", -1),
+    ("wandb__mode", "loud"),
+    ("wandb__tags", "one"),
+    ("deepspeed__extra", 3),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD, ids=[f"{key}={value!r}" for key, value in BAD])
+def test_a_bad_value_is_one_line_that_names_its_key(key: str, value: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        changed(**{key: value})
+    message = str(caught.value)
+    assert "\n" not in message
+    group, _, leaf = key.partition("__")
+    assert leaf in message or message.startswith(group)
+    assert group in message
+
+
+def test_both_weights_zero() -> None:
+    with pytest.raises(UserError, match="nothing to learn"):
+        changed(loss__mlm_weight=0, loss__nsp_weight=0)
+
+
+def test_values_at_the_edge_are_fine() -> None:
+    assert changed(seed=2**63 - 1, optim__lr=0, optim__clip=0, stop_at=None, run="a.b-c_d").seed == 2**63 - 1
+    assert changed(precision="fp16").precision is Precision.fp16
+
+
+# Batch arithmetic
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 5_000), st.integers(1, 600), st.integers(1, 70))
+def test_accumulation_or_the_nearest_sizes_that_divide(batch: int, micro: int, world: int) -> None:
+    if batch % (micro * world) == 0:
+        assert accumulation_steps(batch, micro, world) * micro * world == batch
+        return
+    with pytest.raises(UserError) as caught:
+        accumulation_steps(batch, micro, world)
+    message = str(caught.value)
+    assert message.startswith(f"global_batch_size={batch}: not a multiple of micro_batch_size={micro} x {world} rank")
+    assert "\n" not in message
+    hint = message.partition("; ")[2]
+    batches = re.search(r"global_batch_size ([0-9]+)(?: or ([0-9]+))?", hint)
+    assert batches
+    offered = [int(number) for number in batches.groups() if number]
+    assert all(accumulation_steps(size, micro, world) for size in offered)
+    nearest = min(
+        (size for size in range(micro * world, batch + micro * world + 1, micro * world)), key=lambda s: abs(s - batch)
+    )
+    assert abs(nearest - batch) == min(abs(size - batch) for size in offered)
+    micros = re.search(r"micro_batch_size ([0-9]+)", hint)
+    assert bool(micros) == (batch % world == 0)
+    if micros:
+        assert accumulation_steps(batch, int(micros[1]), world)
+        valid = [size for size in range(1, batch + 1) if batch % (size * world) == 0]
+        assert abs(int(micros[1]) - micro) == min(abs(size - micro) for size in valid)
+
+
+def test_nothing_outside_conf_holds_a_default() -> None:
+    """A missing key is said, never filled in."""
+    for field in fields(TrainConfig):
+        tree = plain(asdict(BASE))
+        del tree[field.name]
+        with pytest.raises(UserError) as caught:
+            entry.typed(tree, TrainConfig)
+        assert "\n" not in str(caught.value)
+        assert field.name in str(caught.value)
+
+
+def test_conf_is_where_the_package_looks() -> None:
+    assert (Path(ROOT) / "conf" / "train.yaml").is_file()
+    assert {"model", "optim", "schedule"} <= {group for group, _ in OPTIONS}
