@@ -1,9 +1,9 @@
 """Sentences -> token ids: what `tokenizers` gives, several times faster.
 
-BERT's pre-tokenizer breaks at every space, so the pieces between spaces are encoded apart and remembered: a dictionary
-from piece to entry, and a flat array of the entries' ids that numpy gathers from. A piece not seen before, if printable
-ASCII, is broken further where BERT breaks anyway, around punctuation, and goes word by word through the WordPiece
-model; any other piece goes to `tokenizers` whole. Text that spells "[SEP]" is text.
+BERT's pre-tokenizer breaks at every space and around punctuation, so the pieces between those are encoded apart and
+remembered: a dictionary from piece to entry, and a flat array of the entries' ids that numpy gathers from. A piece not
+seen before goes word by word through the WordPiece model if it is printable ASCII, else to `tokenizers` whole. Text
+that spells "[SEP]" is text.
 
 Knows one process's cache, which outlives tasks; knows nothing of documents.
 
@@ -24,8 +24,7 @@ from data_prep.ragged import Ints, offsets, ranges
 
 Ids = npt.NDArray[np.uint32]
 
-_MAX_PIECES = 150_000  # remembered pieces, some 200 bytes each: about 96% of running English text
-_MAX_WORDS = 150_000  # remembered words: what makes a piece that was forgotten, or is new, cheap
+_MAX_PIECES = 150_000  # remembered, at some 200 bytes each; beyond that it starts afresh
 _MAX_CHARACTERS = 40  # longer pieces are not remembered: they seldom come twice
 
 # The ideographs around which BERT puts spaces (Devlin et al. 2019, multilingual model).
@@ -33,6 +32,8 @@ _IDEOGRAPH = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
     "\U0002b820-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
+# Punctuation that would otherwise make many pieces of one word. BERT breaks at it anyway, so a space changes nothing.
+_MARKS = (*((mark, f" {mark}") for mark in ",.;:!?)"), *((mark, f" {mark} ") for mark in "\"'-(_"))
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9]")
 
 # Encoded both ways at start-up: everything that the short cuts assume about a tokenizer.
@@ -62,7 +63,6 @@ class Encoder:
         self._lowercase = bool(normalizer.get("lowercase"))
         self._spaces_ideographs = bool(normalizer.get("handle_chinese_chars"))
         self._forget_pieces()
-        self._words: dict[str, tuple[int, ...]] = {}
         self.cached = (
             normalizer.get("type") == "BertNormalizer"
             and (settings["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
@@ -82,9 +82,11 @@ class Encoder:
     def _gather(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
         if len(self._entries) > _MAX_PIECES:
             self._forget_pieces()
-        if self._spaces_ideographs:
-            sentences = [s if s.isascii() else _IDEOGRAPH.sub(r" \g<0> ", s) for s in sentences]
-        pieces = " ".join(sentences).split(" ")
+        text = "\n".join([self._spaced(s) for s in sentences])
+        for mark, spaced in _MARKS:
+            text = text.replace(mark, spaced)
+        pieces_S = np.fromiter((line.count(" ") + 1 for line in text.split("\n")), np.int64, len(sentences))
+        pieces = text.replace("\n", " ").split(" ")
         entries_P = np.fromiter(map(self._entries.get, pieces, repeat(-1)), np.int64, len(pieces))
         missing = np.flatnonzero(entries_P < 0).tolist()
         fresh = self._encode_pieces({pieces[i] for i in missing}) if missing else {}
@@ -101,12 +103,15 @@ class Encoder:
         starts_P = np.frombuffer(self._starts, np.int64)[entries_P]
         ids_T = np.frombuffer(self._ids, np.uint32)[ranges(starts_P, lengths_P)]
         del self._starts[num_entries:], self._lengths[num_entries:], self._ids[num_ids:]
-        pieces_S = np.fromiter((s.count(" ") + 1 for s in sentences), np.int64, len(sentences))
         return ids_T, np.diff(offsets(lengths_P)[offsets(pieces_S)])
 
+    def _spaced(self, sentence: str) -> str:
+        """With spaces around ideographs, where BERT puts them, and without line breaks, which are spaces to BERT."""
+        if self._spaces_ideographs and not sentence.isascii():
+            sentence = _IDEOGRAPH.sub(r" \g<0> ", sentence)
+        return sentence.replace("\n", " ") if "\n" in sentence else sentence
+
     def _encode_pieces(self, pieces: Collection[str]) -> dict[str, Sequence[int]]:
-        if len(self._words) > _MAX_WORDS:
-            self._words = {}
         plain = [piece for piece in pieces if piece.isascii() and piece.isprintable()]
         result: dict[str, Sequence[int]] = {piece: self._ascii(piece) for piece in plain}
         others = [piece for piece in pieces if piece not in result]
@@ -115,15 +120,9 @@ class Encoder:
             result.update(zip(others, (encoding.ids for encoding in encodings), strict=True))
         return result
 
-    def _ascii(self, piece: str) -> Sequence[int]:
-        parts = []
-        for word in _ASCII_WORD.findall(piece):
-            ids = self._words.get(word)
-            if ids is None:
-                lowered = word.lower() if self._lowercase else word
-                ids = self._words[word] = tuple(token.id for token in self._model.tokenize(lowered))
-            parts.append(ids)
-        return parts[0] if len(parts) == 1 else tuple(chain.from_iterable(parts))
+    def _ascii(self, piece: str) -> list[int]:
+        lowered = piece.lower() if self._lowercase else piece
+        return [token.id for word in _ASCII_WORD.findall(lowered) for token in self._model.tokenize(word)]
 
     def _append(self, ids: Sequence[int]) -> int:
         self._starts.append(len(self._ids))

@@ -67,14 +67,20 @@ def assemble(
     """
     first_N = np.diff(samples.a_Nx2)[:, 0]
     second_N = np.diff(samples.b_Nx2)[:, 0]
-    pair_N = second_N > 0
-    lengths_Nx2 = np.stack([first_N + 2, first_N + 2 + second_N + pair_N], axis=1)
+    lengths_Nx2 = sample_lengths(samples)
     starts_N = offsets(lengths_Nx2[:, 1])[:-1]
     result_T = np.full(int(lengths_Nx2[:, 1].sum()), sep_id, tokens_T.dtype)
     result_T[starts_N] = cls_id
     result_T[ranges(starts_N + 1, first_N)] = tokens_T[ranges(samples.a_Nx2[:, 0], first_N)]
     result_T[ranges(starts_N + first_N + 2, second_N)] = tokens_T[ranges(samples.b_Nx2[:, 0], second_N)]
     return result_T, lengths_Nx2.astype(np.uint16)
+
+
+def sample_lengths(samples: Samples) -> Ints:
+    """Tokens through the first [SEP], and in all, specials counted in: [N, 2]."""
+    first_N = np.diff(samples.a_Nx2)[:, 0] + SPECIALS_OF_ONE
+    second_N = np.diff(samples.b_Nx2)[:, 0]
+    return np.stack([first_N, first_N + second_N + (second_N > 0)], axis=1)
 
 
 Row = tuple[int, int, int, int, int]  # a begin, a end, b begin, b end, label

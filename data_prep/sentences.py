@@ -49,7 +49,9 @@ def split_sentences(text: str) -> list[str]:
     """
     sentences: list[str] = []
     for paragraph in _PARAGRAPH.split(text):
-        line = " ".join(paragraph.split())
+        line = paragraph.strip()
+        if "  " in line or not line.isprintable():  # line breaks, tabs and other spaces are not printable
+            line = " ".join(line.split())
         start = 0
         for match in _BOUNDARY.finditer(line):
             end = match.end()

@@ -1,9 +1,9 @@
 """Input files -> documents, in tasks of similar size that can be read apart.
 
-A task is a list of spans. A plain file is cut at byte offsets. A compressed file cannot be entered in the middle: its
-tasks each decompress it from the start, up to the end of their span of the *stored* bytes, which is cheap next to
-encoding as long as they are few (`_MOST_TASKS`); a corpus of many files has no such limit. An item belongs to the span
-in which it begins, so every one is read exactly once.
+A task is a list of spans. A plain file is cut at byte offsets. A compressed file cannot be entered in the middle: a
+task decompresses it from the start to the end of its span of the *stored* bytes, unless the process that runs it has
+just read an earlier span and can go on from there. `_MOST_TASKS` keeps that cheap next to encoding in the worst case;
+a corpus of many files has no such limit. An item belongs to the span in which it begins, so every one is read once.
 
 Knows formats and files; knows nothing of what becomes of a document.
 """
@@ -18,11 +18,12 @@ import os
 import sysconfig
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from inspect import cleandoc
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import zstandard
 
@@ -44,7 +45,7 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".xz": lzma.LZMADecompressor,
     ".bz2": bz2.BZ2Decompressor,
 }
-_MOST_TASKS = {".gz": 8, ".zst": 16, ".xz": 4, ".bz2": 3}  # of one file: the slower to decompress, the fewer
+_MOST_TASKS = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # of one file: the slower to decompress, the fewer
 
 
 class InputFile(NamedTuple):
@@ -142,9 +143,9 @@ def _measured(paths: Sequence[str], code: bool) -> list[InputFile]:
 def _estimated_text_bytes(path: str, stored_bytes: int) -> int:
     """The decompressed size, from how the first MiB of it compressed."""
     fed_bytes = produced_bytes = 0
-    for stored, data in _decompressed(path):
-        fed_bytes = min(stored_bytes, stored + _FEED_BYTES)
-        produced_bytes += len(data)
+    for chunk in _decompressed(path):
+        fed_bytes = min(stored_bytes, chunk.stored + _FEED_BYTES)
+        produced_bytes += len(chunk.data)
         if produced_bytes >= 2**20:
             break
     return produced_bytes * stored_bytes // max(1, fed_bytes)
@@ -338,53 +339,100 @@ class _Lines:
                 offset += len(line)
 
 
+class _Chunk(NamedTuple):
+    stored: int  # offset of the stored bytes that it came out of
+    offset: int  # of its first byte in the decompressed text
+    before: bytes  # the byte before that one; b"" at the start
+    data: bytes
+
+
+class _Pass:
+    """One way through a compressed file, that a later span can go on with."""
+
+    latest: ClassVar["_Pass | None"] = None  # of this process: spans mostly come in ascending order
+
+    def __init__(self, path: str) -> None:
+        self._file = _identity(path)
+        self._chunks = _decompressed(path)
+        self._left = 0  # where the last span ended, in stored bytes
+        self._again: deque[_Chunk] = deque()  # chunks past it, read already
+
+    @classmethod
+    def reaching(cls, path: str, stored: int) -> "_Pass":
+        """A pass that has not come by the stored offset `stored` yet. No one else gets it until it is `left`."""
+        found, cls.latest = cls.latest, None
+        if found is not None and found._left <= stored and found._file == _identity(path):
+            return found
+        return cls(path)
+
+    def leave(self, stored: int, again: Sequence[_Chunk]) -> None:
+        """Let a span from `stored` on have the pass, and `again` the chunks past that which have been read."""
+        self._left = stored
+        self._again.extendleft(reversed(again))
+        _Pass.latest = self
+
+    def __next__(self) -> _Chunk:
+        return self._again.popleft() if self._again else next(self._chunks)
+
+    def __iter__(self) -> Iterator[_Chunk]:
+        return self
+
+
+def _identity(path: str) -> tuple[str, int, int, int]:
+    stat = Path(path).stat()
+    return path, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 class _Decompressed(io.RawIOBase):
-    """Decompressed bytes of a file, and where the borders of a span of stored bytes lie among them."""
+    """Decompressed bytes of a file from a span on, and where the end of the span lies among them."""
 
     def __init__(self, path: str, span: Span) -> None:
-        self.end = 2**63  # offset of the first byte past the span, as soon as it has been read
+        self.end = 2**63  # offset of the first byte past the span, as soon as that has been read
         self._span = span
-        self._chunks = _decompressed(path)
+        self._pass = _Pass.reaching(path, span.begin)
+        self._beyond: list[_Chunk] = []  # what has been read past the span
         self._pending = memoryview(b"")
-        self._offset = 0  # of the byte after `_pending`
+
+    def skip(self) -> tuple[int, bytes]:
+        """Drop what comes before the span; return where that leaves us and the byte before (b"" at the start)."""
+        for chunk in self._pass:
+            if chunk.stored >= self._span.begin:
+                self._take(chunk)
+                return chunk.offset, chunk.before
+        return 0, b""
 
     def readable(self) -> bool:
         return True
 
-    def skip(self) -> tuple[int, bytes]:
-        """Drop what comes before the span; return where that leaves us and the byte before (b"" at the start)."""
-        before = b""
-        for stored, data in self._chunks:
-            if stored >= self._span.begin:
-                self._take(stored, data)
-                break
-            self._offset += len(data)
-            before = data[-1:] or before
-        return self._offset - len(self._pending), before
-
     def readinto(self, buffer: Any) -> int:
         while not self._pending:
-            stored, data = next(self._chunks, (-1, b""))
-            if stored < 0:
+            chunk = next(self._pass, None)
+            if chunk is None:
                 return 0
-            self._take(stored, data)
+            self._take(chunk)
         size = min(len(buffer), len(self._pending))
         buffer[:size] = self._pending[:size]
         self._pending = self._pending[size:]
         return size
 
-    def _take(self, stored: int, data: bytes) -> None:
-        if stored >= self._span.end:
-            self.end = min(self.end, self._offset)
-        self._pending = memoryview(data)
-        self._offset += len(data)
+    def close(self) -> None:
+        if not self.closed:
+            self._pass.leave(self._span.end, self._beyond)
+        super().close()
+
+    def _take(self, chunk: _Chunk) -> None:
+        if chunk.stored >= self._span.end:
+            self.end = min(self.end, chunk.offset)
+            self._beyond.append(chunk)
+        self._pending = memoryview(chunk.data)
 
 
-def _decompressed(path: str) -> Iterator[tuple[int, bytes]]:
-    """(offset of some stored bytes, what came out of them). Members and frames one after another are one stream."""
+def _decompressed(path: str) -> Iterator[_Chunk]:
+    """The whole file. Members and frames that follow one another are one stream."""
     make = _DECOMPRESSORS[Path(path).suffix]
     stream = None
-    position = 0
+    position = offset = 0
+    before = b""
     try:
         with Path(path).open("rb") as file:
             while data := file.read(_FEED_BYTES):
@@ -399,7 +447,10 @@ def _decompressed(path: str) -> Iterator[tuple[int, bytes]]:
                     produced.append(stream.decompress(data))
                     data = stream.unused_data if stream.eof else b""
                     stream = None if stream.eof else stream
-                yield stored, b"".join(produced)
+                text = b"".join(produced)
+                yield _Chunk(stored, offset, before, text)
+                offset += len(text)
+                before = text[-1:] or before
     except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be decompressed ({error}); restore or leave out the file") from error
     if stream is not None:

@@ -1,0 +1,119 @@
+"""`python -m data_prep key=value …`: prepare a corpus. Wires configuration, plan, engine and progress together."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_prep import tasks
+from data_prep.config import PrepConfig
+from data_prep.engines import Engine, LocalEngine
+from data_prep.entry import run
+from data_prep.errors import ExitCode, UserError
+from data_prep.manifest import Manifest, SplitStatistics, read_manifest
+from data_prep.plan import Plan, claimed, make_plan
+from data_prep.tasks import Stage
+
+MB = 1e6
+
+
+class Interrupted(UserError):
+    exit_code = ExitCode.STOPPED
+
+
+def main(config: PrepConfig) -> int:
+    """Prepare, or finish preparing, the corpus that `config` describes."""
+    started = time.perf_counter()
+    plan = make_plan(config)
+    with tasks.disk_errors(plan), claimed(plan) as complete:
+        if complete:
+            shutil.rmtree(plan.work, ignore_errors=True)
+            print(f"{plan.out} is complete: nothing to do")
+            _summarize(plan, read_manifest(plan.out), None)
+            return ExitCode.OK
+        try:
+            with LocalEngine(plan, config.engine.workers) as engine:
+                manifest = _prepare(plan, engine)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; run the same command again to go on") from None
+    _summarize(plan, manifest, time.perf_counter() - started)
+    return ExitCode.OK
+
+
+def _prepare(plan: Plan, engine: Engine) -> Manifest:
+    print(
+        f"{len(plan.files)} files, about {plan.text_bytes / MB:,.1f} MB of text: "
+        f"{len(plan.tasks)} map tasks, {plan.num_buckets} + {plan.num_val_buckets} buckets",
+        file=sys.stderr,
+    )
+    shutil.rmtree(plan.work / "tmp", ignore_errors=True)  # of a run that was killed
+    (plan.work / "tmp").mkdir()
+    if not (plan.out / "tokenizer").is_dir() and plan.config.tokenizer.path is None:
+        _run(plan, engine, Stage.sample)
+    facts = tasks.make_tokenizer(plan)
+    print(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}", file=sys.stderr)
+    _run(plan, engine, Stage.map)
+    tasks.document_statistics(plan)  # refuses bad input before any shard is made of it
+    _run(plan, engine, Stage.reduce)
+    return tasks.finish(plan)
+
+
+def _run(plan: Plan, engine: Engine, stage: Stage) -> None:
+    """Run the tasks of a stage that no earlier run has done."""
+    numbers = range(tasks.num_tasks(plan, stage))
+    missing = [number for number in numbers if not tasks.result_path(plan, stage, number).exists()]
+    with _progress(stage, len(numbers)) as advance:
+        advance(len(numbers) - len(missing))
+        for _ in engine.run(stage, missing):
+            advance(1)
+
+
+@contextmanager
+def _progress(stage: Stage, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, else a line now and then; on stderr."""
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description:8}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+            task = progress.add_task(stage, total=total)
+            yield lambda count: progress.advance(task, count)
+        return
+    started, done, told = time.perf_counter(), 0, 0
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
+        if done == total or done >= told + max(1, total // 5):
+            told = done
+            print(f"{stage}: {done}/{total} tasks, {time.perf_counter() - started:.1f} s", file=sys.stderr)
+
+    yield advance
+
+
+def _summarize(plan: Plan, manifest: Manifest, seconds: float | None) -> None:
+    documents = manifest.documents
+    rows = [("documents", f"{documents['read']:,} read, {documents['kept']:,} kept")]
+    rows += [(f"  dropped, {reason}", f"{count:,}") for reason, count in sorted(documents["dropped"].items())]
+    rows += [(f"  repaired, {reason}", f"{count:,}") for reason, count in sorted(documents["repaired"].items())]
+    rows += [(name, _described(split, manifest.objective)) for name, split in manifest.splits.items()]
+    size = sum(shard.bytes for shard in manifest.shards)
+    rows.append(("shards", f"{len(manifest.shards)} in {plan.out}, {size / MB:,.1f} MB"))
+    if seconds is not None:
+        text = documents["bytes"] / MB
+        rows.append(("speed", f"{text:,.1f} MB of text in {seconds:.1f} s: {text / seconds:.1f} MB/s"))
+    rows.append(("next", f"python -m data_prep.verify {plan.out}"))
+    for name, value in rows:
+        print(f"{name:28} {value}")
+
+
+def _described(split: SplitStatistics, objective: str) -> str:
+    text = f"{split.samples:,} samples, {split.tokens:,} tokens, mean length {split.tokens / max(1, split.samples):.1f}"
+    label = {"nsp": "random next", "sop": "swapped"}.get(objective)
+    return text + (f", {label} {split.random_next / max(1, split.samples):.1%}" if label else "")
+
+
+if __name__ == "__main__":
+    run("prep", PrepConfig, main)

@@ -1,0 +1,169 @@
+"""The plan of a preparation, and the claim to its output directory.
+
+A plan says everything that the shards depend on: same plan, same bytes. It stands in `.work/plan.json` while work goes
+on, and its hash in the finished manifest: that is how a second start knows whether to go on, to rest, or to refuse.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data_prep import manifest
+from data_prep.config import PrepConfig
+from data_prep.errors import UserError
+from data_prep.sources import InputFile, Span, find_inputs, split
+from data_prep.tokenizer import load_tokenizer
+
+WORK = ".work"
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: PrepConfig
+    files: tuple[InputFile, ...]
+    tasks: tuple[tuple[Span, ...], ...]  # what each map task reads
+    num_buckets: int  # of the training documents; those of the held-out ones follow
+    num_val_buckets: int
+    fingerprint: str | None  # of the tokenizer that was given; None: one is trained
+
+    @property
+    def text_bytes(self) -> int:
+        """Size of the input, decompressed: an estimate."""
+        return sum(file.text_bytes for file in self.files)
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+    @property
+    def work(self) -> Path:
+        return self.out / WORK
+
+    def identity(self) -> str:
+        """The plan as JSON, without what changes no byte of the shards (where they go, who makes them)."""
+        config = asdict(self.config)
+        del config["out"], config["engine"], config["tokenizer"]["path"]
+        del config["source"]["paths"], config["source"]["max_bad_fraction"]
+        body = {
+            "config": config,
+            "tokenizer": self.fingerprint,
+            "buckets": [self.num_buckets, self.num_val_buckets],
+            "versions": {"python": platform.python_version()}
+            | {name: metadata.version(name) for name in ("numpy", "tokenizers")},
+            "files": self.files,
+            "tasks": self.tasks,
+        }
+        return json.dumps(body, sort_keys=True, separators=(",", ":"))
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.identity().encode()).hexdigest()
+
+
+def make_plan(config: PrepConfig) -> Plan:
+    """Look at the input and decide. Raises `UserError` for input or a tokenizer that will not do; writes nothing."""
+    fingerprint = None
+    if config.tokenizer.path is not None:
+        tokenizer = load_tokenizer(Path(config.tokenizer.path).expanduser(), config.tokenizer.lowercase)
+        fingerprint = tokenizer.facts.fingerprint
+    files = find_inputs(config.source)
+    if not any(file.bytes for file in files):
+        raise UserError(f"source.paths: {len(files)} files, all of them empty; name files that hold text")
+    num_buckets = max(1, -(-sum(file.text_bytes for file in files) // (config.bucket_mib * 2**20)))
+    return Plan(
+        config=config,
+        files=tuple(files),
+        tasks=tuple(tuple(task) for task in split(files, config.source)),
+        num_buckets=num_buckets,
+        num_val_buckets=max(1, round(num_buckets * config.val_fraction)) if config.val_fraction else 0,
+        fingerprint=fingerprint,
+    )
+
+
+@contextmanager
+def claimed(plan: Plan) -> Iterator[bool]:
+    """Hold the output directory for this plan; yields True if it holds the finished corpus already.
+
+    Raises `UserError` if anything else is there, or if another process is at work on it.
+    """
+    out = plan.out
+    if _finished(plan):
+        yield True
+        return
+    found = _entries(out)
+    if found - {WORK} and not (plan.work / PLAN).is_file():
+        raise UserError(f"out={out}: is not empty ({min(found)}) and no preparation of ours; name a new directory")
+    plan.work.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(plan.work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, out)
+        if _finished(plan):  # meanwhile, by the process that held the lock
+            yield True
+            return
+        _record(plan)
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+def _entries(out: Path) -> set[str]:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out}: is a file; name a directory")
+    return {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+
+
+def _finished(plan: Plan) -> bool:
+    if not (plan.out / manifest.NAME).exists():
+        return False
+    recorded = manifest.read_manifest(plan.out).source.get("plan_sha256")
+    if recorded != plan.sha256():
+        raise UserError(f"out={plan.out}: holds a finished corpus of another plan; name a new directory or remove it")
+    return True
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"out={out}: another preparation is at work on it; wait for it or name a new directory"
+        ) from None
+    except OSError:
+        return  # a file system without locks: tasks are idempotent, so two at work do no harm, only work twice
+
+
+def _record(plan: Plan) -> None:
+    """Write plan.json, or check that it is the same."""
+    path, identity = plan.work / PLAN, plan.identity()
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(identity, encoding="utf-8")
+        temporary.replace(path)
+        return
+    recorded = path.read_text(encoding="utf-8")
+    if recorded != identity:
+        differing = ", ".join(_differing(json.loads(recorded), json.loads(identity)))
+        raise UserError(
+            f"out={plan.out}: holds an unfinished preparation of another plan (other {differing}); "
+            "name a new directory or remove it"
+        )
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of what differs, of the configuration key by key."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differing(before, after, "" if key == "config" else f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

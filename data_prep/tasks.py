@@ -1,0 +1,443 @@
+"""The stages of a preparation as tasks: pure functions of (plan, number), whose results appear whole or not at all.
+
+sample -> (driver trains a tokenizer) -> map -> reduce -> finish. Who runs a task, when, and how often, changes nothing:
+a result is written under a temporary name and renamed, so killing and running again is always safe.
+
+Knows nothing of processes, progress or Hydra.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum, auto
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_prep.buckets import BucketWriter, Documents, read_bucket, read_facts, select
+from data_prep.cleaning import filters_for, judge, repair
+from data_prep.encoder import Encoder
+from data_prep.errors import DiskError, UserError
+from data_prep.manifest import (
+    VAL,
+    BlockIndex,
+    Manifest,
+    ShardEntry,
+    SplitStatistics,
+    TokenizerFacts,
+    pass_name,
+    write_manifest,
+)
+from data_prep.masking import Masking, draw_masks
+from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
+from data_prep.plan import Plan
+from data_prep.ragged import Ints
+from data_prep.sentences import split_sentences
+from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
+from data_prep.sources import Bad, read
+from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+
+MAX_DOCUMENT_CHARACTERS = 2**20  # a longer document is cut, at a sentence end, into documents that scatter apart
+
+_BATCH_CHARACTERS = 2**18  # encoded at a time
+_SAMPLED_TASKS = 64  # map tasks from whose beginnings the tokenizer learns
+_BAD = ("bad_json", "no_text_field", "line_too_long", "unparsable")  # reasons that count towards max_bad_fraction
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class Stage(StrEnum):
+    sample = auto()
+    map = auto()
+    reduce = auto()
+
+
+def num_tasks(plan: Plan, stage: Stage) -> int:
+    if stage is Stage.sample:
+        return min(len(plan.tasks), _SAMPLED_TASKS)
+    return len(plan.tasks) if stage is Stage.map else plan.num_buckets + plan.num_val_buckets
+
+
+def result_path(plan: Plan, stage: Stage, number: int) -> Path:
+    """What is there when, and only when, the task is done."""
+    return plan.work / stage / f"{number:06d}"
+
+
+def run_task(plan: Plan, stage: Stage, number: int) -> None:
+    """Do one task. Raises `UserError` for bad input and `DiskError` for a full disk."""
+    with disk_errors(plan), committed(plan, result_path(plan, stage, number)) as path:
+        {Stage.sample: _sample, Stage.map: _map, Stage.reduce: _reduce}[stage](plan, number, path)
+
+
+@contextmanager
+def disk_errors(plan: Plan) -> Iterator[None]:
+    """Tell a full disk from our own bugs."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise DiskError(f"out={plan.out}: {error.strerror}; make room and run the same command again") from error
+
+
+@contextmanager
+def committed(plan: Plan, path: Path) -> Iterator[Path]:
+    """A temporary file to write; when the block ends well it is synced and renamed to `path`, else removed."""
+    temporary = plan.work / "tmp" / f"{os.getpid()}-{path.parent.name}-{path.name}"
+    for folder in (temporary.parent, path.parent):
+        folder.mkdir(exist_ok=True)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# -- documents ------------------------------------------------------------------------------------------------------
+
+
+class _Piece(NamedTuple):
+    """A document, or a part of a long one, cleaned and cut into sentences."""
+
+    sentences: list[str]
+    digest: bytes  # 16 bytes
+    origin: int
+    num_characters: int
+
+
+class _Tally:
+    """What became of the documents that a task read."""
+
+    def __init__(self) -> None:
+        self.read = self.bytes = self.bad = 0
+        self.dropped: Counter[str] = Counter()
+        self.repaired: Counter[str] = Counter()
+        self.first_bad: str | None = None
+
+    def drop(self, reason: str, location: str) -> None:
+        self.dropped[reason] += 1
+        if reason in _BAD:
+            self.bad += 1
+            self.first_bad = self.first_bad or f"{reason} at {location}"
+
+
+def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
+    """The documents of a map task that are kept."""
+    source = plan.config.source
+    filters = filters_for(source.min_characters)
+    for item in read(plan.files, plan.tasks[task], source):
+        tally.read += 1
+        if isinstance(item, Bad):
+            tally.drop(item.reason, item.location)
+            continue
+        text, repairs = repair(item.text)
+        tally.repaired.update(repairs + ("invalid_utf8",) * item.repaired)
+        verdict = judge(text, filters)
+        if verdict is not True:
+            tally.drop(verdict[1], item.location)
+            continue
+        sentences = split_sentences(text)
+        parts = [sentences] if len(text) <= MAX_DOCUMENT_CHARACTERS else list(_parts(sentences))
+        tally.read += len(parts) - 1
+        for part in parts:
+            data = (text if len(parts) == 1 else "\n".join(part)).encode()
+            tally.bytes += len(data)
+            yield _Piece(part, blake2b(data, digest_size=16).digest(), item.origin, len(data))
+
+
+def _parts(sentences: Iterable[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    characters = 0
+    for sentence in sentences:
+        part.append(sentence)
+        characters += len(sentence)
+        if characters >= MAX_DOCUMENT_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    batch: list[_Piece] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += piece.num_characters
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+# -- sample: text for the tokenizer to learn from -------------------------------------------------------------------
+
+
+def _sample(plan: Plan, number: int, path: Path) -> None:
+    tasks = num_tasks(plan, Stage.sample)
+    room = plan.config.tokenizer.sample_mib * 2**20 // tasks
+    with path.open("w", encoding="utf-8") as file:
+        for piece in _pieces(plan, number * len(plan.tasks) // tasks, _Tally()):
+            for sentence in piece.sentences:
+                file.write(sentence + "\n")
+            room -= piece.num_characters
+            if room <= 0:
+                return
+
+
+def make_tokenizer(plan: Plan) -> TokenizerFacts:
+    """Put the tokenizer that was given, or one trained on the samples, into `out/tokenizer`, once."""
+    config, directory = plan.config.tokenizer, plan.out / "tokenizer"
+    if not directory.is_dir():
+        if config.path is not None:
+            tokenizer = load_tokenizer(Path(config.path).expanduser(), config.lowercase)
+        else:
+            tokenizer = train_tokenizer(lambda: _sampled_text(plan), config.vocab_size, config.lowercase)
+        temporary = plan.work / f"tokenizer-{os.getpid()}"
+        temporary.mkdir(exist_ok=True)
+        save_tokenizer(tokenizer, temporary, plan.config.max_len)
+        temporary.rename(directory)
+    return load_tokenizer(directory).facts
+
+
+def _sampled_text(plan: Plan) -> Iterator[str]:
+    for number in range(num_tasks(plan, Stage.sample)):
+        with result_path(plan, Stage.sample, number).open(encoding="utf-8") as file:
+            while lines := file.readlines(2**14):
+                yield "".join(lines)
+
+
+# -- map: input -> encoded documents, scattered -----------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(directory: Path) -> tuple[Encoder, TokenizerFacts]:
+    """One per process: the encoder's memory is worth keeping."""
+    tokenizer = load_tokenizer(directory)
+    return Encoder(tokenizer.backend), tokenizer.facts
+
+
+def _map(plan: Plan, number: int, path: Path) -> None:
+    encoder, facts = _tokenizer(plan.out / "tokenizer")
+    tally = _Tally()
+    longest = plan.config.max_len - SPECIALS_OF_A_PAIR
+    with path.open("wb") as file:
+        writer = BucketWriter(file, plan.num_buckets + plan.num_val_buckets)
+        for batch in _batches(_pieces(plan, number, tally)):
+            documents = _encoded(batch, encoder, longest, token_dtype(facts.vocab_size))
+            full_D = np.flatnonzero(documents.sentences_D)
+            if len(full_D) < len(batch):
+                tally.dropped["no_tokens"] += len(batch) - len(full_D)
+                documents = select(documents, full_D)
+            writer.add(documents, _buckets(plan, documents))
+        writer.finish(vars(tally))
+
+
+def _encoded(batch: list[_Piece], encoder: Encoder, longest: int, dtype: np.dtype[Any]) -> Documents:
+    """Encode documents. Sentences without tokens vanish; those of more than `longest` tokens are cut, not truncated."""
+    tokens_T, lengths_S = encoder.encode([sentence for piece in batch for sentence in piece.sentences])
+    document_S = np.repeat(np.arange(len(batch)), [len(piece.sentences) for piece in batch])
+    pieces_S = -(-lengths_S // longest)  # 0 where there are no tokens
+    document_S = np.repeat(document_S, pieces_S)
+    last_S = np.cumsum(pieces_S)[pieces_S > 0] - 1
+    cut_S = np.full(len(document_S), longest)
+    cut_S[last_S] = (lengths_S - longest * (pieces_S - 1))[pieces_S > 0]
+    return Documents(
+        np.frombuffer(b"".join(piece.digest for piece in batch), "<u8").reshape(-1, 2),
+        np.fromiter((piece.origin for piece in batch), np.uint64, len(batch)),
+        np.bincount(document_S, minlength=len(batch)).astype(np.uint32),
+        cut_S.astype(np.uint16),
+        tokens_T.astype(dtype),
+    )
+
+
+def _buckets(plan: Plan, documents: Documents) -> Ints:
+    """A document's bucket follows from its text alone: equal texts meet, and none is both trained on and held out."""
+    held_out_D = documents.digests_Dx2[:, 0] < np.uint64(int(plan.config.val_fraction * 2**64))
+    choice_D = documents.digests_Dx2[:, 1]
+    training_D = choice_D % np.uint64(plan.num_buckets)
+    val_D = np.uint64(plan.num_buckets) + choice_D % np.uint64(max(1, plan.num_val_buckets))
+    return np.where(held_out_D, val_D, training_D).astype(np.int64)
+
+
+def document_statistics(plan: Plan) -> dict[str, Any]:
+    """What the map tasks read and dropped. Raises `UserError` if too much is malformed, or nothing is left."""
+    tallies = [read_facts(result_path(plan, Stage.map, n)) for n in range(num_tasks(plan, Stage.map))]
+    total = {key: sum(tally[key] for tally in tallies) for key in ("read", "bytes", "bad")}
+    dropped = sum((Counter(tally["dropped"]) for tally in tallies), Counter[str]())
+    repaired = sum((Counter(tally["repaired"]) for tally in tallies), Counter[str]())
+    limit = plan.config.source.max_bad_fraction
+    if total["bad"] > limit * total["read"]:
+        first = next(tally["first_bad"] for tally in tallies if tally["first_bad"])
+        raise UserError(
+            f"source: {total['bad']} of {total['read']} items are malformed (first: {first}), more than "
+            f"source.max_bad_fraction={limit}; mend the input or raise the limit"
+        )
+    kept = total["read"] - dropped.total()
+    if not kept:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "there are none"
+        raise UserError(f"source: no document is left to train on ({reasons}); name files that hold text")
+    return {
+        "read": total["read"],
+        "kept": kept,
+        "bytes": total["bytes"],
+        "dropped": dict(dropped),
+        "repaired": dict(repaired),
+    }
+
+
+# -- reduce: the documents of a bucket -> shards ----------------------------------------------------------------------
+
+
+class _Target(NamedTuple):
+    """A shard to write from a bucket."""
+
+    split: str
+    name: str
+    shard_id: int  # pass-major, val last
+    pass_index: int
+
+
+def _targets(plan: Plan, bucket: int) -> list[_Target]:
+    passes, buckets = plan.config.passes, plan.num_buckets
+    if bucket >= buckets:
+        return [_Target(VAL, f"shard-{bucket - buckets:05d}.tar", (passes - 1) * buckets + bucket, 0)]
+    return [_Target(pass_name(p), f"shard-{bucket:05d}.tar", p * buckets + bucket, p) for p in range(passes)]
+
+
+def _reduce(plan: Plan, bucket: int, path: Path) -> None:
+    _, facts = _tokenizer(plan.out / "tokenizer")
+    maps = (result_path(plan, Stage.map, number) for number in range(num_tasks(plan, Stage.map)))
+    num_buckets = plan.num_buckets + plan.num_val_buckets
+    found = read_bucket(maps, bucket, num_buckets, token_dtype(facts.vocab_size))
+    documents = _distinct(found)
+    duplicates = len(found.sentences_D) - len(documents.sentences_D)
+    del found
+    shards = [_make_shard(plan, facts, documents, bucket, target) for target in _targets(plan, bucket)]
+    path.write_text(json.dumps({"duplicates": duplicates, "shards": [shard for shard in shards if shard]}))
+
+
+def _distinct(documents: Documents) -> Documents:
+    """Each text once, in the order of the digests: an order that no timing and no cutting into tasks can change."""
+    order_D = np.lexsort((documents.origins_D, documents.digests_Dx2[:, 1], documents.digests_Dx2[:, 0]))
+    sorted_Dx2 = documents.digests_Dx2[order_D]
+    again_D = np.zeros(len(order_D), bool)
+    again_D[1:] = (sorted_Dx2[1:] == sorted_Dx2[:-1]).all(axis=1)
+    return select(documents, order_D[~again_D])
+
+
+def _make_shard(
+    plan: Plan, facts: TokenizerFacts, documents: Documents, bucket: int, target: _Target
+) -> dict[str, Any] | None:
+    """Pair, mask, shuffle and write; returns what the manifest will say of the shard. None if it would be empty."""
+    config = plan.config
+    texts = Bucket(documents.sentences_D.astype(np.int64), documents.lengths_S.astype(np.int64), documents.origins_D)
+    key = (config.seed, target.pass_index, bucket)
+    samples = make_samples(config.objective, texts, config.max_len, config.short_seq_prob, key)
+    if not len(samples.label_N):
+        return None
+    blocks = _blocks(plan, facts, samples, documents, target.shard_id)
+    with committed(plan, plan.out / target.split / target.name) as path:
+        entry = write_shard(path, shard_id=target.shard_id, split=target.split, name=target.name, blocks=blocks)
+    lengths_N = sample_lengths(samples)[:, 1]
+    return {
+        "entry": asdict(entry),
+        "random_next": int(samples.label_N.sum()),
+        "length_histogram": np.bincount(lengths_N, minlength=config.max_len + 1).tolist(),
+    }
+
+
+def _blocks(
+    plan: Plan, facts: TokenizerFacts, samples: Samples, documents: Documents, shard_id: int
+) -> Iterator[Block]:
+    masking = masking_of(plan)
+    for start in range(0, len(samples.label_N), BLOCK_SAMPLES):
+        rows = slice(start, start + BLOCK_SAMPLES)
+        part = Samples(samples.a_Nx2[rows], samples.b_Nx2[rows], samples.label_N[rows])
+        tokens_T, lengths_Nx2 = assemble(part, documents.tokens_T, facts.cls_id, facts.sep_id)
+        ids_N = sample_ids(shard_id, start, len(part.label_N))
+        masks = tuple(
+            draw_masks(tokens_T, lengths_Nx2, ids_N, draw, masking, facts.mask_vocabulary)
+            for draw in range(plan.config.masking.baked_draws)
+        )
+        yield Block(tokens_T, lengths_Nx2, part.label_N, masks)
+
+
+def masking_of(plan: Plan) -> Masking:
+    """What the manifest records of masking, and every later draw obeys."""
+    masking = plan.config.masking
+    return Masking(
+        strategy=masking.strategy,
+        probability=masking.probability,
+        max_predictions=plan.config.max_predictions,
+        seed=plan.config.seed,
+    )
+
+
+# -- finish: the manifest ---------------------------------------------------------------------------------------------
+
+
+def finish(plan: Plan) -> Manifest:
+    """Merge what the tasks left, write manifest.json, remove `.work`. Raises `UserError` if there are no samples."""
+    config = plan.config
+    facts = load_tokenizer(plan.out / "tokenizer").facts
+    documents = document_statistics(plan)
+    results = [json.loads(result_path(plan, Stage.reduce, n).read_text()) for n in range(num_tasks(plan, Stage.reduce))]
+    duplicates = sum(result["duplicates"] for result in results)
+    if duplicates:
+        documents["kept"] -= duplicates
+        documents["dropped"]["duplicate"] = duplicates
+    shards = sorted((shard for result in results for shard in result["shards"]), key=lambda shard: shard["entry"]["id"])
+    splits = {
+        split: _split_statistics([shard for shard in shards if shard["entry"]["split"] == split])
+        for split in sorted({shard["entry"]["split"] for shard in shards})
+    }
+    if pass_name(0) not in splits:
+        raise UserError(
+            f"source: {documents['kept']} documents make no training sample; add text, or lower val_fraction"
+        )
+    manifest = Manifest(
+        tokenizer=facts,
+        max_len=config.max_len,
+        objective=config.objective,
+        masking=masking_of(plan),
+        baked_draws=config.masking.baked_draws,
+        seed=config.seed,
+        passes=config.passes,
+        source={
+            "kind": config.source.kind,
+            "paths": list(config.source.paths),
+            "files": len(plan.files),
+            "bytes": sum(file.bytes for file in plan.files),
+            "plan_sha256": plan.sha256(),
+        },
+        documents=documents,
+        splits=splits,
+        shards=tuple(_entry(shard["entry"]) for shard in shards),
+    )
+    write_manifest(plan.out, manifest)
+    shutil.rmtree(plan.work, ignore_errors=True)
+    return manifest
+
+
+def _split_statistics(shards: list[dict[str, Any]]) -> SplitStatistics:
+    return SplitStatistics(
+        samples=sum(shard["entry"]["samples"] for shard in shards),
+        tokens=sum(shard["entry"]["tokens"] for shard in shards),
+        random_next=sum(shard["random_next"] for shard in shards),
+        length_histogram=tuple(map(sum, zip(*(shard["length_histogram"] for shard in shards), strict=True))),
+    )
+
+
+def _entry(table: dict[str, Any]) -> ShardEntry:
+    return ShardEntry(**{**table, "blocks": BlockIndex(**table["blocks"])})
