@@ -13,7 +13,7 @@ import os
 import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,43 +122,16 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-class ShardReader:
-    """Memory-mapped access to one shard. A block's crc32 and headers are checked when it is first touched."""
+class BlockFormat:
+    """What the members of a block must look like in the shards of one manifest."""
 
-    def __init__(self, directory: Path, entry: ShardEntry, manifest: Manifest) -> None:
-        self.entry = entry
-        self.path = directory / entry.split / entry.name
+    def __init__(self, manifest: Manifest) -> None:
         self._tokens = token_dtype(manifest.tokenizer.vocab_size)
         self._vocab_size, self._max_len = manifest.tokenizer.vocab_size, manifest.max_len
         self._draws = manifest.baked_draws
-        try:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise CorruptShard(f"{self.path}: cannot be read ({error}); copy or prepare the corpus again") from error
-        if len(self._map) != entry.bytes:
-            raise CorruptShard(
-                f"{self.path}: {len(self._map)} bytes, not {entry.bytes} as listed; copy or prepare the corpus again"
-            )
-        self._view = memoryview(self._map)
 
-    def block(self, number: int) -> Block:
-        """Decode block `number`; arrays are read-only views into the file where the format allows."""
-        blocks = self.entry.blocks
-        start, size = blocks.offsets[number], blocks.bytes[number]
-        data = self._view[start : start + size]
-        if zlib.crc32(data) != blocks.crc32[number]:
-            raise self._fault(number, "its checksum differs from the manifest's")
-        try:
-            return self._decode(data, blocks.samples[number], blocks.tokens[number])
-        except (ValueError, IndexError) as error:
-            raise self._fault(number, str(error)) from error
-
-    def _fault(self, number: int, what: str) -> CorruptShard:
-        return CorruptShard(f"{self.path}: block {number}: {what}; copy or prepare the corpus again")
-
-    def _decode(self, data: memoryview, samples: int, tokens: int) -> Block:
-        members = dict(_members(data))
+    def decode(self, members: Mapping[str, memoryview], samples: int, tokens: int) -> Block:
+        """Arrays from the members' npy payloads, as views. Raises ValueError naming what is wrong."""
         expected = {"tokens", "lengths", "random_next", *(_MASK_MEMBERS if self._draws else ())}
         if set(members) != expected:
             raise ValueError(f"its members are {sorted(members)}, not {sorted(expected)}")
@@ -176,7 +149,7 @@ class ShardReader:
             raise ValueError("an NSP label is neither 0 nor 1")
         return Block(tokens_T, lengths_Nx2, random_next_N, self._masks(members, totals_N))
 
-    def _masks(self, members: dict[str, memoryview], totals_N: npt.NDArray[np.int64]) -> tuple[Masks, ...]:
+    def _masks(self, members: Mapping[str, memoryview], totals_N: npt.NDArray[np.int64]) -> tuple[Masks, ...]:
         if not self._draws:
             return ()
         counts_DxN = _array(members, "mask_counts", np.dtype("<u2"), (self._draws, len(totals_N)))
@@ -193,6 +166,43 @@ class ShardReader:
             Masks(counts_DxN[d], positions[ends[d] - totals_D[d] : ends[d]], shown[ends[d] - totals_D[d] : ends[d]])
             for d in range(self._draws)
         )
+
+
+class ShardReader:
+    """Memory-mapped access to one shard. A block's crc32 and headers are checked when it is first touched."""
+
+    def __init__(self, directory: Path, entry: ShardEntry, manifest: Manifest) -> None:
+        self.entry = entry
+        self.path = directory / entry.split / entry.name
+        self._format = BlockFormat(manifest)
+        self._checked = bytearray(len(entry.blocks.offsets))
+        try:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise CorruptShard(f"{self.path}: cannot be read ({error}); copy or prepare the corpus again") from error
+        if len(self._map) != entry.bytes:
+            raise CorruptShard(
+                f"{self.path}: {len(self._map)} bytes, not {entry.bytes} as listed; copy or prepare the corpus again"
+            )
+        self._view = memoryview(self._map)
+
+    def block(self, number: int) -> Block:
+        """Decode block `number`; arrays are read-only views into the file where the format allows."""
+        blocks = self.entry.blocks
+        start, size = blocks.offsets[number], blocks.bytes[number]
+        data = self._view[start : start + size]
+        if not self._checked[number]:
+            if zlib.crc32(data) != blocks.crc32[number]:
+                raise self._fault(number, "its checksum differs from the manifest's")
+            self._checked[number] = True
+        try:
+            return self._format.decode(dict(_members(data)), blocks.samples[number], blocks.tokens[number])
+        except (ValueError, IndexError) as error:
+            raise self._fault(number, str(error)) from error
+
+    def _fault(self, number: int, what: str) -> CorruptShard:
+        return CorruptShard(f"{self.path}: block {number}: {what}; copy or prepare the corpus again")
 
 
 def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
@@ -214,7 +224,9 @@ def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
         position = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
 
 
-def _array(members: dict[str, memoryview], name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def _array(
+    members: Mapping[str, memoryview], name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
     """The member as a view. dtype, shape and size are checked before anything is allocated; nothing is unpickled."""
     payload = members[name]
     header = _NPY_HEADER.match(payload[:256])
@@ -230,7 +242,9 @@ def _array(members: dict[str, memoryview], name: str, dtype: np.dtype[Any], shap
     return np.frombuffer(body, dtype).reshape(shape)
 
 
-class _OpenBlock(NamedTuple):
+class OpenBlock(NamedTuple):
+    """A decoded block with where each of its samples begins."""
+
     block: Block
     starts: list[int]  # token offset of each sample, and the end
     mask_starts: list[list[int]]  # per baked draw, mask offset of each sample, and the end
@@ -247,6 +261,41 @@ class Samples(NamedTuple):
     masks: Masks | None  # the baked draw that was asked for, where the shards hold it
 
 
+def open_block(block: Block, first_id: int) -> OpenBlock:
+    return OpenBlock(
+        block,
+        [0, *np.cumsum(block.lengths_Nx2[:, 1], dtype=np.int64).tolist()],
+        [[0, *np.cumsum(masks.counts_N, dtype=np.int64).tolist()] for masks in block.masks],
+        first_id,
+    )
+
+
+def collect(rows: Sequence[tuple[OpenBlock, int]], draw: int, dtype: np.dtype[Any]) -> Samples:
+    """The samples at (block, index in it), with baked draw `draw` where the blocks hold it."""
+    tokens: list[npt.NDArray[Any]] = []
+    positions: list[npt.NDArray[Any]] = []
+    shown: list[npt.NDArray[Any]] = []
+    baked = bool(rows) and draw < len(rows[0][0].block.masks)
+    for opened, i in rows:
+        block = opened.block
+        tokens.append(block.tokens_T[opened.starts[i] : opened.starts[i + 1]])
+        if baked:
+            start, end = opened.mask_starts[draw][i], opened.mask_starts[draw][i + 1]
+            positions.append(block.masks[draw].positions_M[start:end])
+            shown.append(block.masks[draw].tokens_M[start:end])
+    masks = None
+    if baked:
+        counts_N = np.asarray([len(part) for part in positions], dtype=np.uint16)
+        masks = Masks(counts_N, np.concatenate(positions), np.concatenate(shown).astype(np.uint32))
+    return Samples(
+        np.concatenate(tokens) if rows else np.zeros(0, dtype),
+        np.stack([opened.block.lengths_Nx2[i] for opened, i in rows]) if rows else np.zeros((0, 2), np.uint16),
+        np.asarray([opened.block.random_next_N[i] for opened, i in rows], dtype=np.uint8),
+        np.asarray([opened.first_id + i for opened, i in rows], dtype=np.uint64),
+        masks,
+    )
+
+
 class Split:
     """Random access to the samples of one pass, or of `val`, by index in the order of the manifest."""
 
@@ -259,7 +308,7 @@ class Split:
         self._shard_of = np.repeat(np.arange(len(shards)), [len(shard.blocks.samples) for shard in shards])
         self._first_block = np.cumsum([0] + [len(shard.blocks.samples) for shard in shards])
         self._readers: dict[int, ShardReader] = {}
-        self._cache: OrderedDict[int, _OpenBlock] = OrderedDict()
+        self._cache: OrderedDict[int, OpenBlock] = OrderedDict()
         self._cached_blocks = cached_blocks
 
     def __len__(self) -> int:
@@ -273,37 +322,11 @@ class Split:
         if len(indices_N) and not 0 <= int(indices_N.min()) <= int(indices_N.max()) < len(self):
             raise IndexError(f"sample index outside 0 … {len(self) - 1}")
         blocks_N = np.searchsorted(self._block_ends, indices_N, side="right")
-        tokens: list[npt.NDArray[Any]] = []
-        positions: list[npt.NDArray[Any]] = []
-        shown: list[npt.NDArray[Any]] = []
-        lengths: list[npt.NDArray[Any]] = []
-        labels: list[int] = []
-        ids: list[int] = []
-        baked = draw < self.baked_draws
+        rows = []
         for index, number in zip(indices_N.tolist(), blocks_N.tolist(), strict=True):
             opened = self._open(number)
-            block = opened.block
-            i = index - (int(self._block_ends[number]) - len(block.random_next_N))
-            tokens.append(block.tokens_T[opened.starts[i] : opened.starts[i + 1]])
-            lengths.append(block.lengths_Nx2[i])
-            labels.append(int(block.random_next_N[i]))
-            ids.append(opened.first_id + i)
-            if baked:
-                start, end = opened.mask_starts[draw][i], opened.mask_starts[draw][i + 1]
-                positions.append(block.masks[draw].positions_M[start:end])
-                shown.append(block.masks[draw].tokens_M[start:end])
-        masks = None
-        if baked and tokens:
-            counts_N = np.asarray([len(part) for part in positions], dtype=np.uint16)
-            masks = Masks(counts_N, np.concatenate(positions), np.concatenate(shown).astype(np.uint32))
-        dtype = token_dtype(self._manifest.tokenizer.vocab_size)
-        return Samples(
-            np.concatenate(tokens) if tokens else np.zeros(0, dtype),
-            np.stack(lengths) if lengths else np.zeros((0, 2), np.uint16),
-            np.asarray(labels, dtype=np.uint8),
-            np.asarray(ids, dtype=np.uint64),
-            masks,
-        )
+            rows.append((opened, index - (int(self._block_ends[number]) - len(opened.block.random_next_N))))
+        return collect(rows, draw, token_dtype(self._manifest.tokenizer.vocab_size))
 
     def blocks(self) -> Iterator[tuple[ShardEntry, int, Block]]:
         """Every block in order, with its shard and its first sample's index there: for verifying and looking."""
@@ -314,7 +337,7 @@ class Split:
                 yield shard, start, reader.block(number)
                 start += samples
 
-    def _open(self, number: int) -> _OpenBlock:
+    def _open(self, number: int) -> OpenBlock:
         opened = self._cache.get(number)
         if opened is not None:
             return opened
@@ -323,15 +346,11 @@ class Split:
         reader = self._readers.get(shard_number)
         if reader is None:
             reader = self._readers[shard_number] = ShardReader(self._directory, shard, self._manifest)
-        within = number - int(self._first_block[shard_number])
-        block = reader.block(within)
-        first = sum(shard.blocks.samples[:within])
-        opened = _OpenBlock(
-            block,
-            [0, *np.cumsum(block.lengths_Nx2[:, 1], dtype=np.int64).tolist()],
-            [[0, *np.cumsum(masks.counts_N, dtype=np.int64).tolist()] for masks in block.masks],
-            (shard.id << _SAMPLE_BITS) + first,
-        )
+        first_block = int(self._first_block[shard_number])
+        block = reader.block(number - first_block)
+        before_shard = int(self._block_ends[first_block - 1]) if first_block else 0
+        first = int(self._block_ends[number]) - len(block.random_next_N) - before_shard
+        opened = open_block(block, (shard.id << _SAMPLE_BITS) + first)
         self._cache[number] = opened
         if len(self._cache) > self._cached_blocks:
             self._cache.popitem(last=False)
