@@ -40,13 +40,25 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
         sys.exit(ExitCode.OK)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
     codes: list[int] = []
+    composed = False
 
     @hydra.main(version_base=_HYDRA, config_path=f"pkg://{_root(schema)}", config_name=config_name)
     def task(config: DictConfig) -> None:
+        nonlocal composed
+        composed = True
         codes.append(guarded(lambda: main(_typed(config, schema)), schema))
 
+    def whole() -> int:
+        try:
+            task()
+        except ValueError as error:  # Hydra's, of an override such as `model=3`
+            if composed:
+                raise
+            raise UserError(_explain(error, schema)) from error
+        return max(codes, default=ExitCode.OK)
+
     sys.argv[1:] = arguments
-    code = guarded(lambda: (task(), max(codes, default=ExitCode.OK))[1], schema)
+    code = guarded(whole, schema)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -120,7 +132,10 @@ def _root(schema: type[Any]) -> str:
 def _composed(config_name: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module(config_module=_root(schema), version_base=_HYDRA):
-        return hydra.compose(config_name, overrides=list(overrides))
+        try:
+            return hydra.compose(config_name, overrides=list(overrides))
+        except ValueError as error:
+            raise UserError(_explain(error, schema)) from error
 
 
 def _typed(config: DictConfig, schema: type[C]) -> C:
@@ -162,9 +177,9 @@ def _explain(error: Exception, schema: type[Any]) -> str:
     """One line for a Hydra or OmegaConf error, with the nearest valid name where a name is wrong."""
     message = str(error)
     first = message.strip().splitlines()[0].rstrip(".")
-    if match := re.search(r"Could not (?:find|load) '?([\w/.-]+)/([\w.-]+)'", message):
+    if match := re.search(r"Could not (?:find|load) '?([\w-]+)/([\w/.-]+)'", message):
         group, option = match.groups()
-        options = _groups(schema).get(group.split("/")[-1], [])
+        options = _groups(schema).get(group, [])
         return f"{group}={option}: no such option{_nearest(option, options)}; there are {', '.join(options)}"
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match.group(1)
