@@ -1,0 +1,192 @@
+"""The command line: what a user mistypes becomes one line with the nearest valid name, and exit code 64."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep import entry
+from data_prep.errors import DiskError, ExitCode, TrainingError, UserError
+from pretrain.config import TrainConfig
+from tests.support import ROOT, TINY, Trainer, environment
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """The one line with which overrides are refused."""
+
+    def refused(*overrides: str) -> str:
+        def compose() -> int:
+            entry.compose("train", TrainConfig, overrides)
+            return 0
+
+        assert entry.guarded(compose, TrainConfig) == ExitCode.USAGE
+        output = capsys.readouterr()
+        (line,) = output.err.splitlines()
+        assert output.out == ""
+        assert line.startswith("error: ")
+        return line
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("typo", "nearest"),
+    [
+        ("stepz=3", "steps"),
+        ("global_batchsize=3", "global_batch_size"),
+        ("optim.lrr=3", "optim.lr"),
+        ("lr=3", "optim.lr"),
+        ("data.worker=2", "data.workers"),
+        ("checkpoint.evry=2", "checkpoint.every"),
+        ("+stepz=3", "steps"),
+        ("++optim.lrr=3", "optim.lr"),
+        ("model.dropuot=0.1", "model.dropout"),
+    ],
+)
+def test_a_typo_names_the_nearest_key(refusal: Refusal, typo: str, nearest: str) -> None:
+    line = refusal("run=r", "data.path=d", typo)
+    assert f"did you mean {nearest}?" in line
+    assert typo.lstrip("+").partition("=")[0] in line
+
+
+@pytest.mark.parametrize("override", ["model=tinny", "model=../tiny", "optim=adam", "schedule=cosine"])
+def test_an_unknown_option_lists_the_group(refusal: Refusal, override: str) -> None:
+    group = override.partition("=")[0]
+    line = refusal("run=r", "data.path=d", override)
+    assert group in line
+    assert {"model": "tiny", "optim": "adamw", "schedule": "linear"}[group] in line.partition(";")[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("steps=many", "steps"),
+        ("steps=1.5", "steps"),
+        ("steps=null", "steps"),
+        ("steps=[1]", "steps"),
+        ("optim.lr=fast", "optim.lr"),
+        ("precision=fp8", "precision"),
+        ("log.tensorboard=perhaps", "log.tensorboard"),
+        ("optim.clip=-1", "optim.clip"),
+        ("zero=4", "zero"),
+        ("wandb.tags=one", "wandb.tags"),
+    ],
+)
+def test_a_wrong_value_names_its_key(refusal: Refusal, override: str, key: str) -> None:
+    assert f"error: {key}" in refusal("run=r", "data.path=d", override)
+
+
+@pytest.mark.parametrize(
+    "override", ["steps", "steps:3", "=3", "steps==", "a b=1", "steps={1", "~steps", "run=${nope}"]
+)
+def test_what_is_no_override_is_one_line(refusal: Refusal, override: str) -> None:
+    refusal("run=r", "data.path=d", override)
+
+
+@pytest.mark.parametrize(("given", "key"), [((), "run"), (("run=r",), "data.path")])
+def test_a_missing_value_is_asked_for(refusal: Refusal, given: tuple[str, ...], key: str) -> None:
+    assert f"{key}: has no value; add {key}=…" in refusal(*given)
+
+
+def test_errors_become_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def raising(error: Exception) -> Callable[[], int]:
+        def action() -> int:
+            raise error
+
+        return action
+
+    for kind, code in ((UserError, 64), (TrainingError, 70), (DiskError, 74)):
+        assert entry.guarded(raising(kind("what, where, what to do")), TrainConfig) == code
+        assert capsys.readouterr().err == "error: what, where, what to do\n"
+    with pytest.raises(ZeroDivisionError):  # our own bug keeps its traceback
+        entry.guarded(raising(ZeroDivisionError()), TrainConfig)
+
+
+def test_who_speaks_in_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all ranks find is said once per node; what one alone may have met, by that one."""
+
+    def action(kind: type[UserError]) -> Callable[[], int]:
+        def raising() -> int:
+            raise kind("oops")
+
+        return raising
+
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    entry.guarded(action(UserError), TrainConfig)
+    assert capsys.readouterr().err == ""
+    entry.guarded(action(DiskError), TrainConfig)
+    assert capsys.readouterr().err == "error: rank 5: oops\n"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    entry.guarded(action(UserError), TrainConfig)
+    assert capsys.readouterr().err == "error: rank 5: oops\n"
+
+
+def test_help_tells_every_key_with_default_and_meaning() -> None:
+    text = entry.help_text("train", TrainConfig)
+    for words in ("optim.lr", "peak learning rate", "[0.0001]", "model        ", "tiny", "75 stopped", "required"):
+        assert words in text
+    assert all(len(line) > 2 for line in text.splitlines() if line.strip())
+
+
+# The whole way: argv, Hydra, exit status
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stepz=3",
+        "model=tinny",
+        "model=3",
+        "steps=many",
+        "optim.beta1=2",
+        "data.path=/nowhere",
+        "run=a/b",
+        "--stepz",
+        "stepz",
+    ],
+)
+def test_exit_64_with_one_line(trainer: Trainer, corpus: Path, override: str) -> None:
+    result = trainer.run(f"data.path={corpus}", override)
+    assert result.code == 64
+    lines = result.stderr.splitlines()
+    if override != "--stepz":  # argparse says its own two
+        assert len(lines) == 1
+        assert lines[0].startswith("error: ")
+    assert "Traceback" not in result.stderr
+    assert not (result.run / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("flags", [["--local_rank=0"], ["--local-rank", "0"]])
+def test_the_launchers_local_rank_is_dropped(trainer: Trainer, flags: list[str]) -> None:
+    result = trainer.run(*flags, "data.path=/nowhere", "run=r")
+    assert result.errors == [result.stderr.rstrip("\n")]
+    assert "/nowhere/manifest.json: not there" in result.stderr
+
+
+def test_a_fresh_process_says_the_same(tmp_path: Path) -> None:
+    """Without the fork server, and from another directory; nothing is left there."""
+    command = [sys.executable, "-m", "pretrain.train", *TINY, "run=r", "data.path=d", "stepz=3"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 64
+    assert done.stderr == "error: stepz: no such key (did you mean steps?); --help lists them all\n"
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_cfg_job(trainer: Trainer, tmp_path: Path) -> None:
+    for flags, words in ((["--help"], "optim.lr"), (["--cfg", "job"], "hidden_size: 32")):
+        job = trainer.start("data.path=d", *flags)
+        result = job.wait()
+        assert result.code == 0
+        assert words in (job.logs / "stdout-0").read_text()
+        assert result.stderr == ""
+
+
+def test_the_package_finds_its_conf() -> None:
+    assert (ROOT / "conf" / "train.yaml").is_file()
