@@ -1,0 +1,99 @@
+"""`python -m data_prep.peek DIR --n 3`: what the model will see, decoded, in colour on a terminal."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from data_prep.errors import ExitCode, UserError
+from data_prep.manifest import Manifest, pass_name, read_manifest
+from data_prep.masking import draw_masks
+from data_prep.shards import Samples, Split
+from data_prep.tokenizer import MASK, load_tokenizer
+
+_LABELS = {"nsp": ("is next", "random next"), "sop": ("in order", "swapped"), "none": ("one segment", "")}
+_MASKED, _REPLACED, _KEPT, _ANSWER, _HEADING = "bold red", "bold magenta", "bold yellow", "green", "bold cyan"
+
+
+def peek(directory: Path, split: str, count: int, seed: int) -> Iterator[Text]:
+    """`count` samples of a split, picked at random by `seed`, as they are in the first mask draw.
+
+    Raises `UserError` if there is no such split, or a shard is damaged.
+    """
+    manifest = read_manifest(directory)
+    if split not in manifest.splits:
+        raise UserError(f"--split {split}: not in {directory}; there are {', '.join(manifest.splits)}")
+    tokenizer = load_tokenizer(directory / "tokenizer").backend
+    samples = Split(directory, manifest, split)
+    for index in np.random.default_rng(seed).permutation(len(samples))[:count]:
+        sample = samples.gather(np.asarray([index]), 0)
+        masks = sample.masks or draw_masks(
+            sample.tokens_T, sample.lengths_Nx2, sample.ids_N, 0, manifest.masking, manifest.tokenizer.mask_vocabulary
+        )
+        words = [_word(tokenizer, token) for token in sample.tokens_T.tolist()]
+        shown = {
+            position: _word(tokenizer, token)
+            for position, token in zip(masks.positions_M.tolist(), masks.tokens_M.tolist(), strict=True)
+        }
+        yield _rendered(f"{split} {index}", sample, words, shown, manifest)
+
+
+def _word(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.id_to_token(token) or f"<{token}>"
+
+
+def _rendered(name: str, sample: Samples, words: Sequence[str], shown: dict[int, str], manifest: Manifest) -> Text:
+    first, total = sample.lengths_Nx2[0].tolist()
+    label = _LABELS[manifest.objective][int(sample.random_next_N[0])]
+    text = Text(f"{name}: {label}, {total} tokens, {len(shown)} to predict\n", style=_HEADING)
+    for title, positions in (("A", range(1, first - 1)), ("B", range(first, total - 1))):
+        if len(positions):
+            text.append(f"{title} ", style=_HEADING)
+            for position in positions:
+                _append_word(text, words[position], shown.get(position), position == positions[0])
+            text.append("\n")
+    return text
+
+
+def _append_word(text: Text, word: str, shown: str | None, is_first: bool) -> None:
+    """The word; where it is to be predicted, what is shown instead, and the answer in braces."""
+    if shown is None:
+        goes_on = word.startswith("##") and not is_first
+        text.append(word[2:] if goes_on else f" {word}", style="default")
+        return
+    style = _MASKED if shown == MASK else _KEPT if shown == word else _REPLACED
+    text.append(f" {shown}", style=style).append(f"{{{word}}}", style=_ANSWER)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print samples; one line and exit code 64 if that cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.peek",
+        description="Show samples of a finished corpus. shown{answer}: to be predicted is the answer; the model sees "
+        "[MASK], a random token, or the answer itself.",
+    )
+    parser.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
+    parser.add_argument("--n", type=int, default=3, help="samples to show")
+    parser.add_argument("--split", default=pass_name(0), help="pass-00, pass-01, …, or val")
+    parser.add_argument("--seed", type=int, default=0, help="which samples: the same seed shows the same")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return ExitCode.USAGE if stop.code else ExitCode.OK
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        for text in peek(options.directory, options.split, max(0, options.n), abs(options.seed)):
+            console.print(text)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
