@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -28,8 +28,10 @@ _TRIES = 5
 _in_use: list[IO[str]] = []  # shared locks that this process holds to its end
 
 
-def local_corpus(path: str, cache_dir: str | None, cache_gib: float) -> Path:
+def local_corpus(path: str, cache_dir: str | None, cache_gib: float, splits: Sequence[str] | None = None) -> Path:
     """The directory to read: `path` itself if it is local and no `cache_dir` is set, else its verified copy.
+
+    With `splits` only their shards are copied (the others are streamed).
 
     Every rank calls this; the first one of a node copies, the others wait. Raises `UserError` when the source cannot
     be read or is not what its manifest says, or the corpus is larger than the cache may be.
@@ -40,27 +42,29 @@ def local_corpus(path: str, cache_dir: str | None, cache_gib: float) -> Path:
         return Path(path)
     source = path.rstrip("/")
     manifest_bytes = _small_file(f"{source}/{NAME}")
-    folder = Path(cache_dir) / hashlib.sha256(manifest_bytes).hexdigest()[:16]
+    name = hashlib.sha256(manifest_bytes).hexdigest()[:16]
+    folder = Path(cache_dir) / (name if splits is None else "-".join([name, *splits]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(Path(cache_dir) / f".{folder.name}.filling"):
             _in_use.append(_use_lock(folder).open("a"))
             fcntl.flock(_in_use[-1], fcntl.LOCK_SH)
             if not (folder / NAME).exists():
-                _fill(source, folder, manifest_bytes, cache_gib)
+                _fill(source, folder, manifest_bytes, cache_gib, splits)
             os.utime(folder)  # the least recently used corpus is the first to go
     except OSError as error:
         raise DiskError(f"data.cache_dir={cache_dir}: {error}; free space there or choose another") from error
     return folder
 
 
-def _fill(source: str, folder: Path, manifest_bytes: bytes, cache_gib: float) -> None:
+def _fill(source: str, folder: Path, manifest_bytes: bytes, cache_gib: float, splits: Sequence[str] | None) -> None:
     """Copy everything, the manifest last."""
     partial = folder / "partial"
     partial.mkdir(exist_ok=True)
     (partial / NAME).write_bytes(manifest_bytes)
     manifest = read_manifest(partial)
-    need = sum(shard.bytes for shard in manifest.shards)
+    wanted = [shard for shard in manifest.shards if splits is None or shard.split in splits]
+    need = sum(shard.bytes for shard in wanted)
     _make_room(folder, need, int(cache_gib * 2**30))
     (folder / "tokenizer").mkdir(exist_ok=True)
     for name in _TOKENIZER_FILES:
@@ -69,7 +73,7 @@ def _fill(source: str, folder: Path, manifest_bytes: bytes, cache_gib: float) ->
         except UserError:
             continue  # not every tokenizer has all four
     with _progress(need) as advance:
-        for shard in manifest.shards:
+        for shard in wanted:
             target = folder / shard.split / shard.name
             target.parent.mkdir(exist_ok=True)
             if not target.exists():

@@ -9,6 +9,11 @@ from data_prep.errors import UserError
 from data_prep.schema import doc
 
 
+class Access(Enum):
+    mapped = "mapped"
+    stream = "stream"
+
+
 class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
@@ -45,10 +50,15 @@ class DataConfig:
         "copy the corpus here first, once per node; needed for URLs, good for slow file systems"
     )
     cache_gib: float = doc("largest size of data.cache_dir, GiB; corpora used longest ago make room")
+    access: Access = doc("mapped (memory-mapped files, perfect shuffle) or stream (for corpora larger than the disks)")
+    lanes: int = doc("stretches of an epoch that are streamed side by side; best a multiple of the number of ranks")
+    window: int = doc("streamed samples per lane that are shuffled together")
     workers: int = doc("loader processes per rank; 0 loads in the training process")
     prefetch: int = doc("micro-batches that each worker keeps ready")
 
     def __post_init__(self) -> None:
+        for key in ("lanes", "window"):
+            _require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)}: must be at least 1")
         _require(self.workers >= 0, f"data.workers={self.workers}: cannot be negative")
         _require(self.prefetch >= 1, f"data.prefetch={self.prefetch}: must be at least 1")
 

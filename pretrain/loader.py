@@ -6,7 +6,7 @@ Shapes: T tokens, N samples, M masked tokens.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from data_prep.manifest import VAL, Manifest, manifest_sha256, pass_name, read_m
 from data_prep.masking import Masks, draw_masks
 from data_prep.shards import Samples, Split
 from pretrain.order import locate, micro_batch_positions
+
+if TYPE_CHECKING:
+    from pretrain.stream import Streamed
 
 I64 = npt.NDArray[np.int64]
 
@@ -51,6 +54,14 @@ def _moved(part: Any, device: torch.device) -> Any:
     return part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else part
 
 
+class Streaming(NamedTuple):
+    """How to read a corpus without a copy of it: see stream.py."""
+
+    source: str  # directory or fsspec URL
+    lanes: int
+    window: int  # samples per lane that are shuffled together
+
+
 class Corpus:
     """A prepared corpus: samples by (epoch, index), masks applied."""
 
@@ -65,9 +76,12 @@ class Corpus:
         self.num_val = val.samples if val else 0
         self.has_pairs = self.manifest.objective != "none"
         self._splits: dict[str, Split] = {}
+        self._streamed: Streamed | None = None
 
     def training_batch(self, seed: int, positions_N: I64) -> MicroBatch:
         """The samples at these positions of the run, as one packed micro-batch."""
+        if self._streamed:
+            return pack([self._with_masks(samples, draw) for samples, draw in self._streamed.gather(positions_N)])
         place = locate(seed, positions_N, self.pass_sizes)
         visits_N, passes_N = np.divmod(place.epochs_N, self.manifest.passes)
         parts = []
@@ -76,6 +90,12 @@ class Corpus:
             split, draw = pass_name(int(passes_N[here][0])), int(visits_N[here][0])
             parts.append(self._masked(split, place.samples_N[here], draw))
         return pack(parts)
+
+    def stream(self, seed: int, streaming: Streaming) -> None:
+        """Read training samples by `streaming` from now on, instead of from the directory."""
+        from pretrain.stream import Streamed  # imports fsspec and webdataset, which mapped reading does without
+
+        self._streamed = Streamed(streaming.source, self.manifest, seed, streaming.lanes, streaming.window)
 
     def val_batch(self, indices_N: I64) -> MicroBatch:
         """Held-out samples with their first draw of masks: the same in every evaluation."""
@@ -88,7 +108,10 @@ class Corpus:
     def _masked(self, split: str, indices_N: I64, draw: int) -> tuple[Samples, Masks]:
         if split not in self._splits:
             self._splits[split] = Split(self.directory, self.manifest, split)
-        samples = self._splits[split].gather(indices_N, draw)
+        return self._with_masks(self._splits[split].gather(indices_N, draw), draw)
+
+    def _with_masks(self, samples: Samples, draw: int) -> tuple[Samples, Masks]:
+        """The baked draw where there is one, else the same function live."""
         masks = samples.masks or draw_masks(
             samples.tokens_T,
             samples.lengths_Nx2,
@@ -150,15 +173,27 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
     worker process.
     """
 
-    def __init__(self, directory: Path, seed: int, layout: Layout, first_position: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        layout: Layout,
+        first_position: int = 0,
+        streaming: Streaming | None = None,
+    ) -> None:
         self.directory, self.seed, self.layout, self.first_position = directory, seed, layout, first_position
+        self.streaming = streaming
         self._corpus: Corpus | None = None
 
     def __getitem__(self, index: int) -> MicroBatch | UserError:
         try:
             if self._corpus is None:
                 self._corpus = Corpus(self.directory)
-            positions_N = self.first_position + micro_batch_positions(index, **self.layout._asdict())
+                if self.streaming:
+                    self._corpus.stream(self.seed, self.streaming)
+            interleaved = self.streaming is not None
+            positions = micro_batch_positions(index, **self.layout._asdict(), interleaved=interleaved)
+            positions_N = self.first_position + positions
             return self._corpus.training_batch(self.seed, positions_N)
         except UserError as error:
             return error

@@ -18,14 +18,15 @@ import yaml
 
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
+from data_prep.manifest import VAL
 from pretrain import checkpoint, dist
 from pretrain.cache import local_corpus
 from pretrain.checkpoint import Snapshot
-from pretrain.config import RESUME_CHECKS, TrainConfig, accumulation_steps
+from pretrain.config import RESUME_CHECKS, Access, TrainConfig, accumulation_steps
 from pretrain.dist import Process
 from pretrain.engine import Engine
 from pretrain.initialize import initialize
-from pretrain.loader import Corpus, Layout, MicroBatches, training_steps
+from pretrain.loader import Corpus, Layout, MicroBatches, Streaming, training_steps
 from pretrain.loop import Progress, Run, train
 from pretrain.model import PackedBert
 from pretrain.run_directory import RunDirectory
@@ -42,7 +43,9 @@ def main(config: TrainConfig) -> int:
     code: int = ExitCode.FAILED
     try:
         accumulation_steps(config.global_batch_size, config.micro_batch_size, process.world_size)
-        corpus = Corpus(local_corpus(config.data.path, config.data.cache_dir, config.data.cache_gib))
+        data = config.data
+        only = [VAL] if data.access is Access.stream else None  # the rest is streamed
+        corpus = Corpus(local_corpus(data.path, data.cache_dir, data.cache_gib, only))
         path = Path(config.runs_root) / config.run
         directory = process.here_on_main(lambda: RunDirectory(path))
         code = run(config, path, directory, corpus, process, stop, progress)
@@ -115,10 +118,12 @@ def run(
         config_yaml=config_yaml,
     )
     layout = Layout(process.rank, process.world_size, config.micro_batch_size, config.global_batch_size)
+    streamed = config.data.access is Access.stream
+    streaming = Streaming(config.data.path, config.data.lanes, config.data.window) if streamed else None
     steps = training_steps(
-        MicroBatches(corpus.directory, config.seed, layout, first_position=progress.samples),
+        MicroBatches(corpus.directory, config.seed, layout, progress.samples, streaming),
         steps=config.steps - progress.step,
-        workers=config.data.workers,
+        workers=min(config.data.workers, 1) if streamed else config.data.workers,  # it fetches by threads
         prefetch=config.data.prefetch,
         pin_memory=process.device.type == "cuda",
     )

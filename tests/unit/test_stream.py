@@ -1,0 +1,168 @@
+"""Streaming: every sample once an epoch, the same global batches for every world size, resume at any position."""
+
+import functools
+import http.server
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.errors import UserError
+from data_prep.manifest import read_manifest
+from data_prep.shards import CorruptShard
+from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
+from pretrain.order import lane_bounds, window_order
+from pretrain.stream import Streamed
+from tests.support import make_corpus
+
+SAMPLES, LANES, WINDOW, SEED = 331, 4, 16, 9
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stream") / "corpus"
+    make_corpus(path, samples=SAMPLES, passes=2, shards_per_split=5)
+    return path
+
+
+def streamed(corpus: Path) -> Streamed:
+    return Streamed(str(corpus), read_manifest(corpus), SEED, LANES, WINDOW)
+
+
+def ids(stream: Streamed, first: int, count: int) -> list[int]:
+    parts = [samples.ids_N for samples, _ in stream.gather(np.arange(first, first + count))]
+    return [int(i) for i in np.concatenate(parts)]
+
+
+def all_ids(corpus: Path, split: str) -> list[int]:
+    return [(shard.id << 32) + i for shard in read_manifest(corpus).split_shards(split) for i in range(shard.samples)]
+
+
+def slow_order(corpus: Path, epoch: int, shard_order: list[int]) -> list[int]:
+    """One epoch's ids by the definition: concatenate, cut into lanes, shuffle windows, deal in turns."""
+    shards = read_manifest(corpus).split_shards(f"pass-{epoch % 2:02d}")
+    stream = [(shards[s].id << 32) + i for s in shard_order for i in range(shards[s].samples)]
+    bounds = lane_bounds(len(stream), LANES).tolist()
+    lanes = []
+    for lane in range(LANES):
+        stretch = stream[bounds[lane] : bounds[lane + 1]]
+        shuffled = []
+        for window, start in enumerate(range(0, len(stretch), WINDOW)):
+            part = stretch[start : start + WINDOW]
+            shuffled += [part[i] for i in window_order(SEED, epoch, lane, window, len(part)).tolist()]
+        lanes.append(shuffled)
+    return [lanes[q % LANES][q // LANES] for q in range(len(stream))]
+
+
+def test_every_sample_once_an_epoch_and_pass_after_pass(corpus: Path) -> None:
+    stream = streamed(corpus)
+    for epoch in range(4):
+        found = ids(stream, epoch * SAMPLES, SAMPLES)
+        assert sorted(found) == all_ids(corpus, f"pass-{epoch % 2:02d}")
+    assert ids(stream, 0, SAMPLES) != ids(stream, 2 * SAMPLES, SAMPLES)
+
+
+def test_equals_the_definition(corpus: Path) -> None:
+    found = ids(streamed(corpus), 0, SAMPLES)
+    by_shard = [i >> 32 for i in found]
+    shards = [shard.id for shard in read_manifest(corpus).split_shards("pass-00")]
+    candidates = [list(order) for order in itertools.permutations(range(len(shards)))]
+    assert len(set(by_shard)) == len(shards)
+    assert found in [slow_order(corpus, 0, order) for order in candidates]
+
+
+def test_any_position_first(corpus: Path) -> None:
+    whole = ids(streamed(corpus), 0, 2 * SAMPLES)
+    for start in (0, 1, 37, SAMPLES - 3, SAMPLES, SAMPLES + 200):
+        assert ids(streamed(corpus), start, 25) == whole[start : start + 25]
+
+
+def batches(corpus: Path, rank: int, world_size: int, micro: int, first: int = 0) -> Iterator[list[MicroBatch]]:
+    layout = Layout(rank, world_size, micro, 16)
+    dataset = MicroBatches(corpus, SEED, layout, first, Streaming(str(corpus), LANES, WINDOW))
+    return training_steps(dataset, steps=30, workers=0, prefetch=1, pin_memory=False)
+
+
+def rows(step: list[MicroBatch]) -> list[tuple[int, ...]]:
+    found = []
+    for batch in step:
+        ends = batch.cu_seqlens.tolist()
+        found += [tuple(batch.input_ids_T[a:b].tolist()) for a, b in itertools.pairwise(ends)]
+    return found
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(2, 4), (4, 2), (2, 8), (8, 1)])
+def test_global_batches_do_not_depend_on_the_layout(corpus: Path, world_size: int, micro: int) -> None:
+    alone = [sorted(rows(step)) for step in batches(corpus, 0, 1, 16)]
+    ranks = [list(batches(corpus, rank, world_size, micro)) for rank in range(world_size)]
+    together = [sorted(row for rank in ranks for row in rows(rank[step])) for step in range(30)]
+    assert together == alone
+
+
+def test_masks_equal_the_mapped_reader(corpus: Path) -> None:
+    mapped = Corpus(corpus)
+    by_id = {}
+    for positions in np.array_split(np.arange(2 * SAMPLES), 20):
+        step = mapped.training_batch(SEED, positions)
+        by_id.update(dict.fromkeys(rows([step])))
+    stream = Corpus(corpus)
+    stream.stream(SEED, Streaming(str(corpus), LANES, WINDOW))
+    for positions in np.array_split(np.arange(2 * SAMPLES), 20):
+        assert all(row in by_id for row in rows([stream.training_batch(SEED, positions)]))
+
+
+def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "c", samples=100)
+    shard = read_manifest(tmp_path / "c").shards[0]
+    path = tmp_path / "c" / shard.split / shard.name
+    data = bytearray(path.read_bytes())
+    data[600] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(CorruptShard, match="checksum"):
+        ids(streamed(tmp_path / "c"), 0, 100)
+
+
+def test_a_shard_cut_short_is_refused(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "c", samples=100)
+    shard = read_manifest(tmp_path / "c").shards[0]
+    path = tmp_path / "c" / shard.split / shard.name
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError) as caught:
+        ids(streamed(tmp_path / "c"), 0, 100)
+    assert "\n" not in str(caught.value)
+
+
+class Slow(http.server.SimpleHTTPRequestHandler):
+    """A web server with byte ranges, 50 ms away."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        time.sleep(0.05)
+        wanted = self.headers.get("Range")
+        if not wanted:
+            return super().do_GET()
+        first, last = (int(x) for x in wanted.removeprefix("bytes=").split("-"))
+        part = Path(self.translate_path(self.path)).read_bytes()[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        return None
+
+
+def test_reads_over_http(corpus: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Slow, directory=str(corpus))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            stream = Streamed(f"http://127.0.0.1:{server.server_port}", read_manifest(corpus), SEED, LANES, WINDOW)
+            assert ids(stream, 0, SAMPLES) == ids(streamed(corpus), 0, SAMPLES)
+        finally:
+            server.shutdown()
+            thread.join()
