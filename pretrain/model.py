@@ -115,7 +115,9 @@ class PackedBert(nn.Module):
         self.hf = BertForPreTraining(bert_config(model, tokenizer, vocab_rows=self.vocab_rows))
         self.hf.set_attn_implementation(_ATTENTION)
         if model.activation_checkpointing:
-            self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # The older name is all that transformers 5.17 has; newer ones warn of it.
+            enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(MLM logits [M, V] at masked positions, NSP logits [N, 2] from each sample's own [CLS])."""
