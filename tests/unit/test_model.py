@@ -1,0 +1,322 @@
+"""The packed forward against Hugging Face's padded `BertForPreTraining`: loss and every gradient, in fp32."""
+
+import random
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertForPreTraining
+
+from data_prep.errors import UserError
+from data_prep.masking import draw_masks
+from data_prep.shards import Samples, sample_ids
+from pretrain.config import LossConfig, ModelConfig
+from pretrain.loader import MicroBatch, pack
+from pretrain.loss import pretraining_loss
+from pretrain.model import PackedBert, bert_config, padded_vocab_size
+from pretrain.optim import parameter_groups
+from tests.support import PAD, default_masking, random_block, tokenizer_facts
+
+VOCAB = 61
+FACTS = tokenizer_facts(VOCAB)
+ROWS = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
+
+
+def small(**changes: Any) -> ModelConfig:
+    values: dict[str, Any] = {
+        "name": "test", "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64,
+        "max_positions": 40, "dropout": 0.0, "attention_dropout": 0.0, "pad_vocab_to": 64,
+        "activation_checkpointing": False,
+    }  # fmt: skip
+    return ModelConfig(**(values | changes))
+
+
+def packed(config: ModelConfig, seed: int = 0) -> PackedBert:
+    """A model whose every parameter is random: fresh biases are 0 and would hide much."""
+    torch.manual_seed(seed)
+    model = PackedBert(config, FACTS, max_len=40)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def make_batch(seed: int, samples: int, max_len: int = 40, objective: str = "nsp") -> MicroBatch:
+    block = random_block(random.Random(seed), samples=samples, max_len=max_len, vocab_size=VOCAB, objective=objective)
+    ids = sample_ids(0, 0, samples)
+    masking = default_masking(probability=0.25)
+    masks = draw_masks(block.tokens_T, block.lengths_Nx2, ids, 0, masking, FACTS.mask_vocabulary)
+    return pack([(Samples(*block[:3], ids, None), masks)])
+
+
+def rows_of(batch: MicroBatch) -> list[slice]:
+    return [slice(start, end) for start, end in pairwise(batch.cu_seqlens.tolist())]
+
+
+def padded(batch: MicroBatch) -> dict[str, Tensor]:
+    """The batch as Hugging Face has it: a rectangle, an attention mask, labels of -100 where nothing is asked."""
+    labels = torch.full_like(batch.input_ids_T, -100)
+    labels[batch.masked_index_M] = batch.mlm_labels_M
+
+    def rectangle(values: Tensor, filler: int) -> Tensor:
+        rows = [values[row] for row in rows_of(batch)]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler)
+
+    return {
+        "input_ids": rectangle(batch.input_ids_T, PAD),
+        "token_type_ids": rectangle(batch.token_type_ids_T, 0),
+        "attention_mask": rectangle(torch.ones_like(batch.input_ids_T), 0),
+        "labels": rectangle(labels, -100),
+        "next_sentence_label": batch.nsp_labels_N,
+    }
+
+
+def reference_of(model: PackedBert, config: ModelConfig) -> BertForPreTraining:
+    """Hugging Face's own model and attention with the same weights, for the real vocabulary only."""
+    reference = BertForPreTraining(bert_config(config, FACTS, vocab_rows=VOCAB))
+    reference.set_attn_implementation("eager")
+    weights = dict(model.hf.named_parameters())
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            parameter.copy_(weights[name][:VOCAB] if name in ROWS else weights[name])
+    return reference
+
+
+def losses_of(model: PackedBert, batch: MicroBatch) -> Tensor:
+    return pretraining_loss(
+        model(batch),
+        batch.mlm_labels_M,
+        batch.nsp_labels_N,
+        weights=LossConfig(mlm_weight=1.0, nsp_weight=1.0),
+        masked=len(batch.mlm_labels_M),
+        pairs=len(batch.nsp_labels_N),
+    ).loss
+
+
+def gradients(model: torch.nn.Module) -> Mapping[str, Tensor]:
+    return {name.removeprefix("hf."): p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("pad_vocab_to", [1, 64])
+@pytest.mark.parametrize("samples", [1, 7])
+def test_loss_and_every_gradient_equal_hugging_faces(samples: int, pad_vocab_to: int, checkpointing: bool) -> None:
+    config = small(pad_vocab_to=pad_vocab_to, activation_checkpointing=checkpointing)
+    model = packed(config)
+    reference = reference_of(model, config)
+    batch = make_batch(samples, samples)
+    model.train()
+    reference.train()
+
+    loss = losses_of(model, batch)
+    loss.backward()
+    expected = reference(**padded(batch)).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+    ours, theirs = gradients(model), gradients(reference)
+    assert ours.keys() == theirs.keys() == {name for name, _ in reference.named_parameters()}
+    for name, gradient in theirs.items():
+        assert gradient.abs().max() > 0, name
+        mine = ours[name]
+        if name in ROWS:
+            assert len(mine) == padded_vocab_size(VOCAB, pad_vocab_to)
+            assert not mine[VOCAB:].any()  # a padded row learns nothing
+            mine = mine[:VOCAB]
+        torch.testing.assert_close(mine, gradient, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_recomputes_every_layer_once(checkpointing: bool) -> None:
+    model = packed(small(activation_checkpointing=checkpointing)).train()
+    calls: list[int] = []
+    for number, layer in enumerate(model.hf.bert.encoder.layer):
+        layer.intermediate.register_forward_hook(lambda *_, number=number: calls.append(number))
+    losses_of(model, make_batch(1, 3)).backward()
+    assert calls == ([0, 1, 1, 0] if checkpointing else [0, 1])
+
+
+def test_logits_at_masked_positions_of_a_sample_of_the_greatest_length() -> None:
+    config = small()
+    model = packed(config).eval()
+    reference = reference_of(model, config).eval()
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, VOCAB, 40).astype(np.uint16)
+    tokens[[0, 20, 39]] = 2, 3, 3
+    ids = sample_ids(0, 0, 1)
+    lengths = np.asarray([(21, 40)], np.uint16)
+    masks = draw_masks(tokens, lengths, ids, 0, default_masking(), FACTS.mask_vocabulary)
+    long = pack([(Samples(tokens, lengths, np.zeros(1, np.uint8), ids, None), masks)])
+    with torch.no_grad():
+        mlm, nsp = model(long)
+        theirs = reference(**padded(long))
+    torch.testing.assert_close(mlm, theirs.prediction_logits[0, long.masked_index_M], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(nsp, theirs.seq_relationship_logits, atol=1e-4, rtol=1e-4)
+    assert mlm.shape == (len(long.mlm_labels_M), VOCAB)  # padded rows are never predicted
+
+
+def test_each_sample_is_alone() -> None:
+    """Logits of a sample do not depend on its neighbours: attention and the pooler stay inside it."""
+    model = packed(small()).eval()
+    batch = make_batch(5, 6)
+    with torch.no_grad():
+        mlm, nsp = model(batch)
+        for i, row in enumerate(rows_of(batch)):
+            inside = (batch.masked_index_M >= row.start) & (batch.masked_index_M < row.stop)
+            alone = MicroBatch(
+                batch.input_ids_T[row],
+                batch.position_ids_T[row],
+                batch.token_type_ids_T[row],
+                torch.tensor([0, row.stop - row.start], dtype=torch.int32),
+                batch.masked_index_M[inside] - row.start,
+                batch.mlm_labels_M[inside],
+                batch.nsp_labels_N[i : i + 1],
+                row.stop - row.start,
+                0,
+            )
+            mlm_alone, nsp_alone = model(alone)
+            torch.testing.assert_close(mlm[inside], mlm_alone, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(nsp[i : i + 1], nsp_alone, atol=1e-5, rtol=1e-5)
+    assert len({tuple(row) for row in nsp.tolist()}) == 6
+
+
+def test_token_types_and_positions_matter() -> None:
+    """What the embeddings of types and positions receive reaches the logits."""
+    model = packed(small()).eval()
+    batch = make_batch(6, 4)
+    with torch.no_grad():
+        mlm, nsp = model(batch)
+        for changed in (
+            batch._replace(token_type_ids_T=1 - batch.token_type_ids_T),
+            batch._replace(position_ids_T=batch.position_ids_T + 1),
+        ):
+            other_mlm, other_nsp = model(changed)
+            assert not torch.allclose(mlm, other_mlm, atol=1e-3)
+            assert not torch.allclose(nsp, other_nsp, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dropout", "attention_dropout"), [(0.5, 0.0), (0.0, 0.5)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_each_kind_of_dropout_follows_the_seed(dropout: float, attention_dropout: float, checkpointing: bool) -> None:
+    config = small(dropout=dropout, attention_dropout=attention_dropout, activation_checkpointing=checkpointing)
+    model = packed(config).train()
+    batch = make_batch(7, 4)
+
+    def trained(seed: int) -> tuple[float, Tensor]:
+        model.zero_grad()
+        torch.manual_seed(seed)
+        loss = losses_of(model, batch)
+        loss.backward()
+        return loss.item(), gradients(model)["bert.embeddings.position_embeddings.weight"].clone()
+
+    (one, one_gradient), (again, again_gradient), (other, _) = trained(1), trained(1), trained(2)
+    assert one == again
+    assert torch.equal(one_gradient, again_gradient)  # recomputed activations drop the same
+    assert one != other
+    model.eval()
+    with torch.no_grad():
+        assert losses_of(model, batch) == losses_of(model, batch)
+
+
+def test_the_decoder_is_tied() -> None:
+    model = packed(small())
+    assert model.hf.cls.predictions.decoder.weight is model.hf.bert.embeddings.word_embeddings.weight
+    assert sum("decoder" in name for name, _ in model.named_parameters()) == 0
+
+
+def test_positions_must_suffice() -> None:
+    with pytest.raises(UserError, match=r"set model\.max_positions=41 or prepare with a smaller max_len"):
+        PackedBert(small(), FACTS, max_len=41)
+
+
+@pytest.mark.parametrize(("size", "multiple", "rows"), [(61, 64, 64), (64, 64, 64), (65, 64, 128), (61, 1, 61)])
+def test_padded_vocabulary(size: int, multiple: int, rows: int) -> None:
+    assert padded_vocab_size(size, multiple) == rows
+
+
+def test_weights_of_another_model_are_refused_in_one_line() -> None:
+    model = packed(small())
+    weights = {name: parameter.detach() for name, parameter in model.hf.named_parameters()}
+    twin = packed(small(), seed=9)
+    twin.load_weights(weights)
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in twin.hf.named_parameters())
+    for other in (small(hidden_size=16), small(num_layers=3), small(pad_vocab_to=1), small(max_positions=64)):
+        with pytest.raises(UserError, match="resume with the same model options, or name another run") as caught:
+            packed(other).load_weights(weights)
+        assert "\n" not in str(caught.value)
+
+
+# Loss
+
+
+WEIGHTS = LossConfig(mlm_weight=0.7, nsp_weight=1.3)
+
+
+def random_logits(masked: int, pairs: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(masked, VOCAB, generator=generator, requires_grad=True),
+        torch.randn(pairs, 2, generator=generator, requires_grad=True),
+        torch.randint(VOCAB, (masked,), generator=generator),
+        torch.randint(2, (pairs,), generator=generator),
+    )
+
+
+def test_loss_of_parts_adds_up_to_the_mean_over_the_whole() -> None:
+    mlm, nsp, mlm_labels, nsp_labels = random_logits(30, 9)
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = 0.7 * cross_entropy(mlm, mlm_labels) + 1.3 * cross_entropy(nsp, nsp_labels)
+    expected_gradients = torch.autograd.grad(expected, (mlm, nsp))
+
+    total, sums = torch.zeros(()), torch.zeros(4, dtype=torch.float64)
+    for (a, b), (c, d) in (((0, 2), (0, 4)), ((2, 29), (4, 5)), ((29, 30), (5, 9))):  # uneven: means would not do
+        part = pretraining_loss(
+            (mlm[a:b], nsp[c:d]), mlm_labels[a:b], nsp_labels[c:d], weights=WEIGHTS, masked=30, pairs=9
+        )
+        total, sums = total + part.loss, sums + part.sums
+    torch.testing.assert_close(total, expected)
+    for found, wanted in zip(torch.autograd.grad(total, (mlm, nsp)), expected_gradients, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert sums[2] == (mlm.argmax(1) == mlm_labels).sum()
+    assert sums[3] == (nsp.argmax(1) == nsp_labels).sum()
+
+
+def test_without_pairs_nsp_weighs_nothing() -> None:
+    mlm, nsp, mlm_labels, nsp_labels = random_logits(12, 5)
+    loss = pretraining_loss((mlm, nsp), mlm_labels, nsp_labels, weights=WEIGHTS, masked=12, pairs=0).loss
+    torch.testing.assert_close(loss, 0.7 * torch.nn.functional.cross_entropy(mlm, mlm_labels))
+    assert not torch.autograd.grad(loss, nsp)[0].any()
+
+
+def test_a_batch_without_masks_has_a_finite_loss() -> None:
+    mlm, nsp, mlm_labels, nsp_labels = random_logits(0, 3)
+    loss = pretraining_loss((mlm, nsp), mlm_labels, nsp_labels, weights=WEIGHTS, masked=0, pairs=3).loss
+    torch.testing.assert_close(loss, 1.3 * torch.nn.functional.cross_entropy(nsp, nsp_labels))
+
+
+def test_cross_entropy_is_computed_in_fp32() -> None:
+    mlm, nsp, mlm_labels, nsp_labels = random_logits(40, 9)
+    half = (mlm.bfloat16(), nsp.bfloat16())
+    found = pretraining_loss(half, mlm_labels, nsp_labels, weights=WEIGHTS, masked=40, pairs=9)
+    wide = (half[0].float(), half[1].float())
+    expected = pretraining_loss(wide, mlm_labels, nsp_labels, weights=WEIGHTS, masked=40, pairs=9)
+    assert found.loss == expected.loss
+    assert found.sums.dtype == torch.float64
+
+
+# Parameter groups
+
+
+def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:
+    model = packed(small())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decay, rest = parameter_groups(model.named_parameters(), 0.01)
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.01, 0.0)
+    decayed = {names[parameter] for parameter in decay["params"]}
+    spared = {names[parameter] for parameter in rest["params"]}
+    assert decayed | spared == set(names.values())
+    assert not decayed & spared
+    assert spared == {name for name in names.values() if name.endswith("bias") or "LayerNorm" in name}
