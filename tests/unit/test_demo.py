@@ -1,0 +1,160 @@
+"""The demo's own arithmetic and its verdicts; `make demo` itself runs in CI."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForPreTraining, BertTokenizer
+
+from data_prep import entry
+from data_prep.errors import TrainingError, UserError
+from data_prep.manifest import VAL, read_manifest
+from data_prep.shards import Split
+from launch import demo
+from launch.demo import ON_CPU, ON_GPU, Demo, Paths, Yardstick, fill_masks, last_evaluation, run_child, yardstick
+from pretrain.config import TrainConfig
+
+
+@pytest.mark.parametrize("max_samples", [0, 10, 10_000])
+def test_yardstick_is_the_best_constant_guess(corpus: Path, max_samples: int) -> None:
+    """Counted sample by sample; any other constant distribution has a higher loss."""
+    manifest = read_manifest(corpus)
+    split = Split(corpus, manifest, VAL)
+    masked: list[int] = []
+    labels: list[int] = []
+    for index in range(min(len(split), max_samples or len(split))):
+        sample = split.gather(np.asarray([index]), 0)
+        assert sample.masks is not None
+        masked += [int(sample.tokens_T[position]) for position in sample.masks.positions_M]
+        labels.append(int(sample.random_next_N[0]))
+    counts = Counter(masked)
+    found = yardstick(corpus, max_samples)
+    best = -sum(count / len(masked) * math.log(count / len(masked)) for count in counts.values())
+    assert found.mlm_loss == pytest.approx(best)
+    assert found.mlm_accuracy == pytest.approx(max(counts.values()) / len(masked))
+    assert found.nsp_accuracy == pytest.approx(max(Counter(labels).values()) / len(labels))
+    smoothed = -sum(count / len(masked) * math.log((count + 1) / (len(masked) + 61)) for count in counts.values())
+    assert found.mlm_loss < smoothed
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose bias alone decides: every [MASK] is "exception", then "value"."""
+    folder = tmp_path_factory.mktemp("model")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "exception", "value"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    network = BertForPreTraining(
+        BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    with torch.no_grad():
+        network.cls.predictions.decoder.weight.zero_()
+        network.cls.predictions.bias.copy_(torch.tensor([-20.0, -20, -20, -20, -20, -20, math.log(3), 0]))
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_fill_masks_names_words_and_probabilities(model: Path) -> None:
+    filled = fill_masks(model, ["the [MASK] .", "[MASK] the the the value"], 2)
+    assert [[word for word, _ in words] for words in filled] == [["exception", "value"]] * 2
+    assert filled[0][0][1] == pytest.approx(0.75, abs=1e-6)
+    assert filled[1][1][1] == pytest.approx(0.25, abs=1e-6)
+
+
+def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
+    rows = [{"step": 1, "eval/mlm_loss": 5.0, "train/loss": 1}, {"step": 2, "eval/mlm_loss": 4.0}, {"step": 3}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert last_evaluation(tmp_path) == {"eval/mlm_loss": 4.0}
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="--fresh"):
+        last_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("plan", [ON_CPU, ON_GPU])
+def test_the_plans_are_valid_configurations(plan: demo.Plan) -> None:
+    config = entry.compose("train", TrainConfig, ["run=demo", "data.path=x", *plan.train])
+    assert config.eval.every
+    assert config.checkpoint.every < config.steps
+
+
+@pytest.fixture
+def finished(tmp_path: Path, corpus: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
+    """A demo whose commands have all run."""
+    paths = Paths(shards=corpus, run=tmp_path / "run", model=model)
+    paths.run.mkdir()
+    best = yardstick(corpus, 0)
+    evaluation = {
+        "eval/mlm_loss": best.mlm_loss - 2, "eval/mlm_accuracy": 0.4, "eval/nsp_loss": 0.5,
+        "eval/nsp_accuracy": best.nsp_accuracy + 0.2,
+    }  # fmt: skip
+    (paths.run / "metrics.jsonl").write_text(json.dumps({"step": 9, "train/loss": 5.0} | evaluation) + "\n")
+    monkeypatch.setattr(demo, "run_child", lambda command: 0)
+    return Demo(ON_CPU, ["eval.max_samples=0"], paths)
+
+
+def test_a_good_run_ends_with_predictions_and_a_report(finished: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finished.run() == 0
+    printed = capsys.readouterr().out
+    report = finished._paths.run / "report.html"
+    assert f"report  {report}\n" in printed
+    assert "is prepared already" in printed
+    assert "$ python -m pretrain.export" in printed
+    assert printed.count("exception 75%   value 25%") == 5
+    assert f"{yardstick(finished._paths.shards, 0).mlm_loss:.3f}" in printed
+    assert "exception 75%" in report.read_text()
+
+
+@pytest.mark.parametrize(("name", "value"), [("mlm_loss", 4.0), ("mlm_loss", math.nan), ("nsp_accuracy", 0.52)])
+def test_a_model_that_only_guesses_fails(finished: Demo, name: str, value: float) -> None:
+    reached = {"eval/mlm_loss": 2.0, "eval/nsp_accuracy": 0.9} | {f"eval/{name}": value}
+    with pytest.raises(TrainingError, match="guessing") as caught:
+        finished._passed(reached, Yardstick(mlm_loss=4.1, mlm_accuracy=0.1, nsp_accuracy=0.5))
+    assert caught.value.exit_code == 70
+
+
+def test_a_failing_step_stops_with_its_code(
+    finished: Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run(command: list[str]) -> int:
+        ran.append(command[2])
+        return 75 if command[2] == "launch" else 0
+
+    monkeypatch.setattr(demo, "run_child", run)
+    assert finished.run() == 75
+    assert ran == ["data_prep.verify", "launch"]
+    assert "stopped: pretrain with DeepSpeed ZeRO-1: exit code 75" in capsys.readouterr().err
+
+
+def test_a_child_gets_the_signals_and_the_time_to_end(tmp_path: Path) -> None:
+    child = (
+        "import signal, sys, time, pathlib; signal.signal(15, lambda *_: (time.sleep(1), sys.exit(75))); "
+        "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+    )
+    ready = tmp_path / "ready"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from launch.demo import run_child; sys.exit(run_child([sys.executable, '-c', *sys.argv[1:]]))",
+            child,
+            str(ready),
+        ]
+    )
+    while not ready.exists():
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)  # Ctrl-C comes to both: the child's to answer
+    time.sleep(0.3)
+    assert parent.poll() is None
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(30) == 75
+    assert run_child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
