@@ -68,7 +68,7 @@ class LocalEngine(AbstractContextManager["LocalEngine"]):
         while waiting or busy:
             while waiting and idle:
                 worker, number = idle.pop(), waiting.popleft()
-                worker.connection.send((stage, number))
+                self._send(worker, stage, number)
                 busy[worker.connection] = (worker, number)
             for connection in wait([*busy]):
                 assert isinstance(connection, Connection)
@@ -86,23 +86,30 @@ class LocalEngine(AbstractContextManager["LocalEngine"]):
             theirs.close()
             self._workers.append(_Worker(process, ours))
 
+    def _send(self, worker: _Worker, stage: Stage, number: int) -> None:
+        try:
+            worker.connection.send((stage, number))
+        except OSError:
+            raise _death(worker, stage, number) from None
+
     def _receive(self, worker: _Worker, stage: Stage, number: int) -> None:
         try:
             error: UserError | None = worker.connection.recv()
-        except (EOFError, ConnectionResetError):
-            worker.process.join()
-            raise WorkerDied(_obituary(worker.process.exitcode, stage, number)) from None
+        except (EOFError, OSError):
+            raise _death(worker, stage, number) from None
         if error is not None:
             raise error
 
 
-def _obituary(exit_code: int | None, stage: Stage, number: int) -> str:
+def _death(worker: _Worker, stage: Stage, number: int) -> WorkerDied:
+    worker.process.join()
+    exit_code = worker.process.exitcode
     cause = f"exit code {exit_code}"
     if exit_code is not None and exit_code < 0:
         cause = f"killed by {signal.Signals(-exit_code).name}"
         if exit_code == -signal.SIGKILL:
             cause += ": out of memory? lower engine.workers or bucket_mib"
-    return f"a worker process died in {stage} task {number} ({cause}); run the same command again to go on"
+    return WorkerDied(f"a worker process died in {stage} task {number} ({cause}); run the same command again to go on")
 
 
 def _work(plan: Plan, connection: Connection) -> None:

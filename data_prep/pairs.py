@@ -168,18 +168,20 @@ class _Others:
     """Picks a document of another origin, uniformly and without trying twice."""
 
     def __init__(self, origins_D: npt.NDArray[np.uint64]) -> None:
-        self._by_origin: list[int] = np.argsort(origins_D, kind="stable").tolist()
-        sorted_D = np.sort(origins_D)
-        self._first: list[int] = np.searchsorted(sorted_D, origins_D, side="left").tolist()
-        self._last: list[int] = np.searchsorted(sorted_D, origins_D, side="right").tolist()
+        _, first, group_D = np.unique(origins_D, return_index=True, return_inverse=True)
+        group_D = first[group_D]  # named by its first document: what the origins are called must not show
+        sorted_D = np.sort(group_D)
+        self._by_group: list[int] = np.argsort(group_D, kind="stable").tolist()
+        self._first: list[int] = np.searchsorted(sorted_D, group_D, side="left").tolist()
+        self._last: list[int] = np.searchsorted(sorted_D, group_D, side="right").tolist()
 
     def exist(self, document: int) -> bool:
-        return self._last[document] - self._first[document] < len(self._by_origin)
+        return self._last[document] - self._first[document] < len(self._by_group)
 
     def pick(self, document: int, uniform: float) -> int:
         first, last = self._first[document], self._last[document]
-        index = int(uniform * (len(self._by_origin) - (last - first)))
-        return self._by_origin[index if index < first else index + (last - first)]
+        index = int(uniform * (len(self._by_group) - (last - first)))
+        return self._by_group[index if index < first else index + (last - first)]
 
 
 def _truncate(a_Nx2: Ints, b_Nx2: Ints, room: int, generator: np.random.Generator) -> None:

@@ -1,0 +1,95 @@
+"""The cached encoder gives the ids of `tokenizers`, to the last one."""
+
+import json
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
+
+from data_prep import encoder as encoder_module
+from data_prep.encoder import PROBES, Encoder
+from data_prep.sentences import split_sentences
+from data_prep.tokenizer import load_tokenizer, train_tokenizer
+from tests.unit.corpora import real, vocabulary
+
+ODD = "[SEP] [MASK] [CLS] [PAD] ##s don't café İ 中文 豈 - — é ́ \x07 \u200b ... $5 😀 the cat"
+PIECES = st.sampled_from([*ODD.split(), "\xa0", "\u3000", "\t", "\n", " ", "  "])
+TEXT = st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=12).map("".join)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
+def encoder(request, tmp_path_factory):
+    path = vocabulary(tmp_path_factory.mktemp("v") / "vocab.txt", "caf", "cafe", "\u4e2d", "Don", "##\u00e9", "\u2014")
+    return Encoder(load_tokenizer(path, lowercase=request.param).backend)
+
+
+def reference(tokenizer: Tokenizer, sentences: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch(sentences, add_special_tokens=False)]
+
+
+def encoded(encoder: Encoder, sentences: list[str]) -> list[list[int]]:
+    ids_T, lengths_S = encoder.encode(sentences)
+    assert len(lengths_S) == len(sentences)
+    assert lengths_S.sum() == len(ids_T)
+    return [part.tolist() for part in np.split(ids_T, np.cumsum(lengths_S)[:-1])] if sentences else []
+
+
+@given(sentences=st.lists(TEXT, max_size=6))
+@settings(max_examples=400, deadline=None)
+def test_ids_are_those_of_tokenizers(encoder, sentences):
+    assert encoder.cached
+    assert encoded(encoder, sentences) == reference(encoder._tokenizer, sentences)
+
+
+def test_text_that_spells_a_special_token_is_text(encoder):
+    specials = {encoder._tokenizer.token_to_id(t) for t in ("[SEP]", "[MASK]", "[CLS]", "[PAD]")}
+    ids_T, _ = encoder.encode(["[SEP] [MASK]", "a[CLS]b", "[PAD]"])
+    assert not specials & set(ids_T.tolist())
+
+
+def test_the_cache_stays_bounded(encoder, monkeypatch):
+    monkeypatch.setattr(encoder_module, "_MAX_PIECES", 50)
+    sentences = [f"word{i} {'x' * (i % 60)} \u00e9{i} the cat" for i in range(400)]
+    for start in range(0, 400, 20):
+        batch = sentences[start : start + 20]
+        assert encoded(encoder, batch) == reference(encoder._tokenizer, batch)
+        assert len(encoder._entries) == len(encoder._starts) == len(encoder._lengths) <= 50 + 60
+
+
+@pytest.mark.parametrize("change", ["normalizer", "pre_tokenizer", "added_token"])
+def test_other_tokenizers_are_encoded_without_short_cuts(tmp_path, change):
+    tokenizer = load_tokenizer(vocabulary(tmp_path / "vocab.txt")).backend
+    if change == "normalizer":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", "")])
+    elif change == "pre_tokenizer":
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    else:
+        tokenizer.add_tokens([AddedToken("red hats")])
+    encoder = Encoder(tokenizer)
+    assert not encoder.cached
+    sentences = ["the red hats, don't", "", "[SEP]"]
+    assert encoded(encoder, sentences) == reference(tokenizer, sentences)
+
+
+def test_a_failing_self_check_turns_the_short_cuts_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(Encoder, "_ascii", lambda self, piece: [7])
+    encoder = Encoder(load_tokenizer(vocabulary(tmp_path / "vocab.txt")).backend)
+    assert not encoder.cached
+    assert encoded(encoder, list(PROBES)) == reference(encoder._tokenizer, list(PROBES))
+
+
+@pytest.mark.parametrize(("name", "lowercase"), [("books-small.jsonl.zst", True), ("zh/reviews.jsonl.zst", False)])
+def test_ids_on_a_whole_real_corpus(name, lowercase):
+    with zstandard.open(real(name), "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file][:5000]
+    blocks = ["".join(texts[i : i + 4])[:100_000] for i in range(0, len(texts), 40)]
+    encoder = Encoder(train_tokenizer(lambda: blocks, 8192, lowercase).backend)
+    assert encoder.cached
+    sentences = [sentence for text in texts for sentence in split_sentences(text)]
+    sentences[::500] = [f"[SEP] {sentence} [MASK]" for sentence in sentences[::500]]
+    for start in range(0, len(sentences), 2000):
+        batch = sentences[start : start + 2000]
+        assert encoded(encoder, batch) == reference(encoder._tokenizer, batch)

@@ -1,0 +1,180 @@
+"""Pairs against a plain port of BERT's algorithm, and the properties that the port cannot state."""
+
+import random
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.pairs import Bucket, Samples, assemble, make_samples, sample_lengths
+
+CLS, SEP = 2, 3
+DOCUMENTS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=8)
+MAX_LEN = st.integers(8, 64)
+SEED = st.integers(0, 2**32)
+
+
+def bucket_of(documents: list[list[int]], origins: list[int] | None = None) -> Bucket:
+    return Bucket(
+        np.array([len(document) for document in documents]),
+        np.array([length for document in documents for length in document]),
+        np.array(origins or range(len(documents)), dtype=np.uint64),
+    )
+
+
+def owners(documents: list[list[int]]) -> tuple[list[int], list[int]]:
+    """Of every token: its document, and its sentence counted through all documents."""
+    document_of = [d for d, document in enumerate(documents) for _ in range(sum(document))]
+    lengths = [length for document in documents for length in document]
+    return document_of, [s for s, length in enumerate(lengths) for _ in range(length)]
+
+
+def bert_reference(documents: list[list[list[int]]], max_len: int, short: float, rng: random.Random) -> list[tuple]:
+    """`create_instances_from_document` of BERT as published, over lists of token ids, with a sure other document."""
+    samples = []
+    for index, document in enumerate(documents):
+        room = max_len - 3
+        target = rng.randint(2, room) if rng.random() < short else room
+        chunk, length, i = [], 0, 0
+        while i < len(document):
+            chunk.append(document[i])
+            length += len(document[i])
+            if i == len(document) - 1 or length >= target:
+                a_end = rng.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
+                a = list(chain.from_iterable(chunk[:a_end]))
+                if len(chunk) == 1 or rng.random() < 0.5:
+                    other = rng.choice([d for d in range(len(documents)) if d != index])
+                    start, b = rng.randrange(len(documents[other])), []
+                    for sentence in documents[other][start:]:
+                        b = b + sentence
+                        if len(b) >= target - len(a):
+                            break
+                    i -= len(chunk) - a_end
+                    label = 1
+                else:
+                    b, label = list(chain.from_iterable(chunk[a_end:])), 0
+                while len(a) + len(b) > room:
+                    longer = a if len(a) > len(b) else b
+                    longer.pop(0 if rng.random() < 0.5 else -1)
+                samples.append((tuple(a), tuple(b), label))
+                chunk, length = [], 0
+            i += 1
+    return samples
+
+
+def as_tuples(samples: Samples) -> list[tuple]:
+    columns = (samples.a_Nx2.tolist(), samples.b_Nx2.tolist(), samples.label_N.tolist())
+    return [(tuple(range(*a)), tuple(range(*b)), label) for a, b, label in zip(*columns, strict=True)]
+
+
+def test_distribution_is_that_of_the_reference():
+    """Many runs over one small corpus: number of samples, labels, lengths and first sentences agree on average."""
+    documents = [[4, 9, 2, 7], [3], [12, 1, 1, 5, 6, 2], [8, 8, 8]]
+    numbers = iter(range(10**6))
+    tokens = [[[next(numbers) for _ in range(length)] for length in document] for document in documents]
+    rng, runs = random.Random(0), 4000
+    theirs, ours = Counter(), Counter()
+    for run in range(runs):
+        for counter, samples in (
+            (theirs, bert_reference(tokens, 16, 0.3, rng)),
+            (ours, as_tuples(make_samples("nsp", bucket_of(documents), 16, 0.3, (run,)))),
+        ):
+            counter["samples"] += len(samples)
+            for a, b, label in samples:
+                counter.update([("label", label), ("a", len(a)), ("b", len(b)), ("starts", a[0]), ("follows", b[0])])
+    for key in theirs.keys() | ours.keys():
+        tolerance = 6 * (theirs[key] + ours[key]) ** 0.5 + 6
+        assert abs(theirs[key] - ours[key]) <= tolerance, (key, theirs[key], ours[key])
+
+
+@given(documents=DOCUMENTS, max_len=MAX_LEN, short=st.sampled_from([0.0, 0.1, 1.0]), seed=SEED)
+@settings(max_examples=200, deadline=None)
+def test_nsp_segments_are_what_their_label_says(documents, max_len, short, seed):
+    samples = make_samples("nsp", bucket_of(documents), max_len, short, (seed, 0, 0))
+    document_of, sentence_of = owners(documents)
+    for a, b, label in as_tuples(samples):
+        assert a
+        assert b
+        assert len(a) + len(b) <= max_len - 3
+        assert len({document_of[t] for t in a}) == len({document_of[t] for t in b}) == 1
+        assert (document_of[a[0]] != document_of[b[0]]) == label
+        if not label:
+            assert sentence_of[b[0]] > sentence_of[a[-1]]
+    if len(documents) == 1:
+        assert not samples.label_N.any()
+
+
+@given(documents=DOCUMENTS, seed=SEED)
+@settings(max_examples=100, deadline=None)
+def test_nsp_uses_every_sentence_of_other_than_lone_documents(documents, seed):
+    """What a random next displaced is gathered again: every sentence is the start of an A or inside a true pair."""
+    samples = make_samples("nsp", bucket_of(documents), 500, 0.0, (seed,))
+    _, sentence_of = owners(documents)
+    seen = {sentence_of[t] for a, b, label in as_tuples(samples) for t in (a if label else a + b)}
+    if len(documents) > 1 or len(documents[0]) > 1:
+        assert seen == set(sentence_of)
+
+
+def test_parts_of_one_document_are_never_random_to_each_other():
+    documents = [[5, 5, 5], [6, 6], [7, 7, 7, 7], [8]]
+    origins = [9, 9, 9, 4]
+    for seed in range(50):
+        samples = make_samples("nsp", bucket_of(documents, origins), 20, 0.1, (seed,))
+        document_of, _ = owners(documents)
+        for a, b, label in as_tuples(samples):
+            if label:
+                assert origins[document_of[a[0]]] != origins[document_of[b[0]]]
+
+
+@given(documents=DOCUMENTS, max_len=MAX_LEN, seed=SEED)
+@settings(max_examples=100, deadline=None)
+def test_sop_swaps_neighbours(documents, max_len, seed):
+    document_of, sentence_of = owners(documents)
+    for a, b, label in as_tuples(make_samples("sop", bucket_of(documents), max_len, 0.1, (seed,))):
+        front, back = (b, a) if label else (a, b)
+        assert len(a) + len(b) <= max_len - 3
+        assert document_of[front[0]] == document_of[back[-1]]
+        assert sentence_of[front[-1]] < sentence_of[back[0]]
+
+
+@given(documents=DOCUMENTS, max_len=MAX_LEN, seed=SEED)
+@settings(max_examples=100, deadline=None)
+def test_full_sentences_tile_every_document(documents, max_len, seed):
+    samples = make_samples("none", bucket_of(documents), max_len, 0.5, (seed,))
+    document_of, sentence_of = owners(documents)
+    segments = sorted(a for a, _, _ in as_tuples(samples))
+    assert [token for segment in segments for token in segment] == list(range(len(document_of)))
+    ends = {t for t in range(len(sentence_of)) if t + 1 == len(sentence_of) or sentence_of[t] != sentence_of[t + 1]}
+    for segment in segments:
+        assert len(segment) <= max_len - 2
+        assert len({document_of[t] for t in segment}) == 1
+        assert segment[-1] in ends or len(segment) == max_len - 2
+    assert not samples.label_N.any()
+
+
+@pytest.mark.parametrize("objective", ["nsp", "sop", "none"])
+def test_samples_are_a_function_of_the_key(objective):
+    bucket = bucket_of([[3, 4, 5, 6]] * 20)
+    first = as_tuples(make_samples(objective, bucket, 16, 0.1, (1, 0, 0)))
+    assert first == as_tuples(make_samples(objective, bucket, 16, 0.1, (1, 0, 0)))
+    for other in ((2, 0, 0), (1, 1, 0), (1, 0, 1)):
+        assert first != as_tuples(make_samples(objective, bucket, 16, 0.1, other))
+
+
+@given(documents=DOCUMENTS, objective=st.sampled_from(["nsp", "sop", "none"]), seed=SEED)
+@settings(max_examples=100, deadline=None)
+def test_assembled_tokens(documents, objective, seed):
+    samples = make_samples(objective, bucket_of(documents), 24, 0.1, (seed,))
+    ids = np.arange(10, 10 + sum(map(sum, documents)), dtype=np.uint16)
+    tokens_T, lengths_Nx2 = assemble(samples, ids, CLS, SEP)
+    expected, lengths = [], []
+    for a, b, _ in as_tuples(samples):
+        segment_a, segment_b = [CLS, *ids[list(a)], SEP], [*ids[list(b)], SEP] if b else []
+        expected += segment_a + segment_b
+        lengths.append([len(segment_a), len(segment_a + segment_b)])
+    assert tokens_T.tolist() == expected
+    assert tokens_T.dtype == np.uint16
+    assert lengths_Nx2.tolist() == sample_lengths(samples).tolist() == lengths

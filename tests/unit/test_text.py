@@ -1,0 +1,73 @@
+"""Sentences and cleaning."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.cleaning import filters_for, judge, repair
+from data_prep.sentences import MAX_CHARACTERS, split_sentences
+
+CASES = [
+    ["Mr. Smith met J. R. R. Tolkien on No. 5 St. James St. at 3.14 p.m. sharp.", "He left."],
+    ['"Really?" she said.', '"Yes!"', "He ran... and ran.", '"No."'],
+    ["He was e.g. Dutch, i.e. not Belgian (cf. Fig. 3).", "(Yes.)", "Was he?!", "He was."],
+    ["Wait…", "What?", "It cost $3.50.", "See www.example.com for more."],
+    ["\u4f60\u597d\u3002", "\u6211\u5f88\u597d\uff01", "\u300c\u771f\u7684\uff1f\u300d", "\u4ed6\u8bf4\u3002", "End."],
+    ["\u0418\u0432\u0430\u043d \u043f\u0440\u0438\u0448\u0451\u043b.", "\u041e\u043d \u0443\u0448\u0451\u043b."],
+    ["No stop at all"],
+]
+
+
+@pytest.mark.parametrize("sentences", CASES)
+def test_sentence_ends(sentences):
+    assert split_sentences(" ".join(sentences)) == sentences
+
+
+def test_empty_lines_end_sentences_and_white_space_is_made_even():
+    assert split_sentences("  a title\n \t\n\nwrapped\r\nline.  Two\tspaces.\xa0Here ") == [
+        "a title",
+        "wrapped line.",
+        "Two spaces.",
+        "Here",
+    ]
+
+
+@given(st.text(alphabet="aB1 .!?…\n\t\"'\u3002\u201d)", max_size=400))
+def test_nothing_but_white_space_is_lost(text):
+    sentences = split_sentences(text)
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert all(sentence == " ".join(sentence.split()) and sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize("unit", ["-", ".", " ", "\n", " \n", "\n a", ". ", "a. ", '."', "\u3002", "A.", "no. ", "x"])
+def test_no_text_costs_its_square(unit):
+    text = unit * (300_000 // len(unit))
+    started = time.process_time()
+    sentences = split_sentences(text)
+    assert time.process_time() - started < 2
+    assert all(0 < len(sentence) <= MAX_CHARACTERS for sentence in sentences)
+
+
+def test_repairs_are_named():
+    assert repair("plain\n") == ("plain\n", ())
+    assert repair("a\r\nb\rc") == ("a\nb\nc", ())
+    assert repair("a\0b") == ("ab", ("nul_characters",))
+    assert repair("x\ud800y") == ("x\ufffdy", ("lone_surrogates",))
+    assert repair("\ud83d\ude00") == ("\U0001f600", ("lone_surrogates",))
+    assert repair("\ufeffbom") == ("bom", ())
+
+
+@given(st.text(max_size=100))
+def test_repaired_text_can_be_encoded(text):
+    assert "\0" not in repair(text)[0]
+    repair(text)[0].encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [("", (False, "empty")), (" \n\u3000", (False, "empty")), ("abcd", (False, "too_short")), ("abcde", True)],
+)
+def test_filters_give_a_reason(text, verdict):
+    assert judge(text, filters_for(5)) == verdict

@@ -1,0 +1,123 @@
+"""Training, loading, fingerprints, and what Hugging Face makes of a saved tokenizer."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from data_prep.errors import UserError
+from data_prep.tokenizer import SPECIALS, load_tokenizer, save_tokenizer, train_tokenizer
+from tests.unit.corpora import ROOT, documents, vocabulary
+
+TEXTS = [*documents(60), "\u00c5ngstr\u00f6m caf\u00e9 \u4e2d\u6587 Zebra 3.14"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train_tokenizer(lambda: TEXTS, 200, True)
+
+
+def test_training_is_deterministic_across_processes(trained):
+    program = (
+        "from tests.unit.test_tokenizer import TEXTS\nfrom data_prep.tokenizer import train_tokenizer\n"
+        "print(train_tokenizer(lambda: TEXTS, 200, True).facts.fingerprint)"
+    )
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == trained.facts.fingerprint
+
+
+def test_trained_vocabulary(trained):
+    vocabulary = trained.backend.get_vocab()
+    assert [trained.backend.token_to_id(token) for token in SPECIALS] == [0, 1, 2, 3, 4]
+    assert trained.facts.vocab_size == len(vocabulary) <= 200
+    assert {"the", "skies", "a", "##s", "\u4e2d"} <= set(vocabulary)
+    assert "##\u4e2d" not in vocabulary
+    assert "##." not in vocabulary
+    assert not any(token.lower() != token for token in set(vocabulary) - set(SPECIALS))
+    assert trained.backend.encode("\u00c5ngstr\u00f6m caf\u00e9").ids.count(1) == 0
+
+
+def test_a_small_vocabulary_holds_the_most_frequent_letters():
+    tiny = train_tokenizer(lambda: TEXTS, 64, True)
+    assert tiny.facts.vocab_size <= 64
+    assert tiny.backend.encode("the tea").ids.count(1) == 0
+
+
+def test_saved_and_loaded_is_the_same(trained, tmp_path):
+    save_tokenizer(trained, tmp_path, 128)
+    for path in (tmp_path, tmp_path / "tokenizer.json", tmp_path / "vocab.txt"):
+        assert load_tokenizer(path).facts == trained.facts
+    (tmp_path / "tokenizer.json").unlink()
+    assert load_tokenizer(tmp_path).facts == trained.facts
+
+
+def test_hugging_face_loads_it_as_bert(trained, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    save_tokenizer(trained, tmp_path, 128)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(theirs, transformers.BertTokenizer | transformers.BertTokenizerFast)
+    assert len(theirs) == trained.facts.vocab_size
+    assert theirs.model_max_length == 128
+    assert (
+        theirs.pad_token_id,
+        theirs.unk_token_id,
+        theirs.cls_token_id,
+        theirs.sep_token_id,
+        theirs.mask_token_id,
+    ) == (trained.facts.special_ids)
+    trained.backend.encode_special_tokens = False
+    for text in ("The [MASK] sat, Caf\u00e9 \u4e2d\u6587!", "dogs"):
+        assert theirs(text).input_ids == trained.backend.encode(text).ids
+    pair = theirs("the cat", "a dog")
+    assert pair.token_type_ids == trained.backend.encode("the cat", "a dog").type_ids
+    assert theirs.decode(theirs("skies fell").input_ids) == "[CLS] skies fell [SEP]"
+
+
+def test_fingerprints_tell_what_changes_ids(trained, tmp_path):
+    save_tokenizer(trained, tmp_path, 128)
+    first = trained.facts.fingerprint
+    body = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body, indent=7))
+    assert load_tokenizer(tmp_path).facts.fingerprint == first
+    (tmp_path / "cased").mkdir()
+    (tmp_path / "cased" / "vocab.txt").write_text((tmp_path / "vocab.txt").read_text())
+    assert load_tokenizer(tmp_path / "cased", lowercase=False).facts.fingerprint != first
+    lines = (tmp_path / "vocab.txt").read_text().splitlines()
+    lines[-1], lines[-2] = lines[-2], lines[-1]
+    (tmp_path / "cased" / "vocab.txt").write_text("\n".join(lines) + "\n")
+    assert load_tokenizer(tmp_path / "cased").facts.fingerprint != first
+
+
+def test_specials_may_stand_anywhere(tmp_path):
+    path = vocabulary(tmp_path / "vocab.txt")
+    tokens = path.read_text().split()
+    path.write_text("\n".join([*tokens[5:], *reversed(tokens[:5])]))
+    facts = load_tokenizer(path).facts
+    assert facts.special_ids == tuple(range(facts.vocab_size - 1, facts.vocab_size - 6, -1))
+
+
+def test_what_bert_cannot_use_is_refused_with_one_line(tmp_path):
+    def refused(path, pattern):
+        with pytest.raises(UserError, match=pattern) as caught:
+            load_tokenizer(path)
+        assert "\n" not in str(caught.value)
+
+    good = vocabulary(tmp_path / "vocab.txt").read_text()
+    (tmp_path / "vocab.txt").write_text(good.replace("[MASK]\n", ""))
+    refused(tmp_path / "vocab.txt", r"has no \[MASK\];")
+    refused(tmp_path, r"has no \[MASK\];")
+    (tmp_path / "vocab.txt").write_text(good + "the\n")
+    refused(tmp_path / "vocab.txt", "'the' stands there twice")
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
+    refused(tmp_path / "vocab.txt", "cannot be read")
+    refused(tmp_path / "nothing", "no such file")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "neither")
+    for content in ("{", "[]", "{}", '{"model": 3}', '{"model": {"type": "WordPiece"}}'):
+        (tmp_path / "tokenizer.json").write_text(content)
+        refused(tmp_path, "tokenizer.json")
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    refused(tmp_path, "BPE, not WordPiece")
