@@ -105,7 +105,7 @@ def verify(path: Path) -> list[str]:
     try:
         listed = json.loads((path / _MANIFEST).read_bytes())["files"]
         expected = {name: (int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in _FILES}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return [f"{_MANIFEST}: unreadable ({error})"]
     faults = []
     for name, (size, digest) in expected.items():
@@ -182,10 +182,13 @@ def clear_unfinished(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def retain(folder: Path, *, keep_last: int, keep_every: int) -> list[Path]:
-    """Remove checkpoints that the rules let go; the newest is never among them."""
+def retain(folder: Path, *, newest: int, keep_last: int, keep_every: int) -> list[Path]:
+    """Remove checkpoints that the rules let go; that of step `newest`, just written, is never among them.
+
+    Later ones are damaged, since resuming passed over them: they do not count.
+    """
     removed = []
-    for path in list_checkpoints(folder)[:-keep_last]:
+    for path in [path for path in list_checkpoints(folder) if _step_of(path) <= newest][:-keep_last]:
         if keep_every and _step_of(path) % keep_every == 0:
             continue
         doomed = path.with_name(_TEMPORARY + path.name)  # renamed first: a half-removed one must not look whole
@@ -262,7 +265,7 @@ class Writer:
                 full = assemble(chain(fragments, others), shapes)
                 moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
                 write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
-                retain(self._folder, keep_last=self._keep_last, keep_every=self._keep_every)
+                retain(self._folder, newest=state.step, keep_last=self._keep_last, keep_every=self._keep_every)
             self._failures.clear()
         except (OSError, SafetensorError) as error:
             if self._rank == 0:
