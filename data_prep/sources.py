@@ -37,6 +37,7 @@ _FEED_BYTES = 4096  # stored bytes decompressed at a time: no more than 128 MiB 
 _MEASURED_FILES = 64  # compressed files whose ratio is measured; the others are taken for their like
 _TASKS = 128  # wanted, within the bounds that follow
 _MIN_TASK_BYTES, _MAX_TASK_BYTES = 2**20, 64 * 2**20  # of text
+_NO_PROSE = ("__pycache__", "test", "tests")  # directories of code with next to no docstrings
 _DOCSTRING_SHARE = 8  # one byte in about so many of Python code is docstring
 
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
@@ -111,8 +112,8 @@ def _python_files(directory: Path) -> list[Path]:
         raise UserError(f"source.paths: {directory}: no such directory of Python code; correct the path")
     files: list[Path] = []
     for folder, names, filenames in os.walk(directory):
-        below = Path(folder) != directory
-        names[:] = sorted(name for name in names if name != "__pycache__" and (below or name != "site-packages"))
+        passed_over = _NO_PROSE if Path(folder) != directory else (*_NO_PROSE, "site-packages")
+        names[:] = sorted(name for name in names if name not in passed_over)
         files += [Path(folder, name) for name in sorted(filenames) if name.endswith(".py")]
     return files
 
