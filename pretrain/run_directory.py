@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +38,7 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._lock.close()
             raise UserError(f"{path}: another job is training in it; wait for it, or name another run") from None
 
     def describe(self, config_yaml: str, tokenizer: Path, world_size: int) -> None:
@@ -51,7 +53,8 @@ class RunDirectory:
     def write_status(self, exit_code: int, step: int) -> None:
         """How this start ended: DeepSpeed's launcher does not always tell."""
         body = {"exit_code": exit_code, "step": step, "time": time.time()}
-        _replace(self.path / "status.json", json.dumps(body) + "\n")
+        with suppress(OSError):  # a full disk was told of; the exit code says the rest
+            _replace(self.path / "status.json", json.dumps(body) + "\n")
 
     def close(self) -> None:
         self._lock.close()
