@@ -236,6 +236,10 @@ class Writer:
         if self._rank < self._num_writers:
             self._pending = self._pool.submit(self._save, state, fragments, shapes, config_yaml)
 
+    def wait(self) -> None:
+        """Wait for the one being written, if any."""
+        self._join()
+
     def close(self) -> None:
         """Wait for the last one. Raises `DiskError` if it could not be written."""
         self._join()

@@ -182,6 +182,17 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    spike_factor: float | None = doc("roll back when a logged loss exceeds its running mean by this factor; null never")
+    max_rollbacks: int = doc("roll back at most so often, then give up (exit 70)")
+
+    def __post_init__(self) -> None:
+        factor = self.spike_factor
+        _require(factor is None or factor > 1, f"guard.spike_factor={factor}: must be above 1")
+        _require(self.max_rollbacks >= 1, f"guard.max_rollbacks={self.max_rollbacks}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
     seconds: int = doc("without progress for so long, write every thread's stack and exit 71; 0 never does")
 
@@ -226,6 +237,7 @@ class TrainConfig:
     init_from: str | None = doc("start from these weights: a run, a checkpoint or a Hugging Face BERT; weights only")
     resume: ResumeConfig
     budget: BudgetConfig
+    guard: GuardConfig
     watchdog: WatchdogConfig
     wandb: WandbConfig
     deepspeed: DeepSpeedConfig

@@ -158,15 +158,16 @@ class Engine:
     ) -> None:
         """Restore full weights and moments, by name, on any stage and world size. Collective.
 
-        Optimizer state exists only after a step, so one is taken on `sample` with zero gradients and a learning rate
-        of zero: it changes nothing.
+        Optimizer state exists only after a step, and low-precision weights follow the fp32 ones only in a step: so one
+        is taken in between, on `sample`, with zero gradients and a learning rate of zero.
         """
+        for name, parameter in self._parameters():
+            self._set(parameter, WEIGHT, weights[name])
         for _ in range(self._deepspeed.gradient_accumulation_steps()):
             self.backward(sample, lambda logits, _: (logits[0].float().sum() + logits[1].float().sum()) * 0.0)
         self.step(0.0)
         self._link_moments()
         for name, parameter in self._parameters():
-            self._set(parameter, WEIGHT, weights[name])
             for kind in MOMENTS:
                 self._set(parameter, kind, moments[f"{name}.{kind}"])
         for state in self._inner.state.values():

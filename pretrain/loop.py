@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pretrain.telemetry import Telemetry, Throughput, training_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
 SKIPPED = "skipped.jsonl"
+_SPIKE_WINDOWS = 5  # logged losses that make the running mean
 
 
 @dataclass(kw_only=True)
@@ -90,6 +92,13 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     return outcome
 
 
+class LossSpike(Exception):
+    """The loss jumped: the last checkpoint is better than what we have."""
+
+    def __init__(self, step: int, loss: float, mean: float) -> None:
+        super().__init__(f"step {step}: loss {loss:.3f}, its running mean is {mean:.3f}")
+
+
 class Totals:
     """What all ranks know of one step before its first backward pass."""
 
@@ -105,6 +114,7 @@ class Window:
         self._run = run
         self._clock = time.monotonic
         self._started = self._clock() - run.progress.seconds
+        self._losses: deque[float] = deque(maxlen=_SPIKE_WINDOWS)
         self._clear()
 
     def _clear(self) -> None:
@@ -188,6 +198,15 @@ class Window:
             metrics["train/loss_scale"] = run.engine.loss_scale
         self._clear()
         run.telemetry.log(run.progress.step, metrics)
+        self._guard(losses["loss"])
+
+    def _guard(self, loss: float) -> None:
+        """Raise `LossSpike` on every rank alike: all of them computed the same loss."""
+        factor = self._run.config.guard.spike_factor
+        mean = sum(self._losses) / max(1, len(self._losses))
+        if factor is not None and len(self._losses) == self._losses.maxlen and not loss <= factor * mean:
+            raise LossSpike(self._run.progress.step, loss, mean)
+        self._losses.append(loss)
 
 
 def spent(config: TrainConfig, progress: Progress) -> float:

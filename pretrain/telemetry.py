@@ -192,6 +192,9 @@ class Sink(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
+    def rollback(self, step: int) -> None:
+        """What was logged after `step` did not count."""
+
     def close(self, exit_code: int) -> None: ...
 
 
@@ -206,11 +209,13 @@ class JsonlSink:
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
         self._path = path
-        self._last_step = -1
+        self._open(resume_step)
+
+    def _open(self, resume_step: int | None) -> None:
+        path = self._path
         with _disk(path):
             kept = _lines_through(path, resume_step)
-            if kept:
-                self._last_step = int(json.loads(kept[-1])["step"])
+            self._last_step = int(json.loads(kept[-1])["step"]) if kept else -1
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             with temporary.open("wb") as file:
                 file.writelines(kept)
@@ -231,6 +236,10 @@ class JsonlSink:
                 self._file.write((json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n").encode())
             self._file.flush()
         self._last_step = step
+
+    def rollback(self, step: int) -> None:
+        self.close(0)
+        self._open(step)
 
     def close(self, exit_code: int) -> None:
         with _disk(self._path):
@@ -322,6 +331,9 @@ class WandbSink:
             with _Harmless(self._fail):
                 self._run.log({**metrics, "step": step})
 
+    def rollback(self, step: int) -> None:
+        """Nothing: our own step axis may fall."""
+
     def close(self, exit_code: int) -> None:
         if self._run is None:
             return
@@ -394,6 +406,9 @@ class TensorBoardSink:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def rollback(self, step: int) -> None:
+        """Nothing: TensorBoard draws both stretches."""
 
     def close(self, exit_code: int) -> None:
         self._writer.close()
@@ -506,6 +521,11 @@ class Telemetry:
         """A line for people, on rank 0's terminal only."""
         if self._console is not None:
             self._console.say(text)
+
+    def rollback(self, step: int) -> None:
+        """The run goes back to `step`."""
+        for sink in self._sinks:
+            sink.rollback(step)
 
     def close(self, exit_code: int) -> None:
         if self._console is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file: its own folder is on sys.path where the repository should be
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 import yaml
 
 from data_prep import entry
-from data_prep.errors import ExitCode, UserError
+from data_prep.errors import ExitCode, TrainingError, UserError
 from data_prep.manifest import VAL
 from pretrain import checkpoint, dist
 from pretrain.cache import local_corpus
@@ -26,8 +27,8 @@ from pretrain.config import RESUME_CHECKS, Access, TrainConfig, accumulation_ste
 from pretrain.dist import Process
 from pretrain.engine import Engine
 from pretrain.initialize import initialize
-from pretrain.loader import Corpus, Layout, MicroBatches, Streaming, training_steps
-from pretrain.loop import Progress, Run, train
+from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
+from pretrain.loop import LossSpike, Progress, Run, train
 from pretrain.model import PackedBert
 from pretrain.run_directory import RunDirectory
 from pretrain.telemetry import Throughput, open_telemetry, peak_flops, redact
@@ -117,29 +118,80 @@ def run(
         vocab_rows=vocab_rows,
         config_yaml=config_yaml,
     )
-    layout = Layout(process.rank, process.world_size, config.micro_batch_size, config.global_batch_size)
-    streamed = config.data.access is Access.stream
-    streaming = Streaming(config.data.path, config.data.lanes, config.data.window) if streamed else None
-    steps = training_steps(
-        MicroBatches(corpus.directory, config.seed, layout, progress.samples, streaming),
-        steps=config.steps - progress.step,
-        workers=min(config.data.workers, 1) if streamed else config.data.workers,  # it fetches by threads
-        prefetch=config.data.prefetch,
-        pin_memory=process.device.type == "cuda",
-    )
     code = ExitCode.FAILED
     try:
-        code = train(parts, steps)
+        code = train_guarded(parts)
     finally:
         watchdog.close()
         telemetry.close(int(code))
     return code
 
 
+def train_guarded(parts: Run) -> ExitCode:
+    """Train; after a loss spike go back to the last checkpoint and on with the samples after the spike."""
+    progress, most = parts.progress, parts.config.guard.max_rollbacks
+    for rollbacks in range(most + 1):
+        try:
+            return train(parts, steps_ahead(parts))
+        except LossSpike as spike:
+            if rollbacks == most:
+                raise TrainingError(f"{spike}; {most} rollbacks did not help: lower optim.lr") from spike
+            parts.writer.wait()
+            parts.process.barrier()  # rank 0's checkpoint is whole now
+            found, skip_to, reason = newest(parts.path / "checkpoints", parts.process), progress.samples, str(spike)
+        if found is None:
+            raise TrainingError(f"{reason}; there is no checkpoint to go back to: lower optim.lr or checkpoint.every")
+        snapshot = checkpoint.load(found)
+        restore(parts.engine, snapshot, parts.corpus, parts.process)
+        parts.telemetry.rollback(snapshot.state.step)
+        parts.telemetry.say(
+            f"warning: {reason}; back to step {snapshot.state.step}, leaving out samples "
+            f"{snapshot.state.samples} to {skip_to} of the run"
+        )
+        progress.step, progress.samples, progress.tokens = snapshot.state.step, skip_to, snapshot.state.tokens
+    raise AssertionError("the last rollback returns or raises")
+
+
+def steps_ahead(parts: Run) -> Iterator[list[MicroBatch]]:
+    """This rank's micro-batches from where the run stands to its last step."""
+    config, process, data = parts.config, parts.process, parts.config.data
+    streamed = data.access is Access.stream
+    dataset = MicroBatches(
+        parts.corpus.directory,
+        config.seed,
+        Layout(process.rank, process.world_size, config.micro_batch_size, config.global_batch_size),
+        parts.progress.samples,
+        Streaming(data.path, data.lanes, data.window) if streamed else None,
+    )
+    return training_steps(
+        dataset,
+        steps=config.steps - parts.progress.step,
+        workers=min(data.workers, 1) if streamed else data.workers,  # a stream fetches by threads
+        prefetch=data.prefetch,
+        pin_memory=process.device.type == "cuda",
+    )
+
+
+def newest(folder: Path, process: Process) -> Path | None:
+    """The newest checkpoint that verifies, the same on every rank."""
+    return process.on_main(lambda: checkpoint.newest_verified(folder, lambda text: say(process, f"warning: {text}")))
+
+
+def restore(engine: Engine, snapshot: Snapshot, corpus: Corpus, process: Process) -> None:
+    """Put a checkpoint's state into the engine. Collective."""
+    engine.load_full_state(
+        snapshot.weights,
+        snapshot.moments,
+        optimizer_steps=snapshot.state.optimizer_steps,
+        loss_scale=snapshot.state.loss_scale,
+        sample=corpus.sample_batch().to(process.device),
+    )
+
+
 def resume(config: TrainConfig, folder: Path, corpus: Corpus, process: Process) -> Snapshot | None:
     """The newest checkpoint that verifies, if it belongs to this data and order of samples."""
     process.on_main(lambda: checkpoint.clear_unfinished(folder))
-    found = process.on_main(lambda: checkpoint.newest_verified(folder, lambda text: say(process, f"warning: {text}")))
+    found = newest(folder, process)
     if found is None:
         return None
     snapshot = checkpoint.load(found)
@@ -176,13 +228,7 @@ def build_engine(
         say(process, initialize(module, config.init_from, facts))
     engine = Engine(module, config, process)
     if snapshot:
-        engine.load_full_state(
-            snapshot.weights,
-            snapshot.moments,
-            optimizer_steps=snapshot.state.optimizer_steps,
-            loss_scale=snapshot.state.loss_scale,
-            sample=corpus.sample_batch().to(process.device),
-        )
+        restore(engine, snapshot, corpus, process)
     return engine, module.vocab_rows
 
 
