@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def out(self) -> Path:
-        return Path(self.config.out)
+        return Path(self.config.out).expanduser()
 
     @property
     def work(self) -> Path:

@@ -50,7 +50,8 @@ MAX_DOCUMENT_CHARACTERS = 2**20  # a longer document is cut, at a sentence end, 
 _BATCH_CHARACTERS = 2**18  # encoded at a time
 _SAMPLED_TASKS = 64  # map tasks from whose beginnings the tokenizer learns
 _BAD = ("bad_json", "no_text_field", "line_too_long", "unparsable")  # reasons that count towards max_bad_fraction
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Stage(StrEnum):
@@ -71,20 +72,22 @@ def result_path(plan: Plan, stage: Stage, number: int) -> Path:
 
 
 def run_task(plan: Plan, stage: Stage, number: int) -> None:
-    """Do one task. Raises `UserError` for bad input and `DiskError` for a full disk."""
+    """Do one task. Raises `UserError` for bad input, `DiskError` for a full disk."""
     with disk_errors(plan), committed(plan, result_path(plan, stage, number)) as path:
         {Stage.sample: _sample, Stage.map: _map, Stage.reduce: _reduce}[stage](plan, number, path)
 
 
 @contextmanager
 def disk_errors(plan: Plan) -> Iterator[None]:
-    """Tell a full disk from our own bugs."""
+    """Tell a full disk, and a place where nothing can be written, from our own bugs."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise DiskError(f"out={plan.out}: {error.strerror}; make room and run the same command again") from error
+        if error.errno in _FULL:
+            raise DiskError(f"out={plan.out}: {error.strerror}; make room and run the same command again") from error
+        if error.errno in _UNUSABLE:
+            raise UserError(f"out={plan.out}: {error.strerror}: {error.filename}; name another directory") from error
+        raise
 
 
 @contextmanager

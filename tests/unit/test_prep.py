@@ -252,6 +252,8 @@ def test_a_foreign_directory_is_refused(work, tmp_path):
     assert_refused(prep(*overrides(work, tmp_path)), "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     assert_refused(prep(*overrides(work, tmp_path / "thesis.tex")), "is a file")
+    assert_refused(prep(*overrides(work, tmp_path / "thesis.tex" / "out")), "thesis.tex")
+    assert_refused(prep(*overrides(work, tmp_path / ("x" * 300))), "too long")
 
 
 def test_a_second_preparation_at_once_is_refused(work, tmp_path):
