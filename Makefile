@@ -7,10 +7,10 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 DEMO ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test test-chaos lint format bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with Cloze and its tools (needs Python 3.11 to 3.13, no compiler)
 
@@ -37,6 +37,9 @@ demo: setup ## Text to shards to pretraining to a Hugging Face model, in minutes
 
 test: setup ## Unit tests, 2-process tests and end-to-end tests
 	$(BIN)/python -m pytest tests/unit tests/dist tests/e2e
+
+test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (10 minutes)
+	$(BIN)/python -m pytest -s tests/chaos
 
 lint: setup ## Format check, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -222,6 +222,18 @@ class Job:
     def signal(self, rank: int, number: int) -> None:
         os.kill(self.pids[rank], number)
 
+    def strike(self, ranks: Sequence[int], number: int, *, after: float) -> bool:
+        """Signal ranks after so many seconds; False if the run was over before."""
+        end = time.monotonic() + after
+        while time.monotonic() < end:
+            if None not in self.codes():
+                return False
+            time.sleep(0.005)
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                self.signal(rank, number)
+        return None in self.codes()
+
     def wait(self, timeout: float = 90.0) -> Result:
         """Wait for all ranks. What outlives the time-out, or a failed rank by `GRACE_SECONDS`, is killed."""
         end = time.monotonic() + timeout
