@@ -141,6 +141,7 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
         (temporary / _CONFIG).write_text(snapshot.config_yaml, encoding="utf-8")
         files = {}
         for name in _FILES:
+            (temporary / name).chmod((temporary / _STATE).stat().st_mode)  # safetensors' own is 0600
             _fsync(temporary / name)
             files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
         (temporary / _MANIFEST).write_text(json.dumps({"version": 1, "files": files}, indent=1) + "\n")

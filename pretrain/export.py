@@ -5,10 +5,12 @@ loaded again with `AutoModelForPreTraining` and its padded forward must give the
 """
 
 import argparse
+import logging as std_logging
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining
+from transformers.utils import logging
 
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
@@ -24,7 +27,7 @@ from data_prep.masking import Masks
 from data_prep.shards import Samples
 from data_prep.tokenizer import load_tokenizer
 from pretrain import checkpoint
-from pretrain.config import TrainConfig
+from pretrain.config import ModelConfig, TrainConfig
 from pretrain.loader import pack
 from pretrain.model import PackedBert, bert_config
 
@@ -47,17 +50,18 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
     if out.exists() and not force and any(out.iterdir()):
         raise UserError(f"{out}: not empty; name another directory, or add --force to replace it")
     snapshot = checkpoint.load(source)
-    config = entry.typed(yaml.safe_load(snapshot.config_yaml), TrainConfig)
+    model = _model_config(snapshot.config_yaml)
     facts = load_tokenizer(tokenizer).facts
-    trained = PackedBert(config.model, facts, max_len=config.model.max_positions)
+    trained = PackedBert(model, facts, max_len=model.max_positions)
     trained.load_weights(snapshot.weights)
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _plain_model(config, facts, snapshot.weights).save_pretrained(temporary)
+        _plain_model(model, facts, snapshot.weights).save_pretrained(temporary)
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(temporary)
+        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)  # safetensors' own is 0600
         difference = parity(trained, temporary, facts)
         if out.exists():
             shutil.rmtree(out)
@@ -105,15 +109,21 @@ def _every_position(rows: Sequence[Tensor], sep_id: int) -> tuple[Samples, Masks
     return samples, Masks(counts, positions, joined)
 
 
-def _plain_model(config: TrainConfig, facts: TokenizerFacts, weights: Mapping[str, Tensor]) -> BertForPreTraining:
+def _plain_model(config: ModelConfig, facts: TokenizerFacts, weights: Mapping[str, Tensor]) -> BertForPreTraining:
     """Hugging Face's model with the real vocabulary only."""
-    model = BertForPreTraining(bert_config(config.model, facts, vocab_rows=facts.vocab_size))
+    model = BertForPreTraining(bert_config(config, facts, vocab_rows=facts.vocab_size))
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in own.items():
             rows = weights[name][: facts.vocab_size] if name in _VOCABULARY_ROWS else weights[name]
             parameter.copy_(rows)
     return model
+
+
+def _model_config(config_yaml: str) -> ModelConfig:
+    """The model of a saved configuration; keys that are newer than it keep today's defaults."""
+    today = entry.compose("train", TrainConfig, ["run=any", "data.path=any"]).model
+    return entry.typed({**asdict(today), **yaml.safe_load(config_yaml)["model"]}, ModelConfig)
 
 
 def _locate(run: Path) -> tuple[Path, Path]:
@@ -134,6 +144,8 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="directory to write")
     parser.add_argument("--force", action="store_true", help="replace what stands at OUT")
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
+    std_logging.getLogger("DeepSpeed").setLevel(std_logging.ERROR)  # transformers imports it where it is installed
     try:
         difference = export(arguments.run, arguments.out, force=arguments.force)
     except UserError as error:
