@@ -5,7 +5,6 @@ loaded again with `AutoModelForPreTraining` and its padded forward must give the
 """
 
 import argparse
-import logging as std_logging
 import os
 import shutil
 import sys
@@ -145,7 +144,8 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="replace what stands at OUT")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
-    std_logging.getLogger("DeepSpeed").setLevel(std_logging.ERROR)  # transformers imports it where it is installed
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would warn
     try:
         difference = export(arguments.run, arguments.out, force=arguments.force)
     except UserError as error:
