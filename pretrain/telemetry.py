@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from data_prep.errors import DiskError, UserError
 from pretrain.config import ModelConfig, TrainConfig, WandbMode
@@ -422,11 +423,11 @@ class Console:
         self._times: deque[tuple[int, float]] = deque([(start_step, time.monotonic())], maxlen=32)
         self._progress: Progress | None = None
         if sys.stderr.isatty() if terminal is None else terminal:
+            width = len(f"step {steps}/{steps}")
             self._progress = Progress(
-                TextColumn("[bold]step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("step {task.completed}/{task.total}", table_column=Column(no_wrap=True, min_width=width)),
+                BarColumn(bar_width=10),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
                 console=RichConsole(stderr=True),
                 refresh_per_second=4,
             )
@@ -447,7 +448,7 @@ class Console:
     def say(self, text: str) -> None:
         """One line that does not break the bar."""
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False)
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             _say(text)
 
