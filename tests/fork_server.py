@@ -2,12 +2,14 @@
 
 The imports of `pretrain.train` (not the module itself) are made once; every request forks a process that becomes, in
 its own session, what `python -m pretrain.train …` is: own environment, arguments, directory and standard streams. It
-ends as any interpreter does.
+ends as any interpreter does, but for the half second that it takes to take all modules apart: tests/e2e has those.
 
 In: one JSON object a line, {"argv", "env", "cwd", "stdout", "stderr", "code"}. Out: the process id, a line each. When
 the process ends, its exit code goes into the file `code`.
 """
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -39,6 +41,21 @@ def become(request: dict[str, Any]) -> None:
     sys.argv = ["train.py", *request["argv"]]
     runpy.run_module("pretrain.train", run_name="__main__", alter_sys=True)
     sys.exit(0)
+
+
+def leave() -> None:
+    """End the process that became a program: print what it raised, wait for its threads, run its exit functions."""
+    kind, error, trace = sys.exc_info()
+    code = 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+    elif kind and error:
+        sys.excepthook(kind, error, trace)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def note(path: Path, code: int) -> None:
@@ -78,4 +95,10 @@ if __name__ == "__main__":
     for module in MODULES:
         importlib.import_module(module)
     assert threading.active_count() == 1, "a forked copy of a threaded process may hang"
-    become(serve(answers))
+    gc.collect()
+    gc.freeze()  # forked copies then leave what is here alone
+    request = serve(answers)
+    try:
+        become(request)
+    finally:
+        leave()
