@@ -8,7 +8,7 @@ import torch
 from pretrain.config import TrainConfig
 from pretrain.dist import Process
 from pretrain.engine import Engine
-from pretrain.loader import Corpus
+from pretrain.loader import Corpus, bounded
 from pretrain.loss import means, pretraining_loss
 
 
@@ -27,12 +27,12 @@ def evaluate(engine: Engine, corpus: Corpus, config: TrainConfig, process: Proce
     for round_number in range(math.ceil(total / (size * process.world_size))):
         first = (round_number * process.world_size + process.rank) * size
         indices = np.arange(first, min(first + size, total), dtype=np.int64)
-        batch = corpus.val_batch(indices if len(indices) else np.zeros(1, np.int64))
+        batch = bounded(corpus.val_batch(indices if len(indices) else np.zeros(1, np.int64)))
         logits = engine.evaluate(batch.to(process.device))
         if len(indices):
             labels = batch.mlm_labels_M.to(process.device), batch.nsp_labels_N.to(process.device)
             sums += pretraining_loss(logits, *labels, weights=config.loss, masked=1, pairs=1).sums
-            masked += len(batch.mlm_labels_M)
+            masked += batch.num_masked
             pairs += len(indices) if corpus.has_pairs else 0
     *added, masked_all, pairs_all = process.add([*sums.tolist(), masked, pairs])
     result = means(added, weights=config.loss, masked=int(masked_all), pairs=int(pairs_all))

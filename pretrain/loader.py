@@ -4,13 +4,16 @@ There is no shuffle buffer and no loader state: to resume is to start at another
 Shapes: T tokens, N samples, M masked tokens.
 """
 
+import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from data_prep.errors import UserError
@@ -18,11 +21,17 @@ from data_prep.manifest import VAL, Manifest, manifest_sha256, pass_name, read_m
 from data_prep.masking import Masks, draw_masks
 from data_prep.shards import Samples, Split
 from pretrain.order import locate, micro_batch_positions
+from pretrain.watchdog import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from pretrain.stream import Streamed
 
 I64 = npt.NDArray[np.int64]
+
+IGNORED = -100  # the label of positions that do not count
+_TOKENS_MULTIPLE = 256
+_MASKED_MULTIPLE = 64
+_LENGTH_MULTIPLE = 16
 
 
 class MicroBatch(NamedTuple):
@@ -37,6 +46,8 @@ class MicroBatch(NamedTuple):
     nsp_labels_N: torch.Tensor  # i64
     max_seqlen: int
     tokens_squared: int  # sum of squared sample lengths, for FLOPs
+    num_tokens: int  # of samples: the tensors may be padded beyond (see `bounded`)
+    num_masked: int
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(*(_moved(part, device) for part in self))
@@ -119,6 +130,7 @@ class Corpus:
             draw,
             self.manifest.masking,
             self.manifest.tokenizer.mask_vocabulary,
+            samples.word_starts_T,
         )
         return samples, masks
 
@@ -150,6 +162,25 @@ def pack(parts: list[tuple[Samples, Masks]]) -> MicroBatch:
         nsp_labels_N=torch.from_numpy(labels_N),
         max_seqlen=int(total_N.max(initial=0)),
         tokens_squared=int((total_N**2).sum()),
+        num_tokens=len(tokens_T),
+        num_masked=len(mlm_labels_M),
+    )
+
+
+def bounded(batch: MicroBatch) -> MicroBatch:
+    """Padded to few different shapes: kernels are not rebuilt at each step, and freed memory fits what comes next.
+
+    Extra tokens belong to no sample, so attention leaves them out, and nothing reads them; extra masked positions have
+    the label that cross-entropy ignores. On a CPU, shapes that never come twice make the heap grow by the hour.
+    """
+    tokens, masked = -batch.num_tokens % _TOKENS_MULTIPLE, -batch.num_masked % _MASKED_MULTIPLE
+    return batch._replace(
+        input_ids_T=F.pad(batch.input_ids_T, (0, tokens)),
+        position_ids_T=F.pad(batch.position_ids_T, (0, tokens)),
+        token_type_ids_T=F.pad(batch.token_type_ids_T, (0, tokens)),
+        masked_index_M=F.pad(batch.masked_index_M, (0, masked)),
+        mlm_labels_M=F.pad(batch.mlm_labels_M, (0, masked), value=IGNORED),
+        max_seqlen=batch.max_seqlen + -batch.max_seqlen % _LENGTH_MULTIPLE,
     )
 
 
@@ -194,7 +225,7 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
             interleaved = self.streaming is not None
             positions = micro_batch_positions(index, **self.layout._asdict(), interleaved=interleaved)
             positions_N = self.first_position + positions
-            return self._corpus.training_batch(self.seed, positions_N)
+            return bounded(self._corpus.training_batch(self.seed, positions_N))
         except UserError as error:
             return error
 
@@ -207,6 +238,8 @@ def training_steps(
 ) -> Iterator[list[MicroBatch]]:
     """The micro-batches of the dataset's first `steps` optimizer steps, a list per step, prefetched by index."""
     accumulation = dataset.layout.accumulation
+    if workers:
+        _start_deaf_forkserver()
     loader: DataLoader[MicroBatch | UserError] = DataLoader(
         dataset,
         sampler=range(steps * accumulation),
@@ -224,3 +257,18 @@ def training_steps(
         if len(step) == accumulation:
             yield step
             step = []
+
+
+def _start_deaf_forkserver() -> None:
+    """Start the parent of the loader's processes with the signals that end a job blocked, as its children inherit.
+
+    Slurm, `timeout` and Ctrl-C signal every process of a job. When to stop is the training loop's to say, and until
+    then it needs its loader.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # it unblocks some
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

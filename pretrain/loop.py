@@ -126,10 +126,10 @@ class Window:
         run = self._run
         samples = sum(len(batch.nsp_labels_N) for batch in micro_batches)
         mine = (
-            sum(len(batch.mlm_labels_M) for batch in micro_batches),
+            sum(batch.num_masked for batch in micro_batches),
             samples if run.corpus.has_pairs else 0,
             samples,
-            sum(len(batch.input_ids_T) for batch in micro_batches),
+            sum(batch.num_tokens for batch in micro_batches),
             sum(batch.tokens_squared for batch in micro_batches),
             run.stop.requested,
             self._clock() - self._started if run.process.is_main else 0.0,

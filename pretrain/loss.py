@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config import LossConfig
+from pretrain.loader import IGNORED
 
 
 class Losses(NamedTuple):
@@ -36,7 +37,7 @@ def pretraining_loss(
     corpus has none: NSP then weighs nothing. `logits` are [M, V] and [N, 2]; cross-entropy is computed in fp32.
     """
     mlm_logits_MxV, nsp_logits_Nx2 = (part.float() for part in logits)
-    mlm_sum = F.cross_entropy(mlm_logits_MxV, mlm_labels_M, reduction="sum")
+    mlm_sum = F.cross_entropy(mlm_logits_MxV, mlm_labels_M, reduction="sum", ignore_index=IGNORED)
     nsp_sum = F.cross_entropy(nsp_logits_Nx2, nsp_labels_N, reduction="sum")
     nsp_share = weights.nsp_weight / pairs if pairs else 0.0
     loss = mlm_sum * (weights.mlm_weight / max(1, masked)) + nsp_sum * nsp_share

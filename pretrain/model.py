@@ -37,7 +37,9 @@ def padding(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> Padding:
     gather_NxL = torch.where(mask_NxL, starts_N[:, None] + columns_L, 0)
     tokens_T = torch.arange(num_tokens, device=cu_seqlens.device)
     samples_T = torch.bucketize(tokens_T, cu_seqlens[1:].long(), right=True)
-    scatter_T = samples_T * max_seqlen + tokens_T - starts_N[samples_T]
+    inside_T = samples_T < len(lengths_N)  # the others belong to no sample: any cell will do, nothing reads them
+    samples_T = torch.where(inside_T, samples_T, 0)
+    scatter_T = torch.where(inside_T, samples_T * max_seqlen + tokens_T - starts_N[samples_T], 0)
     return Padding(gather_NxL.reshape(-1), scatter_T, mask_NxL[:, None, None, :], len(lengths_N))
 
 

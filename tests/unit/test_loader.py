@@ -17,7 +17,7 @@ from data_prep.errors import UserError
 from data_prep.manifest import read_manifest, write_manifest
 from data_prep.masking import Masks, draw_masks
 from data_prep.shards import CorruptShard, Samples, sample_ids
-from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, pack, training_steps
+from pretrain.loader import IGNORED, Corpus, Layout, MicroBatch, MicroBatches, bounded, pack, training_steps
 from pretrain.order import locate
 from tests.support import default_masking, make_corpus, random_block, tokenizer_facts
 
@@ -73,6 +73,21 @@ def test_pack_equals_a_slow_loop(sizes: list[int], objective: str, seed: int) ->
     assert {part.dtype for part in batch if isinstance(part, torch.Tensor)} == {torch.int32, torch.int64}
 
 
+def test_bounded_batches_have_few_shapes_and_the_same_content(corpus: Path) -> None:
+    """Extra tokens and masked positions stand behind the real ones; what counts is unchanged."""
+    reader = Corpus(corpus)
+    shapes = set()
+    for start in range(0, 240, 8):
+        batch = reader.training_batch(1, np.arange(start, start + 8))
+        padded = bounded(batch)
+        shapes.add((len(padded.input_ids_T), len(padded.mlm_labels_M), padded.max_seqlen))
+        assert digest(padded) == digest(batch)
+        assert torch.equal(padded.cu_seqlens, batch.cu_seqlens)
+        assert (padded.mlm_labels_M[batch.num_masked :] == IGNORED).all()
+        assert len(padded.input_ids_T) % 256 == len(padded.mlm_labels_M) % 64 == padded.max_seqlen % 16 == 0
+    assert len(shapes) <= 4
+
+
 def test_moving_a_batch_keeps_its_numbers(corpus: Path) -> None:
     batch = Corpus(corpus).sample_batch()
     moved = batch.to(torch.device("cpu"))
@@ -87,7 +102,8 @@ def digest(batch: MicroBatch) -> list[str]:
     """A hash per sample: its tokens, types, labels and masks."""
     rows = []
     for i, (start, end) in enumerate(pairwise(batch.cu_seqlens.tolist())):
-        inside = (batch.masked_index_M >= start) & (batch.masked_index_M < end)
+        index_M = batch.masked_index_M[: batch.num_masked]
+        inside = torch.nonzero((index_M >= start) & (index_M < end)).flatten()
         parts = (
             batch.input_ids_T[start:end],
             batch.position_ids_T[start:end],

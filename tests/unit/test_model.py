@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from data_prep.masking import draw_masks
 from data_prep.shards import Samples, sample_ids
 from pretrain.config import LossConfig, ModelConfig
-from pretrain.loader import MicroBatch, pack
+from pretrain.loader import MicroBatch, bounded, pack
 from pretrain.loss import pretraining_loss
 from pretrain.model import PackedBert, bert_config, padded_vocab_size
 from pretrain.optim import parameter_groups
@@ -176,11 +176,38 @@ def test_each_sample_is_alone() -> None:
                 batch.nsp_labels_N[i : i + 1],
                 row.stop - row.start,
                 0,
+                row.stop - row.start,
+                int(inside.sum()),
             )
             mlm_alone, nsp_alone = model(alone)
             torch.testing.assert_close(mlm[inside], mlm_alone, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(nsp[i : i + 1], nsp_alone, atol=1e-5, rtol=1e-5)
     assert len({tuple(row) for row in nsp.tolist()}) == 6
+
+
+def test_bounded_batches_give_the_same_loss_and_gradients() -> None:
+    batch = make_batch(8, 5)
+    results = []
+    for given in (batch, bounded(batch)):
+        model = packed(small())
+        logits = model(given)
+        loss = pretraining_loss(
+            logits,
+            given.mlm_labels_M,
+            given.nsp_labels_N,
+            weights=LossConfig(mlm_weight=1.0, nsp_weight=1.0),
+            masked=given.num_masked,
+            pairs=len(given.nsp_labels_N),
+        )
+        loss.loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        results.append((loss, gradients))
+    (alone, exact), (padded, bound) = results
+    torch.testing.assert_close(padded.loss, alone.loss)
+    torch.testing.assert_close(padded.sums, alone.sums)
+    assert exact.keys() == bound.keys()
+    for name, gradient in exact.items():
+        torch.testing.assert_close(bound[name], gradient, atol=1e-6, rtol=1e-5)
 
 
 def test_token_types_and_positions_matter() -> None:
