@@ -52,11 +52,11 @@ class Plan:
 
 
 ON_CPU = Plan(
-    prep=("max_len=64", "tokenizer.vocab_size=8192", "val_fraction=0.02"),
+    prep=("max_len=64", "tokenizer.vocab_size=8192", "tokenizer.sample_mib=4", "val_fraction=0.02"),
     train=(
-        *("model=mini", "model.dropout=0", "model.attention_dropout=0", "precision=fp32"),
-        *("global_batch_size=64", "micro_batch_size=32", "steps=1200", "optim.lr=1e-3", "schedule.warmup_fraction=0.1"),
-        *("log.every=20", "eval.every=300", "eval.max_samples=2000", "checkpoint.every=400"),
+        *("model=tiny", "model.dropout=0", "model.attention_dropout=0", "precision=fp32"),
+        *("global_batch_size=64", "micro_batch_size=32", "steps=2500", "optim.lr=2e-3", "schedule.warmup_fraction=0.1"),
+        *("log.every=50", "eval.every=500", "eval.max_samples=2000", "checkpoint.every=500"),
     ),
     mlm_margin=1.0,
     nsp_margin=0.05,
