@@ -1,0 +1,220 @@
+"""What goes wrong in a job of two ranks: one line, the right exit code, nothing half-done, nobody left waiting."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_prep.manifest import read_manifest
+from pretrain import checkpoint
+from tests.support import Result, Trainer, make_corpus, read_metrics
+
+
+def weights(result: Result, step: int) -> dict[str, torch.Tensor]:
+    path = checkpoint.path_of(result.run / "checkpoints", step)
+    assert checkpoint.verify(path) == []
+    return load_file(path / "model.safetensors")
+
+
+# Gradients that are not finite
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (3, "fp32"), (0, "bf16"), (2, "bf16")])
+def test_gradients_that_are_not_finite(trainer: Trainer, corpus: Path, stage: int, precision: str) -> None:
+    """A rate of 1e30 is applied once; from then on every stage alike skips each step, until enough is enough."""
+    result = trainer.run(
+        f"data.path={corpus}", f"zero={stage}", f"precision={precision}", "optim.lr=1e30", "schedule.warmup_fraction=0",
+        "optim.max_skipped_steps=3", "checkpoint.every=1", "checkpoint.keep_last=9", "steps=20", ranks=2,
+    )  # fmt: skip
+    assert result.codes == (70, 70), result.stderrs
+    (line,) = result.errors
+    assert "gradients were not finite for 3 steps in a row" in line
+    assert "Lower optim.lr" in line
+    assert not any("Traceback" in text for text in result.stderrs)
+    skipped = [json.loads(text) for text in (result.run / "skipped.jsonl").read_text().splitlines()]
+    assert skipped == [
+        {"step": step, "first_position": 16 * step, "end_position": 16 * step + 16} for step in (1, 2, 3)
+    ]
+    assert result.series("train/skipped_steps") == [0, 1, 1]
+    # The third skipped step ends the run before it is saved; the weights are those of step 1, and finite.
+    steps = [int(path.name[5:]) for path in checkpoint.list_checkpoints(result.run / "checkpoints")]
+    assert steps == [1, 2, 3]
+    first = weights(result, 1)
+    assert all(torch.isfinite(value).all() for value in first.values())
+    for step in (2, 3):
+        assert all(torch.equal(value, first[name]) for name, value in weights(result, step).items())
+    for path in checkpoint.list_checkpoints(result.run / "checkpoints"):
+        assert json.loads((path / "state.json").read_text())["optimizer_steps"] == 1
+    assert json.loads((result.run / "status.json").read_text()) | {"time": 0} == {"exit_code": 70, "step": 4, "time": 0}
+
+
+# What every rank finds
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["global_batch_size=18"], "nearest global_batch_size 16 or 24, or nearest micro_batch_size 3"),
+        (["global_batch_size=15"], "nearest global_batch_size 8 or 16"),
+        (["model.max_positions=20"], "set model.max_positions=24 or prepare with a smaller max_len"),
+        (["precision=fp16"], "not possible on a CPU"),
+        (["deepspeed.extra={zero_optimisation:{stage:3}}"], "did you mean zero_optimization?"),
+        (["deepspeed.extra={gradient_clipping:3}"], "Cloze sets this key itself"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_once(trainer: Trainer, corpus: Path, overrides: list[str], words: str) -> None:
+    result = trainer.run(f"data.path={corpus}", *overrides, ranks=2)
+    assert result.codes == (64, 64)
+    (line,) = result.errors
+    assert words in line
+    assert not any("Traceback" in text for text in result.stderrs)
+
+
+def test_a_second_job_on_the_directory_is_refused(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    arguments = (f"data.path={corpus}", f"runs_root={tmp_path}", "steps=5000")
+    first = trainer.start(*arguments, ranks=2)
+    first.wait_for(1)
+    second = trainer.run(*arguments, ranks=2)
+    assert second.codes == (64, 64)
+    (line,) = second.errors
+    assert "another job is training in it; wait for it, or name another run" in line
+    assert first.codes() == [None, None]
+    first.signal(0, signal.SIGTERM)
+    assert first.wait().codes == (75, 75)
+
+
+# Shards
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_damaged_in_mid_run(trainer: Trainer, tmp_path: Path, workers: int) -> None:
+    """Exit 64 and one line that names it; the checkpoint before it stands."""
+    make_corpus(tmp_path / "corpus", samples=160, samples_per_block=2, shards_per_split=1, val=0)
+    path = tmp_path / "corpus" / "pass-00" / "000000.tar"
+    data = bytearray(path.read_bytes())
+    entry = read_manifest(tmp_path / "corpus").split_shards("pass-00")[0]
+    data[entry.blocks.offsets[40] + 600] ^= 1
+    path.write_bytes(data)
+    result = trainer.run(
+        f"data.path={tmp_path / 'corpus'}", "checkpoint.every=1", "steps=10", f"data.workers={workers}",
+        "data.prefetch=1", ranks=2,
+    )  # fmt: skip
+    assert 64 in result.codes, result.stderrs
+    (line,) = result.errors
+    assert "pass-00/000000.tar: block 40: its checksum differs from the manifest's" in line
+    assert "copy or prepare the corpus again" in line
+    speaker = result.codes.index(64)
+    assert "Traceback" not in result.stderrs[speaker]
+    for found in checkpoint.list_checkpoints(result.run / "checkpoints"):
+        assert checkpoint.verify(found) == []
+
+
+# Disks
+
+
+def limit_file_size(pids: tuple[int, ...], size: int) -> None:
+    """Stands for a full disk: writing beyond it fails with EFBIG, in whatever library it happens."""
+    for pid in pids:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_in_a_checkpoint(trainer: Trainer, corpus: Path) -> None:
+    """One checkpoint fails: a warning, and training goes on. Space comes back: the run ends well."""
+    job = trainer.start(f"data.path={corpus}", "checkpoint.every=1", "steps=3000", ranks=2)
+    job.wait_for(2)
+    limit_file_size(job.pids, 60_000)
+    stderr = job.logs / "stderr-0"
+    end = time.monotonic() + 60
+    while "warning: " not in stderr.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    limit_file_size(job.pids, resource.RLIM_INFINITY)
+    failed_at = read_metrics(job.run)[-1]["step"]
+    job.wait_for(failed_at + 5)
+    job.signal(0, signal.SIGTERM)
+    result = job.wait()
+    assert result.codes == (75, 75), result.stderrs
+    assert "not saved (" in result.stderr
+    assert "free space and run the same command again" in result.stderr
+    found = checkpoint.list_checkpoints(result.run / "checkpoints")
+    assert found[-1] == checkpoint.path_of(result.run / "checkpoints", result.metrics[-1]["step"])
+    assert all(checkpoint.verify(path) == [] for path in found)
+    assert not list((result.run / "checkpoints").glob(".writing-*"))
+
+
+def test_a_disk_that_stays_full(trainer: Trainer, corpus: Path) -> None:
+    """After three failures exit 74 with one line; what was saved before is whole."""
+    job = trainer.start(f"data.path={corpus}", "checkpoint.every=2", "steps=5000", "checkpoint.patience_seconds=1")
+    job.wait_for(4)
+    limit_file_size(job.pids, 60_000)
+    result = job.wait()
+    assert result.codes == (74,), result.stderrs
+    (line,) = result.errors
+    assert "not saved (" in line
+    assert "Traceback" not in result.stderr
+    assert 3 <= result.stderr.count("warning: ") <= 4
+    found = checkpoint.list_checkpoints(result.run / "checkpoints")
+    assert found
+    assert all(checkpoint.verify(path) == [] for path in found)
+
+
+# Ranks that stop, hang or die
+
+
+@pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1), (1, signal.SIGINT)])
+def test_a_signal_to_one_rank_stops_all_at_one_step(trainer: Trainer, corpus: Path, rank: int, number: int) -> None:
+    job = trainer.start(f"data.path={corpus}", "steps=5000", ranks=2)
+    job.wait_for(2)
+    for _ in range(3):
+        job.signal(rank, number)
+    result = job.wait()
+    assert result.codes == (75, 75), result.stderrs
+    (path,) = checkpoint.list_checkpoints(result.run / "checkpoints")
+    assert checkpoint.verify(path) == []
+    step = result.metrics[-1]["step"]
+    assert path == checkpoint.path_of(result.run / "checkpoints", step)
+    assert json.loads((result.run / "status.json").read_text())["step"] == step
+
+
+def test_a_signal_to_the_whole_group_spares_the_loader(trainer: Trainer, corpus: Path) -> None:
+    """Slurm, `timeout` and Ctrl-C signal every process, loader workers too: the end is orderly all the same."""
+    job = trainer.start(f"data.path={corpus}", "steps=5000", "data.workers=1", ranks=2)
+    job.wait_for(5)
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+        for pid in job.pids:
+            os.killpg(pid, number)
+    result = job.wait()
+    assert result.codes == (75, 75), result.stderrs
+    assert not any("Traceback" in text for text in result.stderrs)
+
+
+def test_a_rank_that_hangs_is_noticed(trainer: Trainer, corpus: Path) -> None:
+    job = trainer.start(f"data.path={corpus}", "steps=5000", "watchdog.seconds=2", ranks=2)
+    job.wait_for(2)
+    job.signal(1, signal.SIGSTOP)
+    end = time.monotonic() + 30
+    while job.codes()[0] is None and time.monotonic() < end:
+        time.sleep(0.02)
+    job.signal(1, signal.SIGCONT)
+    result = job.wait()
+    assert result.codes[0] == 71, result.stderrs
+    assert "error: rank 0: no progress for" in result.stderr
+    assert "all_reduce" in (result.run / "stacks-rank0.txt").read_text()
+
+
+def test_a_rank_that_dies_ends_the_other(trainer: Trainer, corpus: Path) -> None:
+    job = trainer.start(f"data.path={corpus}", "steps=5000", "checkpoint.every=1", ranks=2)
+    job.wait_for(3)
+    job.signal(1, signal.SIGKILL)
+    result = job.wait()
+    assert result.codes[1] == -9
+    assert result.codes[0] not in (0, 75, -9)
+    assert checkpoint.newest_verified(result.run / "checkpoints", lambda _: None)
+    shutil.rmtree(result.run)
