@@ -28,6 +28,7 @@ class Documents(NamedTuple):
     sentences_D: npt.NDArray[np.uint32]
     lengths_S: npt.NDArray[np.uint16]  # tokens per sentence
     tokens_T: npt.NDArray[np.unsignedinteger]  # u16 or u32
+    starts_T: npt.NDArray[np.bool_]  # tokens that begin a word; empty where masking need not know
 
 
 def select(documents: Documents, order_D: Ints) -> Documents:
@@ -36,12 +37,14 @@ def select(documents: Documents, order_D: Ints) -> Documents:
     token_starts = offsets(documents.lengths_S)[sentence_starts]
     sentences_D = documents.sentences_D[order_D]
     starts_D = token_starts[order_D]
+    tokens = ranges(starts_D, token_starts[order_D + 1] - starts_D)
     return Documents(
         documents.digests_Dx2[order_D],
         documents.origins_D[order_D],
         sentences_D,
         documents.lengths_S[ranges(sentence_starts[order_D], sentences_D.astype(np.int64))],
-        documents.tokens_T[ranges(starts_D, token_starts[order_D + 1] - starts_D)],
+        documents.tokens_T[tokens],
+        documents.starts_T[tokens] if len(documents.starts_T) else documents.starts_T,
     )
 
 
@@ -60,6 +63,7 @@ class BucketWriter:
         self._buckets: list[Ints] = []
         self._num_tokens = 0
         self._segments: list[int] = []
+        self._has_words = False
 
     def add(self, documents: Documents, bucket_D: Ints) -> None:
         """Documents, and the bucket of each."""
@@ -74,7 +78,8 @@ class BucketWriter:
         if self._parts:
             self._flush()
         end = self._file.tell()
-        self._file.write(json.dumps({"segments": self._segments, "facts": facts}).encode())
+        trailer = {"segments": self._segments, "has_words": self._has_words, "facts": facts}
+        self._file.write(json.dumps(trailer).encode())
         self._file.write(end.to_bytes(8, "little"))
 
     def _flush(self) -> None:
@@ -86,6 +91,7 @@ class BucketWriter:
         token_B = offsets(documents.lengths_S)[sentence_B]
         self._file.write(bytes(-self._file.tell() % 8))
         self._segments.append(self._file.tell())
+        self._has_words = len(documents.starts_T) > 0
         for array in (np.stack([first_B, sentence_B, token_B], axis=1), *documents):
             self._file.write(array.tobytes())
         self._parts, self._buckets, self._num_tokens = [], [], 0
@@ -100,12 +106,16 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def read_bucket(paths: Iterable[Path], bucket: int, num_buckets: int, token_dtype: np.dtype[Any]) -> Documents:
     """The documents of one bucket from all intermediate files."""
-    dtypes: list[np.dtype[Any]] = [np.dtype("<u8"), np.dtype("<u8"), np.dtype("<u4"), np.dtype("<u2"), token_dtype]
+    dtypes: list[np.dtype[Any]] = [np.dtype(name) for name in ("<u8", "<u8", "<u4", "<u2")] + [
+        token_dtype,
+        np.dtype(bool),
+    ]
     empty = Documents(*(np.zeros(0, dtype) for dtype in dtypes))._replace(digests_Dx2=np.zeros((0, 2), dtypes[0]))
     parts = [empty]
     for path in paths:
         data = np.memmap(path, np.uint8, "r")
-        for segment in _trailer(data)["segments"]:
+        trailer = _trailer(data)
+        for segment in trailer["segments"]:
             size = (num_buckets + 1) * 24
             table_Bx3 = data[segment : segment + size].view(np.int64).reshape(-1, 3)
             (d0, s0, t0), (d1, s1, t1), (num_d, num_s, num_t) = table_Bx3[[bucket, bucket + 1, num_buckets]].tolist()
@@ -113,6 +123,7 @@ def read_bucket(paths: Iterable[Path], bucket: int, num_buckets: int, token_dtyp
                 continue
             columns, position = [], segment + size
             spans = [(2 * d0, 2 * d1, 2 * num_d), (d0, d1, num_d), (d0, d1, num_d), (s0, s1, num_s), (t0, t1, num_t)]
+            spans.append((t0, t1, num_t) if trailer["has_words"] else (0, 0, 0))
             for dtype, (begin, end, total) in zip(dtypes, spans, strict=True):
                 width = dtype.itemsize
                 run = data[position + begin * width : position + end * width]

@@ -27,6 +27,8 @@ class Objective(StrEnum):
 
 class MaskingStrategy(StrEnum):
     token = auto()
+    whole_word = auto()
+    span = auto()
 
 
 class EngineKind(StrEnum):
@@ -56,10 +58,11 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    strategy: MaskingStrategy = doc("what is masked together: token")
+    strategy: MaskingStrategy = doc("what is masked together: token, whole_word or span (of whole words)")
     probability: float = doc("share of a sample's tokens to predict")
     max_predictions: int | None = doc("most predictions per sample; null follows probability and max_len")
     baked_draws: int = doc("mask draws stored in the shards")
+    chinese_words: bool = doc("whole_word and span: find words of Chinese with jieba (else every character is one)")
 
     def __post_init__(self) -> None:
         _require(0 < self.probability < 1, f"masking.probability={self.probability}: must be between 0 and 1")

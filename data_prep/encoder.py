@@ -28,10 +28,11 @@ _MAX_PIECES = 150_000  # remembered, at some 200 bytes each; beyond that it star
 _MAX_CHARACTERS = 40  # longer pieces are not remembered: they seldom come twice
 
 # The ideographs around which BERT puts spaces (Devlin et al. 2019, multilingual model).
-_IDEOGRAPH = re.compile(
-    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
-    "\U0002b820-\U0002ceaf\U0002f800-\U0002fa1f]"
+IDEOGRAPHS = (
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
+    "\U0002b820-\U0002ceaf\U0002f800-\U0002fa1f"
 )
+_IDEOGRAPH = re.compile(f"[{IDEOGRAPHS}]")
 # Punctuation that would otherwise make many pieces of one word. BERT breaks at it anyway, so a space changes nothing.
 _MARKS = (*((mark, f" {mark}") for mark in ",.;:!?)"), *((mark, f" {mark} ") for mark in "\"'-(_"))
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9]")
@@ -61,7 +62,7 @@ class Encoder:
         settings = json.loads(tokenizer.to_str())
         normalizer = settings["normalizer"] or {}
         self._lowercase = bool(normalizer.get("lowercase"))
-        self._spaces_ideographs = bool(normalizer.get("handle_chinese_chars"))
+        self.spaces_ideographs = bool(normalizer.get("handle_chinese_chars"))
         self._forget_pieces()
         self.cached = (
             normalizer.get("type") == "BertNormalizer"
@@ -107,7 +108,7 @@ class Encoder:
 
     def _spaced(self, sentence: str) -> str:
         """With spaces around ideographs, where BERT puts them, and without line breaks, which are spaces to BERT."""
-        if self._spaces_ideographs and not sentence.isascii():
+        if self.spaces_ideographs and not sentence.isascii():
             sentence = _IDEOGRAPH.sub(r" \g<0> ", sentence)
         return sentence.replace("\n", " ") if "\n" in sentence else sentence
 

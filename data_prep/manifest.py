@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.masking import Masking, MaskVocabulary
+from data_prep.masking import STRATEGIES, Masking, MaskVocabulary
 
 FORMAT = "cloze-shards"
 VERSION = 1
@@ -163,7 +163,7 @@ def _parse(body: Any) -> Manifest:
         max_len=_count(body, "max_len"),
         objective=_text(body, "objective", re.compile("nsp|sop|none")),
         masking=Masking(
-            strategy=_text(body["masking"], "strategy", re.compile("[a-z_]+")),
+            strategy=_text(body["masking"], "strategy", re.compile("|".join(STRATEGIES))),
             probability=float(body["masking"]["probability"]),
             max_predictions=_count(body["masking"], "max_predictions"),
             seed=_integer(body["masking"], "seed"),

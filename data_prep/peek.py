@@ -33,7 +33,13 @@ def peek(directory: Path, split: str, count: int, seed: int) -> Iterator[Text]:
     for index in np.random.default_rng(seed).permutation(len(samples))[:count]:
         sample = samples.gather(np.asarray([index]), 0)
         masks = sample.masks or draw_masks(
-            sample.tokens_T, sample.lengths_Nx2, sample.ids_N, 0, manifest.masking, manifest.tokenizer.mask_vocabulary
+            sample.tokens_T,
+            sample.lengths_Nx2,
+            sample.ids_N,
+            0,
+            manifest.masking,
+            manifest.tokenizer.mask_vocabulary,
+            sample.word_starts_T,
         )
         words = [_word(tokenizer, token) for token in sample.tokens_T.tolist()]
         shown = {

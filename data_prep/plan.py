@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import manifest
-from data_prep.config import PrepConfig
+from data_prep.config import MaskingStrategy, PrepConfig
 from data_prep.errors import UserError
 from data_prep.sources import InputFile, Span, find_inputs, split
 from data_prep.tokenizer import load_tokenizer
@@ -57,12 +57,17 @@ class Plan:
             "config": config,
             "tokenizer": self.fingerprint,
             "buckets": [self.num_buckets, self.num_val_buckets],
-            "versions": {"python": platform.python_version()}
-            | {name: metadata.version(name) for name in ("numpy", "tokenizers")},
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in self._libraries()},
             "files": self.files,
             "tasks": self.tasks,
         }
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
+
+    def _libraries(self) -> Iterator[str]:
+        """What the shards' bytes depend on besides Cloze."""
+        yield from ("numpy", "tokenizers")
+        if self.config.masking.strategy != MaskingStrategy.token and self.config.masking.chinese_words:
+            yield "jieba"
 
     def sha256(self) -> str:
         return hashlib.sha256(self.identity().encode()).hexdigest()
@@ -112,6 +117,13 @@ def claimed(plan: Plan) -> Iterator[bool]:
         yield False
     finally:
         os.close(descriptor)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _entries(out: Path) -> set[str]:

@@ -43,6 +43,7 @@ class Block(NamedTuple):
     lengths_Nx2: npt.NDArray[np.uint16]  # (length through the first [SEP], total length)
     random_next_N: npt.NDArray[np.uint8]  # 1 = the second segment comes from another document
     masks: tuple[Masks, ...] = ()  # the baked draws
+    word_starts_T: npt.NDArray[np.bool_] | None = None  # where words are masked whole: which tokens begin one
 
 
 class CorruptShard(UserError):
@@ -113,6 +114,8 @@ def _encode(block: Block) -> dict[str, bytes]:
         arrays["mask_positions"] = np.concatenate([masks.positions_M for masks in block.masks])
         shown = np.concatenate([masks.tokens_M for masks in block.masks])
         arrays["mask_tokens"] = shown.astype(block.tokens_T.dtype)
+    if block.word_starts_T is not None:
+        arrays["word_starts"] = np.packbits(block.word_starts_T)
     return {f"{name}.npy": _npy(array) for name, array in arrays.items()}
 
 
@@ -129,10 +132,12 @@ class BlockFormat:
         self._tokens = token_dtype(manifest.tokenizer.vocab_size)
         self._vocab_size, self._max_len = manifest.tokenizer.vocab_size, manifest.max_len
         self._draws = manifest.baked_draws
+        self._has_words = manifest.masking.strategy != "token"
 
     def decode(self, members: Mapping[str, memoryview], samples: int, tokens: int) -> Block:
         """Arrays from the members' npy payloads, as views. Raises ValueError naming what is wrong."""
         expected = {"tokens", "lengths", "random_next", *(_MASK_MEMBERS if self._draws else ())}
+        expected |= {"word_starts"} if self._has_words else set()
         if set(members) != expected:
             raise ValueError(f"its members are {sorted(members)}, not {sorted(expected)}")
         tokens_T = _array(members, "tokens", self._tokens, (tokens,))
@@ -147,7 +152,11 @@ class BlockFormat:
             raise ValueError("a token id is outside the vocabulary")
         if random_next_N.max(initial=0) > 1:
             raise ValueError("an NSP label is neither 0 nor 1")
-        return Block(tokens_T, lengths_Nx2, random_next_N, self._masks(members, totals_N))
+        word_starts_T = None
+        if self._has_words:
+            bits = _array(members, "word_starts", np.dtype("u1"), (-(-tokens // 8),))
+            word_starts_T = np.unpackbits(bits, count=tokens).view(bool)
+        return Block(tokens_T, lengths_Nx2, random_next_N, self._masks(members, totals_N), word_starts_T)
 
     def _masks(self, members: Mapping[str, memoryview], totals_N: npt.NDArray[np.int64]) -> tuple[Masks, ...]:
         if not self._draws:
@@ -259,6 +268,7 @@ class Samples(NamedTuple):
     random_next_N: npt.NDArray[np.uint8]
     ids_N: npt.NDArray[np.uint64]
     masks: Masks | None  # the baked draw that was asked for, where the shards hold it
+    word_starts_T: npt.NDArray[np.bool_] | None = None  # where the masking needs to know
 
 
 def open_block(block: Block, first_id: int) -> OpenBlock:
@@ -273,12 +283,15 @@ def open_block(block: Block, first_id: int) -> OpenBlock:
 def collect(rows: Sequence[tuple[OpenBlock, int]], draw: int, dtype: np.dtype[Any]) -> Samples:
     """The samples at (block, index in it), with baked draw `draw` where the blocks hold it."""
     tokens: list[npt.NDArray[Any]] = []
+    words: list[npt.NDArray[np.bool_]] = []
     positions: list[npt.NDArray[Any]] = []
     shown: list[npt.NDArray[Any]] = []
     baked = bool(rows) and draw < len(rows[0][0].block.masks)
     for opened, i in rows:
         block = opened.block
         tokens.append(block.tokens_T[opened.starts[i] : opened.starts[i + 1]])
+        if block.word_starts_T is not None:
+            words.append(block.word_starts_T[opened.starts[i] : opened.starts[i + 1]])
         if baked:
             start, end = opened.mask_starts[draw][i], opened.mask_starts[draw][i + 1]
             positions.append(block.masks[draw].positions_M[start:end])
@@ -293,6 +306,7 @@ def collect(rows: Sequence[tuple[OpenBlock, int]], draw: int, dtype: np.dtype[An
         np.asarray([opened.block.random_next_N[i] for opened, i in rows], dtype=np.uint8),
         np.asarray([opened.first_id + i for opened, i in rows], dtype=np.uint64),
         masks,
+        np.concatenate(words) if words else None,
     )
 
 

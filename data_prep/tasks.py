@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum, auto
@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from data_prep.buckets import BucketWriter, Documents, read_bucket, read_facts, select
 from data_prep.cleaning import filters_for, judge, repair
-from data_prep.encoder import Encoder
+from data_prep.config import MaskingConfig, MaskingStrategy
+from data_prep.encoder import Encoder, Ids
 from data_prep.errors import DiskError, UserError
 from data_prep.manifest import (
     VAL,
@@ -44,6 +46,7 @@ from data_prep.sentences import split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
 from data_prep.sources import Bad, read
 from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from data_prep.words import WordEncoder
 
 MAX_DOCUMENT_CHARACTERS = 2**20  # a longer document is cut, at a sentence end, into documents that scatter apart
 
@@ -223,21 +226,27 @@ def _sampled_text(plan: Plan) -> Iterator[str]:
 # -- map: input -> encoded documents, scattered -----------------------------------------------------------------------
 
 
+Encode = Callable[[Sequence[str]], tuple[Ids, Ints, npt.NDArray[np.bool_]]]
+
+
 @lru_cache(maxsize=1)
-def _tokenizer(directory: Path) -> tuple[Encoder, TokenizerFacts]:
+def _encode(directory: Path, masking: MaskingConfig) -> tuple[Encode, TokenizerFacts]:
     """One per process: the encoder's memory is worth keeping."""
     tokenizer = load_tokenizer(directory)
-    return Encoder(tokenizer.backend), tokenizer.facts
+    encoder = Encoder(tokenizer.backend)
+    if masking.strategy is MaskingStrategy.token:
+        return lambda sentences: (*encoder.encode(sentences), np.zeros(0, bool)), tokenizer.facts
+    return WordEncoder(encoder, tokenizer.backend, masking.chinese_words).encode, tokenizer.facts
 
 
 def _map(plan: Plan, number: int, path: Path) -> None:
-    encoder, facts = _tokenizer(plan.out / "tokenizer")
+    encode, facts = _encode(plan.out / "tokenizer", plan.config.masking)
     tally = _Tally()
     longest = plan.config.max_len - SPECIALS_OF_A_PAIR
     with path.open("wb") as file:
         writer = BucketWriter(file, plan.num_buckets + plan.num_val_buckets)
         for batch in _batches(_pieces(plan, number, tally)):
-            documents = _encoded(batch, encoder, longest, token_dtype(facts.vocab_size))
+            documents = _encoded(batch, encode, longest, token_dtype(facts.vocab_size))
             full_D = np.flatnonzero(documents.sentences_D)
             if len(full_D) < len(batch):
                 tally.dropped["no_tokens"] += len(batch) - len(full_D)
@@ -246,9 +255,9 @@ def _map(plan: Plan, number: int, path: Path) -> None:
         writer.finish(vars(tally))
 
 
-def _encoded(batch: list[_Piece], encoder: Encoder, longest: int, dtype: np.dtype[Any]) -> Documents:
+def _encoded(batch: list[_Piece], encode: Encode, longest: int, dtype: np.dtype[Any]) -> Documents:
     """Encode documents. Sentences without tokens vanish; those of more than `longest` tokens are cut, not truncated."""
-    tokens_T, lengths_S = encoder.encode([sentence for piece in batch for sentence in piece.sentences])
+    tokens_T, lengths_S, starts_T = encode([sentence for piece in batch for sentence in piece.sentences])
     document_S = np.repeat(np.arange(len(batch)), [len(piece.sentences) for piece in batch])
     pieces_S = -(-lengths_S // longest)  # 0 where there are no tokens
     document_S = np.repeat(document_S, pieces_S)
@@ -261,6 +270,7 @@ def _encoded(batch: list[_Piece], encoder: Encoder, longest: int, dtype: np.dtyp
         np.bincount(document_S, minlength=len(batch)).astype(np.uint32),
         cut_S.astype(np.uint16),
         tokens_T.astype(dtype),
+        starts_T,
     )
 
 
@@ -319,7 +329,7 @@ def _targets(plan: Plan, bucket: int) -> list[_Target]:
 
 
 def _reduce(plan: Plan, bucket: int, path: Path) -> None:
-    _, facts = _tokenizer(plan.out / "tokenizer")
+    facts = load_tokenizer(plan.out / "tokenizer").facts
     maps = (result_path(plan, Stage.map, number) for number in range(num_tasks(plan, Stage.map)))
     num_buckets = plan.num_buckets + plan.num_val_buckets
     found = read_bucket(maps, bucket, num_buckets, token_dtype(facts.vocab_size))
@@ -369,11 +379,14 @@ def _blocks(
         part = Samples(samples.a_Nx2[rows], samples.b_Nx2[rows], samples.label_N[rows])
         tokens_T, lengths_Nx2 = assemble(part, documents.tokens_T, facts.cls_id, facts.sep_id)
         ids_N = sample_ids(shard_id, start, len(part.label_N))
+        starts_T = None
+        if masking.strategy != MaskingStrategy.token:  # the specials count as words of their own
+            starts_T = assemble(part, documents.starts_T.astype(np.uint8), 1, 1)[0].astype(bool)
         masks = tuple(
-            draw_masks(tokens_T, lengths_Nx2, ids_N, draw, masking, facts.mask_vocabulary)
+            draw_masks(tokens_T, lengths_Nx2, ids_N, draw, masking, facts.mask_vocabulary, starts_T)
             for draw in range(plan.config.masking.baked_draws)
         )
-        yield Block(tokens_T, lengths_Nx2, part.label_N, masks)
+        yield Block(tokens_T, lengths_Nx2, part.label_N, masks, starts_T)
 
 
 def masking_of(plan: Plan) -> Masking:

@@ -84,7 +84,15 @@ def _block_faults(block: Block, shard_id: int, start: int, manifest: Manifest) -
         yield f"its segments are not those of objective {manifest.objective}"
     ids_N = sample_ids(shard_id, start, len(lengths_Nx2))
     for draw, baked in enumerate(block.masks):
-        drawn = draw_masks(block.tokens_T, block.lengths_Nx2, ids_N, draw, manifest.masking, facts.mask_vocabulary)
+        drawn = draw_masks(
+            block.tokens_T,
+            block.lengths_Nx2,
+            ids_N,
+            draw,
+            manifest.masking,
+            facts.mask_vocabulary,
+            block.word_starts_T,
+        )
         if [column.tolist() for column in baked] != [column.tolist() for column in drawn]:
             yield f"mask draw {draw} is not what the mask function gives"
 

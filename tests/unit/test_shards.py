@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from data_prep.manifest import BlockIndex, Manifest, ShardEntry, read_manifest
 from data_prep.shards import Block, CorruptShard, ShardReader, Split, sample_ids, token_dtype, write_shard
-from tests.support import make_corpus, random_block, tokenizer_facts
+from tests.support import default_masking, make_corpus, random_block, tokenizer_facts
 
 VOCAB = 61
 
@@ -32,8 +32,8 @@ VOCAB = 61
 def contract(**changes: Any) -> Manifest:
     """A manifest that says what a reader must know, and lists nothing."""
     values: dict[str, Any] = {
-        "tokenizer": tokenizer_facts(VOCAB), "max_len": 24, "objective": "nsp", "masking": None, "baked_draws": 1,
-        "seed": 0, "passes": 1, "source": {}, "documents": {}, "splits": {}, "shards": (),
+        "tokenizer": tokenizer_facts(VOCAB), "max_len": 24, "objective": "nsp", "masking": default_masking(),
+        "baked_draws": 1, "seed": 0, "passes": 1, "source": {}, "documents": {}, "splits": {}, "shards": (),
     }  # fmt: skip
     return Manifest(**(values | changes))
 
