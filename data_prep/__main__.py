@@ -98,6 +98,11 @@ def _summarize(plan: Plan, manifest: Manifest, seconds: float | None) -> None:
     rows = [("documents", f"{documents['read']:,} read, {documents['kept']:,} kept")]
     rows += [(f"  dropped, {reason}", f"{count:,}") for reason, count in sorted(documents["dropped"].items())]
     rows += [(f"  repaired, {reason}", f"{count:,}") for reason, count in sorted(documents["repaired"].items())]
+    for source in documents["sources"] if len(documents["sources"]) > 1 else ():
+        text = (
+            f"{source['kept']:,} of {source['read']:,} kept, {source['tokens']:,} tokens, weight {source['weight']:g}"
+        )
+        rows.append((f"  {source['kind']} {(source['paths'] or [''])[0]}", text))
     rows += [(name, _described(split, manifest.objective)) for name, split in manifest.splits.items()]
     size = sum(shard.bytes for shard in manifest.shards)
     rows.append(("shards", f"{len(manifest.shards)} in {plan.out}, {size / MB:,.1f} MB"))

@@ -25,6 +25,7 @@ class Documents(NamedTuple):
 
     digests_Dx2: npt.NDArray[np.uint64]  # 128-bit hash of the text
     origins_D: npt.NDArray[np.uint64]  # equal for the parts of one long document
+    sources_D: npt.NDArray[np.uint16]
     sentences_D: npt.NDArray[np.uint32]
     lengths_S: npt.NDArray[np.uint16]  # tokens per sentence
     tokens_T: npt.NDArray[np.unsignedinteger]  # u16 or u32
@@ -41,6 +42,7 @@ def select(documents: Documents, order_D: Ints) -> Documents:
     return Documents(
         documents.digests_Dx2[order_D],
         documents.origins_D[order_D],
+        documents.sources_D[order_D],
         sentences_D,
         documents.lengths_S[ranges(sentence_starts[order_D], sentences_D.astype(np.int64))],
         documents.tokens_T[tokens],
@@ -106,7 +108,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def read_bucket(paths: Iterable[Path], bucket: int, num_buckets: int, token_dtype: np.dtype[Any]) -> Documents:
     """The documents of one bucket from all intermediate files."""
-    dtypes: list[np.dtype[Any]] = [np.dtype(name) for name in ("<u8", "<u8", "<u4", "<u2")] + [
+    dtypes: list[np.dtype[Any]] = [np.dtype(name) for name in ("<u8", "<u8", "<u2", "<u4", "<u2")] + [
         token_dtype,
         np.dtype(bool),
     ]
@@ -122,7 +124,7 @@ def read_bucket(paths: Iterable[Path], bucket: int, num_buckets: int, token_dtyp
             if d0 == d1:
                 continue
             columns, position = [], segment + size
-            spans = [(2 * d0, 2 * d1, 2 * num_d), (d0, d1, num_d), (d0, d1, num_d), (s0, s1, num_s), (t0, t1, num_t)]
+            spans = [(2 * d0, 2 * d1, 2 * num_d), *[(d0, d1, num_d)] * 3, (s0, s1, num_s), (t0, t1, num_t)]
             spans.append((t0, t1, num_t) if trailer["has_words"] else (0, 0, 0))
             for dtype, (begin, end, total) in zip(dtypes, spans, strict=True):
                 width = dtype.itemsize

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.schema import doc
@@ -12,6 +13,9 @@ class SourceKind(StrEnum):
     docstrings = auto()
     text = auto()
     jsonl = auto()
+    parquet = auto()
+    wikidump = auto()
+    hub = auto()
 
 
 class DocumentBoundary(StrEnum):
@@ -42,17 +46,23 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    kind: SourceKind = doc("docstrings, text or jsonl")
-    paths: list[str] = doc("files or globs, .gz .zst .xz .bz2 read as they are (docstrings: directories)")
+    kind: SourceKind = doc("docstrings, text, jsonl, parquet, wikidump or hub")
+    paths: list[str] = doc(
+        "files, globs or URLs, .gz .zst .xz .bz2 as they are (docstrings: directories; hub: name@config:split)"
+    )
     document: DocumentBoundary = doc("text: what separates documents, blank_line or file")
-    field: str = doc("jsonl: key of the text")
+    field: str = doc("jsonl, parquet, hub: key or column of the text")
     min_characters: int = doc("documents with fewer characters are dropped")
     max_bad_fraction: float = doc("share of malformed items (lines, Python files) above which the run stops")
+    weight: float = doc(
+        "how often a pass holds each training document: 1 once, 0.5 every other one, 2.5 two or three times"
+    )
 
     def __post_init__(self) -> None:
         needs_paths = self.kind is not SourceKind.docstrings
         _require(bool(self.paths) or not needs_paths, "source.paths: empty; name files or globs: source.paths=[a.txt]")
         _require(self.min_characters >= 0, f"source.min_characters={self.min_characters}: cannot be negative")
+        _require(0 < self.weight <= 100, f"source.weight={self.weight}: must be above 0 and at most 100")
         _require(0 <= self.max_bad_fraction <= 1, f"source.max_bad_fraction={self.max_bad_fraction}: must be in [0, 1]")
 
 
@@ -99,6 +109,7 @@ class EngineConfig:
 @dataclass(frozen=True, kw_only=True)
 class PrepConfig:
     source: SourceConfig = doc("where documents come from")
+    sources: list[Any] = doc("a mixture instead of source: [{kind: text, paths: [a.txt], weight: 2}, …]")
     out: str = doc("directory of the finished corpus")
     seed: int = doc("of pairs, masks and order")
     max_len: int = doc("tokens per sample, [CLS] and [SEP] counted in")

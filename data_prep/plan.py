@@ -12,12 +12,14 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_prep import manifest
-from data_prep.config import MaskingStrategy, PrepConfig
+from data_prep.config import DocumentBoundary, MaskingStrategy, PrepConfig, SourceConfig, SourceKind
 from data_prep.errors import UserError
 from data_prep.sources import InputFile, Span, find_inputs, split
 from data_prep.tokenizer import load_tokenizer
@@ -29,6 +31,7 @@ PLAN = "plan.json"
 @dataclass(frozen=True)
 class Plan:
     config: PrepConfig
+    sources: tuple[SourceConfig, ...]
     files: tuple[InputFile, ...]
     tasks: tuple[tuple[Span, ...], ...]  # what each map task reads
     num_buckets: int  # of the training documents; those of the held-out ones follow
@@ -52,9 +55,13 @@ class Plan:
         """The plan as JSON, without what changes no byte of the shards (where they go, who makes them)."""
         config = asdict(self.config)
         del config["out"], config["engine"], config["tokenizer"]["path"]
-        del config["source"]["paths"], config["source"]["max_bad_fraction"]
+        del config["source"], config["sources"]
+        sources = [asdict(source) for source in self.sources]
+        for source in sources:
+            del source["paths"], source["max_bad_fraction"]
         body = {
             "config": config,
+            "sources": sources,
             "tokenizer": self.fingerprint,
             "buckets": [self.num_buckets, self.num_val_buckets],
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in self._libraries()},
@@ -79,18 +86,48 @@ def make_plan(config: PrepConfig) -> Plan:
     if config.tokenizer.path is not None:
         tokenizer = load_tokenizer(Path(config.tokenizer.path).expanduser(), config.tokenizer.lowercase)
         fingerprint = tokenizer.facts.fingerprint
-    files = find_inputs(config.source)
+    sources = mixture(config)
+    files: list[InputFile] = []
+    tasks: list[tuple[Span, ...]] = []  # each of one source
+    for number, source in enumerate(sources):
+        found = [file._replace(source=number) for file in find_inputs(source)]
+        shifted = ([span._replace(file=span.file + len(files)) for span in task] for task in split(found, source))
+        tasks += [tuple(task) for task in shifted]
+        files += found
     if not any(file.bytes for file in files):
         raise UserError(f"source.paths: {len(files)} files, all of them empty; name files that hold text")
     num_buckets = max(1, -(-sum(file.text_bytes for file in files) // (config.bucket_mib * 2**20)))
     return Plan(
         config=config,
+        sources=sources,
         files=tuple(files),
-        tasks=tuple(tuple(task) for task in split(files, config.source)),
+        tasks=tuple(tasks),
         num_buckets=num_buckets,
         num_val_buckets=max(1, round(num_buckets * config.val_fraction)) if config.val_fraction else 0,
         fingerprint=fingerprint,
     )
+
+
+def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:
+    """`sources`, each with what conf/source says where it is silent; else the one `source`."""
+    if not config.sources:
+        return (config.source,)
+    result: list[SourceConfig] = []
+    for number, entry in enumerate(config.sources):
+        where = f"sources[{number}]"
+        if not isinstance(entry, Mapping) or entry.get("kind") not in set(SourceKind):
+            raise UserError(f"{where}: has no kind; write {{kind: jsonl, paths: [a.jsonl], weight: 2}}")
+        text = resources.files("conf").joinpath("source", f"{entry['kind']}.yaml").read_text(encoding="utf-8")
+        values = {**yaml.safe_load(text), **entry}
+        unknown = values.keys() - SourceConfig.__dataclass_fields__.keys()
+        if unknown or not isinstance(values["paths"], list):
+            raise UserError(f"{where}: {', '.join(sorted(map(str, unknown))) or 'paths'}: wrong; see conf/source")
+        values |= {"kind": SourceKind(values["kind"]), "document": DocumentBoundary(values["document"])}
+        try:
+            result.append(SourceConfig(**values))
+        except TypeError as error:
+            raise UserError(f"{where}: {error}; see conf/source for the types") from error
+    return tuple(result)
 
 
 @contextmanager

@@ -29,6 +29,9 @@ import zstandard
 
 from data_prep.config import DocumentBoundary, SourceConfig, SourceKind
 from data_prep.errors import UserError
+from data_prep.storage import is_remote, open_input, remote_matches, stamp
+from data_prep.tables import hub_rows, hub_size, parquet_rows, parquet_size
+from data_prep.wiki import is_multistream, pages, stream_lines
 
 MAX_LINE_BYTES = 64 * 2**20  # a longer JSON line is refused: bounds memory
 PART_BYTES = 4 * 2**20  # a longer text is handed on in parts
@@ -50,15 +53,17 @@ _MOST_TASKS = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # of one file: the s
 
 
 class InputFile(NamedTuple):
-    path: str  # absolute
+    path: str  # absolute, or a URL, or the name of a data set
     bytes: int  # as stored
-    mtime_ns: int
+    version: int  # changes with the content: time of modification, or what the store says
     text_bytes: int  # decompressed: known for plain files, estimated for compressed ones
+    units: int  # what spans count: bytes, row groups, shards
+    source: int = 0  # index into the plan's sources
 
 
 class Span(NamedTuple):
     file: int  # index into the plan's files
-    begin: int  # stored bytes
+    begin: int  # units of the file: stored bytes, mostly
     end: int
 
 
@@ -85,10 +90,34 @@ def find_inputs(source: SourceConfig) -> list[InputFile]:
     paths = source.paths or sorted({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     found: dict[str, None] = {}  # real path, so that nothing is read twice; a dict keeps the order
     for pattern in paths:
-        matches = _python_files(Path(pattern)) if directories else _matches(pattern)
-        for match in matches:
-            found.setdefault(str(match.resolve()))
-    return _measured(list(found), directories)
+        if source.kind is SourceKind.hub:
+            found.setdefault(pattern)
+        elif is_remote(pattern) and not directories:
+            found |= dict.fromkeys(_remote_files(pattern))
+        else:
+            matches = _python_files(Path(pattern)) if directories else _matches(pattern)
+            found |= dict.fromkeys(str(match.resolve()) for match in matches)
+    if source.kind is SourceKind.hub:
+        return [
+            InputFile(name, size.text_bytes, 0, size.text_bytes, size.units)
+            for name in found
+            if (size := hub_size(name))
+        ]
+    files = _measured(list(found), directories)
+    if source.kind is SourceKind.parquet:
+        sizes = [parquet_size(file.path, source.field) for file in files]
+        files = [file._replace(**size._asdict()) for file, size in zip(files, sizes, strict=True)]
+    return files
+
+
+def _remote_files(pattern: str) -> list[str]:
+    try:
+        found = remote_matches(pattern)
+    except OSError as error:
+        raise UserError(f"source.paths: {pattern}: cannot be listed ({error}); correct the URL") from error
+    if not found:
+        raise UserError(f"source.paths: {pattern}: no such file; correct the URL")
+    return found
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -123,21 +152,21 @@ def _measured(paths: Sequence[str], code: bool) -> list[InputFile]:
     stored = text = 0
     for path in paths:
         try:
-            stat = Path(path).stat()
-            if not os.access(path, os.R_OK):
+            size, version = stamp(path)
+            if not is_remote(path) and not os.access(path, os.R_OK):
                 raise PermissionError(13, "permission denied")
             compressed = Path(path).suffix in _DECOMPRESSORS
-            text_bytes = stat.st_size // _DOCSTRING_SHARE if code else stat.st_size
+            text_bytes = size // _DOCSTRING_SHARE if code else size
             if compressed and len(files) < _MEASURED_FILES:
-                text_bytes = _estimated_text_bytes(path, stat.st_size)
-                stored, text = stored + stat.st_size, text + text_bytes
+                text_bytes = _estimated_text_bytes(path, size)
+                stored, text = stored + size, text + text_bytes
             elif compressed:
-                text_bytes = stat.st_size * text // max(1, stored)
+                text_bytes = size * text // max(1, stored)
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be read ({error.strerror or error}); mend or leave out the file"
             ) from error
-        files.append(InputFile(path, stat.st_size, stat.st_mtime_ns, text_bytes))
+        files.append(InputFile(path, size, version, text_bytes, size))
     return files
 
 
@@ -163,7 +192,7 @@ def split(files: Sequence[InputFile], source: SourceConfig) -> list[list[Span]]:
     room = 0
     for index, file in enumerate(files):
         pieces = _num_pieces(file, source, task_bytes)
-        borders = [file.bytes * piece // pieces for piece in range(pieces + 1)]
+        borders = [file.units * piece // pieces for piece in range(pieces + 1)]
         for begin, end in pairwise(borders):
             if room <= 0:
                 tasks.append([])
@@ -178,7 +207,10 @@ def _num_pieces(file: InputFile, source: SourceConfig, task_bytes: int) -> int:
         source.kind is SourceKind.text and source.document is DocumentBoundary.file
     )
     wanted = 1 if whole else max(1, -(-file.text_bytes // task_bytes))
-    return min(wanted, _MOST_TASKS.get(Path(file.path).suffix, wanted), max(1, file.bytes))
+    most = _MOST_TASKS.get(Path(file.path).suffix, wanted)
+    if source.kind is SourceKind.wikidump and wanted > most and is_multistream(file.path):
+        most = wanted
+    return min(wanted, most, max(1, file.units))
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -189,17 +221,44 @@ def read(files: Sequence[InputFile], spans: Sequence[Span], source: SourceConfig
     for span in spans:
         file = files[span.file]
         try:
-            stat = Path(file.path).stat()
-            if (stat.st_size, stat.st_mtime_ns) != (file.bytes, file.mtime_ns):
+            if source.kind is not SourceKind.hub and stamp(file.path) != (file.bytes, file.version):
                 raise UserError(f"{file.path}: changed since the preparation began; start again in a new `out`")
             if source.kind is SourceKind.docstrings:
                 yield from _docstrings(file.path)
+            elif source.kind in (SourceKind.parquet, SourceKind.hub):
+                yield from _rows(file.path, span, source)
+            elif source.kind is SourceKind.wikidump:
+                yield from _articles(file.path, span)
             elif source.kind is SourceKind.jsonl:
                 yield from _json_lines(_Lines(file.path, span), span.file, source.field)
             else:
                 yield from _texts(_Lines(file.path, span), span.file, source.document)
         except OSError as error:
             raise UserError(f"{file.path}: cannot be read ({error}); mend or leave out the file") from error
+
+
+def _rows(path: str, span: Span, source: SourceConfig) -> Iterator[Document | Bad]:
+    rows = parquet_rows if source.kind is SourceKind.parquet else hub_rows
+    for number, value in rows(path, span.begin, span.end, source.field):
+        location = f"{path}, row {number}"
+        if isinstance(value, str):
+            yield Document(value, location, _origin(span.file, number), False)
+        else:
+            yield Bad("no_text_field", location)
+
+
+def _articles(path: str, span: Span) -> Iterator[Document | Bad]:
+    if Path(path).suffix == ".bz2" and is_multistream(path):
+        found = pages(stream_lines(path, span.begin, span.end), lambda _: True)
+    else:
+        lines = _Lines(path, span)
+        found = pages(lines, lines.owns)
+    for offset, page in found:
+        location = f"{path}, span {span.begin}, byte {offset}"
+        if page.left_out:
+            yield Bad(page.left_out, location)
+        else:
+            yield Document(page.text, location, _origin(f"{span.file} {span.begin}", offset), False)
 
 
 def _json_lines(lines: "_Lines", file: int, field: str) -> Iterator[Document | Bad]:
@@ -327,7 +386,7 @@ class _Lines:
             offset, before = self._compressed.skip()
             file = io.BufferedReader(self._compressed, 2**16)
         else:
-            file = io.BufferedReader(io.FileIO(self.path), 2**16)
+            file = open_input(self.path)
             offset = self._span.begin
             file.seek(max(0, offset - 1))
             before = file.read(1) if offset else b""
@@ -353,7 +412,7 @@ class _Pass:
     latest: ClassVar["_Pass | None"] = None  # of this process: spans mostly come in ascending order
 
     def __init__(self, path: str) -> None:
-        self._file = _identity(path)
+        self._file = (path, *stamp(path))
         self._chunks = _decompressed(path)
         self._left = 0  # where the last span ended, in stored bytes
         self._again: deque[_Chunk] = deque()  # chunks past it, read already
@@ -362,7 +421,7 @@ class _Pass:
     def reaching(cls, path: str, stored: int) -> "_Pass":
         """A pass that has not come by the stored offset `stored` yet. No one else gets it until it is `left`."""
         found, cls.latest = cls.latest, None
-        if found is not None and found._left <= stored and found._file == _identity(path):
+        if found is not None and found._left <= stored and found._file == (path, *stamp(path)):
             return found
         return cls(path)
 
@@ -377,11 +436,6 @@ class _Pass:
 
     def __iter__(self) -> Iterator[_Chunk]:
         return self
-
-
-def _identity(path: str) -> tuple[str, int, int, int]:
-    stat = Path(path).stat()
-    return path, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class _Decompressed(io.RawIOBase):
@@ -435,7 +489,7 @@ def _decompressed(path: str) -> Iterator[_Chunk]:
     position = offset = 0
     before = b""
     try:
-        with Path(path).open("rb") as file:
+        with open_input(path) as file:
             while data := file.read(_FEED_BYTES):
                 produced: list[bytes] = []
                 stored, position = position, position + len(data)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum, auto
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from data_prep.buckets import BucketWriter, Documents, read_bucket, read_facts, select
 from data_prep.cleaning import filters_for, judge, repair
-from data_prep.config import MaskingConfig, MaskingStrategy
+from data_prep.config import MaskingConfig, MaskingStrategy, SourceConfig
 from data_prep.encoder import Encoder, Ids
 from data_prep.errors import DiskError, UserError
 from data_prep.manifest import (
@@ -38,10 +38,10 @@ from data_prep.manifest import (
     pass_name,
     write_manifest,
 )
-from data_prep.masking import Masking, draw_masks
+from data_prep.masking import Masking, draw_masks, mix64
 from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
 from data_prep.plan import Plan
-from data_prep.ragged import Ints
+from data_prep.ragged import Ints, offsets
 from data_prep.sentences import split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
 from data_prep.sources import Bad, read
@@ -52,7 +52,13 @@ MAX_DOCUMENT_CHARACTERS = 2**20  # a longer document is cut, at a sentence end, 
 
 _BATCH_CHARACTERS = 2**18  # encoded at a time
 _SAMPLED_TASKS = 64  # map tasks from whose beginnings the tokenizer learns
-_BAD = ("bad_json", "no_text_field", "line_too_long", "unparsable")  # reasons that count towards max_bad_fraction
+_BAD = (
+    "bad_json",
+    "bad_xml",
+    "no_text_field",
+    "line_too_long",
+    "unparsable",
+)  # reasons that count towards max_bad_fraction
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -138,7 +144,7 @@ class _Tally:
 
 def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
     """The documents of a map task that are kept."""
-    source = plan.config.source
+    source = plan.sources[_source_of(plan, task)]
     filters = filters_for(source.min_characters)
     for item in read(plan.files, plan.tasks[task], source):
         tally.read += 1
@@ -158,6 +164,10 @@ def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
             data = (text if len(parts) == 1 else "\n".join(part)).encode()
             tally.bytes += len(data)
             yield _Piece(part, blake2b(data, digest_size=16).digest(), item.origin, len(data))
+
+
+def _source_of(plan: Plan, task: int) -> int:
+    return plan.files[plan.tasks[task][0].file].source
 
 
 def _parts(sentences: Iterable[str]) -> Iterator[list[str]]:
@@ -247,6 +257,7 @@ def _map(plan: Plan, number: int, path: Path) -> None:
         writer = BucketWriter(file, plan.num_buckets + plan.num_val_buckets)
         for batch in _batches(_pieces(plan, number, tally)):
             documents = _encoded(batch, encode, longest, token_dtype(facts.vocab_size))
+            documents = documents._replace(sources_D=np.full(len(batch), _source_of(plan, number), np.uint16))
             full_D = np.flatnonzero(documents.sentences_D)
             if len(full_D) < len(batch):
                 tally.dropped["no_tokens"] += len(batch) - len(full_D)
@@ -267,6 +278,7 @@ def _encoded(batch: list[_Piece], encode: Encode, longest: int, dtype: np.dtype[
     return Documents(
         np.frombuffer(b"".join(piece.digest for piece in batch), "<u8").reshape(-1, 2),
         np.fromiter((piece.origin for piece in batch), np.uint64, len(batch)),
+        np.zeros(len(batch), np.uint16),
         np.bincount(document_S, minlength=len(batch)).astype(np.uint32),
         cut_S.astype(np.uint16),
         tokens_T.astype(dtype),
@@ -286,16 +298,13 @@ def _buckets(plan: Plan, documents: Documents) -> Ints:
 def document_statistics(plan: Plan) -> dict[str, Any]:
     """What the map tasks read and dropped. Raises `UserError` if too much is malformed, or nothing is left."""
     tallies = [read_facts(result_path(plan, Stage.map, n)) for n in range(num_tasks(plan, Stage.map))]
-    total = {key: sum(tally[key] for tally in tallies) for key in ("read", "bytes", "bad")}
-    dropped = sum((Counter(tally["dropped"]) for tally in tallies), Counter[str]())
-    repaired = sum((Counter(tally["repaired"]) for tally in tallies), Counter[str]())
-    limit = plan.config.source.max_bad_fraction
-    if total["bad"] > limit * total["read"]:
-        first = next(tally["first_bad"] for tally in tallies if tally["first_bad"])
-        raise UserError(
-            f"source: {total['bad']} of {total['read']} items are malformed (first: {first}), more than "
-            f"source.max_bad_fraction={limit}; mend the input or raise the limit"
-        )
+    sources = []
+    for number, source in enumerate(plan.sources):
+        mine = [tally for task, tally in enumerate(tallies) if _source_of(plan, task) == number]
+        sources.append(_source_statistics(source, mine))
+    total = {key: sum(source[key] for source in sources) for key in ("read", "bytes")}
+    dropped = sum((Counter(source["dropped"]) for source in sources), Counter[str]())
+    repaired = sum((Counter(source["repaired"]) for source in sources), Counter[str]())
     kept = total["read"] - dropped.total()
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "there are none"
@@ -306,6 +315,29 @@ def document_statistics(plan: Plan) -> dict[str, Any]:
         "bytes": total["bytes"],
         "dropped": dict(dropped),
         "repaired": dict(repaired),
+        "sources": sources,
+    }
+
+
+def _source_statistics(source: SourceConfig, tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was read of one source. Raises `UserError` if too much of it is malformed."""
+    read, size, bad = (sum(tally[key] for tally in tallies) for key in ("read", "bytes", "bad"))
+    if bad > source.max_bad_fraction * read:
+        first = next(tally["first_bad"] for tally in tallies if tally["first_bad"])
+        raise UserError(
+            f"source: {bad} of {read} items are malformed (first: {first}), more than "
+            f"source.max_bad_fraction={source.max_bad_fraction}; mend the input or raise the limit"
+        )
+    dropped = sum((Counter(tally["dropped"]) for tally in tallies), Counter[str]())
+    return {
+        "kind": source.kind,
+        "paths": list(source.paths),
+        "weight": source.weight,
+        "read": read,
+        "kept": read - dropped.total(),
+        "bytes": size,
+        "dropped": dict(dropped),
+        "repaired": dict(sum((Counter(tally["repaired"]) for tally in tallies), Counter[str]())),
     }
 
 
@@ -334,15 +366,39 @@ def _reduce(plan: Plan, bucket: int, path: Path) -> None:
     num_buckets = plan.num_buckets + plan.num_val_buckets
     found = read_bucket(maps, bucket, num_buckets, token_dtype(facts.vocab_size))
     documents = _distinct(found)
-    duplicates = len(found.sentences_D) - len(documents.sentences_D)
+    sources = len(plan.sources)
+    again = np.bincount(found.sources_D, minlength=sources) - np.bincount(documents.sources_D, minlength=sources)
     del found
-    shards = [_make_shard(plan, facts, documents, bucket, target) for target in _targets(plan, bucket)]
-    path.write_text(json.dumps({"duplicates": duplicates, "shards": [shard for shard in shards if shard]}))
+    targets = _targets(plan, bucket)
+    shards = [_make_shard(plan, facts, _weighted(plan, documents, t), bucket, t) for t in targets]
+    tokens_D = np.diff(offsets(documents.lengths_S)[offsets(documents.sentences_D)])
+    result = {
+        "duplicates": again.tolist(),  # per source
+        "tokens": np.bincount(documents.sources_D, tokens_D, minlength=sources).astype(int).tolist(),
+        "shards": [shard for shard in shards if shard],
+    }
+    path.write_text(json.dumps(result))
+
+
+def _weighted(plan: Plan, documents: Documents, target: _Target) -> Documents:
+    """The documents of one pass, each as often as its source's weight says; held-out ones once.
+
+    Weight w makes floor(w) copies, and one more of the share w - floor(w) that a hash of text and pass picks.
+    """
+    weights_D = np.asarray([source.weight for source in plan.sources])[documents.sources_D]
+    if target.split == VAL or (weights_D == 1).all():
+        return documents
+    key_D = documents.digests_Dx2[:, 0] ^ (documents.digests_Dx2[:, 1] >> np.uint64(1))
+    share_D = mix64(key_D + np.uint64(target.pass_index + 1)).astype(np.float64) / 2**64
+    copies_D = np.floor(weights_D) + (share_D < weights_D % 1)
+    return select(documents, np.repeat(np.arange(len(copies_D)), copies_D.astype(np.int64)))
 
 
 def _distinct(documents: Documents) -> Documents:
     """Each text once, in the order of the digests: an order that no timing and no cutting into tasks can change."""
-    order_D = np.lexsort((documents.origins_D, documents.digests_Dx2[:, 1], documents.digests_Dx2[:, 0]))
+    order_D = np.lexsort(
+        (documents.origins_D, documents.sources_D, documents.digests_Dx2[:, 1], documents.digests_Dx2[:, 0])
+    )
     sorted_Dx2 = documents.digests_Dx2[order_D]
     again_D = np.zeros(len(order_D), bool)
     again_D[1:] = (sorted_Dx2[1:] == sorted_Dx2[:-1]).all(axis=1)
@@ -409,10 +465,12 @@ def finish(plan: Plan) -> Manifest:
     facts = load_tokenizer(plan.out / "tokenizer").facts
     documents = document_statistics(plan)
     results = [json.loads(result_path(plan, Stage.reduce, n).read_text()) for n in range(num_tasks(plan, Stage.reduce))]
-    duplicates = sum(result["duplicates"] for result in results)
-    if duplicates:
-        documents["kept"] -= duplicates
-        documents["dropped"]["duplicate"] = duplicates
+    for number, source in enumerate(documents["sources"]):
+        source["tokens"] = sum(result["tokens"][number] for result in results)
+        duplicates = sum(result["duplicates"][number] for result in results)
+        for table in (source, documents) if duplicates else ():
+            table["kept"] -= duplicates
+            table["dropped"]["duplicate"] = table["dropped"].get("duplicate", 0) + duplicates
     shards = sorted((shard for result in results for shard in result["shards"]), key=lambda shard: shard["entry"]["id"])
     splits = {
         split: _split_statistics([shard for shard in shards if shard["entry"]["split"] == split])
@@ -431,8 +489,8 @@ def finish(plan: Plan) -> Manifest:
         seed=config.seed,
         passes=config.passes,
         source={
-            "kind": config.source.kind,
-            "paths": list(config.source.paths),
+            "kind": "+".join(source.kind for source in plan.sources),
+            "paths": [path for source in plan.sources for path in source.paths],
             "files": len(plan.files),
             "bytes": sum(file.bytes for file in plan.files),
             "plan_sha256": plan.sha256(),

@@ -27,7 +27,7 @@ COMPRESSORS = {
 
 
 def source(kind: str = "text", document: str = "blank_line", **values: object) -> SourceConfig:
-    fields = {"paths": ["x"], "field": "text", "min_characters": 1, "max_bad_fraction": 1.0, **values}
+    fields = {"paths": ["x"], "field": "text", "min_characters": 1, "max_bad_fraction": 1.0, "weight": 1.0, **values}
     return SourceConfig(kind=SourceKind(kind), document=DocumentBoundary(document), **fields)
 
 
@@ -171,7 +171,7 @@ def test_a_changed_file_is_refused(tmp_path):
 
 def test_tasks_cover_every_byte_once(tmp_path):
     files = [
-        sources.InputFile(f"f{i}{suffix}", n, 0, n * 3)
+        sources.InputFile(f"f{i}{suffix}", n, 0, n * 3, n)
         for i, (n, suffix) in enumerate(
             [(0, ".txt"), (5, ".txt"), (10**9, ".txt"), (10**8, ".jsonl.zst"), (10**6, ".gz"), (10**7, ".bz2")]
         )

@@ -1,0 +1,90 @@
+"""Rows of Parquet files (cloze[parquet]) and of Hugging Face data sets (cloze[hub]) -> texts. Both optional."""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from data_prep.errors import UserError
+from data_prep.storage import open_input
+
+_NAME = re.compile(r"(?P<name>[^@:]+)(?:@(?P<config>[^:]+))?(?::(?P<split>.+))?")
+_UNKNOWN_SHARD_BYTES = 64 * 2**20  # taken for the text of a shard whose size the hub does not tell
+
+
+class Size(NamedTuple):
+    units: int  # row groups of a file, shards of a data set: what a task can enter
+    text_bytes: int
+
+
+def parquet_size(path: str, field: str) -> Size:
+    """Row groups, and bytes of the column `field`."""
+    with open_input(path) as file:
+        metadata = _parquet(path, file, field).metadata
+        column = metadata.schema.names.index(field)
+        groups = [metadata.row_group(i).column(column).total_uncompressed_size for i in range(metadata.num_row_groups)]
+    return Size(metadata.num_row_groups, sum(groups))
+
+
+def parquet_rows(path: str, begin: int, end: int, field: str) -> Iterator[tuple[int, Any]]:
+    """(row number, value) of the column `field` in row groups `begin` to `end`, some hundred rows in memory."""
+    with open_input(path) as file:
+        table = _parquet(path, file, field)
+        row = sum(table.metadata.row_group(i).num_rows for i in range(begin))
+        if begin == end:
+            return
+        for batch in table.iter_batches(batch_size=256, row_groups=list(range(begin, end)), columns=[field]):
+            for value in batch.column(0).to_pylist():
+                yield row, value
+                row += 1
+
+
+def _parquet(path: str, file: Any, field: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("source=parquet: needs pyarrow: pip install 'cloze[parquet]'") from None
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: no Parquet file ({str(error).splitlines()[0]}); restore or leave it out") from error
+    if field not in table.schema_arrow.names:
+        names = ", ".join(table.schema_arrow.names)
+        raise UserError(f"{path}: has no column {field}; set source.field to one of {names}")
+    return table
+
+
+def hub_size(path: str) -> Size:
+    """Shards of the data set, and its bytes as the hub tells them."""
+    rows = _data_set(path)
+    split = (rows.info.splits or {}).get(str(rows.split))
+    return Size(rows.num_shards, int(split.num_bytes or 0) if split else _UNKNOWN_SHARD_BYTES * rows.num_shards)
+
+
+def hub_rows(path: str, begin: int, end: int, field: str) -> Iterator[tuple[int, Any]]:
+    """(place, value) of the column `field` of shards `begin` to `end`, streamed."""
+    rows = _data_set(path)
+    total = rows.num_shards
+    for shard in range(begin, end):
+        for number, row in enumerate(rows.shard(num_shards=total, index=shard)):
+            yield shard << 40 | number, row.get(field)
+
+
+def _data_set(path: str) -> Any:
+    """`name`, `name@config` or `name@config:split` (train unless given) of the hub, or a directory."""
+    os.environ.setdefault("USE_TORCH", "0")  # not wanted here, and kept out of workers
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("source=hub: needs datasets: pip install 'cloze[hub]'") from None
+    match = _NAME.fullmatch(path)
+    if not match:
+        raise UserError(f"source.paths: {path}: not of the form name@config:split")
+    try:
+        return datasets.load_dataset(
+            match["name"], match["config"], split=match["split"] or "train", streaming=True, trust_remote_code=None
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        first = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(f"source.paths: {path}: {first}; correct the name") from error

@@ -1,0 +1,239 @@
+"""Parquet, wiki dumps, data sets of the hub, URLs, and mixtures of sources: all of it made by code."""
+
+import bz2
+import itertools
+import json
+from html import escape
+
+import fsspec
+import numpy as np
+import pytest
+
+from data_prep import sources, verify, wiki
+from data_prep.__main__ import main
+from data_prep.config import PrepConfig
+from data_prep.entry import compose
+from data_prep.errors import UserError
+from data_prep.manifest import read_manifest
+from data_prep.plan import make_plan
+from data_prep.sources import Bad, Document, Span
+from data_prep.wiki import plain_text
+from tests.unit.corpora import documents, prep, vocabulary, write_jsonl
+from tests.unit.test_sources import source
+
+
+def items(config, pieces=1):
+    """Everything that the tasks of a source give, its files cut into so many spans each."""
+    files = sources.find_inputs(config)
+    found = []
+    for index, file in enumerate(files):
+        borders = [file.units * i // pieces for i in range(pieces + 1)]
+        for begin, end in itertools.pairwise(borders):
+            found += sources.read(files, [Span(index, begin, end)], config)
+    return found
+
+
+def texts(found):
+    return [item.text for item in found if isinstance(item, Document)]
+
+
+def reasons(found):
+    return [item.reason for item in found if isinstance(item, Bad)]
+
+
+# -- parquet ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_parquet(tmp_path, pieces):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [*documents(50), None]
+    parquet.write_table(pyarrow.table({"id": range(51), "body": rows}), tmp_path / "a.parquet", row_group_size=20)
+    config = source("parquet", paths=[str(tmp_path / "*.parquet")], field="body")
+    found = items(config, pieces)
+    assert texts(found) == rows[:-1]
+    assert reasons(found) == ["no_text_field"]
+    assert len({item.origin for item in found if isinstance(item, Document)}) == 50
+    with pytest.raises(UserError, match=r"no column text.*id, body"):
+        items(source("parquet", paths=[str(tmp_path / "a.parquet")]))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match=r"b\.parquet: no Parquet file"):
+        items(source("parquet", paths=[str(tmp_path / "b.parquet")]))
+
+
+# -- wiki -------------------------------------------------------------------------------------------------------------
+
+ARTICLE = """{{Infobox|name=x}}
+'''Berlin''' is a [[city|big city]] in [[Germany]].<ref>A book.</ref> It is old.
+== History ==
+{| class="wikitable"
+! head
+|-
+| cell
+|}
+* A list item of [[File:x.jpg|thumb|caption]] words.
+[[Category:Cities]] <!-- hidden -->"""
+
+
+def page(title, text, ns=0, redirect=False):
+    return (
+        f"  <page>\n    <title>{title}</title>\n    <ns>{ns}</ns>\n    <id>1</id>\n"
+        + ('    <redirect title="X" />\n' if redirect else "")
+        + f'    <revision>\n      <text xml:space="preserve">{escape(text)}</text>\n    </revision>\n  </page>\n'
+    ).encode()
+
+
+def dump(path, how, count=60):
+    """A dump of `count` articles, and a redirect, a talk page and a broken page."""
+    head, tail = b"<mediawiki>\n  <siteinfo><sitename>T</sitename></siteinfo>\n", b"</mediawiki>\n"
+    body = [page(f"P{i}", f"Article number {i}.\n\nIt goes on & on.") for i in range(count)]
+    body += [page("R", "#REDIRECT [[P1]]", redirect=True), page("T", "talk", ns=1), b"  <page>\n<x>\n  </page>\n"]
+    if how == "multistream":
+        groups = [b"".join(body[i : i + 7]) for i in range(0, len(body), 7)]
+        data = b"".join(bz2.compress(part) for part in (head, *groups, tail))
+    else:
+        data = head + b"".join(body) + tail
+        data = bz2.compress(data) if how == "single" else data
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("how", "name"), [("plain", "d.xml"), ("single", "d.xml.bz2"), ("multistream", "d.xml.bz2")])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_wiki_dumps(tmp_path, how, name, pieces, monkeypatch):
+    pytest.importorskip("mwparserfromhell")
+    monkeypatch.setattr(sources, "_FEED_BYTES", 100)
+    monkeypatch.setattr(wiki, "_READ", 100)
+    path = dump(tmp_path / name, how)
+    found = items(source("wikidump", paths=[str(path)]), pieces)
+    assert texts(found) == [f"Article number {i}.\n\nIt goes on & on." for i in range(60)]
+    assert sorted(reasons(found)) == ["bad_xml", "other_namespace", "redirect"]
+    assert len({item.origin for item in found if isinstance(item, Document)}) == 60
+
+
+def test_a_truncated_dump_is_refused(tmp_path):
+    path = dump(tmp_path / "d.xml.bz2", "multistream")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="middle of its compressed data"):
+        items(source("wikidump", paths=[str(path)]))
+
+
+def test_markup_headings_and_tables_go():
+    pytest.importorskip("mwparserfromhell")
+    text = plain_text(ARTICLE)
+    assert text.startswith("Berlin is a big city in Germany. It is old.")
+    assert "A list item of" in text
+    for gone in ("History", "cell", "head", "Infobox", "A book", "caption", "Category", "hidden", "[[", "''", "=="):
+        assert gone not in text
+    for broken in ("{{{{", "[[[[x", "{| a\n{| b", "<ref><ref>", "'''''x", "= =", "<table>" * 50, "{{" * 500):
+        assert isinstance(plain_text(broken), str)
+
+
+# -- hub and URLs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_local_data_set(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    for name, part in (("a", documents(20)), ("b", documents(15, 1))):
+        write_jsonl(tmp_path / "set" / f"train-{name}.jsonl", part)
+    run = prep(
+        "source=hub", f"source.paths=[{tmp_path / 'set'}]", f"out={tmp_path / 'out'}", "tokenizer.vocab_size=200",
+        "engine.workers=1", env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert read_manifest(tmp_path / "out").documents["read"] == 35
+    assert list(verify.faults(tmp_path / "out")) == []
+
+
+@pytest.fixture
+def memory():
+    file_system = fsspec.filesystem("memory")
+    for number, part in enumerate((documents(5), documents(7, 1))):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in part).encode()
+        file_system.pipe(f"/corpus/{number}.jsonl", lines)
+        file_system.pipe(f"/corpus/{number}.jsonl.bz2", bz2.compress(lines))
+    yield file_system
+    file_system.rm("/corpus", recursive=True)
+
+
+@pytest.mark.parametrize("pattern", ["memory://corpus/*.jsonl", "memory://corpus/*.bz2"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_urls_and_globs(memory, pattern, pieces):
+    found = items(source("jsonl", paths=[pattern]), pieces)
+    assert texts(found) == [*documents(5), *documents(7, 1)]
+
+
+def test_urls_that_are_not_there(memory):
+    for pattern in ("memory://corpus/none.jsonl", "memory://corpus/*.txt", "nonsense://x/y"):
+        with pytest.raises(UserError, match=r"correct the URL|that fsspec understands"):
+            items(source("jsonl", paths=[pattern]))
+    files = sources.find_inputs(source("jsonl", paths=["memory://corpus/0.jsonl"]))
+    memory.pipe("/corpus/0.jsonl", b"{}\n" * 9)
+    with pytest.raises(UserError, match="changed since"):
+        list(sources.read(files, [Span(0, 0, 9)], source("jsonl")))
+
+
+# -- mixtures ---------------------------------------------------------------------------------------------------------
+
+
+def mixture(tmp_path, out, weights, *extra):
+    entries = ",".join(
+        f"{{kind: jsonl, paths: [{tmp_path}/{name}.jsonl], weight: {weight}}}"
+        for name, weight in zip("ab", weights, strict=True)
+    )
+    return [
+        f"sources=[{entries}]", f"out={tmp_path / out}", f"tokenizer.path={tmp_path}/vocab.txt", "max_len=64",
+        "engine.workers=1", "val_fraction=0.1", "objective=none", *extra,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def two(tmp_path):
+    vocabulary(tmp_path / "vocab.txt")
+    first, second = documents(300), documents(300, 1)
+    write_jsonl(tmp_path / "a.jsonl", first)
+    write_jsonl(tmp_path / "b.jsonl", [*second, *first[:50]])
+    return tmp_path
+
+
+def test_mixtures_are_weighted_and_counted_apart(two):
+    tokens = {}
+    for weights in ((1, 1), (0.5, 2.5)):
+        out = f"{weights[0]}"
+        assert main(compose("prep", PrepConfig, mixture(two, out, weights, "passes=2"))) == 0
+        manifest = read_manifest(two / out)
+        assert list(verify.faults(two / out)) == []
+        a, b = manifest.documents["sources"]
+        assert (a["read"], a["kept"], b["read"], b["kept"]) == (300, 300, 350, 300)  # the first named source keeps it
+        assert b["dropped"] == {"duplicate": 50} == manifest.documents["dropped"]
+        assert (a["weight"], b["weight"]) == weights
+        tokens[weights] = [manifest.splits[name].tokens for name in ("pass-00", "pass-01", "val")], a, b
+    (plain, *_), (weighted, a, b) = tokens[1, 1], tokens[0.5, 2.5]
+    assert plain[2] == weighted[2]  # held-out documents count once
+    assert weighted[0] != weighted[1]  # another half in every pass
+    share = 1 - plain[2] / sum(plain[::2])
+    expected = (0.5 * a["tokens"] + 2.5 * b["tokens"]) * share
+    assert abs(weighted[0] / expected - 1) < 0.1
+
+
+def test_bad_mixtures_are_one_line(two):
+    cases = [
+        ("{paths: [a]}", "has no kind"), ("{kind: text, path: [a]}", "path"), ("3", "has no kind"),
+        ("{kind: text, paths: x}", "paths"), ("{kind: jsonl, paths: [a], weight: -1}", "weight"),
+    ]  # fmt: skip
+    for entry, words in cases:
+        config = compose("prep", PrepConfig, [f"sources=[{entry}]", f"out={two / 'no'}"])
+        with pytest.raises(UserError, match=words) as caught:
+            make_plan(config)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_pass_may_hold_nothing_of_a_bucket(two):
+    write_jsonl(two / "a.jsonl", documents(3))
+    write_jsonl(two / "b.jsonl", documents(40, 1))
+    assert main(compose("prep", PrepConfig, mixture(two, "thin", (0.01, 0.5)))) == 0
+    assert list(verify.faults(two / "thin")) == []
+    assert np.isclose(read_manifest(two / "thin").documents["sources"][0]["weight"], 0.01)
