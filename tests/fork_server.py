@@ -4,8 +4,9 @@ The imports of `pretrain.train` (not the module itself) are made once; every req
 its own session, what `python -m pretrain.train …` is: own environment, arguments, directory and standard streams. It
 ends as any interpreter does, but for the half second that it takes to take all modules apart: tests/e2e has those.
 
-In: one JSON object a line, {"argv", "env", "cwd", "stdout", "stderr", "code"}. Out: the process id, a line each. When
-the process ends, its exit code goes into the file `code`.
+In: one JSON object a line, {"argv", "env", "cwd", "stdout", "stderr", "code", "before"}. Out: the process id, a line
+each. When the process ends, its exit code goes into the file `code`. `before` is Python to run in it first: a fault to
+inject.
 """
 
 import atexit
@@ -39,6 +40,7 @@ def become(request: dict[str, Any]) -> None:
         os.dup2(opened, descriptor)
         os.close(opened)
     sys.argv = ["train.py", *request["argv"]]
+    exec(request["before"], {})
     runpy.run_module("pretrain.train", run_name="__main__", alter_sys=True)
     sys.exit(0)
 

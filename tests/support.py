@@ -285,9 +285,17 @@ class Trainer:
         )
 
     def start(
-        self, *overrides: str, ranks: int = 1, cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        *overrides: str,
+        ranks: int = 1,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        before: str = "",
     ) -> Job:
-        """Start a run. Overrides come after `TINY`; `runs_root` is the current directory unless given."""
+        """Start a run. Overrides come after `TINY`; each run has a directory of its own unless `runs_root` is given.
+
+        `before` is Python that every rank runs first, to inject a fault.
+        """
         self._count += 1
         logs = self._folder / f"job-{self._count}"
         logs.mkdir()
@@ -303,6 +311,7 @@ class Trainer:
                 "stdout": str(logs / f"stdout-{rank}"),
                 "stderr": str(logs / f"stderr-{rank}"),
                 "code": str(logs / f"code-{rank}"),
+                "before": before,
             }
             assert self._server.stdin
             assert self._server.stdout

@@ -1,5 +1,6 @@
 """Two gloo ranks under every ZeRO stage against one process, and against plain PyTorch without DeepSpeed."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,8 @@ class Plain:
             pairs=len(batch.nsp_labels_N),
         ).loss
 
-    def train(self, steps: int) -> "Plain":
+    def train(self, steps: int, skip: int = -1) -> "Plain":
+        """All updates but that of step `skip`."""
         size = self.config.global_batch_size
         for step in range(steps):
             batch = self.corpus.training_batch(self.config.seed, np.arange(step * size, (step + 1) * size))
@@ -87,7 +89,8 @@ class Plain:
                     parameter.grad *= clip / self.norms[-1]
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(step, self.config.steps, self.config.optim, self.config.schedule)
-            self.optimizer.step()
+            if step != skip:
+                self.optimizer.step()
             self.optimizer.zero_grad()
             self.losses.append(loss.item())
         return self
@@ -156,6 +159,33 @@ def test_clipping_is_global(trainer: Trainer, corpus: Path, stage: int) -> None:
     assert result.codes == (0, 0), result.stderrs
     assert result.series("train/loss") == pytest.approx(plain.losses, abs=1e-5)
     assert result.series("train/grad_norm") == pytest.approx(plain.norms, rel=1e-4)  # before clipping
+
+
+POISON = """
+from pretrain.engine import Engine
+
+calls, real = 0, Engine.backward
+
+def backward(self, batch, loss_of):
+    global calls
+    calls += 1
+    poison = float("nan") if self.process.rank == 1 and calls == 5 else 1.0
+    real(self, batch, lambda *arguments: loss_of(*arguments) * poison)
+
+Engine.backward = backward
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_bad_gradient_on_one_rank_costs_that_step_alone(trainer: Trainer, corpus: Path, stage: int) -> None:
+    """NaN in the first micro-batch of rank 1 at the third step: no rank applies that step, and all go on."""
+    result = trainer.run(f"data.path={corpus}", f"zero={stage}", ranks=2, before=POISON)
+    assert result.codes == (0, 0), result.stderrs
+    assert result.series("train/skipped_steps") == [0, 0, 1, 0, 0, 0]
+    plain = Plain(corpus).train(STEPS, skip=2)
+    assert result.series("train/loss") == pytest.approx(plain.losses, abs=1e-5)
+    skipped = [json.loads(line) for line in (result.run / "skipped.jsonl").read_text().splitlines()]
+    assert skipped == [{"step": 2, "first_position": 32, "end_position": 48}]
 
 
 @pytest.mark.parametrize("stage", STAGES)
