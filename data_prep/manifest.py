@@ -106,8 +106,18 @@ def pass_name(pass_index: int) -> str:
 
 def manifest_json(manifest: Manifest) -> str:
     """The manifest's text: the same for the same content."""
-    body = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    return json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n"
+    return sealed_json({"format": FORMAT, "version": VERSION, **asdict(manifest)})
+
+
+def sealed_json(body: Mapping[str, Any]) -> str:
+    """`body` as JSON with a `checksum` over all its other fields: a flipped digit must not pass for another seed."""
+    fields = {key: value for key, value in body.items() if key != "checksum"}
+    digest = hashlib.sha256(_canonical(fields).encode()).hexdigest()
+    return _canonical({**fields, "checksum": digest}) + "\n"
+
+
+def _canonical(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> str:
@@ -141,7 +151,10 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: unreadable ({error}); restore it or prepare the corpus again") from error
     try:
-        return _parse(body)
+        manifest = _parse(body)
+        if sealed_json(body) != _canonical(body) + "\n":
+            raise ValueError("its checksum does not fit its content")
+        return manifest
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}: {problem}; restore it or prepare the corpus again") from error

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 8 << 20
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 _TRIES = 5
 
-_in_use: list[IO[str]] = []  # shared locks that this process holds to its end
+_in_use: list[int] = []  # file descriptors with the shared locks that this process holds to its end
 
 
 def local_corpus(path: str, cache_dir: str | None, cache_gib: float, splits: Sequence[str] | None = None) -> Path:
@@ -47,7 +47,7 @@ def local_corpus(path: str, cache_dir: str | None, cache_gib: float, splits: Seq
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(Path(cache_dir) / f".{folder.name}.filling"):
-            _in_use.append(_use_lock(folder).open("a"))
+            _in_use.append(os.open(_use_lock(folder), os.O_RDWR | os.O_CREAT, 0o666))
             fcntl.flock(_in_use[-1], fcntl.LOCK_SH)
             if not (folder / NAME).exists():
                 _fill(source, folder, manifest_bytes, cache_gib, splits)
