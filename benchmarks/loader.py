@@ -106,6 +106,7 @@ def main() -> None:
         for max_len in () if arguments.corpus else (128, 512):
             path = corpora[f"{max_len} tokens"] = Path(folder) / str(max_len)
             masking = Masking(strategy="token", probability=0.15, max_predictions=max_len // 6, seed=1)
+            path.mkdir()
             make_corpus(
                 path, samples=20_000, max_len=max_len, vocab_size=30_522, masking=masking, samples_per_block=256
             )
