@@ -58,6 +58,8 @@ def _prepare(plan: Plan, engine: Engine) -> Manifest:
     print(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}", file=sys.stderr)
     _run(plan, engine, Stage.map)
     tasks.document_statistics(plan)  # refuses bad input before any shard is made of it
+    if plan.config.clean.near_duplicates is not None:
+        _run(plan, engine, Stage.near)
     _run(plan, engine, Stage.reduce)
     return tasks.finish(plan)
 

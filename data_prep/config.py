@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import Any
 
+from data_prep.cleaning import SCRIPTS
 from data_prep.errors import UserError
 from data_prep.schema import doc
 
@@ -98,6 +99,23 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    nfc: bool = doc("bring text into Unicode's composed form")
+    scripts: list[str] = doc(f"keep documents written in these: {', '.join(SCRIPTS)}; [] keeps all")
+    min_script_share: float = doc("share of the letters that must be of those scripts")
+    max_symbols: float | None = doc("share of symbols and punctuation above which a document is dropped; null = any")
+    max_repeated_lines: float | None = doc("share of lines that repeat another, above which one is dropped; null = any")
+    near_duplicates: float | None = doc("likeness (Jaccard, of runs of 5 words) from which one is dropped; null = none")
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.scripts) - set(SCRIPTS))
+        _require(not unknown, f"clean.scripts: no {', '.join(unknown)}; there are {', '.join(SCRIPTS)}")
+        for name in ("min_script_share", "max_symbols", "max_repeated_lines", "near_duplicates"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, f"clean.{name}={value}: must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     kind: EngineKind = doc("where tasks run: local")
     workers: int | None = doc("processes; null = one per core")
@@ -111,6 +129,7 @@ class PrepConfig:
     source: SourceConfig = doc("where documents come from")
     sources: list[Any] = doc("a mixture instead of source: [{kind: text, paths: [a.txt], weight: 2}, …]")
     out: str = doc("directory of the finished corpus")
+    clean: CleanConfig = doc("what is mended and what is dropped")
     seed: int = doc("of pairs, masks and order")
     max_len: int = doc("tokens per sample, [CLS] and [SEP] counted in")
     objective: Objective = doc("nsp, sop or none")

@@ -75,6 +75,8 @@ class Plan:
         yield from ("numpy", "tokenizers")
         if self.config.masking.strategy != MaskingStrategy.token and self.config.masking.chinese_words:
             yield "jieba"
+        if self.config.clean.near_duplicates is not None:
+            yield "rensa"
 
     def sha256(self) -> str:
         return hashlib.sha256(self.identity().encode()).hexdigest()

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,15 @@ from data_prep.manifest import (
     write_manifest,
 )
 from data_prep.masking import Masking, draw_masks, mix64
+from data_prep.near import (
+    NUM_VALUES,
+    Signatures,
+    near_duplicates,
+    read_dropped,
+    signature,
+    write_dropped,
+    write_signatures,
+)
 from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
 from data_prep.plan import Plan
 from data_prep.ragged import Ints, offsets
@@ -66,13 +76,16 @@ _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMET
 class Stage(StrEnum):
     sample = auto()
     map = auto()
+    near = auto()
     reduce = auto()
 
 
 def num_tasks(plan: Plan, stage: Stage) -> int:
     if stage is Stage.sample:
         return min(len(plan.tasks), _SAMPLED_TASKS)
-    return len(plan.tasks) if stage is Stage.map else plan.num_buckets + plan.num_val_buckets
+    if stage is Stage.map:
+        return len(plan.tasks)
+    return plan.num_buckets + (plan.num_val_buckets if stage is Stage.reduce else 0)
 
 
 def result_path(plan: Plan, stage: Stage, number: int) -> Path:
@@ -83,7 +96,8 @@ def result_path(plan: Plan, stage: Stage, number: int) -> Path:
 def run_task(plan: Plan, stage: Stage, number: int) -> None:
     """Do one task. Raises `UserError` for bad input, `DiskError` for a full disk."""
     with disk_errors(plan), committed(plan, result_path(plan, stage, number)) as path:
-        {Stage.sample: _sample, Stage.map: _map, Stage.reduce: _reduce}[stage](plan, number, path)
+        run = {Stage.sample: _sample, Stage.map: _map, Stage.near: _near, Stage.reduce: _reduce}[stage]
+        run(plan, number, path)
 
 
 @contextmanager
@@ -145,13 +159,20 @@ class _Tally:
 def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
     """The documents of a map task that are kept."""
     source = plan.sources[_source_of(plan, task)]
-    filters = filters_for(source.min_characters)
+    clean = plan.config.clean
+    filters = filters_for(
+        source.min_characters,
+        clean.scripts,
+        clean.min_script_share,
+        clean.max_symbols,
+        clean.max_repeated_lines,
+    )
     for item in read(plan.files, plan.tasks[task], source):
         tally.read += 1
         if isinstance(item, Bad):
             tally.drop(item.reason, item.location)
             continue
-        text, repairs = repair(item.text)
+        text, repairs = repair(item.text, clean.nfc)
         tally.repaired.update(repairs + ("invalid_utf8",) * item.repaired)
         verdict = judge(text, filters)
         if verdict is not True:
@@ -254,6 +275,7 @@ def _map(plan: Plan, number: int, path: Path) -> None:
     tally = _Tally()
     longest = plan.config.max_len - SPECIALS_OF_A_PAIR
     with path.open("wb") as file:
+        digests, signatures = bytearray(), array("I")
         writer = BucketWriter(file, plan.num_buckets + plan.num_val_buckets)
         for batch in _batches(_pieces(plan, number, tally)):
             documents = _encoded(batch, encode, longest, token_dtype(facts.vocab_size))
@@ -262,8 +284,30 @@ def _map(plan: Plan, number: int, path: Path) -> None:
             if len(full_D) < len(batch):
                 tally.dropped["no_tokens"] += len(batch) - len(full_D)
                 documents = select(documents, full_D)
-            writer.add(documents, _buckets(plan, documents))
+            writer.add(documents, _buckets(plan, documents.digests_Dx2))
+            if plan.config.clean.near_duplicates is not None:
+                for piece in batch:
+                    digests += piece.digest
+                    signatures.extend(signature(" ".join(piece.sentences)))
         writer.finish(vars(tally))
+    if plan.config.clean.near_duplicates is not None:
+        found = Signatures(
+            np.frombuffer(digests, "<u8").reshape(-1, 2), np.frombuffer(signatures, np.uint32).reshape(-1, NUM_VALUES)
+        )
+        with committed(plan, _signatures_path(plan, number)) as signatures_path:
+            write_signatures(signatures_path, found)
+
+
+def _signatures_path(plan: Plan, number: int) -> Path:
+    return plan.work / "signatures" / f"{number:06d}"
+
+
+def _near(plan: Plan, number: int, path: Path) -> None:
+    threshold = plan.config.clean.near_duplicates
+    assert threshold is not None
+    maps = (_signatures_path(plan, task) for task in range(num_tasks(plan, Stage.map)))
+    dropped_Dx2 = near_duplicates(maps, number, num_tasks(plan, Stage.near), threshold)
+    write_dropped(path, dropped_Dx2, _buckets(plan, dropped_Dx2), plan.num_buckets + plan.num_val_buckets)
 
 
 def _encoded(batch: list[_Piece], encode: Encode, longest: int, dtype: np.dtype[Any]) -> Documents:
@@ -286,10 +330,10 @@ def _encoded(batch: list[_Piece], encode: Encode, longest: int, dtype: np.dtype[
     )
 
 
-def _buckets(plan: Plan, documents: Documents) -> Ints:
+def _buckets(plan: Plan, digests_Dx2: npt.NDArray[np.uint64]) -> Ints:
     """A document's bucket follows from its text alone: equal texts meet, and none is both trained on and held out."""
-    held_out_D = documents.digests_Dx2[:, 0] < np.uint64(int(plan.config.val_fraction * 2**64))
-    choice_D = documents.digests_Dx2[:, 1]
+    held_out_D = digests_Dx2[:, 0] < np.uint64(int(plan.config.val_fraction * 2**64))
+    choice_D = digests_Dx2[:, 1]
     training_D = choice_D % np.uint64(plan.num_buckets)
     val_D = np.uint64(plan.num_buckets) + choice_D % np.uint64(max(1, plan.num_val_buckets))
     return np.where(held_out_D, val_D, training_D).astype(np.int64)
@@ -369,11 +413,18 @@ def _reduce(plan: Plan, bucket: int, path: Path) -> None:
     sources = len(plan.sources)
     again = np.bincount(found.sources_D, minlength=sources) - np.bincount(documents.sources_D, minlength=sources)
     del found
+    distinct = np.bincount(documents.sources_D, minlength=sources)
+    if plan.config.clean.near_duplicates is not None:
+        near = (result_path(plan, Stage.near, number) for number in range(num_tasks(plan, Stage.near)))
+        dropped = read_dropped(near, bucket, num_buckets)
+        stays_D = [digest.tobytes() not in dropped for digest in documents.digests_Dx2]
+        documents = select(documents, np.flatnonzero(stays_D))
     targets = _targets(plan, bucket)
     shards = [_make_shard(plan, facts, _weighted(plan, documents, t), bucket, t) for t in targets]
     tokens_D = np.diff(offsets(documents.lengths_S)[offsets(documents.sentences_D)])
     result = {
-        "duplicates": again.tolist(),  # per source
+        "duplicate": again.tolist(),  # per source
+        "near_duplicate": (distinct - np.bincount(documents.sources_D, minlength=sources)).tolist(),
         "tokens": np.bincount(documents.sources_D, tokens_D, minlength=sources).astype(int).tolist(),
         "shards": [shard for shard in shards if shard],
     }
@@ -467,10 +518,11 @@ def finish(plan: Plan) -> Manifest:
     results = [json.loads(result_path(plan, Stage.reduce, n).read_text()) for n in range(num_tasks(plan, Stage.reduce))]
     for number, source in enumerate(documents["sources"]):
         source["tokens"] = sum(result["tokens"][number] for result in results)
-        duplicates = sum(result["duplicates"][number] for result in results)
-        for table in (source, documents) if duplicates else ():
-            table["kept"] -= duplicates
-            table["dropped"]["duplicate"] = table["dropped"].get("duplicate", 0) + duplicates
+        for reason in ("duplicate", "near_duplicate"):
+            count = sum(result[reason][number] for result in results)
+            for table in (source, documents) if count else ():
+                table["kept"] -= count
+                table["dropped"][reason] = table["dropped"].get(reason, 0) + count
     shards = sorted((shard for result in results for shard in result["shards"]), key=lambda shard: shard["entry"]["id"])
     splits = {
         split: _split_statistics([shard for shard in shards if shard["entry"]["split"] == split])
