@@ -74,7 +74,7 @@ def start() -> Process:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(port)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"local rank {local_rank}: this node has {torch.cuda.device_count()} GPUs; start that many processes"

@@ -84,7 +84,9 @@ class Engine:
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
-            config=deepspeed_config(config, process.world_size, self.num_parameters),
+            config=deepspeed_config(
+                config, process.world_size, self.num_parameters, on_gpu=process.device.type == "cuda"
+            ),
             dist_init_required=False,
         )
 
@@ -268,7 +270,9 @@ def check_precision(config: TrainConfig, device: torch.device) -> None:
         raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
 
 
-def deepspeed_config(config: TrainConfig, world_size: int, num_parameters: int) -> dict[str, Any]:
+def deepspeed_config(
+    config: TrainConfig, world_size: int, num_parameters: int, *, on_gpu: bool = False
+) -> dict[str, Any]:
     """The whole DeepSpeed configuration of a run, `deepspeed.extra` merged in.
 
     Raises `UserError` where `deepspeed.extra` would change a key of ours, or names a key that DeepSpeed does not know
@@ -288,7 +292,7 @@ def deepspeed_config(config: TrainConfig, world_size: int, num_parameters: int) 
     if config.zero:
         ours["zero_optimization"] |= {
             "contiguous_gradients": True,
-            "overlap_comm": torch.cuda.is_available(),
+            "overlap_comm": on_gpu,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         }

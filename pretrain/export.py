@@ -74,7 +74,14 @@ def parity(trained: PackedBert, exported: Path, facts: TokenizerFacts) -> float:
     """Largest difference of MLM (every position) and NSP logits on a few pairs: packed against loaded and padded."""
     tokenizer = AutoTokenizer.from_pretrained(exported)
     model = AutoModelForPreTraining.from_pretrained(exported, dtype=torch.float32).eval()
-    encoded = tokenizer([a for a, _ in _PARITY_TEXTS], [b for _, b in _PARITY_TEXTS], padding=True, return_tensors="pt")
+    encoded = tokenizer(
+        [a for a, _ in _PARITY_TEXTS],
+        [b for _, b in _PARITY_TEXTS],
+        padding=True,
+        truncation=True,
+        max_length=model.config.max_position_embeddings,
+        return_tensors="pt",
+    )
     rows = [row[mask.bool()] for row, mask in zip(encoded.input_ids, encoded.attention_mask, strict=True)]
     trained.eval()
     with torch.no_grad():

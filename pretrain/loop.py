@@ -61,7 +61,7 @@ class Run:
 def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     """Train to the end of `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands at the end."""
     config, progress, window = run.config, run.progress, Window(run)
-    outcome, evaluated, saved = ExitCode.OK, -1, progress.step if progress.step else -1
+    outcome, evaluated, saved = ExitCode.OK, -1, progress.step  # at step 0 there is nothing to save
     for micro_batches, wait_seconds in timed(steps):
         totals = window.count(micro_batches, wait_seconds)
         if spent(config, progress) >= 1.0:
