@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import string
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import numpy as np
 from data_prep.manifest import VAL, Manifest, ShardEntry, SplitStatistics, TokenizerFacts, pass_name, write_manifest
 from data_prep.masking import Masking, draw_masks
 from data_prep.shards import Block, sample_ids, token_dtype, write_shard
+from data_prep.tokenizer import load_tokenizer, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -35,6 +37,19 @@ def tokenizer_facts(vocab_size: int) -> TokenizerFacts:
         sep_id=SEP,
         mask_id=MASK,
     )
+
+
+def make_tokenizer(path: Path, vocab_size: int, max_len: int) -> TokenizerFacts:
+    """A WordPiece of letters, filled up with words, as data_prep saves one; specials are ids 0 … 4."""
+    letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    fill = [f"word{i}" for i in range(vocab_size)]
+    path.mkdir(parents=True)
+    (path / "vocab.txt").write_text("\n".join([*SPECIALS, *letters, *fill][:vocab_size]) + "\n")
+    tokenizer = load_tokenizer(path)
+    save_tokenizer(tokenizer, path, max_len)
+    assert tokenizer.facts.special_ids == (PAD, UNK, CLS, SEP, MASK)
+    assert tokenizer.facts.vocab_size == vocab_size
+    return tokenizer.facts
 
 
 def random_block(
@@ -108,8 +123,9 @@ def make_corpus(
 ) -> Manifest:
     """A valid corpus of `samples` samples a pass (and `val` held out), through the product's own writers.
 
-    `tokenizer/vocab.txt` has a word for every id.
+    Its tokenizer knows words of letters, and has `vocab_size` tokens.
     """
+    facts = make_tokenizer(path / "tokenizer", vocab_size, max_len)
     rng = random.Random(seed)
     masking = masking or default_masking()
     entries: list[ShardEntry] = []
@@ -151,7 +167,7 @@ def make_corpus(
             length_histogram=tuple(histogram.tolist()),
         )
     manifest = Manifest(
-        tokenizer=tokenizer_facts(vocab_size),
+        tokenizer=facts,
         max_len=max_len,
         objective=objective,
         masking=masking,
@@ -163,9 +179,6 @@ def make_corpus(
         splits=splits,
         shards=tuple(entries),
     )
-    (path / "tokenizer").mkdir()
-    words = [*SPECIALS, *(f"w{i}" for i in range(len(SPECIALS), vocab_size))]
-    (path / "tokenizer" / "vocab.txt").write_text("\n".join(words) + "\n")
     write_manifest(path, manifest)
     return manifest
 
@@ -334,10 +347,11 @@ class Trainer:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what a launcher sets, one thread per process."""
+    """This process's environment without what a launcher sets; one thread per process, on the CPU."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "WANDB_MODE", "DS_ACCELERATOR")
     kept = {key: value for key, value in os.environ.items() if key not in names}
-    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return kept | own
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
