@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_prep import tasks
-from data_prep.config import PrepConfig
-from data_prep.engines import Engine, LocalEngine
+from data_prep.config import EngineKind, PrepConfig
+from data_prep.engines import Engine, engine_for
 from data_prep.entry import run
 from data_prep.errors import ExitCode, UserError
-from data_prep.manifest import Manifest, SplitStatistics, read_manifest
+from data_prep.manifest import NAME, Manifest, SplitStatistics, read_manifest
 from data_prep.plan import Plan, claimed, make_plan
 from data_prep.tasks import Stage
 
@@ -36,32 +36,39 @@ def main(config: PrepConfig) -> int:
             _summarize(plan, read_manifest(plan.out), None)
             return ExitCode.OK
         try:
-            with LocalEngine(plan, config.engine.workers) as engine:
-                manifest = _prepare(plan, engine)
+            with tasks.finished_elsewhere(plan), engine_for(plan) as engine:
+                _prepare(plan, engine)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; run the same command again to go on") from None
-    _summarize(plan, manifest, time.perf_counter() - started)
+    _summarize(plan, read_manifest(plan.out), time.perf_counter() - started)
     return ExitCode.OK
 
 
-def _prepare(plan: Plan, engine: Engine) -> Manifest:
+def _prepare(plan: Plan, engine: Engine) -> None:
     print(
         f"{len(plan.files)} files, about {plan.text_bytes / MB:,.1f} MB of text: "
         f"{len(plan.tasks)} map tasks, {plan.num_buckets} + {plan.num_val_buckets} buckets",
         file=sys.stderr,
     )
-    shutil.rmtree(plan.work / "tmp", ignore_errors=True)  # of a run that was killed
-    (plan.work / "tmp").mkdir()
+    if plan.config.engine.kind is not EngineKind.array:  # whose other calls may be at work there
+        shutil.rmtree(plan.work / "tmp", ignore_errors=True)  # of a run that was killed
+    (plan.work / "tmp").mkdir(exist_ok=True)
     if not (plan.out / "tokenizer").is_dir() and plan.config.tokenizer.path is None:
         _run(plan, engine, Stage.sample)
+    if not engine.leads:
+        engine.wait_for(plan.out / "tokenizer")
     facts = tasks.make_tokenizer(plan)
     print(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}", file=sys.stderr)
     _run(plan, engine, Stage.map)
-    tasks.document_statistics(plan)  # refuses bad input before any shard is made of it
+    if engine.leads:
+        tasks.document_statistics(plan)  # refuses bad input before any shard is made of it
     if plan.config.clean.near_duplicates is not None:
         _run(plan, engine, Stage.near)
     _run(plan, engine, Stage.reduce)
-    return tasks.finish(plan)
+    if engine.leads:
+        tasks.finish(plan)
+    else:
+        engine.wait_for(plan.out / NAME)
 
 
 def _run(plan: Plan, engine: Engine, stage: Stage) -> None:

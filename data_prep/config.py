@@ -37,7 +37,9 @@ class MaskingStrategy(StrEnum):
 
 
 class EngineKind(StrEnum):
-    local = auto()
+    local = auto()  # processes on this machine
+    array = auto()  # this call's share of the tasks: one call of several, as in a Slurm array
+    ray = auto()  # tasks of a Ray cluster
 
 
 def _require(condition: bool, message: str) -> None:
@@ -117,10 +119,25 @@ class CleanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    kind: EngineKind = doc("where tasks run: local")
-    workers: int | None = doc("processes; null = one per core")
+    kind: EngineKind = doc("where tasks run: local, array or ray")
+    workers: int | None = doc("processes; null = one per core (ray: one task per CPU of the cluster)")
+    task_index: int | None = doc("array: number of this call, from 0; null = SLURM_ARRAY_TASK_ID")
+    num_tasks: int | None = doc("array: how many calls there are; null = SLURM_ARRAY_TASK_COUNT")
+    address: str | None = doc("ray: of the cluster; null = the one this machine belongs to, else a local one")
+    wait_seconds: float = doc("array: how long to wait for the shares of other calls before saying they are missing")
 
     def __post_init__(self) -> None:
+        if self.kind is EngineKind.array:
+            _require(
+                self.task_index is not None and self.num_tasks is not None,
+                "engine.task_index, engine.num_tasks: give both, or run inside a Slurm array",
+            )
+            assert self.task_index is not None
+            assert self.num_tasks is not None
+            _require(
+                0 <= self.task_index < self.num_tasks,
+                f"engine.task_index={self.task_index}: must be from 0 to engine.num_tasks - 1 = {self.num_tasks - 1}",
+            )
         _require(self.workers is None or self.workers >= 1, f"engine.workers={self.workers}: must be at least 1")
 
 

@@ -1,4 +1,4 @@
-"""Where tasks run: here, a pool of processes on this machine.
+"""Where tasks run: processes of this machine, the calls of a Slurm array, a Ray cluster.
 
 An engine runs tasks in any order and any place and says when each is done; what a task does is none of its business.
 """
@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,16 +16,28 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from data_prep import tasks
+from data_prep.config import EngineKind
 from data_prep.errors import ExitCode, UserError
+from data_prep.manifest import NAME as MANIFEST
 from data_prep.plan import Plan
 from data_prep.tasks import Stage
 
+_POLL_SECONDS = 0.2
+_RETRIES = 20  # of a task whose worker or machine was lost
+
 
 class Engine(AbstractContextManager["Engine"], Protocol):
+    leads: bool  # this call trains the tokenizer and writes the manifest
+
+    def wait_for(self, path: Path) -> None:
+        """Until the leading call has made `path`. Raises `Unfinished` where that takes too long."""
+        ...
+
     def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
         """Run tasks of one stage; yield the number of each when it is done. Raises what a task raised."""
         ...
@@ -36,6 +49,12 @@ class WorkerDied(UserError):
     exit_code = ExitCode.FAILED
 
 
+class Unfinished(UserError):
+    """This call has done its share; what others were to do is not there."""
+
+    exit_code = ExitCode.STOPPED
+
+
 class _Worker(NamedTuple):
     process: BaseProcess
     connection: Connection
@@ -43,6 +62,11 @@ class _Worker(NamedTuple):
 
 class LocalEngine(AbstractContextManager["LocalEngine"]):
     """One process per worker, started afresh (`spawn`: no state is inherited), each with one task at a time."""
+
+    leads = True
+
+    def wait_for(self, path: Path) -> None:
+        assert path.exists()
 
     def __init__(self, plan: Plan, workers: int | None) -> None:
         self._plan = plan
@@ -112,10 +136,127 @@ def _death(worker: _Worker, stage: Stage, number: int) -> WorkerDied:
     return WorkerDied(f"a worker process died in {stage} task {number} ({cause}); run the same command again to go on")
 
 
-def _work(plan: Plan, connection: Connection) -> None:
-    """A worker's life: receive a task, do it, answer None or the user's error."""
+class ArrayEngine(AbstractContextManager["ArrayEngine"]):
+    """This call's share of every stage, in processes of its own; the other calls do theirs on the same directory.
+
+    The share is every `num_tasks`-th task. Call 0 leads. Between stages a call waits for the others' results.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        config = plan.config.engine
+        assert config.task_index is not None
+        assert config.num_tasks is not None
+        self._plan, self._index, self._calls = plan, config.task_index, config.num_tasks
+        self._patience_seconds = config.wait_seconds
+        self._local = LocalEngine(plan, config.workers)
+        self.leads = self._index == 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._local.__exit__(kind, value, trace)
+
+    def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
+        """Run this call's share, then wait for the rest; yield each number when it is done."""
+        wanted = list(numbers)
+        yield from self._local.run(stage, [number for number in wanted if number % self._calls == self._index])
+        for number in wanted:
+            if number % self._calls != self._index:
+                self.wait_for(tasks.result_path(self._plan, stage, number))
+                yield number
+
+    def wait_for(self, path: Path) -> None:
+        """Until `path` is there, or the leading call has finished the whole corpus."""
+        end = time.monotonic() + self._patience_seconds
+        while not path.exists() and not (self._plan.out / MANIFEST).exists():
+            if time.monotonic() > end:
+                raise Unfinished(
+                    f"{path}: not there after {self._patience_seconds:g} s; this call's share is done: run the "
+                    "missing calls, or finish with engine=local"
+                )
+            time.sleep(_POLL_SECONDS)
+
+
+class RayEngine(AbstractContextManager["RayEngine"]):
+    """Tasks of a Ray cluster, one per CPU; `out` lies where all its machines see it. Ray runs a lost task again."""
+
+    leads = True
+
+    def __init__(self, plan: Plan) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UserError("engine=ray: needs Ray: pip install 'cloze[ray]'") from None
+        self._ray, self._plan = ray, plan
+        address = plan.config.engine.address
+        try:
+            workers = None if address or os.environ.get("RAY_ADDRESS") else plan.config.engine.workers
+            ray.init(address, num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"engine=ray: {first}; start the cluster (`ray start --head`) or correct engine.address"
+            ) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ray.shutdown()
+
+    def wait_for(self, path: Path) -> None:
+        assert path.exists()
+
+    def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
+        """Run tasks of one stage; yield the number of each when it is done. Raises what a task raised."""
+        remote = self._ray.remote(max_retries=_RETRIES)(_ray_task)
+        plan = self._ray.put(self._plan)
+        waiting = deque(numbers)
+        running: dict[Any, int] = {}
+        while waiting or running:
+            slots = self._plan.config.engine.workers or int(self._ray.cluster_resources().get("CPU", 1))
+            while waiting and len(running) < slots:
+                number = waiting.popleft()
+                running[remote.remote(plan, stage, number)] = number
+            done, _ = self._ray.wait(list(running))
+            for reference in done:
+                number = running.pop(reference)
+                try:
+                    error = self._ray.get(reference)
+                except self._ray.exceptions.RaySystemError as lost:
+                    raise WorkerDied(f"{stage} task {number}: {lost}; run the same command again to go on") from lost
+                if error is not None:
+                    raise error
+                yield number
+
+
+def _ray_task(plan: Plan, stage: Stage, number: int) -> UserError | None:
+    if not any(isinstance(finder, _WithoutTorch) for finder in sys.meta_path):
+        _become_worker()
+    try:
+        tasks.run_task(plan, stage, number)
+    except UserError as error:
+        return error
+    return None
+
+
+def engine_for(plan: Plan) -> Engine:
+    """The engine that the configuration asks for."""
+    if plan.config.engine.kind is EngineKind.array:
+        return ArrayEngine(plan)
+    return (
+        RayEngine(plan) if plan.config.engine.kind is EngineKind.ray else LocalEngine(plan, plan.config.engine.workers)
+    )
+
+
+def _become_worker() -> None:
     sys.meta_path.insert(0, _WithoutTorch())
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["USE_TORCH"] = "0"  # `datasets` would look for it
+
+
+def _work(plan: Plan, connection: Connection) -> None:
+    """A worker's life: receive a task, do it, answer None or the user's error."""
+    _become_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears Ctrl-C and ends us
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from data_prep import manifest
-from data_prep.config import DocumentBoundary, MaskingStrategy, PrepConfig, SourceConfig, SourceKind
+from data_prep.config import DocumentBoundary, EngineKind, MaskingStrategy, PrepConfig, SourceConfig, SourceKind
 from data_prep.errors import UserError
 from data_prep.sources import InputFile, Span, find_inputs, split
 from data_prep.tokenizer import load_tokenizer
@@ -148,7 +148,7 @@ def claimed(plan: Plan) -> Iterator[bool]:
     plan.work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(plan.work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _lock(descriptor, out)
+        _lock(descriptor, out, fcntl.LOCK_SH if plan.config.engine.kind is EngineKind.array else fcntl.LOCK_EX)
         if _finished(plan):  # meanwhile, by the process that held the lock
             yield True
             return
@@ -180,9 +180,9 @@ def _finished(plan: Plan) -> bool:
     return True
 
 
-def _lock(descriptor: int, out: Path) -> None:
+def _lock(descriptor: int, out: Path, kind: int) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
             f"out={out}: another preparation is at work on it; wait for it or name a new directory"
@@ -195,7 +195,7 @@ def _record(plan: Plan) -> None:
     """Write plan.json, or check that it is the same."""
     path, identity = plan.work / PLAN, plan.identity()
     if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary = path.with_suffix(f".{os.uname().nodename}-{os.getpid()}")
         temporary.write_text(identity, encoding="utf-8")
         temporary.replace(path)
         return

@@ -30,6 +30,7 @@ from data_prep.config import MaskingConfig, MaskingStrategy, SourceConfig
 from data_prep.encoder import Encoder, Ids
 from data_prep.errors import DiskError, UserError
 from data_prep.manifest import (
+    NAME,
     VAL,
     BlockIndex,
     Manifest,
@@ -95,9 +96,19 @@ def result_path(plan: Plan, stage: Stage, number: int) -> Path:
 
 def run_task(plan: Plan, stage: Stage, number: int) -> None:
     """Do one task. Raises `UserError` for bad input, `DiskError` for a full disk."""
-    with disk_errors(plan), committed(plan, result_path(plan, stage, number)) as path:
+    with finished_elsewhere(plan), disk_errors(plan), committed(plan, result_path(plan, stage, number)) as path:
         run = {Stage.sample: _sample, Stage.map: _map, Stage.near: _near, Stage.reduce: _reduce}[stage]
         run(plan, number, path)
+
+
+@contextmanager
+def finished_elsewhere(plan: Plan) -> Iterator[None]:
+    """Where two calls do the same work, one may finish the corpus, and clear up, under the other's feet: no harm."""
+    try:
+        yield
+    except FileNotFoundError:
+        if not (plan.out / NAME).exists():
+            raise
 
 
 @contextmanager
@@ -116,7 +127,7 @@ def disk_errors(plan: Plan) -> Iterator[None]:
 @contextmanager
 def committed(plan: Plan, path: Path) -> Iterator[Path]:
     """A temporary file to write; when the block ends well it is synced and renamed to `path`, else removed."""
-    temporary = plan.work / "tmp" / f"{os.getpid()}-{path.parent.name}-{path.name}"
+    temporary = plan.work / "tmp" / f"{os.uname().nodename}-{os.getpid()}-{path.parent.name}-{path.name}"
     for folder in (temporary.parent, path.parent):
         folder.mkdir(exist_ok=True)
     try:

@@ -1,0 +1,97 @@
+"""All engines make the same bytes, also when processes die and calls come twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from data_prep.config import PrepConfig
+from data_prep.entry import compose
+from data_prep.errors import ExitCode, UserError
+from tests.unit.corpora import ROOT, documents, files_of, prep, vocabulary, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A corpus of five map tasks, and what the local engine makes of it."""
+    folder = tmp_path_factory.mktemp("engines")
+    for number in range(5):
+        path = write_jsonl(folder / f"{number}.jsonl", documents(2100, number))
+        assert path.stat().st_size > 2**20
+    vocabulary(folder / "vocab.txt")
+    run = prep(*overrides(folder, "local"), "engine.workers=1")
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def overrides(folder, out):
+    return [
+        "source=jsonl", f"source.paths=[{folder}/*.jsonl]", f"out={folder / out}", "max_len=64", "bucket_mib=1",
+        "tokenizer.vocab_size=200", "tokenizer.sample_mib=1", "val_fraction=0.1",
+    ]  # fmt: skip
+
+
+def start(folder, out, *extra, env=None):
+    command = [sys.executable, "-m", "data_prep", *overrides(folder, out), *extra]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def same(folder, out):
+    return files_of(folder / out) == files_of(folder / "local")
+
+
+def test_an_array_of_three_calls(work):
+    """Numbers from Slurm's variables; one call is started twice by mistake, which does no harm."""
+    calls = [
+        start(work, "array", "engine=array", "engine.wait_seconds=100",
+              env={"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": "3"})
+        for index in (0, 1, 2, 2)
+    ]  # fmt: skip
+    for call in calls:
+        _, stderr = call.communicate(timeout=120)
+        assert call.returncode == 0, stderr
+    assert same(work, "array")
+
+
+def test_a_finishing_call_does_what_is_missing(work):
+    share = ("engine=array", "engine.task_index=0", "engine.num_tasks=2", "engine.wait_seconds=0")
+    call = start(work, "finished", *share)
+    _, stderr = call.communicate(timeout=60)
+    assert call.returncode == ExitCode.STOPPED, stderr
+    assert "finish with engine=local" in stderr
+    assert "Traceback" not in stderr
+    assert prep(*overrides(work, "finished"), "engine.workers=2").returncode == 0
+    assert same(work, "finished")
+
+
+def test_array_numbers_are_checked():
+    for extra in ((), ("engine.task_index=2", "engine.num_tasks=2"), ("engine.task_index=0",)):
+        with pytest.raises(UserError, match=r"engine\.task_index"):
+            compose("prep", PrepConfig, ["out=x", "engine=array", *extra])
+
+
+def test_ray_with_a_worker_killed(work):
+    pytest.importorskip("ray")
+    call = start(work, "ray", "engine=ray", "engine.workers=2", env={"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
+    killed, end = 0, time.monotonic() + 120
+    while call.poll() is None and time.monotonic() < end:
+        for process in psutil.Process(call.pid).children(recursive=True) if not killed else ():
+            try:
+                if "ray::_ray_task" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed += 1
+                    break
+            except psutil.Error:
+                continue
+        time.sleep(0.02)
+    _, stderr = call.communicate(timeout=60)
+    assert call.returncode == 0, stderr
+    assert killed
+    assert same(work, "ray")
