@@ -90,12 +90,21 @@ class MaskingConfig:
 class TokenizerConfig:
     path: str | None = doc("BERT WordPiece directory, or a vocab.txt; null trains one on this corpus")
     vocab_size: int = doc("tokens of the vocabulary to train")
-    lowercase: bool = doc("lower-case and strip accents; for training and for a bare vocab.txt")
+    lowercase: bool = doc("lower-case; for training and for a bare vocab.txt")
+    strip_accents: bool | None = doc("take accents off; null = where it lower-cases, as BERT does; as lowercase")
+    chinese_characters: bool = doc("every ideograph is a word of its own; as lowercase")
+    min_frequency: int = doc("training: how often two pieces must stand side by side to be joined")
+    limit_alphabet: int | None = doc("training: most characters in the vocabulary; null = three quarters of it")
     sample_mib: int = doc("MiB of text to train on")
 
     def __post_init__(self) -> None:
         _require(
             64 <= self.vocab_size <= 2**24, f"tokenizer.vocab_size={self.vocab_size}: must be from 64 to 16,777,216"
+        )
+        _require(self.min_frequency >= 1, f"tokenizer.min_frequency={self.min_frequency}: must be at least 1")
+        _require(
+            self.limit_alphabet is None or self.limit_alphabet >= 1,
+            f"tokenizer.limit_alphabet={self.limit_alphabet}: must be at least 1, or null",
         )
         _require(self.sample_mib >= 1, f"tokenizer.sample_mib={self.sample_mib}: must be at least 1")
 

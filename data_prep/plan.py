@@ -19,10 +19,18 @@ from typing import Any
 import yaml
 
 from data_prep import manifest
-from data_prep.config import DocumentBoundary, EngineKind, MaskingStrategy, PrepConfig, SourceConfig, SourceKind
+from data_prep.config import (
+    DocumentBoundary,
+    EngineKind,
+    MaskingStrategy,
+    PrepConfig,
+    SourceConfig,
+    SourceKind,
+    TokenizerConfig,
+)
 from data_prep.errors import UserError
 from data_prep.sources import InputFile, Span, find_inputs, split
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import Spelling, load_tokenizer
 
 WORK = ".work"
 PLAN = "plan.json"
@@ -86,7 +94,7 @@ def make_plan(config: PrepConfig) -> Plan:
     """Look at the input and decide. Raises `UserError` for input or a tokenizer that will not do; writes nothing."""
     fingerprint = None
     if config.tokenizer.path is not None:
-        tokenizer = load_tokenizer(Path(config.tokenizer.path).expanduser(), config.tokenizer.lowercase)
+        tokenizer = load_tokenizer(Path(config.tokenizer.path).expanduser(), spelling_of(config.tokenizer))
         fingerprint = tokenizer.facts.fingerprint
     sources = mixture(config)
     files: list[InputFile] = []
@@ -108,6 +116,10 @@ def make_plan(config: PrepConfig) -> Plan:
         num_val_buckets=max(1, round(num_buckets * config.val_fraction)) if config.val_fraction else 0,
         fingerprint=fingerprint,
     )
+
+
+def spelling_of(config: TokenizerConfig) -> Spelling:
+    return Spelling(config.lowercase, config.strip_accents, config.chinese_characters)
 
 
 def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:

@@ -51,7 +51,7 @@ from data_prep.near import (
     write_signatures,
 )
 from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
-from data_prep.plan import Plan
+from data_prep.plan import Plan, spelling_of
 from data_prep.ragged import Ints, offsets
 from data_prep.sentences import split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
@@ -248,9 +248,15 @@ def make_tokenizer(plan: Plan) -> TokenizerFacts:
     config, directory = plan.config.tokenizer, plan.out / "tokenizer"
     if not directory.is_dir():
         if config.path is not None:
-            tokenizer = load_tokenizer(Path(config.path).expanduser(), config.lowercase)
+            tokenizer = load_tokenizer(Path(config.path).expanduser(), spelling_of(config))
         else:
-            tokenizer = train_tokenizer(lambda: _sampled_text(plan), config.vocab_size, config.lowercase)
+            tokenizer = train_tokenizer(
+                lambda: _sampled_text(plan),
+                config.vocab_size,
+                spelling_of(config),
+                min_frequency=config.min_frequency,
+                limit_alphabet=config.limit_alphabet,
+            )
         temporary = plan.work / f"tokenizer-{os.getpid()}"
         temporary.mkdir(exist_ok=True)
         save_tokenizer(tokenizer, temporary, plan.config.max_len)

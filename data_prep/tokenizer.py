@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -19,8 +19,18 @@ from data_prep.manifest import TokenizerFacts
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-_MIN_FREQUENCY = 2  # of a pair of pieces that is merged
 _ALPHABET_SHARE = 0.75  # of the vocabulary that single characters may take
+
+
+class Spelling(NamedTuple):
+    """How text is normalized before it is split."""
+
+    lowercase: bool = True
+    strip_accents: bool | None = None  # None: where it lower-cases
+    ideographs: bool = True  # each a word of its own
+
+
+BERT = Spelling()  # the uncased one
 
 
 @dataclass(frozen=True)
@@ -31,10 +41,10 @@ class WordPiece:
     facts: TokenizerFacts
 
 
-def load_tokenizer(path: Path, lowercase: bool = True) -> WordPiece:
+def load_tokenizer(path: Path, spelling: Spelling = BERT) -> WordPiece:
     """The BERT WordPiece in directory `path` (tokenizer.json or vocab.txt), or of a vocab.txt file at `path`.
 
-    `lowercase` counts only where no file says it. Raises `UserError` for anything BERT cannot be pretrained with.
+    `spelling` counts only where no file says it. Raises `UserError` for anything BERT cannot be pretrained with.
     """
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
@@ -44,31 +54,39 @@ def load_tokenizer(path: Path, lowercase: bool = True) -> WordPiece:
     elif not path.is_file():
         raise UserError(f"tokenizer.path={path}: no such file or directory; leave it out to train a tokenizer")
     try:
-        return _finished(_from_json(path) if path.suffix == ".json" else _from_vocabulary(path, lowercase), str(path))
+        return _finished(_from_json(path) if path.suffix == ".json" else _from_vocabulary(path, spelling), str(path))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"tokenizer.path={path}: cannot be read ({error}); restore the file") from error
 
 
-def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> WordPiece:
+def train_tokenizer(
+    texts: Callable[[], Iterable[str]],
+    vocab_size: int,
+    spelling: Spelling = BERT,
+    *,
+    min_frequency: int = 2,
+    limit_alphabet: int | None = None,
+) -> WordPiece:
     """A WordPiece of at most `vocab_size` tokens from `texts()`, which is read twice. Same texts, same tokenizer.
 
     Left to itself the trainer numbers the letters in the order of a randomly seeded hash table and breaks ties by
     number: hence the alphabet is counted here and handed over in a fixed order.
     """
     learner = Tokenizer(models.WordPiece(unk_token=UNK))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    learner.normalizer = _normalizer(spelling)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    alphabet = _alphabet(texts(), learner, int(vocab_size * _ALPHABET_SHARE) - len(SPECIALS))
+    room = int(vocab_size * _ALPHABET_SHARE) - len(SPECIALS)
+    alphabet = _alphabet(texts(), learner, room, limit_alphabet or room)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        min_frequency=_MIN_FREQUENCY,
+        min_frequency=min_frequency,
         special_tokens=[*SPECIALS, *alphabet],
         limit_alphabet=0,
         show_progress=False,
     )
     learner.train_from_iterator(texts(), trainer)
     vocabulary = learner.get_vocab()
-    return _finished(_bert(sorted(vocabulary, key=vocabulary.__getitem__), lowercase), "the trained tokenizer")
+    return _finished(_bert(sorted(vocabulary, key=vocabulary.__getitem__), spelling), "the trained tokenizer")
 
 
 def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
@@ -97,7 +115,7 @@ def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
         (directory / name).write_text(text + "\n", encoding="utf-8")
 
 
-def _from_vocabulary(path: Path, lowercase: bool) -> Tokenizer:
+def _from_vocabulary(path: Path, spelling: Spelling) -> Tokenizer:
     tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     tokens = [token.removesuffix("\r") for token in tokens]
     twice = [token for token, count in Counter(tokens).items() if count > 1]
@@ -107,12 +125,12 @@ def _from_vocabulary(path: Path, lowercase: bool) -> Tokenizer:
         )
     config_path = path.parent / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    return _bert(
-        tokens,
-        bool(config.get("do_lower_case", lowercase)),
-        strip_accents=config.get("strip_accents"),
-        ideographs=bool(config.get("tokenize_chinese_chars", True)),
+    found = Spelling(
+        bool(config.get("do_lower_case", spelling.lowercase)),
+        config.get("strip_accents", spelling.strip_accents),
+        bool(config.get("tokenize_chinese_chars", spelling.ideographs)),
     )
+    return _bert(tokens, found)
 
 
 def _from_json(path: Path) -> Tokenizer:
@@ -127,14 +145,15 @@ def _from_json(path: Path) -> Tokenizer:
         raise UserError(f"tokenizer.path={path}: {error}; restore the file") from error
 
 
-def _bert(
-    tokens: Sequence[str], lowercase: bool, *, strip_accents: bool | None = None, ideographs: bool = True
-) -> Tokenizer:
+def _normalizer(spelling: Spelling) -> normalizers.BertNormalizer:
+    lowercase, strip_accents, ideographs = spelling
+    return normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=ideographs)
+
+
+def _bert(tokens: Sequence[str], spelling: Spelling) -> Tokenizer:
     """BERT's pipeline around a vocabulary; a token's id is its place in `tokens`."""
     backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token=UNK))
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=ideographs
-    )
+    backend.normalizer = _normalizer(spelling)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return backend
 
@@ -180,8 +199,11 @@ def _fingerprint(backend: Tokenizer) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _alphabet(texts: Iterable[str], learner: Tokenizer, room: int) -> list[str]:
-    """The most frequent characters as pieces, `c` and where a word can go on with it `##c`: at most `room`, sorted."""
+def _alphabet(texts: Iterable[str], learner: Tokenizer, room: int, most: int) -> list[str]:
+    """The most frequent characters as pieces, `c` and where a word can go on with it `##c`: at most `room`, sorted.
+
+    At most the `most` commonest characters are taken.
+    """
     counts = np.zeros(0x110000, np.int64)
     for text in texts:
         found = np.bincount(np.frombuffer(text.encode("utf-32-le"), "<u4"))
@@ -191,7 +213,7 @@ def _alphabet(texts: Iterable[str], learner: Tokenizer, room: int) -> list[str]:
         for letter in learner.normalizer.normalize_str(chr(code)).strip():
             letters[letter] += int(counts[code])
     pieces: list[str] = []
-    for letter in sorted(letters, key=lambda letter: (-letters[letter], letter)):
+    for letter in sorted(letters, key=lambda letter: (-letters[letter], letter))[:most]:
         forms = list(_forms(letter, learner))
         if len(pieces) + len(forms) > room:
             break

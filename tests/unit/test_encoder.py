@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from data_prep import encoder as encoder_module
 from data_prep.encoder import PROBES, Encoder
 from data_prep.sentences import split_sentences
-from data_prep.tokenizer import load_tokenizer, train_tokenizer
+from data_prep.tokenizer import Spelling, load_tokenizer, train_tokenizer
 from tests.unit.corpora import real, vocabulary
 
 ODD = "[SEP] [MASK] [CLS] [PAD] ##s don't café İ 中文 豈 - — é ́ \x07 \u200b ... $5 😀 the cat"
@@ -23,7 +23,7 @@ TEXT = st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=12).map("".join
 @pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
 def encoder(request, tmp_path_factory):
     path = vocabulary(tmp_path_factory.mktemp("v") / "vocab.txt", "caf", "cafe", "\u4e2d", "Don", "##\u00e9", "\u2014")
-    return Encoder(load_tokenizer(path, lowercase=request.param).backend)
+    return Encoder(load_tokenizer(path, Spelling(lowercase=request.param)).backend)
 
 
 def reference(tokenizer: Tokenizer, sentences: list[str]) -> list[list[int]]:
@@ -86,7 +86,7 @@ def test_ids_on_a_whole_real_corpus(name, lowercase):
     with zstandard.open(real(name), "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file][:5000]
     blocks = ["".join(texts[i : i + 4])[:100_000] for i in range(0, len(texts), 40)]
-    encoder = Encoder(train_tokenizer(lambda: blocks, 8192, lowercase).backend)
+    encoder = Encoder(train_tokenizer(lambda: blocks, 8192, Spelling(lowercase=lowercase)).backend)
     assert encoder.cached
     sentences = [sentence for text in texts for sentence in split_sentences(text)]
     sentences[::500] = [f"[SEP] {sentence} [MASK]" for sentence in sentences[::500]]

@@ -8,21 +8,22 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from data_prep.errors import UserError
-from data_prep.tokenizer import SPECIALS, load_tokenizer, save_tokenizer, train_tokenizer
+from data_prep.tokenizer import SPECIALS, Spelling, load_tokenizer, save_tokenizer, train_tokenizer
 from tests.unit.corpora import ROOT, documents, vocabulary
 
+PLAIN = Spelling()
 TEXTS = [*documents(60), "\u00c5ngstr\u00f6m caf\u00e9 \u4e2d\u6587 Zebra 3.14"]
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_tokenizer(lambda: TEXTS, 200, True)
+    return train_tokenizer(lambda: TEXTS, 200)
 
 
 def test_training_is_deterministic_across_processes(trained):
     program = (
         "from tests.unit.test_tokenizer import TEXTS\nfrom data_prep.tokenizer import train_tokenizer\n"
-        "print(train_tokenizer(lambda: TEXTS, 200, True).facts.fingerprint)"
+        "print(train_tokenizer(lambda: TEXTS, 200).facts.fingerprint)"
     )
     for _ in range(3):
         run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -41,7 +42,7 @@ def test_trained_vocabulary(trained):
 
 
 def test_a_small_vocabulary_holds_the_most_frequent_letters():
-    tiny = train_tokenizer(lambda: TEXTS, 64, True)
+    tiny = train_tokenizer(lambda: TEXTS, 64)
     assert tiny.facts.vocab_size <= 64
     assert tiny.backend.encode("the tea").ids.count(1) == 0
 
@@ -84,7 +85,7 @@ def test_fingerprints_tell_what_changes_ids(trained, tmp_path):
     assert load_tokenizer(tmp_path).facts.fingerprint == first
     (tmp_path / "cased").mkdir()
     (tmp_path / "cased" / "vocab.txt").write_text((tmp_path / "vocab.txt").read_text())
-    assert load_tokenizer(tmp_path / "cased", lowercase=False).facts.fingerprint != first
+    assert load_tokenizer(tmp_path / "cased", Spelling(lowercase=False)).facts.fingerprint != first
     lines = (tmp_path / "vocab.txt").read_text().splitlines()
     lines[-1], lines[-2] = lines[-2], lines[-1]
     (tmp_path / "cased" / "vocab.txt").write_text("\n".join(lines) + "\n")
@@ -121,3 +122,27 @@ def test_what_bert_cannot_use_is_refused_with_one_line(tmp_path):
         refused(tmp_path, "tokenizer.json")
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
     refused(tmp_path, "BPE, not WordPiece")
+
+
+def test_options_of_training():
+    texts = ["Caf\u00e9 caf\u00e9 \u4e2d\u6587\u4e2d\u6587 zq zq rare"] * 3 + ["once"]
+
+    def words(spelling=PLAIN, **options):
+        tokenizer = train_tokenizer(lambda: texts, 120, spelling, **options)
+        return tokenizer.backend.get_vocab(), tokenizer.backend
+
+    plain, _ = words()
+    assert {"cafe", "\u4e2d"} <= plain.keys()
+    assert "\u4e2d\u6587" not in plain
+    accents, backend = words(Spelling(strip_accents=False))
+    assert "caf\u00e9" in accents
+    assert backend.encode("CAF\u00c9", add_special_tokens=False).tokens == ["caf\u00e9"]
+    whole, _ = words(Spelling(ideographs=False))
+    assert "\u4e2d\u6587\u4e2d\u6587" in whole
+    cased, _ = words(Spelling(lowercase=False))
+    assert "Caf\u00e9" in cased
+    assert "zq" in words(min_frequency=6)[0]
+    assert "zq" not in words(min_frequency=7)[0]
+    few, backend = words(limit_alphabet=4)
+    assert sum(len(token.removeprefix("##")) == 1 for token in few) <= 8
+    assert 1 in backend.encode("zq").ids
