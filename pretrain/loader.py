@@ -5,7 +5,7 @@ Shapes: T tokens, N samples, M masked tokens.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -235,7 +235,7 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
 
 def training_steps(
     dataset: MicroBatches, *, steps: int, workers: int, prefetch: int, pin_memory: bool
-) -> Iterator[list[MicroBatch]]:
+) -> Generator[list[MicroBatch], None, None]:
     """The micro-batches of the dataset's first `steps` optimizer steps, a list per step, prefetched by index."""
     accumulation = dataset.layout.accumulation
     if workers:

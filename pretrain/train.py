@@ -9,7 +9,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file: its own folder is on sys.path where the repository should be
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
@@ -132,7 +133,8 @@ def train_guarded(parts: Run) -> ExitCode:
     progress, most = parts.progress, parts.config.guard.max_rollbacks
     for rollbacks in range(most + 1):
         try:
-            return train(parts, steps_ahead(parts))
+            with closing(steps_ahead(parts)) as steps:  # ends the loader's processes, whatever happens
+                return train(parts, steps)
         except LossSpike as spike:
             if rollbacks == most:
                 raise TrainingError(f"{spike}; {most} rollbacks did not help: lower optim.lr") from spike
@@ -152,7 +154,7 @@ def train_guarded(parts: Run) -> ExitCode:
     raise AssertionError("the last rollback returns or raises")
 
 
-def steps_ahead(parts: Run) -> Iterator[list[MicroBatch]]:
+def steps_ahead(parts: Run) -> Generator[list[MicroBatch], None, None]:
     """This rank's micro-batches from where the run stands to its last step."""
     config, process, data = parts.config, parts.process, parts.config.data
     streamed = data.access is Access.stream
