@@ -110,6 +110,7 @@ def test_a_shard_that_is_damaged_in_mid_run(trainer: Trainer, tmp_path: Path, wo
     (line,) = result.errors
     assert "pass-00/000000.tar: block 40: its checksum differs from the manifest's" in line
     assert "copy or prepare the corpus again" in line
+    assert -signal.SIGKILL not in result.codes  # the other rank left by itself
     speaker = result.codes.index(64)
     assert "Traceback" not in result.stderrs[speaker]
     for found in checkpoint.list_checkpoints(result.run / "checkpoints"):

@@ -53,6 +53,12 @@ class Command:
             assert time.monotonic() < end, self.stderr.read_text()
             time.sleep(0.05)
 
+    def wait_for_words(self, words: str) -> None:
+        end = time.monotonic() + 100
+        while words not in self.stderr.read_text():
+            assert time.monotonic() < end, self.stderr.read_text()
+            time.sleep(0.05)
+
     def processes(self, words: str = "") -> list[psutil.Process]:
         """The living processes of this command whose command line holds `words`."""
         found = []
@@ -133,7 +139,8 @@ def test_a_damaged_shard_under_the_launcher(tmp_path: Path) -> None:
     data[read_manifest(tmp_path / "corpus").split_shards("pass-00")[0].blocks.offsets[40] + 600] ^= 1
     path.write_bytes(data)
     with started(BY_FILE, tmp_path, "data.path=corpus", "run=r", "steps=100", "data.workers=1") as command:
-        assert command.wait() == 64, command.stderr.read_text()
+        command.wait_for_words("checksum differs")
+        assert command.wait(20) == 64, command.stderr.read_text()  # the launcher gives a rank 30 s to go
         assert command.all_gone()
     lines = [line for line in command.stderr.read_text().splitlines() if "error: " in line and "pass-00" in line]
     assert len(lines) == 1
