@@ -63,8 +63,10 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _add(sentences: list[str], sentence: str) -> None:
-    while len(sentence) > MAX_CHARACTERS:
-        cut = sentence.rfind(" ", MAX_CHARACTERS // 2, MAX_CHARACTERS) + 1 or MAX_CHARACTERS
-        sentences.append(sentence[:cut].rstrip())
-        sentence = sentence[cut:]
-    sentences.append(sentence)
+    start = 0  # not cut off the front each time: of 64 MiB without a stop that would cost the square
+    while len(sentence) - start > MAX_CHARACTERS:
+        end = start + MAX_CHARACTERS
+        end = sentence.rfind(" ", start + MAX_CHARACTERS // 2, end) + 1 or end
+        sentences.append(sentence[start:end].rstrip())
+        start = end
+    sentences.append(sentence[start:])
