@@ -23,7 +23,7 @@ from data_prep.__main__ import main
 from data_prep.config import PrepConfig
 from data_prep.entry import compose
 from data_prep.errors import ExitCode
-from data_prep.manifest import read_manifest
+from data_prep.manifest import read_manifest, sealed_json
 from data_prep.peek import peek
 from data_prep.shards import Split
 from tests.unit.corpora import ROOT, documents, files_of, module, prep, real, vocabulary, write_jsonl
@@ -449,7 +449,7 @@ def test_verify_finds_every_kind_of_damage(corpus, tmp_path):
             for part in key[:-1]:
                 table = table[part]
             table[key[-1]] = value(table[key[-1]])
-            (c / "manifest.json").write_text(json.dumps(body))
+            (c / "manifest.json").write_text(sealed_json(body))
 
         return change
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep import verify
 from data_prep.encoder import Encoder
-from data_prep.manifest import read_manifest
+from data_prep.manifest import read_manifest, sealed_json
 from data_prep.masking import _SPAN_THRESHOLDS, Masking, MaskVocabulary, draw_masks
 from data_prep.shards import Split
 from data_prep.tokenizer import load_tokenizer
@@ -263,5 +263,5 @@ def test_words_are_needed_where_the_manifest_says_so(tmp_path):
     make_corpus(tmp_path / "c", samples=40, val=0)
     body = json.loads((tmp_path / "c" / "manifest.json").read_text())
     body["masking"]["strategy"] = "span"
-    (tmp_path / "c" / "manifest.json").write_text(json.dumps(body))
+    (tmp_path / "c" / "manifest.json").write_text(sealed_json(body))
     assert any("word_starts" in fault for fault in verify.faults(tmp_path / "c"))
