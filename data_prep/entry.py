@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from data_prep.errors import ExitCode, UserError
+from data_prep.errors import ExitCode, PeerFailed, UserError
 
 C = TypeVar("C")
 
@@ -102,6 +102,8 @@ def guarded(action: Callable[[], int], schema: type[Any]) -> int:
     """Run `action`; a user's mistake becomes one line on stderr and an exit code."""
     try:
         return int(action())
+    except PeerFailed as error:
+        return int(error.exit_code)
     except UserError as error:
         _complain(str(error), everywhere=error.one_rank_only)
         return int(error.exit_code)

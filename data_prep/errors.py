@@ -28,6 +28,10 @@ class DiskError(UserError):
     one_rank_only = True
 
 
+class PeerFailed(UserError):
+    """Another rank of the job met a fault and tells it; this one leaves with it, without a word."""
+
+
 class TrainingError(UserError):
     """Training cannot go on: non-finite or diverged."""
 

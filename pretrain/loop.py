@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_prep.errors import ExitCode, TrainingError
+from data_prep.errors import ExitCode, PeerFailed, TrainingError, UserError
 from pretrain.checkpoint import TrainingState, Writer
 from pretrain.config import Precision, TrainConfig
 from pretrain.dist import Process
@@ -62,8 +62,8 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     """Train to the end of `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands at the end."""
     config, progress, window = run.config, run.progress, Window(run)
     outcome, evaluated, saved = ExitCode.OK, -1, progress.step  # at step 0 there is nothing to save
-    for micro_batches, wait_seconds in timed(steps):
-        totals = window.count(micro_batches, wait_seconds)
+    for loaded, wait_seconds in timed(steps):
+        micro_batches, totals = window.agree(loaded, wait_seconds)
         if spent(config, progress) >= 1.0:
             break
         if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
@@ -104,7 +104,7 @@ class Totals:
 
     def __init__(self, added: Sequence[float]) -> None:
         self.masked, self.pairs, self.samples, self.tokens, self.tokens_squared = (int(value) for value in added[:5])
-        self.stop, self.seconds = bool(added[5]), added[6]
+        self.stop, self.seconds, self.failed = bool(added[5]), added[6], bool(added[7])
 
 
 class Window:
@@ -121,9 +121,15 @@ class Window:
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._run.process.device)
         self._masked = self._pairs = self._skipped = self._steps = 0
 
-    def count(self, micro_batches: Sequence[MicroBatch], wait_seconds: float) -> Totals:
-        """One small all-reduce of host numbers: the counts that normalize the loss, who must stop, rank 0's clock."""
+    def agree(
+        self, loaded: Sequence[MicroBatch] | UserError, wait_seconds: float
+    ) -> tuple[Sequence[MicroBatch], Totals]:
+        """One small all-reduce of host numbers: the counts that normalize the loss, who must stop, rank 0's clock.
+
+        Where a rank could not load its samples, it raises its own error and the others `PeerFailed`.
+        """
         run = self._run
+        micro_batches = () if isinstance(loaded, UserError) else loaded
         samples = sum(len(batch.nsp_labels_N) for batch in micro_batches)
         mine = (
             sum(batch.num_masked for batch in micro_batches),
@@ -133,14 +139,19 @@ class Window:
             sum(batch.tokens_squared for batch in micro_batches),
             run.stop.requested,
             self._clock() - self._started if run.process.is_main else 0.0,
+            isinstance(loaded, UserError),
         )
         self._totals = totals = Totals(run.process.add(mine))
+        if isinstance(loaded, UserError):
+            raise loaded
+        if totals.failed:
+            raise PeerFailed("another rank could not load its samples")
         run.progress.seconds = totals.seconds
         flops = training_flops(
             run.config.model, run.vocab_rows, totals.tokens, totals.tokens_squared, totals.masked, totals.pairs
         )
         run.throughput.add(tokens=totals.tokens, samples=totals.samples, flops=flops, wait_seconds=wait_seconds)
-        return totals
+        return micro_batches, totals
 
     def loss_of(self, logits: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
         """This micro-batch's share of the global loss."""
@@ -261,16 +272,18 @@ def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def timed(steps: Iterable[Sequence[MicroBatch]]) -> Iterator[tuple[Sequence[MicroBatch], float]]:
-    """Each step's micro-batches with the seconds that we waited for them."""
+def timed(steps: Iterable[Sequence[MicroBatch]]) -> Iterator[tuple[Sequence[MicroBatch] | UserError, float]]:
+    """Each step's micro-batches, or why there are none, with the seconds that we waited for them."""
     iterator = iter(steps)
     while True:
         start = time.perf_counter()
         try:
-            micro_batches = next(iterator)
+            loaded: Sequence[MicroBatch] | UserError = next(iterator)
         except StopIteration:
             return
-        yield micro_batches, time.perf_counter() - start
+        except UserError as error:  # the other ranks wait for us in a collective: they must hear of it
+            loaded = error
+        yield loaded, time.perf_counter() - start
 
 
 def is_due(step: int, every: int) -> bool:
