@@ -16,7 +16,6 @@ from pretrain.config import TrainConfig
 from pretrain.loader import Corpus, MicroBatch
 from pretrain.loss import means, pretraining_loss
 from pretrain.model import PackedBert
-from pretrain.optim import build_optimizer
 from pretrain.schedule import learning_rate
 from tests.support import TINY, Result, Trainer, make_corpus
 
@@ -58,7 +57,15 @@ class Plain:
         self.corpus = Corpus(corpus)
         torch.manual_seed(self.config.seed)
         self.model = PackedBert(self.config.model, self.corpus.manifest.tokenizer, max_len=self.corpus.manifest.max_len)
-        self.optimizer = build_optimizer(self.model.named_parameters(), self.config.optim)
+        named = list(self.model.named_parameters())
+        spared = [p for name, p in named if name.endswith(".bias") or ".LayerNorm." in name]
+        decayed = [p for _, p in named if not any(p is other for other in spared)]
+        optim = self.config.optim
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": spared, "weight_decay": 0.0}],
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+        )
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.first_gradients: dict[str, Tensor] = {}
