@@ -102,7 +102,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.clip >= 0, f"optim.clip={self.clip}: cannot be negative")
-        for key in ("lr", "eps", "weight_decay"):
+        _require(0 < self.eps < math.inf, f"optim.eps={self.eps}: must be positive")
+        for key in ("lr", "weight_decay"):
             _require(0 <= getattr(self, key) < math.inf, f"optim.{key}={getattr(self, key)}: must be in [0, infinity)")
         _require(self.max_skipped_steps >= 1, f"optim.max_skipped_steps={self.max_skipped_steps}: must be at least 1")
         for key in ("beta1", "beta2"):

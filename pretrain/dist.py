@@ -56,6 +56,7 @@ class Process(NamedTuple):
         torch_dist.broadcast_object_list(box, src=0, group=self.control)
         result = box[0]
         if isinstance(result, UserError):
+            result.one_rank_only = False  # now all have met it
             raise result
         return cast(T, result)
 

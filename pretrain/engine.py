@@ -167,7 +167,10 @@ class Engine:
             self._set(parameter, WEIGHT, weights[name])
         for _ in range(self._deepspeed.gradient_accumulation_steps()):
             self.backward(sample, lambda logits, _: (logits[0].float().sum() + logits[1].float().sum()) * 0.0)
-        self.step(0.0)
+        if not self.step(0.0).applied:
+            raise UserError(
+                "the checkpoint's weights give outputs that are not finite; remove it to resume from another"
+            )
         self._link_moments()
         for name, parameter in self._parameters():
             for kind in MOMENTS:

@@ -72,6 +72,8 @@ def run(
     progress: Progress,
 ) -> ExitCode:
     """Resume if there is something to resume, build the parts, train. `directory` is rank 0's."""
+    if not (corpus.directory / "tokenizer").is_dir():
+        raise UserError(f"{corpus.directory / 'tokenizer'}: not there; copy or prepare the corpus again")
     resolved = plain(asdict(config))
     config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
     snapshot = resume(config, path / "checkpoints", corpus, process)
