@@ -13,6 +13,7 @@ fragments keyed by name and range, and rank 0 puts them together: no collective,
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -39,6 +40,7 @@ _FILES = (_MODEL, _OPTIMIZER, _STATE, _CONFIG)
 _TEMPORARY = ".writing-"
 _MAX_FAILED_SAVES = 3
 _POLL_SECONDS = 0.05
+_HURRIED_SECONDS = 10.0  # less than the 30 s that a launcher gives a rank to go
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -222,6 +224,11 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._failures: list[str] = []
+        self._latest = math.inf  # on the monotonic clock: when to wait for shares no more
+
+    def hurry(self) -> None:
+        """A rank may be gone: wait for the others' shares only a moment more."""
+        self._latest = time.monotonic() + _HURRIED_SECONDS
 
     def submit(
         self,
@@ -266,7 +273,9 @@ class Writer:
             if self._rank:
                 _write_share(temporary, self._rank, fragments)
             else:
-                others = _read_shares(temporary, range(1, self._num_writers), self._patience_seconds)
+                others = _read_shares(
+                    temporary, range(1, self._num_writers), self._patience_seconds, lambda: self._latest
+                )
                 full = assemble(chain(fragments, others), shapes)
                 moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
                 write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
@@ -292,14 +301,16 @@ def _write_share(temporary: Path, rank: int, fragments: Sequence[Fragment]) -> N
     part.rename(final)
 
 
-def _read_shares(temporary: Path, ranks: Iterable[int], patience_seconds: float) -> Iterator[Fragment]:
+def _read_shares(
+    temporary: Path, ranks: Iterable[int], patience_seconds: float, latest: Callable[[], float]
+) -> Iterator[Fragment]:
     """The other ranks' fragments, as their files appear. Raises TimeoutError (an OSError) when one does not."""
     deadline = time.monotonic() + patience_seconds
     for rank in ranks:
         path = _share_path(temporary, rank)
         while not path.exists():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the share of rank {rank} did not appear in {patience_seconds:.0f} s as {path}")
+            if time.monotonic() > min(deadline, latest()):
+                raise TimeoutError(f"the share of rank {rank} did not appear in time as {path}")
             time.sleep(_POLL_SECONDS)
         for key, values in load_file(path).items():
             kind, start, name = key.split(":", 2)

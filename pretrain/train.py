@@ -124,6 +124,10 @@ def run(
     code = ExitCode.FAILED
     try:
         code = train_guarded(parts)
+    except Exception as error:
+        if not isinstance(error, UserError):  # a collective fails when another rank is gone
+            parts.writer.hurry()
+        raise
     finally:
         watchdog.close()
         telemetry.close(int(code))
