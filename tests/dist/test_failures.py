@@ -53,9 +53,33 @@ def test_gradients_that_are_not_finite(trainer: Trainer, corpus: Path, stage: in
     for path in checkpoint.list_checkpoints(result.run / "checkpoints"):
         assert json.loads((path / "state.json").read_text())["optimizer_steps"] == 1
     assert json.loads((result.run / "status.json").read_text()) | {"time": 0} == {"exit_code": 70, "step": 4, "time": 0}
+    if stage < 2:
+        again = trainer.run(
+            f"data.path={corpus}", f"zero={stage}", f"precision={precision}", f"runs_root={result.run.parent}", ranks=2
+        )
+        assert again.codes == (64, 64), again.stderrs
+        (line,) = again.errors
+        assert "the checkpoint's weights give outputs that are not finite; remove it" in line
 
 
 # What every rank finds
+
+
+def test_a_corpus_without_its_tokenizer(trainer: Trainer, tmp_path: Path) -> None:
+    make_corpus(tmp_path, samples=20, val=0)
+    shutil.rmtree(tmp_path / "tokenizer")
+    result = trainer.run(f"data.path={tmp_path}", ranks=2)
+    assert result.codes == (64, 64)
+    (line,) = result.errors
+    assert "tokenizer: not there; copy or prepare the corpus again" in line
+
+
+def test_a_place_where_no_run_can_be(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = trainer.run(f"data.path={corpus}", f"runs_root={tmp_path / 'file'}", ranks=2)
+    assert result.codes == (74, 74)
+    (line,) = result.errors
+    assert "cannot be created" in line
 
 
 @pytest.mark.parametrize(

@@ -502,6 +502,16 @@ def test_a_share_that_never_comes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rank_that_is_gone_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the process could not end: the thread that waits would hold it for all of its patience."""
+    monkeypatch.setattr(checkpoint, "_HURRIED_SECONDS", 0.1)
+    one = writer(tmp_path, [], 0, 2, patience_seconds=600)
+    submit(one, 1, lambda number: number % 2 == 0)
+    one.hurry()
+    with pytest.raises(DiskError, match="the share of rank 1 did not appear"):
+        one.close()
+
+
 class Disk:
     """Stands for `save_file` on a disk that may be full."""
 

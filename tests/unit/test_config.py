@@ -83,6 +83,7 @@ BAD: list[tuple[str, Any]] = [
     *((f"optim__{key}", INF) for key in ("lr", "eps", "weight_decay")),
     *((f"optim__{key}", value) for key in ("beta1", "beta2") for value in (-0.1, 1.0, NAN)),
     ("optim__max_skipped_steps", 0),
+    ("optim__eps", 0.0),
     ("optim__kind", "sgd"),
     *((f"schedule__{key}", v) for key in ("warmup_fraction", "final_fraction") for v in (-0.1, 1.1, NAN)),
     *((f"loss__{key}", value) for key in ("mlm_weight", "nsp_weight") for value in (-1.0, NAN, INF)),
