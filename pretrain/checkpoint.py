@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -284,12 +285,19 @@ class Writer:
         except (OSError, SafetensorError) as error:
             if self._rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                with suppress(OSError):  # an empty file fits on a full disk; without it rank 0 waits in vain
+                    _failed_path(temporary, self._rank).touch()
             self._failures.append(f"{final}: not saved ({error}); free space and run the same command again")
             self._say(f"warning: {self._failures[-1]}")
 
 
 def _share_path(temporary: Path, rank: int) -> Path:
     return temporary / f"share-{rank:05d}.safetensors"
+
+
+def _failed_path(temporary: Path, rank: int) -> Path:
+    return _share_path(temporary, rank).with_suffix(".failed")
 
 
 def _write_share(temporary: Path, rank: int, fragments: Sequence[Fragment]) -> None:
@@ -304,11 +312,13 @@ def _write_share(temporary: Path, rank: int, fragments: Sequence[Fragment]) -> N
 def _read_shares(
     temporary: Path, ranks: Iterable[int], patience_seconds: float, latest: Callable[[], float]
 ) -> Iterator[Fragment]:
-    """The other ranks' fragments, as their files appear. Raises TimeoutError (an OSError) when one does not."""
+    """The other ranks' fragments, as their files appear. Raises OSError when one failed or does not appear."""
     deadline = time.monotonic() + patience_seconds
     for rank in ranks:
         path = _share_path(temporary, rank)
         while not path.exists():
+            if _failed_path(temporary, rank).exists():
+                raise OSError(f"rank {rank} could not write its share")
             if time.monotonic() > min(deadline, latest()):
                 raise TimeoutError(f"the share of rank {rank} did not appear in time as {path}")
             time.sleep(_POLL_SECONDS)
