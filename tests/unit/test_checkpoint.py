@@ -562,6 +562,23 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.
     assert {path.name for path in tmp_path.iterdir()} == {"LATEST", "step-00000001"}
 
 
+def test_a_share_that_cannot_be_written_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 does not wait for it with all its patience; the next checkpoint finds the disk free."""
+    told: list[str] = []
+    disk = Disk(monkeypatch, ERRORS[1])
+    ranks = [writer(tmp_path, told, rank, 2, patience_seconds=600) for rank in range(2)]
+    for step in (1, 2):
+        for rank in (1, 0):
+            submit(ranks[rank], step, lambda number, rank=rank: number % 2 == rank)
+            ranks[rank].wait()
+        disk.full = False
+    for one in ranks:
+        one.close()
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002"]
+    assert "rank 1 could not write its share" in told[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000002"]
+
+
 def test_three_failures_in_a_row_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     Disk(monkeypatch, ERRORS[0])
