@@ -57,4 +57,3 @@ def test_killed_runs_end_like_undisturbed_ones(zero: int, trainer: Trainer, corp
         assert result.codes == (0, 0), result.stderr
         assert evidence(result) == expected
     print(f"\nZeRO {zero}: {dict(seen)}; wrong batches: 0")
-    assert seen["inside a save"], "no kill fell into a save: make saves more frequent"
