@@ -229,7 +229,9 @@ def test_kill_and_run_again_gives_the_same_bytes(corpus, work, tmp_path):
             assert process.returncode == ExitCode.FAILED, stderr.decode()
             assert b"SIGKILL" in stderr
             assert b"Traceback" not in stderr
-        assert not (out / "manifest.json").exists() or process.returncode == 0
+        if (out / "manifest.json").exists():  # written last: this kill, if it was one, came after the work was done
+            assert read_manifest(out).shards
+            break
     assert kills
     run = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert run.returncode == 0, run.stderr.decode()
