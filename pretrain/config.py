@@ -230,6 +230,9 @@ class TrainConfig:
     precision: Precision = doc("fp32, bf16 or fp16 (GPU only, dynamic loss scale)")
     global_batch_size: int = doc("samples per optimizer step over all ranks")
     micro_batch_size: int = doc("samples per forward pass of one rank; accumulation steps follow")
+    world_size: int | None = doc(
+        "ranks to insist on (launch sets it): deepspeed trains locally where it finds no hostfile; null takes any"
+    )
     steps: int = doc("optimizer steps of the whole run: the schedule ends there")
     stop_at: int | None = doc("stop in an orderly way at this optimizer step, with a checkpoint and exit code 75")
     log: LogConfig

@@ -44,6 +44,10 @@ def main(config: TrainConfig) -> int:
     directory: RunDirectory | None = None
     code: int = ExitCode.FAILED
     try:
+        if config.world_size not in (None, process.world_size):
+            raise UserError(
+                f"world_size={config.world_size}: there are {process.world_size} ranks; correct it, or the hostfile"
+            )
         accumulation_steps(config.global_batch_size, config.micro_batch_size, process.world_size)
         data = config.data
         only = [VAL] if data.access is Access.stream else None  # the rest is streamed
