@@ -22,6 +22,7 @@ class Precision(Enum):
 
 class OptimizerKind(Enum):
     adamw = "adamw"
+    lamb = "lamb"
 
 
 class ScheduleKind(Enum):
@@ -35,6 +36,7 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
+ZERO = ("0", "1", "2", "3", "2_offload", "3_offload")
 RESUME_CHECKS = ("data", "seed", "global_batch_size")
 
 
@@ -97,6 +99,7 @@ class OptimConfig:
     beta2: float = doc("decay of the second moment")
     eps: float = doc("added to the root of the second moment")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
+    bias_correction: bool = doc("LAMB: divide moments by 1 - beta^step, as AdamW always does")
     clip: float = doc("largest global gradient norm; 0 does not clip")
     max_skipped_steps: int = doc("give up (exit 70) after so many steps in a row with gradients that are not finite")
 
@@ -226,7 +229,9 @@ class TrainConfig:
     optim: OptimConfig
     schedule: ScheduleConfig
     loss: LossConfig
-    zero: int = doc("DeepSpeed ZeRO stage: 0, 1, 2 or 3 (Rajbhandari et al. 2020)")
+    zero: str = doc(
+        "DeepSpeed ZeRO stage (Rajbhandari et al. 2020): 0, 1, 2, 3; 2_offload, 3_offload keep the optimizer on the CPU"
+    )
     precision: Precision = doc("fp32, bf16 or fp16 (GPU only, dynamic loss scale)")
     global_batch_size: int = doc("samples per optimizer step over all ranks")
     micro_batch_size: int = doc("samples per forward pass of one rank; accumulation steps follow")
@@ -249,11 +254,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         plain = self.run not in ("", ".", "..") and not set(self.run) & set("/\\") and self.run.isprintable()
         _require(plain, f"run={self.run!r}: must be a plain name; the directory goes into runs_root")
-        _require(self.zero in (0, 1, 2, 3), f"zero={self.zero}: there are stages 0, 1, 2 and 3")
+        _require(self.zero in ZERO, f"zero={self.zero}: there are {', '.join(ZERO)}")
         for key in ("global_batch_size", "micro_batch_size", "steps"):
             _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
         _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
+
+    @property
+    def stage(self) -> int:
+        """The number of the ZeRO stage."""
+        return int(self.zero[0])
+
+    @property
+    def offload(self) -> bool:
+        """Whether fp32 weights and moments stay in the CPU's memory, and are updated there."""
+        return self.zero.endswith("_offload")
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:

@@ -19,6 +19,7 @@ from data_prep.errors import UserError
 from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment
 from pretrain.config import OptimConfig, Precision, TrainConfig, accumulation_steps
 from pretrain.dist import Process
+from pretrain.lamb import Lamb, Piece
 from pretrain.loader import MicroBatch
 from pretrain.optim import build_optimizer
 
@@ -49,7 +50,6 @@ _EXTRA_KEYS = frozenset(  # top-level keys that DeepSpeed 0.19 reads and that le
         "tensorboard",
         "timers",
         "wall_clock_breakdown",
-        "zero_allow_untested_optimizer",
         "zero_force_ds_cpu_optimizer",
         "zero_optimization",
     }
@@ -63,6 +63,15 @@ class StepResult(NamedTuple):
     grad_norm: float  # global, before clipping
 
 
+class Shard(NamedTuple):
+    """Where this rank's part of a parameter lies in the fp32 tensors that the optimizer updates."""
+
+    tensor: Tensor  # the optimizer's: the parameter itself at stage 0, else flat, with others beside it
+    offset: int  # first element there
+    start: int  # first element in the flattened parameter
+    length: int
+
+
 class Engine:
     """A module under DeepSpeed ZeRO."""
 
@@ -72,7 +81,7 @@ class Engine:
         Raises `UserError` for a combination that the device or DeepSpeed cannot do.
         """
         check_precision(config, process.device)
-        self.process, self.stage, self.precision = process, config.zero, config.precision
+        self.process, self.stage, self.precision = process, config.stage, config.precision
         deepspeed = _import_deepspeed(process.device)
         # Under Hugging Face's names, each parameter once (the decoder is tied), in one order on every rank.
         self._names = [name.removeprefix("hf.") for name, _ in module.named_parameters()]
@@ -89,6 +98,8 @@ class Engine:
             ),
             dist_init_required=False,
         )
+        if self.stage and isinstance(optimizer, Lamb):
+            self._shard_lamb(optimizer)
 
     def backward(self, batch: MicroBatch, loss_of: Callable[[tuple[Tensor, Tensor], MicroBatch], Tensor]) -> None:
         """Forward and backward of one micro-batch. `loss_of(logits, batch)` is this rank's share of the global loss."""
@@ -140,13 +151,12 @@ class Engine:
 
         At stage 0 every rank holds everything.
         """
-        self._link_moments()
         result = []
         for name, parameter in self._parameters():
-            for kind in KINDS:
-                start, values = self._local(parameter, kind)
-                if len(values):
-                    result.append(Fragment(name, kind, start, values.detach().to("cpu", torch.float32, copy=True)))
+            shard = self._shard(parameter)
+            for kind in KINDS if shard.length else ():
+                values = self._values(shard, kind).to("cpu", torch.float32, copy=True)
+                result.append(Fragment(name, kind, shard.start, values))
         return result
 
     def load_full_state(
@@ -171,7 +181,6 @@ class Engine:
             raise UserError(
                 "the checkpoint's weights give outputs that are not finite; remove it to resume from another"
             )
-        self._link_moments()
         for name, parameter in self._parameters():
             for kind in MOMENTS:
                 self._set(parameter, kind, moments[f"{name}.{kind}"])
@@ -180,12 +189,6 @@ class Engine:
                 state["step"].fill_(optimizer_steps)
         if self.precision is Precision.fp16:
             self._deepspeed.optimizer.loss_scaler.cur_scale = loss_scale
-
-    def _link_moments(self) -> None:
-        """Stages 1 and 2 link parameters to moments after the first *group* was stepped, when the others have none."""
-        if self.stage in (1, 2):
-            self._deepspeed.optimizer._hp_optimizer_states_linked = False
-            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return zip(self._names, self._deepspeed.module.parameters(), strict=True)
@@ -199,43 +202,46 @@ class Engine:
         shape: torch.Size = parameter.ds_shape if self.stage == 3 else parameter.shape
         return shape
 
-    def _local(self, parameter: Any, kind: str) -> tuple[int, Tensor]:
-        """(first element in the flattened parameter, fp32 values) of what this rank holds of it."""
+    def _shard(self, parameter: Any) -> Shard:
         if self.stage == 0:
-            full = parameter.data if kind == WEIGHT else self._inner.state[parameter][kind]
-            return 0, full.flatten()
+            return Shard(parameter, 0, 0, parameter.numel())
         if self.stage == 3:
-            from deepspeed import utils
-
-            if kind == WEIGHT:
-                padded = utils.safe_get_local_fp32_param(parameter)
-            else:
-                padded = utils.safe_get_local_optimizer_state(parameter, kind)
-            start = min(self.process.rank * parameter.ds_tensor.ds_numel, parameter.ds_numel)
-            return start, padded[: parameter.ds_numel - start]
+            zero = self._deepspeed.optimizer
+            group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+            start = min(self.process.rank * size, parameter.ds_numel)  # the last share is padded, or all padding
+            length = min(size, parameter.ds_numel - start)
+            return Shard(zero.fp32_partitioned_groups_flat[group], offset, start, length)
         mapping = parameter._hp_mapping
         if mapping is None:  # no element of it is on this rank
-            return 0, torch.empty(0)
-        fragment: Tensor = mapping.get_hp_fragment(None if kind == WEIGHT else kind)
-        return int(mapping.lp_fragment_address.start), fragment
+            return Shard(torch.empty(0), 0, 0, 0)
+        (flat,) = self._inner.param_groups[mapping.param_group_index]["params"]
+        inside, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
+        return Shard(flat, inside.start, whole.start, whole.numel)
+
+    def _values(self, shard: Shard, kind: str) -> Tensor:
+        """The elements of a shard that is not empty, as a view of the optimizer's own."""
+        whole: Tensor = shard.tensor if kind == WEIGHT else self._inner.state[shard.tensor][kind]
+        return whole.detach().view(-1)[shard.offset : shard.offset + shard.length]
 
     def _set(self, parameter: Any, kind: str, value: Tensor) -> None:
         """Put this rank's share of the full `value` in place. Not collective."""
-        flat = value.flatten()
-        if self.stage == 3:
-            from deepspeed import utils
+        shard = self._shard(parameter)
+        if shard.length:
+            self._values(shard, kind).copy_(value.flatten()[shard.start : shard.start + shard.length])
 
-            size = parameter.ds_tensor.ds_numel
-            part = flat[self.process.rank * size : (self.process.rank + 1) * size]
-            padded = torch.zeros(size, device=self.process.device)
-            padded[: len(part)] = part
-            if kind == WEIGHT:
-                utils.safe_set_local_fp32_param(parameter, padded)
-            else:
-                utils.safe_set_local_optimizer_state(parameter, padded, kind)
-        else:
-            start, values = self._local(parameter, kind)
-            values.detach().copy_(flat[start : start + len(values)])
+    def _shard_lamb(self, optimizer: Lamb) -> None:
+        pieces: dict[Tensor, list[Piece]] = {}
+        for number, (_, parameter) in enumerate(self._parameters()):
+            shard = self._shard(parameter)
+            if shard.length:
+                pieces.setdefault(shard.tensor, []).append(Piece(number, shard.offset, shard.length))
+
+        def add_over_ranks(sums: Tensor) -> None:
+            on_device = sums.to(self.process.device)  # offloaded tensors are on the CPU, which NCCL cannot reach
+            torch.distributed.all_reduce(on_device)
+            sums.copy_(on_device)
+
+        optimizer.shard(pieces, len(self._names), add_over_ranks)
 
 
 class _StageZeroGuard:
@@ -267,7 +273,7 @@ def check_precision(config: TrainConfig, device: torch.device) -> None:
     """Refuse what this device or stage cannot compute in."""
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise UserError("precision=fp16: not possible on a CPU; use precision=bf16 or fp32")
-    if config.precision is Precision.fp16 and config.zero == 0:
+    if config.precision is Precision.fp16 and config.stage == 0:
         raise UserError("precision=fp16: needs zero=1, 2 or 3, which keep fp32 master weights; set zero=1")
     if config.precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
@@ -288,11 +294,11 @@ def deepspeed_config(
         "gradient_accumulation_steps": accumulation_steps(
             config.global_batch_size, config.micro_batch_size, world_size
         ),
-        "gradient_clipping": config.optim.clip if config.zero else 0.0,  # it defaults to 1.0
+        "gradient_clipping": config.optim.clip if config.stage else 0.0,  # it defaults to 1.0
         "steps_per_print": None,
-        "zero_optimization": {"stage": config.zero},
+        "zero_optimization": {"stage": config.stage},
     }
-    if config.zero:
+    if config.stage:
         ours["zero_optimization"] |= {
             "contiguous_gradients": True,
             "overlap_comm": on_gpu,
@@ -301,7 +307,10 @@ def deepspeed_config(
         }
         ours["bf16"] = {"enabled": config.precision is Precision.bf16}
         ours["fp16"] = {"enabled": config.precision is Precision.fp16}
-    if config.zero == 3:
+    if config.offload:
+        ours["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+        ours["zero_force_ds_cpu_optimizer"] = False  # ours run on a CPU as they are, and need no compiler
+    if config.stage == 3:
         ours["zero_optimization"] |= {"stage3_prefetch_bucket_size": bucket // 10, "stage3_max_live_parameters": bucket}
     extra = config.deepspeed.extra or {}
     for key in set(extra) - _EXTRA_KEYS - set(ours):
@@ -331,9 +340,12 @@ def _import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its calls, not the user's
     # Its shared-memory collectives for CPUs would be compiled at start-up, and crash where there is no compiler.
     __compatible_ops__["deepspeed_shm_comm"] = False
+    if Lamb not in ZERO_SUPPORTED_OPTIMIZERS:  # it warns of optimizers that it does not know
+        ZERO_SUPPORTED_OPTIMIZERS.append(Lamb)
     return deepspeed

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain.config import OptimConfig
+from pretrain.config import OptimConfig, OptimizerKind
+from pretrain.lamb import Lamb
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
@@ -19,6 +20,10 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weigh
 
 
 def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), its loop over parameters fused."""
+    """AdamW (Loshchilov and Hutter 2019), fused also on a CPU, or LAMB, both with decoupled weight decay."""
     groups = parameter_groups(named_parameters, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    shared: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if config.kind is OptimizerKind.adamw:
+        return torch.optim.AdamW(groups, fused=True, **shared)
+    decay, no_decay = groups
+    return Lamb([decay, no_decay | {"layer_adaptation": False}], bias_correction=config.bias_correction, **shared)

@@ -113,7 +113,7 @@ def run(
         writer=checkpoint.Writer(
             path / "checkpoints",
             rank=process.rank,
-            num_writers=process.world_size if config.zero else 1,
+            num_writers=process.world_size if config.stage else 1,
             patience_seconds=config.checkpoint.patience_seconds,
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,

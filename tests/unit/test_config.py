@@ -67,7 +67,7 @@ NAN, INF = float("nan"), float("inf")
 BAD: list[tuple[str, Any]] = [
     *(("run", name) for name in ("", ".", "..", "a/b", "../x", "/tmp/x", "a\\b", "a\0b", "a\nb")),
     *(("seed", value) for value in (-1, 2**63)),
-    *(("zero", value) for value in (-1, 4)),
+    *(("zero", value) for value in (-1, 4, "1_offload", "offload")),
     *((key, value) for key in ("global_batch_size", "micro_batch_size", "steps", "stop_at") for value in (0, -3)),
     ("precision", "fp8"),
     ("steps", 1.5),
