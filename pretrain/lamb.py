@@ -59,7 +59,7 @@ class Lamb(torch.optim.Optimizer):
         """m / (sqrt(v) + eps) + weight_decay * w, after m and v have taken in the gradients."""
         beta1, beta2 = group["betas"]
         for tensor in tensors:
-            if tensor not in self.state:
+            if not self.state[tensor]:
                 zeros = torch.zeros_like(tensor), torch.zeros_like(tensor)
                 self.state[tensor] = {"step": torch.zeros(()), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
             self.state[tensor]["step"] += 1

@@ -78,7 +78,9 @@ def test_stop_at_and_the_same_command_again(trainer: Trainer, corpus: Path, tmp_
     assert done.metrics == resumed.metrics
 
 
-def chain(trainer: Trainer, root: Path, overrides: Sequence[str], legs: Sequence[tuple[int, int, int, int]]) -> Result:
+def chain(
+    trainer: Trainer, root: Path, overrides: Sequence[str], legs: Sequence[tuple[int, int | str, int, int]]
+) -> Result:
     """Legs of (stop, stage, ranks, micro-batch size) in one run directory."""
     result: Result | None = None
     for stop, stage, ranks, micro in legs:
@@ -93,8 +95,8 @@ def chain(trainer: Trainer, root: Path, overrides: Sequence[str], legs: Sequence
 def test_across_stages_and_world_sizes(trainer: Trainer, corpus: Path, tmp_path: Path, precision: str) -> None:
     overrides = (f"data.path={corpus}", f"precision={precision}")
     whole = trainer.run(*overrides, "zero=1")
-    fp32 = [(2, 1, 2, 4), (4, 3, 1, 16), (6, 0, 2, 4)]
-    bf16 = [(2, 3, 2, 4), (3, 2, 1, 4), (6, 1, 2, 8)]
+    fp32: list[tuple[int, int | str, int, int]] = [(2, 1, 2, 4), (4, "3_offload", 1, 16), (6, 0, 2, 4)]
+    bf16: list[tuple[int, int | str, int, int]] = [(2, 3, 2, 4), (3, "2_offload", 1, 4), (6, 2, 2, 8)]
     legs = fp32 if precision == "fp32" else bf16
     result = chain(trainer, tmp_path, overrides, legs)
     assert [line["step"] for line in result.metrics] == [1, 2, 3, 4, 5, 6]

@@ -183,8 +183,8 @@ Engine.backward = backward
 """
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_one_bad_gradient_on_one_rank_costs_that_step_alone(trainer: Trainer, corpus: Path, stage: int) -> None:
+@pytest.mark.parametrize("stage", [*STAGES, "2_offload", "3_offload"])
+def test_one_bad_gradient_on_one_rank_costs_that_step_alone(trainer: Trainer, corpus: Path, stage: int | str) -> None:
     """NaN in the first micro-batch of rank 1 at the third step: no rank applies that step, and all go on."""
     result = trainer.run(f"data.path={corpus}", f"zero={stage}", ranks=2, before=POISON)
     assert result.codes == (0, 0), result.stderrs
