@@ -20,6 +20,19 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+class Architecture(Enum):
+    bert = "bert"
+    modernbert = "modernbert"
+
+
+class Attention(Enum):
+    auto = "auto"
+    varlen = "varlen"
+    flash = "flash"
+    flex = "flex"
+    sdpa = "sdpa"
+
+
 class OptimizerKind(Enum):
     adamw = "adamw"
     lamb = "lamb"
@@ -68,6 +81,9 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str = doc("name of the size, for people")
+    architecture: Architecture = doc(
+        "bert (Devlin et al. 2019) or modernbert (Warner et al. 2024; without pairs: prepare with objective=none)"
+    )
     hidden_size: int = doc("width of the encoder")
     num_layers: int = doc("transformer layers")
     num_heads: int = doc("attention heads; must divide hidden_size")
@@ -75,6 +91,9 @@ class ModelConfig:
     max_positions: int = doc("position embeddings: the longest sequence the exported model takes, tokens")
     dropout: float = doc("dropout on embeddings and hidden states, probability")
     attention_dropout: float = doc("dropout on attention weights, probability")
+    attention: Attention = doc(
+        "kernel: varlen (torch's, no dropout), flash (flash-attn), flex (no dropout), sdpa (padded), or auto"
+    )
     pad_vocab_to: int = doc("rows of the embedding matrix are rounded up to a multiple of this; removed at export")
     activation_checkpointing: bool = doc(
         "recompute activations in the backward pass: less memory, about a third slower"
@@ -89,6 +108,11 @@ class ModelConfig:
         )
         for key in ("dropout", "attention_dropout"):
             _require(0 <= getattr(self, key) < 1, f"model.{key}={getattr(self, key)}: must be in [0, 1)")
+        _require(
+            not self.attention_dropout or self.attention not in (Attention.varlen, Attention.flex),
+            f"model.attention={self.attention.value}: knows no dropout; set model.attention_dropout=0, "
+            "or use model.attention=auto, flash or sdpa",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +257,7 @@ class TrainConfig:
         "DeepSpeed ZeRO stage (Rajbhandari et al. 2020): 0, 1, 2, 3; 2_offload, 3_offload keep the optimizer on the CPU"
     )
     precision: Precision = doc("fp32, bf16 or fp16 (GPU only, dynamic loss scale)")
+    compile: bool = doc("torch.compile the layers, once for all shapes: zero=0, 1, 2; needs Triton, or g++ on a CPU")
     global_batch_size: int = doc("samples per optimizer step over all ranks")
     micro_batch_size: int = doc("samples per forward pass of one rank; accumulation steps follow")
     world_size: int | None = doc(
@@ -255,6 +280,11 @@ class TrainConfig:
         plain = self.run not in ("", ".", "..") and not set(self.run) & set("/\\") and self.run.isprintable()
         _require(plain, f"run={self.run!r}: must be a plain name; the directory goes into runs_root")
         _require(self.zero in ZERO, f"zero={self.zero}: there are {', '.join(ZERO)}")
+        _require(
+            not (self.compile and self.stage == 3),
+            f"compile=true: not with zero={self.zero}, which gathers weights in hooks inside the layers; "
+            "use zero=1 or 2, or compile=false",
+        )
         for key in ("global_batch_size", "micro_batch_size", "steps"):
             _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
         _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")

@@ -1,7 +1,7 @@
 """`python -m pretrain.export runs/books out/books`: a checkpoint as a Hugging Face directory, proved before it is done.
 
 Names are Hugging Face's already; the padded vocabulary rows go, the tokenizer comes along. The written directory is
-loaded again with `AutoModelForPreTraining` and its padded forward must give the packed trainer's logits.
+loaded again by Hugging Face's auto class and its padded forward must give the packed trainer's logits.
 """
 
 import argparse
@@ -11,12 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from data_prep import entry
@@ -28,10 +29,9 @@ from data_prep.tokenizer import load_tokenizer
 from pretrain import checkpoint
 from pretrain.config import ModelConfig, TrainConfig
 from pretrain.loader import pack
-from pretrain.model import PackedBert, bert_config
+from pretrain.model import VOCABULARY_ROWS, PackedBert, hugging_face_model
 
 TOLERANCE = 1e-4  # largest difference of two fp32 logits; the two forwards add in different orders
-_VOCABULARY_ROWS = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
 _PARITY_TEXTS = (
     ("The model reads both sides of a missing word.", "It was trained to guess what belongs there."),
     ("A short one.", "Returns the number of items in the list, or raises an error when the list is empty."),
@@ -59,7 +59,7 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
     try:
         temporary.mkdir(parents=True)
         _plain_model(model, facts, snapshot.weights).save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(temporary)
+        _tokenizer(tokenizer, trained).save_pretrained(temporary)
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)  # safetensors' own is 0600
         difference = parity(trained, temporary, facts)
         if out.exists():
@@ -73,7 +73,8 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
 def parity(trained: PackedBert, exported: Path, facts: TokenizerFacts) -> float:
     """Largest difference of MLM (every position) and NSP logits on a few pairs: packed against loaded and padded."""
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    model = AutoModelForPreTraining.from_pretrained(exported, dtype=torch.float32).eval()
+    loader = AutoModelForPreTraining if trained.has_pairs else AutoModelForMaskedLM
+    model = loader.from_pretrained(exported, dtype=torch.float32).eval()
     encoded = tokenizer(
         [a for a, _ in _PARITY_TEXTS],
         [b for _, b in _PARITY_TEXTS],
@@ -87,8 +88,10 @@ def parity(trained: PackedBert, exported: Path, facts: TokenizerFacts) -> float:
     with torch.no_grad():
         mlm, nsp = trained(pack([_every_position(rows, facts.sep_id)]))
         theirs = model(**encoded)
-    pairs = [(nsp, theirs.seq_relationship_logits), (mlm, theirs.prediction_logits[encoded.attention_mask.bool()])]
-    difference = max(_difference(ours, other) for ours, other in pairs)
+    their_mlm = theirs.prediction_logits if trained.has_pairs else theirs.logits
+    difference = _difference(mlm, their_mlm[encoded.attention_mask.bool()])
+    if trained.has_pairs:
+        difference = max(difference, _difference(nsp, theirs.seq_relationship_logits))
     if not difference <= TOLERANCE:
         raise UserError(
             f"{exported}: its logits differ from the trainer's by {difference:.2g}, more than {TOLERANCE:g}; "
@@ -115,13 +118,21 @@ def _every_position(rows: Sequence[Tensor], sep_id: int) -> tuple[Samples, Masks
     return samples, Masks(counts, positions, joined)
 
 
-def _plain_model(config: ModelConfig, facts: TokenizerFacts, weights: Mapping[str, Tensor]) -> BertForPreTraining:
+def _tokenizer(folder: Path, trained: PackedBert) -> Any:
+    """The run's tokenizer; ModernBERT takes no token types, so it returns none."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not trained.has_pairs:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return tokenizer
+
+
+def _plain_model(config: ModelConfig, facts: TokenizerFacts, weights: Mapping[str, Tensor]) -> PreTrainedModel:
     """Hugging Face's model with the real vocabulary only."""
-    model = BertForPreTraining(bert_config(config, facts, vocab_rows=facts.vocab_size))
+    model = hugging_face_model(config, facts, vocab_rows=facts.vocab_size)
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in own.items():
-            rows = weights[name][: facts.vocab_size] if name in _VOCABULARY_ROWS else weights[name]
+            rows = weights[name][: facts.vocab_size] if name in VOCABULARY_ROWS else weights[name]
             parameter.copy_(rows)
     return model
 

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BertForPreTraining
+from transformers import AutoTokenizer, PreTrainedModel
 
 from data_prep.errors import UserError
 from data_prep.manifest import TokenizerFacts
 from data_prep.tokenizer import load_tokenizer
 from pretrain import checkpoint
-from pretrain.model import PackedBert
+from pretrain.model import VOCABULARY_ROWS, PackedBert
 
 _POSITIONS = "bert.embeddings.position_embeddings.weight"
-_PER_TOKEN = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
 
 
 def initialize(module: PackedBert, source: str, facts: TokenizerFacts) -> str:
@@ -28,7 +27,7 @@ def initialize(module: PackedBert, source: str, facts: TokenizerFacts) -> str:
     fresh values; positions beyond the model's are left out. Raises `UserError` where the tokenizer, a name or any other
     shape differs.
     """
-    weights, fingerprint = _read(source)
+    weights, fingerprint = _read(source, type(module.hf))
     if fingerprint != facts.fingerprint:
         raise UserError(
             f"init_from={source}: its tokenizer is {fingerprint[:12]}…, the corpus was prepared with "
@@ -40,7 +39,7 @@ def initialize(module: PackedBert, source: str, facts: TokenizerFacts) -> str:
         raise UserError(f"init_from={source}: has no {missing[0]}; it is not a BERT of this kind")
     for name, parameter in own.items():
         given, target = weights[name], parameter.data
-        if name in _PER_TOKEN:
+        if name in VOCABULARY_ROWS:
             given, target = given[: facts.vocab_size], target[: facts.vocab_size]
         elif name == _POSITIONS and len(given) != len(target):
             rows = min(len(given), len(target))
@@ -55,7 +54,7 @@ def initialize(module: PackedBert, source: str, facts: TokenizerFacts) -> str:
     return ", ".join(notes)
 
 
-def _read(source: str) -> tuple[Mapping[str, Tensor], str]:
+def _read(source: str, kind: type[PreTrainedModel]) -> tuple[Mapping[str, Tensor], str]:
     """(weights by name, tokenizer fingerprint)."""
     path = Path(source)
     found = path
@@ -70,7 +69,7 @@ def _read(source: str) -> tuple[Mapping[str, Tensor], str]:
         snapshot = checkpoint.load(found)
         return snapshot.weights, snapshot.state.tokenizer_fingerprint
     try:
-        model = BertForPreTraining.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        model = kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
         tokenizer = path if path.is_dir() else Path(AutoTokenizer.from_pretrained(source).vocab_file).parent
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 I64 = npt.NDArray[np.int64]
 
 IGNORED = -100  # the label of positions that do not count
-_TOKENS_MULTIPLE = 256
+TOKENS_MULTIPLE = 256  # `bounded` fills a row up to a multiple of it
 _MASKED_MULTIPLE = 64
 _LENGTH_MULTIPLE = 16
 
@@ -173,7 +173,7 @@ def bounded(batch: MicroBatch) -> MicroBatch:
     Extra tokens belong to no sample, so attention leaves them out, and nothing reads them; extra masked positions have
     the label that cross-entropy ignores. On a CPU, shapes that never come twice make the heap grow by the hour.
     """
-    tokens, masked = -batch.num_tokens % _TOKENS_MULTIPLE, -batch.num_masked % _MASKED_MULTIPLE
+    tokens, masked = -batch.num_tokens % TOKENS_MULTIPLE, -batch.num_masked % _MASKED_MULTIPLE
     return batch._replace(
         input_ids_T=F.pad(batch.input_ids_T, (0, tokens)),
         position_ids_T=F.pad(batch.position_ids_T, (0, tokens)),

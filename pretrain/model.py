@@ -1,138 +1,133 @@
-"""BERT with a packed forward: Hugging Face's modules and names, one row of real tokens, no padding.
+"""BERT and ModernBERT with a packed forward: Hugging Face's modules and names, one row of real tokens, no padding.
 
-A micro-batch is one row of T tokens with `cu_seqlens`; everything but attention works token by token, attention is
-bound to each sample, the MLM head sees masked positions only and NSP each sample's own [CLS].
-Shapes: T tokens, N samples, L longest sample, M masked tokens, H heads, D head width, V real vocabulary.
+A micro-batch is one row of T tokens with `cu_seqlens`; everything but attention (attention.py) works token by token,
+the MLM head sees masked positions only and NSP each sample's own [CLS].
+Shapes: T tokens, N samples, M masked tokens, V real vocabulary, C width.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForPreTraining, ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
 
 from data_prep.errors import UserError
 from data_prep.manifest import TokenizerFacts
-from pretrain.config import ModelConfig
+from pretrain.attention import PACKED_ATTENTION, packing
+from pretrain.config import Architecture, Attention, ModelConfig
 from pretrain.loader import MicroBatch
 
-_ATTENTION = "cloze_packed"
-
-
-class Padding(NamedTuple):
-    """How T packed tokens sit in N padded rows of L: for attention kernels that want a rectangle."""
-
-    gather_NL: Tensor  # i64: for each cell the packed token (padding repeats token 0)
-    scatter_T: Tensor  # i64: for each packed token its cell
-    mask_Nx1x1xL: Tensor  # bool: True at real tokens
-    num_samples: int
-
-
-def padding(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> Padding:
-    starts_N, lengths_N = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
-    columns_L = torch.arange(max_seqlen, device=cu_seqlens.device)
-    mask_NxL = columns_L < lengths_N[:, None]
-    gather_NxL = torch.where(mask_NxL, starts_N[:, None] + columns_L, 0)
-    tokens_T = torch.arange(num_tokens, device=cu_seqlens.device)
-    samples_T = torch.bucketize(tokens_T, cu_seqlens[1:].long(), right=True)
-    inside_T = samples_T < len(lengths_N)  # the others belong to no sample: any cell will do, nothing reads them
-    samples_T = torch.where(inside_T, samples_T, 0)
-    scatter_T = torch.where(inside_T, samples_T * max_seqlen + tokens_T - starts_N[samples_T], 0)
-    return Padding(gather_NxL.reshape(-1), scatter_T, mask_NxL[:, None, None, :], len(lengths_N))
-
-
-def packed_attention(
-    module: nn.Module,
-    query_1xHxTxD: Tensor,
-    key_1xHxTxD: Tensor,
-    value_1xHxTxD: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    packed_padding: Padding,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention inside each packed sample: q, k and v are padded here and only here. Returns [1, T, H, D]."""
-    del module, attention_mask
-    _1, heads, num_tokens, width = query_1xHxTxD.shape
-    num_samples, max_seqlen = packed_padding.num_samples, packed_padding.mask_Nx1x1xL.shape[-1]
-
-    def pad(x_1xHxTxD: Tensor) -> Tensor:
-        flat_TxHD = x_1xHxTxD.transpose(1, 2).reshape(num_tokens, heads * width)
-        rows = flat_TxHD.index_select(0, packed_padding.gather_NL)
-        return rows.view(num_samples, max_seqlen, heads, width).transpose(1, 2)
-
-    out_NxHxLxD = F.scaled_dot_product_attention(
-        pad(query_1xHxTxD),
-        pad(key_1xHxTxD),
-        pad(value_1xHxTxD),
-        attn_mask=packed_padding.mask_Nx1x1xL,
-        dropout_p=dropout,
-        scale=scaling,
-    )
-    flat_NLxHD = out_NxHxLxD.transpose(1, 2).reshape(num_samples * max_seqlen, heads * width)
-    out_TxHD = flat_NLxHD.index_select(0, packed_padding.scatter_T)
-    return out_TxHD.view(1, num_tokens, heads, width), None
-
-
-AttentionInterface.register(_ATTENTION, packed_attention)
+VOCABULARY_ROWS = frozenset(  # parameters with a row per token, of either architecture: only these are padded
+    {
+        "bert.embeddings.word_embeddings.weight", "cls.predictions.bias",
+        "model.embeddings.tok_embeddings.weight", "decoder.bias",
+    }
+)  # fmt: skip
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
     return -(-vocab_size // multiple) * multiple
 
 
-def bert_config(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_rows: int) -> BertConfig:
-    """Hugging Face's configuration of this model with `vocab_rows` rows in the embedding matrix."""
-    return BertConfig(
-        vocab_size=vocab_rows,
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        intermediate_size=model.intermediate_size,
-        max_position_embeddings=model.max_positions,
-        hidden_dropout_prob=model.dropout,
-        attention_probs_dropout_prob=model.attention_dropout,
-        pad_token_id=tokenizer.pad_id,
-        layer_norm_eps=1e-12,
-        initializer_range=0.02,
+def hugging_face_model(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_rows: int) -> PreTrainedModel:
+    """Hugging Face's own module of this model, fresh, with `vocab_rows` rows in the embedding matrix."""
+    common = {
+        "vocab_size": vocab_rows,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.intermediate_size,
+        "max_position_embeddings": model.max_positions,
+        "pad_token_id": tokenizer.pad_id,
+        "initializer_range": 0.02,
+    }
+    if model.architecture is Architecture.modernbert:
+        return ModernBertForMaskedLM(
+            ModernBertConfig(
+                **common,
+                embedding_dropout=model.dropout,
+                mlp_dropout=model.dropout,
+                attention_dropout=model.attention_dropout,
+                bos_token_id=tokenizer.cls_id,
+                eos_token_id=tokenizer.sep_id,
+                cls_token_id=tokenizer.cls_id,
+                sep_token_id=tokenizer.sep_id,
+            )
+        )
+    return BertForPreTraining(
+        BertConfig(
+            **common,
+            hidden_dropout_prob=model.dropout,
+            attention_probs_dropout_prob=model.attention_dropout,
+            layer_norm_eps=1e-12,
+        )
     )
 
 
 class PackedBert(nn.Module):
-    """`BertForPreTraining` under its own parameter names, with the packed forward."""
+    """`BertForPreTraining` or `ModernBertForMaskedLM` under its own parameter names, with the packed forward."""
 
-    def __init__(self, model: ModelConfig, tokenizer: TokenizerFacts, *, max_len: int) -> None:
+    def __init__(
+        self, model: ModelConfig, tokenizer: TokenizerFacts, *, max_len: int, kernel: Attention = Attention.sdpa
+    ) -> None:
         super().__init__()
         if max_len > model.max_positions:
             raise UserError(
                 f"model.max_positions={model.max_positions}: shorter than the corpus' samples of {max_len} tokens; "
                 f"set model.max_positions={max_len} or prepare with a smaller max_len"
             )
+        self.kernel = kernel
         self.vocab_size = tokenizer.vocab_size
         self.vocab_rows = padded_vocab_size(tokenizer.vocab_size, model.pad_vocab_to)
-        self.hf = BertForPreTraining(bert_config(model, tokenizer, vocab_rows=self.vocab_rows))
-        self.hf.set_attn_implementation(_ATTENTION)
+        self.hf = hugging_face_model(model, tokenizer, vocab_rows=self.vocab_rows)
+        self.hf.set_attn_implementation(PACKED_ATTENTION)
+        self.has_pairs = model.architecture is Architecture.bert
         if model.activation_checkpointing:
             # The older name is all that transformers 5.17 has; newer ones warn of it.
             enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
 
+    def compile_layers(self, **options: Any) -> None:
+        """torch.compile each layer in place (names stay); they share their code, so it is compiled once for all.
+
+        Shapes come from `bounded`, and whatever varies becomes a variable of the kernels after its second value: they
+        are not built again at each step.
+        """
+        layers = self.hf.bert.encoder.layer if self.has_pairs else self.hf.model.layers
+        for layer in layers:
+            layer.compile(**options)
+
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(MLM logits [M, V] at masked positions, NSP logits [N, 2] from each sample's own [CLS])."""
-        hidden_1xTxC = self.hf.bert(
-            input_ids=batch.input_ids_T[None],
-            position_ids=batch.position_ids_T[None],
-            token_type_ids=batch.token_type_ids_T[None],
-            packed_padding=padding(batch.cu_seqlens, len(batch.input_ids_T), batch.max_seqlen),
-        ).last_hidden_state
-        masked_MxC = hidden_1xTxC[0].index_select(0, batch.masked_index_M)
+        """(MLM logits [M, V] at masked positions, NSP logits [N, 2] from each sample's own [CLS]).
+
+        ModernBERT has no pairs: its NSP logits are zeros, which weigh nothing.
+        """
+        inputs = {"input_ids": batch.input_ids_T[None], "position_ids": batch.position_ids_T[None]}
+        if not self.has_pairs:
+            packed = packing(self.kernel, batch, self.hf.config.sliding_window + 1)
+            hidden_TxC = self.hf.model(**inputs, packing=packed).last_hidden_state[0]
+            masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
+            mlm_logits_MxV = self.hf.decoder(self.hf.head(masked_MxC))[:, : self.vocab_size]
+            return mlm_logits_MxV, mlm_logits_MxV.new_zeros(len(batch.nsp_labels_N), 2)
+        packed = packing(self.kernel, batch)
+        hidden_TxC = self.hf.bert(
+            **inputs, token_type_ids=batch.token_type_ids_T[None], packing=packed
+        ).last_hidden_state[0]
+        masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
         mlm_logits_MxV = self.hf.cls.predictions(masked_MxC)[:, : self.vocab_size]
-        cls_NxC = hidden_1xTxC[0].index_select(0, batch.cu_seqlens[:-1].long())
+        cls_NxC = hidden_TxC.index_select(0, batch.cu_seqlens[:-1].long())
         return mlm_logits_MxV, self.hf.cls.seq_relationship(self.hf.bert.pooler(cls_NxC[:, None]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedBert":
+        """`.bfloat16()` (DeepSpeed's too) would round rotary frequencies, and with them positions from some 100 on."""
+        exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
+        convert: Callable[..., Any] = super()._apply
+        convert(fn, recurse)
+        for name, buffer in exact.items():
+            owner, _, leaf = name.rpartition(".")
+            module = self.get_submodule(owner)
+            setattr(module, leaf, buffer.to(getattr(module, leaf).device))
+        return self
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Fill the parameters from a checkpoint. Raises `UserError` where names or shapes differ."""

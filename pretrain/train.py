@@ -22,6 +22,7 @@ from data_prep import entry
 from data_prep.errors import ExitCode, TrainingError, UserError
 from data_prep.manifest import VAL
 from pretrain import checkpoint, dist
+from pretrain.attention import choose_kernel
 from pretrain.cache import local_corpus
 from pretrain.checkpoint import Snapshot
 from pretrain.config import RESUME_CHECKS, Access, TrainConfig, accumulation_steps
@@ -232,8 +233,16 @@ def build_engine(
 ) -> tuple[Engine, int]:
     """The sharded model with the checkpoint's state in it, and the rows of its embedding matrix."""
     torch.manual_seed(config.seed)
-    facts = corpus.manifest.tokenizer
-    module = PackedBert(config.model, facts, max_len=corpus.manifest.max_len)
+    facts, objective = corpus.manifest.tokenizer, corpus.manifest.objective
+    kernel = choose_kernel(config.model, process.device, config.precision)
+    module = PackedBert(config.model, facts, max_len=corpus.manifest.max_len, kernel=kernel)
+    if corpus.has_pairs and not module.has_pairs:
+        raise UserError(
+            f"model={config.model.name}: {config.model.architecture.value} has no next-sentence head, and "
+            f"{corpus.directory} was prepared with objective={objective}; prepare with objective=none, or use a BERT"
+        )
+    if config.compile:
+        module.compile_layers()
     if snapshot:
         module.load_weights(snapshot.weights)
     elif config.init_from:

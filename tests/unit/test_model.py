@@ -9,28 +9,27 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertForPreTraining
+from transformers import PreTrainedModel
 
 from data_prep.errors import UserError
 from data_prep.masking import draw_masks
 from data_prep.shards import Samples, sample_ids
-from pretrain.config import LossConfig, ModelConfig
+from pretrain.config import Architecture, Attention, LossConfig, ModelConfig
 from pretrain.loader import MicroBatch, bounded, pack
 from pretrain.loss import pretraining_loss
-from pretrain.model import PackedBert, bert_config, padded_vocab_size
+from pretrain.model import VOCABULARY_ROWS, PackedBert, hugging_face_model, padded_vocab_size
 from pretrain.optim import parameter_groups
 from tests.support import PAD, default_masking, random_block, tokenizer_facts
 
 VOCAB = 61
 FACTS = tokenizer_facts(VOCAB)
-ROWS = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
 
 
 def small(**changes: Any) -> ModelConfig:
     values: dict[str, Any] = {
         "name": "test", "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64,
         "max_positions": 40, "dropout": 0.0, "attention_dropout": 0.0, "pad_vocab_to": 64,
-        "activation_checkpointing": False,
+        "activation_checkpointing": False, "architecture": Architecture.bert, "attention": Attention.auto,
     }  # fmt: skip
     return ModelConfig(**(values | changes))
 
@@ -74,14 +73,14 @@ def padded(batch: MicroBatch) -> dict[str, Tensor]:
     }
 
 
-def reference_of(model: PackedBert, config: ModelConfig) -> BertForPreTraining:
+def reference_of(model: PackedBert, config: ModelConfig) -> PreTrainedModel:
     """Hugging Face's own model and attention with the same weights, for the real vocabulary only."""
-    reference = BertForPreTraining(bert_config(config, FACTS, vocab_rows=VOCAB))
+    reference = hugging_face_model(config, FACTS, vocab_rows=VOCAB)
     reference.set_attn_implementation("eager")
     weights = dict(model.hf.named_parameters())
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
-            parameter.copy_(weights[name][:VOCAB] if name in ROWS else weights[name])
+            parameter.copy_(weights[name][:VOCAB] if name in VOCABULARY_ROWS else weights[name])
     return reference
 
 
@@ -92,7 +91,7 @@ def losses_of(model: PackedBert, batch: MicroBatch) -> Tensor:
         batch.nsp_labels_N,
         weights=LossConfig(mlm_weight=1.0, nsp_weight=1.0),
         masked=len(batch.mlm_labels_M),
-        pairs=len(batch.nsp_labels_N),
+        pairs=len(batch.nsp_labels_N) if model.has_pairs else 0,
     ).loss
 
 
@@ -100,20 +99,16 @@ def gradients(model: torch.nn.Module) -> Mapping[str, Tensor]:
     return {name.removeprefix("hf."): p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("pad_vocab_to", [1, 64])
-@pytest.mark.parametrize("samples", [1, 7])
-def test_loss_and_every_gradient_equal_hugging_faces(samples: int, pad_vocab_to: int, checkpointing: bool) -> None:
-    config = small(pad_vocab_to=pad_vocab_to, activation_checkpointing=checkpointing)
+def assert_loss_and_gradients_equal(config: ModelConfig, batch: MicroBatch, inputs: dict[str, Tensor]) -> None:
+    """The packed model's against Hugging Face's own on the same samples, padded."""
     model = packed(config)
     reference = reference_of(model, config)
-    batch = make_batch(samples, samples)
     model.train()
     reference.train()
 
     loss = losses_of(model, batch)
     loss.backward()
-    expected = reference(**padded(batch)).loss
+    expected = reference(**inputs).loss
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
@@ -122,11 +117,61 @@ def test_loss_and_every_gradient_equal_hugging_faces(samples: int, pad_vocab_to:
     for name, gradient in theirs.items():
         assert gradient.abs().max() > 0, name
         mine = ours[name]
-        if name in ROWS:
-            assert len(mine) == padded_vocab_size(VOCAB, pad_vocab_to)
+        if name in VOCABULARY_ROWS:
+            assert len(mine) == padded_vocab_size(VOCAB, config.pad_vocab_to)
             assert not mine[VOCAB:].any()  # a padded row learns nothing
             mine = mine[:VOCAB]
         torch.testing.assert_close(mine, gradient, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("pad_vocab_to", [1, 64])
+@pytest.mark.parametrize("samples", [1, 7])
+def test_loss_and_every_gradient_equal_hugging_faces(samples: int, pad_vocab_to: int, checkpointing: bool) -> None:
+    batch = make_batch(samples, samples)
+    config = small(pad_vocab_to=pad_vocab_to, activation_checkpointing=checkpointing)
+    assert_loss_and_gradients_equal(config, batch, padded(batch))
+
+
+def modernbert(**changes: Any) -> ModelConfig:
+    """Four layers, of which two see a window of 64 tokens to each side only."""
+    return small(architecture=Architecture.modernbert, num_layers=4, max_positions=200, **changes)
+
+
+def test_modernbert_equals_hugging_faces_beyond_its_window() -> None:
+    batch = make_batch(5, 6, max_len=180, objective="none")
+    assert batch.max_seqlen > 130
+    inputs = padded(batch)
+    del inputs["token_type_ids"], inputs["next_sentence_label"]
+    assert_loss_and_gradients_equal(modernbert(), batch, inputs)
+
+
+def test_rotary_frequencies_are_not_rounded_with_the_weights() -> None:
+    model = PackedBert(modernbert(), FACTS, max_len=40)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.bfloat16()
+    assert any(name.endswith("inv_freq") for name in before)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, before[name], atol=0, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it, but not where warnings are errors
+def test_compiled_layers_are_not_built_again_for_each_batch() -> None:
+    """Rows of one to three times 256 tokens, samples of 16 to 48: at most three builds, none after the third batch."""
+    torch._dynamo.reset()
+    model, plain = packed(small()).train(), packed(small()).train()
+    model.compile_layers(backend="aot_eager")  # traces and differentiates as any backend, and needs no compiler
+    graphs, shapes = [], set()
+    for seed in range(6):
+        batch = bounded(make_batch(seed, 24, max_len=8 + 16 * (seed % 3)))
+        shapes.add((len(batch.input_ids_T), batch.max_seqlen))
+        loss = losses_of(model, batch)
+        loss.backward()
+        torch.testing.assert_close(loss, losses_of(plain, batch))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(shapes) >= 3
+    assert 1 <= graphs[2] == graphs[-1] <= 3
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

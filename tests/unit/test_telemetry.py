@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.entry import compose
 from data_prep.errors import DiskError, UserError
-from pretrain.config import ModelConfig, TrainConfig
+from pretrain.config import Architecture, Attention, ModelConfig, TrainConfig
 from pretrain.telemetry import (
     Console,
     JsonlSink,
@@ -50,7 +50,7 @@ def small_model(**changes: int) -> ModelConfig:
     values: dict[str, Any] = {
         "name": "test", "hidden_size": 32, "num_layers": 3, "num_heads": 4, "intermediate_size": 48,
         "max_positions": 64, "dropout": 0.0, "attention_dropout": 0.0, "pad_vocab_to": 1,
-        "activation_checkpointing": False,
+        "activation_checkpointing": False, "architecture": Architecture.bert, "attention": Attention.auto,
     }  # fmt: skip
     return ModelConfig(**(values | changes))
 

@@ -1,0 +1,244 @@
+"""Attention inside each sample of a packed row, by one of four kernels that give the same result.
+
+`sdpa` pads q, k and v to a rectangle: the reference, and the only one for CPUs and fp32. `varlen` (torch's) and `flash`
+(the flash-attn package) take the row as it is; `flex` compiles a block mask. Only `sdpa` and `flash` know dropout.
+Shapes: T tokens of a row, N samples, L longest sample, H heads, D head width, B blocks of a row.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface
+
+from data_prep.errors import UserError
+from pretrain.config import Attention, ModelConfig, Precision
+from pretrain.loader import TOKENS_MULTIPLE, MicroBatch
+
+PACKED_ATTENTION = "cloze_packed"  # under this name Hugging Face's modules find `packed_attention`
+_FLASH_CAPABILITY = (8, 0)  # Ampere: the first that torch's and flash-attn's kernels run on
+_BLOCK = 128
+
+
+class Padded(NamedTuple):
+    """How T packed tokens sit in N padded rows of L."""
+
+    gather_NL: Tensor  # i64: for each cell the packed token (padding repeats token 0)
+    scatter_T: Tensor  # i64: for each packed token its cell
+    mask_Nx1x1xL: Tensor  # bool: True at real tokens
+    num_samples: int
+
+
+class Segments(NamedTuple):
+    """The row as segments: one per sample, and empty or filling ones that cover the padding at its end."""
+
+    cu_seqlens: Tensor  # i32, from 0 to T
+    max_seqlen: int
+    flash: bool  # by flash-attn, not by torch
+
+
+class Blocks(NamedTuple):
+    """Block masks of the row."""
+
+    full: BlockMask
+    local: BlockMask | None  # for layers with a sliding window
+
+
+Packing = Padded | Segments | Blocks
+
+
+def choose_kernel(model: ModelConfig, device: torch.device, precision: Precision) -> Attention:
+    """What `model.attention` comes to here. Raises `UserError` where the device or precision cannot do it."""
+    wanted, has_flash = model.attention, importlib.util.find_spec("flash_attn") is not None
+    obstacle = _obstacle(model, device, precision)
+    if wanted is Attention.auto:
+        if obstacle or (model.attention_dropout and not has_flash):
+            return Attention.sdpa
+        return Attention.flash if model.attention_dropout else Attention.varlen
+    if wanted is Attention.flex and device.type == "cpu":
+        raise UserError("model.attention=flex: torch does not train with it on a CPU; use model.attention=auto")
+    if wanted in (Attention.varlen, Attention.flash) and obstacle:
+        raise UserError(f"model.attention={wanted.value}: {obstacle}; use model.attention=auto")
+    if wanted is Attention.flash and not has_flash:
+        raise UserError("model.attention=flash: flash-attn is not installed; install it or use model.attention=auto")
+    return wanted
+
+
+def _obstacle(model: ModelConfig, device: torch.device, precision: Precision) -> str:
+    """Why flash kernels cannot run, or nothing."""
+    if device.type != "cuda":
+        return "needs a GPU"
+    if torch.cuda.get_device_capability(device) < _FLASH_CAPABILITY:
+        return "needs a GPU of compute capability 8.0 or newer (Ampere)"
+    if precision is Precision.fp32:
+        return "has no fp32; needs precision=bf16 or fp16"
+    width = model.hidden_size // model.num_heads
+    return "" if width % 8 == 0 and width <= 256 else f"needs heads of a multiple of 8 up to 256 wide, not {width}"
+
+
+def packing(kernel: Attention, batch: MicroBatch, window: int | None = None) -> Packing:
+    """What `kernel` must know of a micro-batch; once per forward pass, for all layers. Never waits for the device."""
+    num_tokens = len(batch.input_ids_T)
+    if kernel is Attention.sdpa:
+        return _padded(batch.cu_seqlens, num_tokens, batch.max_seqlen)
+    if kernel is Attention.flex:
+        blocks = _block_mask(batch.cu_seqlens, num_tokens, None)
+        return Blocks(blocks, None if window is None else _block_mask(batch.cu_seqlens, num_tokens, window))
+    # The tokens that fill up the row (see `bounded`) get segments of their own, none longer than a sample.
+    extra = torch.arange(1, -(-TOKENS_MULTIPLE // batch.max_seqlen) + 1, device=batch.cu_seqlens.device)
+    ends = (batch.cu_seqlens[-1] + extra * batch.max_seqlen).clamp(max=num_tokens)
+    cu_seqlens = torch.cat([batch.cu_seqlens, ends.to(torch.int32)])
+    return Segments(cu_seqlens, batch.max_seqlen, kernel is Attention.flash)
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1xHxTxD: Tensor,
+    key_1xHxTxD: Tensor,
+    value_1xHxTxD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of every token to its own sample's, [1, T, H, D]; where `sliding_window` is w, to those nearer than w.
+
+    Called by Hugging Face's attention modules; `packing` is handed through by them.
+    """
+    del module, attention_mask
+    qkv = query_1xHxTxD, key_1xHxTxD, value_1xHxTxD
+    if isinstance(packing, Padded):
+        out_TxHxD = _sdpa(*qkv, packing, scaling, dropout, sliding_window)
+    elif isinstance(packing, Segments):
+        out_TxHxD = _varlen(*qkv, packing, scaling, dropout, sliding_window)
+    else:
+        assert not dropout
+        mask = packing.full if sliding_window is None else packing.local
+        attend = _plain_flex if torch.compiler.is_compiling() else _compiled_flex()
+        out_TxHxD = attend(*qkv, mask, scaling)[0].transpose(0, 1)
+    return out_TxHxD[None], None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+
+
+def _sdpa(
+    query_1xHxTxD: Tensor,
+    key_1xHxTxD: Tensor,
+    value_1xHxTxD: Tensor,
+    padded: Padded,
+    scaling: float,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """q, k and v are padded here and only here. Returns [T, H, D]."""
+    _1, heads, num_tokens, width = query_1xHxTxD.shape
+    num_samples, max_seqlen = padded.num_samples, padded.mask_Nx1x1xL.shape[-1]
+
+    def pad(x_1xHxTxD: Tensor) -> Tensor:
+        flat_TxHD = x_1xHxTxD.transpose(1, 2).reshape(num_tokens, heads * width)
+        rows = flat_TxHD.index_select(0, padded.gather_NL)
+        return rows.view(num_samples, max_seqlen, heads, width).transpose(1, 2)
+
+    mask = padded.mask_Nx1x1xL
+    if window is not None:
+        columns_L = torch.arange(max_seqlen, device=mask.device)
+        distance_LxL = (columns_L[:, None] - columns_L).abs()
+        mask = (mask & (distance_LxL < window)) | (distance_LxL == 0)  # no row without a key, padding's neither
+    out_NxHxLxD = F.scaled_dot_product_attention(
+        pad(query_1xHxTxD), pad(key_1xHxTxD), pad(value_1xHxTxD), attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
+    flat_NLxHD = out_NxHxLxD.transpose(1, 2).reshape(num_samples * max_seqlen, heads * width)
+    return flat_NLxHD.index_select(0, padded.scatter_T).view(num_tokens, heads, width)
+
+
+def _padded(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> Padded:
+    starts_N, lengths_N = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    columns_L = torch.arange(max_seqlen, device=cu_seqlens.device)
+    mask_NxL = columns_L < lengths_N[:, None]
+    gather_NxL = torch.where(mask_NxL, starts_N[:, None] + columns_L, 0)
+    samples_T = samples_of_tokens(cu_seqlens, num_tokens)
+    tokens_T = torch.arange(num_tokens, device=cu_seqlens.device)
+    inside_T = samples_T < len(lengths_N)  # the others belong to no sample: any cell will do, nothing reads them
+    samples_T = torch.where(inside_T, samples_T, 0)
+    scatter_T = torch.where(inside_T, samples_T * max_seqlen + tokens_T - starts_N[samples_T], 0)
+    return Padded(gather_NxL.reshape(-1), scatter_T, mask_NxL[:, None, None, :], len(lengths_N))
+
+
+def samples_of_tokens(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Each token's sample, i64 [T]; N for those that fill up the row."""
+    tokens_T = torch.arange(num_tokens, device=cu_seqlens.device)
+    return torch.bucketize(tokens_T, cu_seqlens[1:].long(), right=True)
+
+
+def _varlen(
+    query_1xHxTxD: Tensor,
+    key_1xHxTxD: Tensor,
+    value_1xHxTxD: Tensor,
+    segments: Segments,
+    scaling: float,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """Flash attention (Dao 2023) over segments. Returns [T, H, D]."""
+    qkv_TxHxD = [x[0].transpose(0, 1) for x in (query_1xHxTxD, key_1xHxTxD, value_1xHxTxD)]
+    around = (-1, -1) if window is None else (window - 1, window - 1)
+    cu_seqlens, max_seqlen = segments.cu_seqlens, segments.max_seqlen
+    lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
+    if segments.flash:
+        flash = importlib.import_module("flash_attn").flash_attn_varlen_func
+        out: Tensor = flash(*qkv_TxHxD, *lengths, dropout, softmax_scale=scaling, window_size=around)
+        return out
+    assert not dropout
+    varlen: Callable[..., Tensor] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    return varlen(*qkv_TxHxD, *lengths, scale=scaling, window_size=around)
+
+
+def _block_mask(cu_seqlens: Tensor, num_tokens: int, window: int | None) -> BlockMask:
+    """Which tokens see which, by blocks of 128: from the samples at each block's ends, never from all pairs of tokens.
+
+    (`create_block_mask` would look at T * T pairs: gigabytes for a row of 65,536 tokens.)
+    """
+    samples_T = samples_of_tokens(cu_seqlens, num_tokens)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        del batch, head
+        same = samples_T[query] == samples_T[key]
+        return same if window is None else same & ((query - key).abs() < window)
+
+    num_blocks = -(-num_tokens // _BLOCK)
+    blocks_B = torch.arange(num_blocks, device=cu_seqlens.device)
+    first_B = samples_T[blocks_B * _BLOCK]
+    last_B = samples_T[((blocks_B + 1) * _BLOCK - 1).clamp(max=num_tokens - 1)]
+    some_BxB = (first_B[:, None] <= last_B) & (first_B <= last_B[:, None])
+    if window is not None:
+        gap_BxB = (blocks_B[:, None] - blocks_B).abs() * _BLOCK - (_BLOCK - 1)  # between their nearest tokens
+        some_BxB &= gap_BxB < window
+    order = some_BxB.to(torch.int32).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    return BlockMask.from_kv_blocks(
+        some_BxB.sum(-1, dtype=torch.int32)[None, None],
+        order[None, None],
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=sees,
+        seq_lengths=(num_tokens, num_tokens),
+    )
+
+
+def _plain_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask | None, scaling: float) -> Tensor:
+    out = flex_attention(query, key, value, block_mask=mask, scale=scaling)
+    assert isinstance(out, Tensor)
+    return out
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    """Not at import: torch.compile imports its compiler."""
+    return torch.compile(_plain_flex)
