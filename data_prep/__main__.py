@@ -14,8 +14,8 @@ from data_prep.config import EngineKind, PrepConfig
 from data_prep.engines import Engine, engine_for
 from data_prep.entry import run
 from data_prep.errors import ExitCode, UserError
-from data_prep.manifest import NAME, Manifest, SplitStatistics, read_manifest
-from data_prep.plan import Plan, claimed, make_plan
+from data_prep.manifest import NAME, SplitStatistics
+from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
 from data_prep.tasks import Stage
 
 MB = 1e6
@@ -31,16 +31,16 @@ def main(config: PrepConfig) -> int:
     plan = make_plan(config)
     with tasks.disk_errors(plan), claimed(plan) as complete:
         if complete:
-            shutil.rmtree(plan.work, ignore_errors=True)
-            print(f"{plan.out} is complete: nothing to do")
-            _summarize(plan, read_manifest(plan.out), None)
+            clear_up(plan)
+            print(f"{plan.config.out} is complete: nothing to do")
+            _summarize(plan, None)
             return ExitCode.OK
         try:
             with tasks.finished_elsewhere(plan), engine_for(plan) as engine:
                 _prepare(plan, engine)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; run the same command again to go on") from None
-    _summarize(plan, read_manifest(plan.out), time.perf_counter() - started)
+    _summarize(plan, time.perf_counter() - started)
     return ExitCode.OK
 
 
@@ -102,7 +102,9 @@ def _progress(stage: Stage, total: int) -> Iterator[Callable[[int], None]]:
     yield advance
 
 
-def _summarize(plan: Plan, manifest: Manifest, seconds: float | None) -> None:
+def _summarize(plan: Plan, seconds: float | None) -> None:
+    manifest = finished_manifest(plan)
+    assert manifest is not None
     documents = manifest.documents
     rows = [("documents", f"{documents['read']:,} read, {documents['kept']:,} kept")]
     rows += [(f"  dropped, {reason}", f"{count:,}") for reason, count in sorted(documents["dropped"].items())]
@@ -114,11 +116,12 @@ def _summarize(plan: Plan, manifest: Manifest, seconds: float | None) -> None:
         rows.append((f"  {source['kind']} {(source['paths'] or [''])[0]}", text))
     rows += [(name, _described(split, manifest.objective)) for name, split in manifest.splits.items()]
     size = sum(shard.bytes for shard in manifest.shards)
-    rows.append(("shards", f"{len(manifest.shards)} in {plan.out}, {size / MB:,.1f} MB"))
+    rows.append(("shards", f"{len(manifest.shards)} in {plan.config.out}, {size / MB:,.1f} MB"))
     if seconds is not None:
         text = documents["bytes"] / MB
         rows.append(("speed", f"{text:,.1f} MB of text in {seconds:.1f} s: {text / seconds:.1f} MB/s"))
-    rows.append(("next", f"python -m data_prep.verify {plan.out}"))
+    train = f"deepspeed pretrain/train.py data.path={plan.remote} data.cache_dir=…"
+    rows.append(("next", train if plan.remote else f"python -m data_prep.verify {plan.out}"))
     for name, value in rows:
         print(f"{name:28} {value}")
 

@@ -154,7 +154,8 @@ class EngineConfig:
 class PrepConfig:
     source: SourceConfig = doc("where documents come from")
     sources: list[Any] = doc("a mixture instead of source: [{kind: text, paths: [a.txt], weight: 2}, …]")
-    out: str = doc("directory of the finished corpus")
+    out: str = doc("directory of the finished corpus, or a URL that can be written: s3://bucket/corpus")
+    work: str = doc("for an out that is a URL: local directory for the unfinished work, a folder for each out")
     clean: CleanConfig = doc("what is mended and what is dropped")
     seed: int = doc("of pairs, masks and order")
     max_len: int = doc("tokens per sample, [CLS] and [SEP] counted in")

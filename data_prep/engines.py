@@ -23,8 +23,7 @@ from typing import Any, NamedTuple, Protocol
 from data_prep import tasks
 from data_prep.config import EngineKind
 from data_prep.errors import ExitCode, UserError
-from data_prep.manifest import NAME as MANIFEST
-from data_prep.plan import Plan
+from data_prep.plan import PLAN, Plan
 from data_prep.tasks import Stage
 
 _POLL_SECONDS = 0.2
@@ -168,7 +167,7 @@ class ArrayEngine(AbstractContextManager["ArrayEngine"]):
     def wait_for(self, path: Path) -> None:
         """Until `path` is there, or the leading call has finished the whole corpus."""
         end = time.monotonic() + self._patience_seconds
-        while not path.exists() and not (self._plan.out / MANIFEST).exists():
+        while not path.exists() and (self._plan.work / PLAN).exists():
             if time.monotonic() > end:
                 raise Unfinished(
                     f"{path}: not there after {self._patience_seconds:g} s; this call's share is done: run the "

@@ -140,7 +140,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and check manifest.json; `UserError` names the first thing that is wrong with it."""
     path = directory / NAME
     try:
-        body = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         hint = (
             "its preparation is unfinished: run the same data_prep command again"
@@ -148,7 +148,16 @@ def read_manifest(directory: Path) -> Manifest:
             else "name a directory that `python -m data_prep` finished"
         )
         raise UserError(f"{path}: not there; {hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: unreadable ({error}); restore it or prepare the corpus again") from error
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """The manifest that `data` holds, checked; `path` is for the message."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: unreadable ({error}); restore it or prepare the corpus again") from error
     try:
         manifest = _parse(body)

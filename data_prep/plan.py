@@ -2,6 +2,8 @@
 
 A plan says everything that the shards depend on: same plan, same bytes. It stands in `.work/plan.json` while work goes
 on, and its hash in the finished manifest: that is how a second start knows whether to go on, to rest, or to refuse.
+
+Where `out` is a URL, work goes on in a local directory; shards are uploaded as they are made, the manifest last.
 """
 
 import fcntl
@@ -9,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +33,7 @@ from data_prep.config import (
 )
 from data_prep.errors import UserError
 from data_prep.sources import InputFile, Span, find_inputs, split
+from data_prep.storage import download, is_remote, listed, remove, upload
 from data_prep.tokenizer import Spelling, load_tokenizer
 
 WORK = ".work"
@@ -52,8 +56,17 @@ class Plan:
         return sum(file.text_bytes for file in self.files)
 
     @property
+    def remote(self) -> str | None:
+        """Where the corpus goes, if `out` is a URL."""
+        return self.config.out.rstrip("/") if is_remote(self.config.out) else None
+
+    @property
     def out(self) -> Path:
-        return Path(self.config.out).expanduser()
+        """Where the corpus is made: `out`, or the folder of `work` that belongs to its URL."""
+        if self.remote is None:
+            return Path(self.config.out).expanduser()
+        name = hashlib.sha256(self.remote.encode()).hexdigest()[:8]
+        return Path(self.config.work).expanduser() / f"{self.remote.rpartition('/')[2]}-{name}"
 
     @property
     def work(self) -> Path:
@@ -62,7 +75,7 @@ class Plan:
     def identity(self) -> str:
         """The plan as JSON, without what changes no byte of the shards (where they go, who makes them)."""
         config = asdict(self.config)
-        del config["out"], config["engine"], config["tokenizer"]["path"]
+        del config["out"], config["work"], config["engine"], config["tokenizer"]["path"]
         del config["source"], config["sources"]
         sources = [asdict(source) for source in self.sources]
         for source in sources:
@@ -154,9 +167,11 @@ def claimed(plan: Plan) -> Iterator[bool]:
     if _finished(plan):
         yield True
         return
-    found = _entries(out)
-    if found - {WORK} and not (plan.work / PLAN).is_file():
-        raise UserError(f"out={out}: is not empty ({min(found)}) and no preparation of ours; name a new directory")
+    found, recorded = _entries(plan), _recorded(plan)
+    if found - {WORK} and recorded is None:
+        raise UserError(
+            f"out={plan.config.out}: is not empty ({min(found)}) and no preparation of ours; name a new directory"
+        )
     plan.work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(plan.work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -177,19 +192,29 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _entries(out: Path) -> set[str]:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out={out}: is a file; name a directory")
-    return {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+def _entries(plan: Plan) -> set[str]:
+    if plan.remote:
+        return listed(plan.remote)
+    if plan.out.exists() and not plan.out.is_dir():
+        raise UserError(f"out={plan.out}: is a file; name a directory")
+    return {entry.name for entry in plan.out.iterdir()} if plan.out.is_dir() else set()
+
+
+def finished_manifest(plan: Plan) -> manifest.Manifest | None:
+    """The manifest of the finished corpus; None as long as there is none. Raises `UserError` if it is damaged."""
+    if plan.remote is None:
+        return manifest.read_manifest(plan.out) if (plan.out / manifest.NAME).exists() else None
+    found = download(f"{plan.remote}/{manifest.NAME}")
+    return None if found is None else manifest.parse_manifest(found, f"{plan.remote}/{manifest.NAME}")
 
 
 def _finished(plan: Plan) -> bool:
-    if not (plan.out / manifest.NAME).exists():
-        return False
-    recorded = manifest.read_manifest(plan.out).source.get("plan_sha256")
-    if recorded != plan.sha256():
-        raise UserError(f"out={plan.out}: holds a finished corpus of another plan; name a new directory or remove it")
-    return True
+    found = finished_manifest(plan)
+    if found is not None and found.source.get("plan_sha256") != plan.sha256():
+        raise UserError(
+            f"out={plan.config.out}: holds a finished corpus of another plan; name a new directory or remove it"
+        )
+    return found is not None
 
 
 def _lock(descriptor: int, out: Path, kind: int) -> None:
@@ -203,21 +228,46 @@ def _lock(descriptor: int, out: Path, kind: int) -> None:
         return  # a file system without locks: tasks are idempotent, so two at work do no harm, only work twice
 
 
+def _record_url(plan: Plan) -> str:
+    return f"{plan.remote}/{WORK}/{PLAN}"
+
+
+def _recorded(plan: Plan) -> str | None:
+    """What plan.json at `out` says; None if there is none."""
+    if plan.remote is None:
+        path = plan.work / PLAN
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    found = download(_record_url(plan))
+    return None if found is None else found.decode("utf-8", "replace")
+
+
 def _record(plan: Plan) -> None:
-    """Write plan.json, or check that it is the same."""
+    """Write plan.json where work goes on, and to `out` if that is a URL; or check that it is the same."""
     path, identity = plan.work / PLAN, plan.identity()
-    if not path.exists():
+    at_work = path.read_text(encoding="utf-8") if path.exists() else None
+    at_out = _recorded(plan)
+    for place, recorded in ((plan.config.out, at_out), (str(plan.out), at_work)):
+        if recorded not in (None, identity):
+            differing = ", ".join(_differing(json.loads(recorded or ""), json.loads(identity)))
+            raise UserError(
+                f"out={place}: holds an unfinished preparation of another plan (other {differing}); "
+                "name a new directory or remove it"
+            )
+    if at_work is None:
         temporary = path.with_suffix(f".{os.uname().nodename}-{os.getpid()}")
         temporary.write_text(identity, encoding="utf-8")
         temporary.replace(path)
-        return
-    recorded = path.read_text(encoding="utf-8")
-    if recorded != identity:
-        differing = ", ".join(_differing(json.loads(recorded), json.loads(identity)))
-        raise UserError(
-            f"out={plan.out}: holds an unfinished preparation of another plan (other {differing}); "
-            "name a new directory or remove it"
-        )
+    if plan.remote and at_out is None:
+        shutil.rmtree(plan.work / "reduce", ignore_errors=True)  # of shards that someone has removed since
+        upload(path, _record_url(plan))
+
+
+def clear_up(plan: Plan) -> None:
+    """Remove what the finished corpus needs no longer; plan.json first, by which other calls know that it is done."""
+    (plan.work / PLAN).unlink(missing_ok=True)
+    shutil.rmtree(plan.out if plan.remote else plan.work, ignore_errors=True)
+    if plan.remote:
+        remove(_record_url(plan))
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

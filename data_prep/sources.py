@@ -93,7 +93,10 @@ def find_inputs(source: SourceConfig) -> list[InputFile]:
         if source.kind is SourceKind.hub:
             found.setdefault(pattern)
         elif is_remote(pattern) and not directories:
-            found |= dict.fromkeys(_remote_files(pattern))
+            remote = remote_matches(pattern)
+            if not remote:
+                raise UserError(f"source.paths: {pattern}: no such file; correct the URL")
+            found |= dict.fromkeys(remote)
         else:
             matches = _python_files(Path(pattern)) if directories else _matches(pattern)
             found |= dict.fromkeys(str(match.resolve()) for match in matches)
@@ -108,16 +111,6 @@ def find_inputs(source: SourceConfig) -> list[InputFile]:
         sizes = [parquet_size(file.path, source.field) for file in files]
         files = [file._replace(**size._asdict()) for file, size in zip(files, sizes, strict=True)]
     return files
-
-
-def _remote_files(pattern: str) -> list[str]:
-    try:
-        found = remote_matches(pattern)
-    except OSError as error:
-        raise UserError(f"source.paths: {pattern}: cannot be listed ({error}); correct the URL") from error
-    if not found:
-        raise UserError(f"source.paths: {pattern}: no such file; correct the URL")
-    return found
 
 
 def _matches(pattern: str) -> list[Path]:

@@ -1,5 +1,7 @@
-"""Input files wherever they lie: a local path, or a URL that fsspec understands (s3://, gs://, https://, memory://)."""
+"""Files wherever they lie: a local path, or a URL that fsspec understands (s3://, gs://, https://, memory://)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -26,23 +28,70 @@ def open_input(path: str) -> BinaryIO:
 
 
 def stamp(path: str) -> Stamp:
-    """Size and version. Raises `OSError` where there is no such file."""
+    """Size and version. Raises `OSError`, or `UserError` of a URL, where there is no such file."""
     if not is_remote(path):
         stat = Path(path).stat()
         return Stamp(stat.st_size, stat.st_mtime_ns)
-    file_system, name = _remote(path)
-    size = file_system.info(name).get("size")
-    if size is None:
-        raise OSError(f"{path}: the server does not tell its size")
-    return Stamp(int(size), int(file_system.ukey(name)[:15], 16))
+    with _asked(path) as (store, name):
+        size = store.info(name).get("size")
+        if size is None:
+            raise OSError("the server does not tell its size")
+        return Stamp(int(size), int(store.ukey(name)[:15], 16))
 
 
 def remote_matches(pattern: str) -> list[str]:
     """The files that a URL or a URL with wildcards names, sorted; none if there is none."""
-    file_system, name = _remote(pattern)
     protocol = pattern.partition("://")[0]
-    found = sorted(file_system.glob(name)) if any(mark in name for mark in "*?[") else [name]
-    return [f"{protocol}://{str(each).partition('://')[2] or each}" for each in found if file_system.isfile(each)]
+    with _asked(pattern) as (store, name):
+        found = sorted(store.glob(name)) if any(mark in name for mark in "*?[") else [name]
+        return [f"{protocol}://{str(each).partition('://')[2] or each}" for each in found if store.isfile(each)]
+
+
+def upload(file: Path, url: str) -> None:
+    """Put a local file at `url`, whole or not at all, as object stores do. Raises `UserError` where that fails."""
+    size = file.stat().st_size
+    with _asked(url) as (store, name):
+        store.put_file(str(file), name)
+        store.invalidate_cache()
+        stored = store.info(name)["size"]
+    if stored != size:
+        raise UserError(f"{url}: {stored} of {size} bytes arrived; run the same command again")
+
+
+def download(url: str) -> bytes | None:
+    """What lies at `url`; None if nothing does."""
+    with _asked(url) as (store, name):
+        store.invalidate_cache()
+        return bytes(store.cat_file(name)) if store.exists(name) else None
+
+
+def listed(url: str) -> set[str]:
+    """The names right below `url`; none if there is nothing."""
+    with _asked(url) as (store, name):
+        store.invalidate_cache()
+        try:
+            return {found.rstrip("/").rpartition("/")[2] for found in store.ls(name, detail=False)}
+        except FileNotFoundError:
+            return set()
+
+
+def remove(url: str) -> None:
+    """Remove the file at `url`, if there is one."""
+    with _asked(url) as (store, name):
+        if store.exists(name):
+            store.rm_file(name)
+
+
+@contextmanager
+def _asked(url: str) -> Iterator[tuple[Any, str]]:
+    """The store and the name in it. Every store's client has exceptions of its own; all become one line."""
+    try:
+        yield _remote(url)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"{url}: {reason}; check the address and your credentials, then run it again") from error
 
 
 def _remote(path: str) -> tuple[Any, str]:

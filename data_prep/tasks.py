@@ -9,7 +9,6 @@ Knows nothing of processes, progress or Hydra.
 import errno
 import json
 import os
-import shutil
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,11 +50,12 @@ from data_prep.near import (
     write_signatures,
 )
 from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
-from data_prep.plan import Plan, spelling_of
+from data_prep.plan import PLAN, Plan, clear_up, spelling_of
 from data_prep.ragged import Ints, offsets
 from data_prep.sentences import split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
 from data_prep.sources import Bad, read
+from data_prep.storage import upload
 from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from data_prep.words import WordEncoder
 
@@ -107,7 +107,7 @@ def finished_elsewhere(plan: Plan) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        if not (plan.out / NAME).exists():
+        if (plan.work / PLAN).exists():
             raise
 
 
@@ -126,7 +126,10 @@ def disk_errors(plan: Plan) -> Iterator[None]:
 
 @contextmanager
 def committed(plan: Plan, path: Path) -> Iterator[Path]:
-    """A temporary file to write; when the block ends well it is synced and renamed to `path`, else removed."""
+    """A temporary file to write; when the block ends well it is synced and becomes `path`, else it is removed.
+
+    What belongs to a corpus whose `out` is a URL is uploaded instead of renamed.
+    """
     temporary = plan.work / "tmp" / f"{os.uname().nodename}-{os.getpid()}-{path.parent.name}-{path.name}"
     for folder in (temporary.parent, path.parent):
         folder.mkdir(exist_ok=True)
@@ -134,7 +137,10 @@ def committed(plan: Plan, path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if plan.remote and not path.is_relative_to(plan.work):
+            upload(temporary, f"{plan.remote}/{path.relative_to(plan.out).as_posix()}")
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -528,7 +534,7 @@ def masking_of(plan: Plan) -> Masking:
 
 
 def finish(plan: Plan) -> Manifest:
-    """Merge what the tasks left, write manifest.json, remove `.work`. Raises `UserError` if there are no samples."""
+    """Merge what the tasks left, write manifest.json last, clear up. Raises `UserError` if there are no samples."""
     config = plan.config
     facts = load_tokenizer(plan.out / "tokenizer").facts
     documents = document_statistics(plan)
@@ -568,8 +574,14 @@ def finish(plan: Plan) -> Manifest:
         splits=splits,
         shards=tuple(_entry(shard["entry"]) for shard in shards),
     )
-    write_manifest(plan.out, manifest)
-    shutil.rmtree(plan.work, ignore_errors=True)
+    if plan.remote:
+        for file in sorted((plan.out / "tokenizer").iterdir()):
+            upload(file, f"{plan.remote}/tokenizer/{file.name}")
+        write_manifest(plan.work, manifest)
+        upload(plan.work / NAME, f"{plan.remote}/{NAME}")
+    else:
+        write_manifest(plan.out, manifest)
+    clear_up(plan)
     return manifest
 
 
