@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.manifest import Manifest
 from data_prep.schema import doc
 
 
@@ -40,6 +41,9 @@ class OptimizerKind(Enum):
 
 class ScheduleKind(Enum):
     linear = "linear"
+    polynomial = "polynomial"
+    cosine = "cosine"
+    wsd = "wsd"  # warm-up, stable, decay
 
 
 class WandbMode(Enum):
@@ -140,12 +144,42 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     kind: ScheduleKind = doc("shape of the learning rate after warm-up")
-    warmup_fraction: float = doc("share of `steps` in which the learning rate rises linearly to optim.lr")
-    final_fraction: float = doc("learning rate at the last step, as a share of optim.lr")
+    warmup_fraction: float = doc("share of the run in which the learning rate rises linearly to optim.lr")
+    start_fraction: float = doc("learning rate from which it rises, as a share of optim.lr")
+    final_fraction: float = doc("learning rate at the end of the run, as a share of optim.lr")
+    power: float = doc("polynomial: exponent of the share of the decay that is left; 1 is linear, below it falls late")
+    decay_fraction: float = doc("wsd: share of the run, at its end, in which the learning rate falls")
 
     def __post_init__(self) -> None:
-        _require(0 <= self.warmup_fraction <= 1, f"schedule.warmup_fraction={self.warmup_fraction}: must be in [0, 1]")
-        _require(0 <= self.final_fraction <= 1, f"schedule.final_fraction={self.final_fraction}: must be in [0, 1]")
+        for key in ("warmup_fraction", "start_fraction", "final_fraction", "decay_fraction"):
+            _require(0 <= getattr(self, key) <= 1, f"schedule.{key}={getattr(self, key)}: must be in [0, 1]")
+        _require(0 < self.power < math.inf, f"schedule.power={self.power}: must be positive")
+        if self.kind is ScheduleKind.wsd:
+            _require(
+                0 < self.decay_fraction <= 1 - self.warmup_fraction,
+                f"schedule.decay_fraction={self.decay_fraction}: must be above 0, and at most 1 with "
+                f"schedule.warmup_fraction={self.warmup_fraction} together",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectConfig:
+    init_from: bool = doc("the recipe is for training on from other weights: init_from must be given")
+    objective: str | None = doc("objective that the recipe was made for: nsp, sop or none; null: any")
+    max_len: list[int] = doc("sample lengths that the recipe was made for, tokens; empty: any")
+    masking_probability: float | None = doc("share of tokens to predict that the recipe was made for; null: any")
+
+    def unmet(self, manifest: Manifest) -> list[str]:
+        """What the corpus is and should not be, each with the `data_prep` override that makes it so."""
+        found = []
+        if self.objective not in (None, manifest.objective):
+            found.append(f"objective={manifest.objective}, not objective={self.objective}")
+        if self.max_len and manifest.max_len not in self.max_len:
+            found.append(f"max_len={manifest.max_len}, not max_len={' or '.join(map(str, self.max_len))}")
+        probability = manifest.masking.probability
+        if self.masking_probability is not None and not math.isclose(self.masking_probability, probability):
+            found.append(f"masking.probability={probability}, not masking.probability={self.masking_probability}")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +286,7 @@ class TrainConfig:
     model: ModelConfig
     optim: OptimConfig
     schedule: ScheduleConfig
+    expect: ExpectConfig
     loss: LossConfig
     zero: str = doc(
         "DeepSpeed ZeRO stage (Rajbhandari et al. 2020): 0, 1, 2, 3; 2_offload, 3_offload keep the optimizer on the CPU"
@@ -288,6 +323,10 @@ class TrainConfig:
         for key in ("global_batch_size", "micro_batch_size", "steps"):
             _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
         _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
+        if self.expect.init_from and not self.init_from:
+            raise UserError(
+                "init_from: this recipe goes on from other weights; add init_from=<run of the phase before>"
+            )
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
 
     @property

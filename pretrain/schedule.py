@@ -1,6 +1,8 @@
 """Learning rate as a pure function of how far the run is: nothing to save, nothing to step."""
 
-from pretrain.config import OptimConfig, ScheduleConfig
+import math
+
+from pretrain.config import OptimConfig, ScheduleConfig, ScheduleKind
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig, schedule: ScheduleConfig) -> float:
@@ -11,12 +13,22 @@ def learning_rate(step: int, steps: int, optim: OptimConfig, schedule: ScheduleC
 def rate_between(done: float, after: float, optim: OptimConfig, schedule: ScheduleConfig) -> float:
     """Learning rate of a step that takes the run from `done` to `after`, both shares of the whole in [0, 1].
 
-    Under a time budget both are the share of it that is spent. Warm-up rises linearly to optim.lr at its end; then the
-    rate falls linearly and would reach final_fraction * optim.lr at 1: continuous where they meet (Devlin et al. 2019,
-    appendix A.2).
+    Under a time budget both are the share of it that is spent. Warm-up rises linearly from start_fraction * optim.lr to
+    optim.lr at its end (Devlin et al. 2019, appendix A.2). Every decay starts there, at optim.lr, and ends at
+    final_fraction * optim.lr at 1: continuous where they meet.
     """
     warmup = schedule.warmup_fraction
     if after <= warmup:
-        return optim.lr * after / warmup
-    left = (1.0 - max(done, warmup)) / (1.0 - warmup) if warmup < 1.0 else 0.0
-    return optim.lr * (schedule.final_fraction + (1.0 - schedule.final_fraction) * max(0.0, left))
+        return optim.lr * (schedule.start_fraction + (1.0 - schedule.start_fraction) * after / warmup)
+    left = max(0.0, 1.0 - max(done, warmup))
+    left_of_decay = left / (1.0 - warmup) if warmup < 1.0 else 0.0
+    match schedule.kind:
+        case ScheduleKind.linear:
+            height = left_of_decay
+        case ScheduleKind.polynomial:
+            height = left_of_decay**schedule.power
+        case ScheduleKind.cosine:  # Loshchilov and Hutter 2017
+            height = (1.0 - math.cos(math.pi * left_of_decay)) / 2.0
+        case ScheduleKind.wsd:  # Hu et al. 2024 (MiniCPM), section 4; a linear end as in Hägele et al. 2024
+            height = min(1.0, left / schedule.decay_fraction)
+    return optim.lr * (schedule.final_fraction + (1.0 - schedule.final_fraction) * height)

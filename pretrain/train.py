@@ -101,6 +101,8 @@ def run(
         resolved=resolved,
     )
     say(process, describe(config, path, corpus, process, engine, progress))
+    for mismatch in config.expect.unmet(corpus.manifest):
+        say(process, f"warning: {corpus.directory} was prepared with {mismatch} as the recipe expects")
     watchdog = Watchdog(config.watchdog.seconds, path, process.rank)
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
     parts = Run(

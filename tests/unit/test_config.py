@@ -42,8 +42,7 @@ def test_a_saved_configuration_comes_back() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
-    prefix = "+" if group == "recipe" else ""
-    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", f"{prefix}{group}={option}"])
+    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", "init_from=x", f"{group}={option}"])
     if group == "model":
         assert config.model.name == option
 
@@ -85,7 +84,13 @@ BAD: list[tuple[str, Any]] = [
     ("optim__max_skipped_steps", 0),
     ("optim__eps", 0.0),
     ("optim__kind", "sgd"),
-    *((f"schedule__{key}", v) for key in ("warmup_fraction", "final_fraction") for v in (-0.1, 1.1, NAN)),
+    *(
+        (f"schedule__{key}", value)
+        for key in ("warmup_fraction", "start_fraction", "final_fraction", "decay_fraction")
+        for value in (-0.1, 1.1, NAN)
+    ),
+    *(("schedule__power", value) for value in (0, -1, INF, NAN)),
+    ("schedule__kind", "triangle"),
     *((f"loss__{key}", value) for key in ("mlm_weight", "nsp_weight") for value in (-1.0, NAN, INF)),
     ("log__every", 0),
     ("eval__every", -1),

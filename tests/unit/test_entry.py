@@ -54,12 +54,13 @@ def test_a_typo_names_the_nearest_key(refusal: Refusal, typo: str, nearest: str)
     assert typo.lstrip("+").partition("=")[0] in line
 
 
-@pytest.mark.parametrize("override", ["model=tinny", "model=../tiny", "optim=adam", "schedule=cosine"])
+@pytest.mark.parametrize("override", ["model=tinny", "model=../tiny", "optim=adam", "schedule=lineal", "recipe=bert"])
 def test_an_unknown_option_lists_the_group(refusal: Refusal, override: str) -> None:
     group = override.partition("=")[0]
     line = refusal("run=r", "data.path=d", override)
     assert group in line
-    assert {"model": "tiny", "optim": "adamw", "schedule": "linear"}[group] in line.partition(";")[2]
+    nearest = {"model": "tiny", "optim": "adamw", "schedule": "linear", "recipe": "bert_2018"}
+    assert nearest[group] in line.partition(";")[2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Every recipe: its published figures compose, and it takes three real steps at a scaled-down size."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep import entry
+from data_prep.errors import UserError
+from pretrain.config import TrainConfig
+from pretrain.schedule import learning_rate
+from tests.support import ROOT, Trainer
+
+RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
+
+# global batch, steps or budget hours, peak rate, warm-up share, betas[1], eps, dropout on attention, clip, masked share
+FIGURES = {
+    "bert_2018": (256, 1_000_000, 1e-4, 0.01, 0.999, 1e-6, 0.1, 1.0, 0.15),
+    "lamb_phase1": (65_536, 7_038, 6e-3, 0.2843, 0.999, 1e-6, 0.1, 1.0, 0.15),
+    "lamb_phase2": (32_768, 1_563, 4e-3, 0.128, 0.999, 1e-6, 0.1, 1.0, 0.15),
+    "budget_24h": (4_096, 24, 1e-3, 0.06, 0.98, 1e-6, 0.1, 0.0, 0.15),
+    "mosaic": (4_096, 70_000, 5e-4, 0.06, 0.98, 1e-6, 0.0, 0.0, 0.30),
+    "cramming": (8_192, 24, 1e-3, 0.75, 0.98, 1e-12, 0.0, 0.5, 0.25),
+    "roberta": (2_048, 125_000, 5e-4, 0.08, 0.98, 1e-6, 0.1, 0.0, 0.15),
+}
+
+
+def composed(recipe: str, *overrides: str) -> TrainConfig:
+    return entry.compose("train", TrainConfig, ["run=r", "data.path=d", "init_from=x", f"recipe={recipe}", *overrides])
+
+
+def test_every_recipe_is_tested() -> None:
+    assert set(FIGURES) == set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_figures_are_the_published_ones(recipe: str) -> None:
+    """After papers and repositories that the recipe names: written down twice, since a slip costs a month of GPUs."""
+    config = composed(recipe)
+    optim, schedule = config.optim, config.schedule
+    found = (
+        config.global_batch_size, config.budget.hours or config.steps, optim.lr, schedule.warmup_fraction, optim.beta2,
+        optim.eps, config.model.attention_dropout, optim.clip, config.expect.masking_probability,
+    )  # fmt: skip
+    assert found == FIGURES[recipe]
+    assert optim.beta1 == 0.9
+    assert optim.weight_decay == (0.02 if recipe == "mosaic" else 0.01)
+    assert (optim.kind.value == "lamb") == recipe.startswith("lamb")
+    assert config.expect.objective == ("nsp" if recipe in ("bert_2018", "lamb_phase1", "lamb_phase2") else "none")
+    assert composed(recipe, "model=mini", "optim.lr=7").optim.lr == 7  # what the user says comes last
+    assert composed(recipe, "model=mini").model.name == "mini"
+
+
+def test_lamb_decays_by_the_square_root_from_its_peak() -> None:
+    config = composed("lamb_phase1")
+    after = [learning_rate(step, config.steps, config.optim, config.schedule) for step in (2001, 4519)]
+    assert after == pytest.approx([6e-3, 6e-3 * math.sqrt(0.5)], rel=1e-3)  # the end of warm-up, and half of the rest
+
+
+def test_phase_two_asks_for_phase_one() -> None:
+    with pytest.raises(UserError, match="add init_from="):
+        entry.compose("train", TrainConfig, ["run=r", "data.path=d", "recipe=lamb_phase2"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_three_steps(trainer: Trainer, corpus: Path, recipe: str) -> None:
+    """Phase 2 goes on from the weights of a run. The corpus is of 24 tokens, with pairs: each mismatch is a warning."""
+    small = ("steps=3", "eval.max_samples=8")
+    first: tuple[str, ...] = ()
+    if recipe == "lamb_phase2":
+        first = (f"init_from={trainer.run(f'data.path={corpus}', *small).run}",)
+    result = trainer.run(f"data.path={corpus}", f"recipe={recipe}", *small, *first)
+    assert result.codes == (0,), result.stderrs
+    assert all(map(math.isfinite, result.series("train/loss")))
+    assert result.series("train/skipped_steps") == [0, 0, 0]
+    config = entry.typed(yaml.safe_load((result.run / "config.yaml").read_text()), TrainConfig)
+    assert config.optim == composed(recipe, "optim.lr=0.003").optim  # as TINY has it
+    if not config.budget.hours:
+        expected = [learning_rate(step, 3, config.optim, config.schedule) for step in range(3)]
+        assert result.series("train/lr") == pytest.approx(expected)
+    warnings = [line for line in result.stderr.splitlines() if "as the recipe expects" in line]
+    assert len(warnings) == 1 + (config.expect.objective == "none") + (config.expect.masking_probability != 0.15)
+    assert any("max_len=24, not max_len=" in line for line in warnings)
