@@ -12,8 +12,9 @@ from data_prep.errors import UserError
 from pretrain import attention
 from pretrain.attention import choose_kernel, packed_attention, packing
 from pretrain.config import Attention, ModelConfig, Precision
-from pretrain.loader import TOKENS_MULTIPLE, MicroBatch
-from tests.unit.test_model import small
+from pretrain.loader import TOKENS_MULTIPLE, MicroBatch, bounded
+from pretrain.model import PackedBert
+from tests.unit.test_model import FACTS, losses_of, make_batch, small
 
 HEADS, WIDTH, SCALE = 2, 8, 0.3
 KERNELS = [Attention.sdpa, Attention.flex, Attention.varlen, Attention.flash]
@@ -179,3 +180,18 @@ def test_a_kernel_that_cannot_run_is_one_line(
 def test_dropout_is_never_dropped(kernel: Attention) -> None:
     with pytest.raises(UserError, match="knows no dropout"):
         small(attention=kernel, attention_dropout=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kernel", [Attention.sdpa, Attention.varlen])
+def test_the_host_never_waits_for_the_device_in_forward_and_backward(kernel: Attention) -> None:
+    config = small(max_positions=64)
+    model = PackedBert(config, FACTS, max_len=64, kernel=kernel).to(CUDA, torch.bfloat16)
+    batches = [bounded(make_batch(seed, 16)).pin_memory() for seed in range(3)]
+    losses_of(model, batches[0].to(CUDA)).backward()  # the first call sets libraries up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            losses_of(model, batch.to(CUDA)).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -62,6 +62,11 @@ def test_dropout_of_a_model_is_one_override() -> None:
     assert config.model.dropout == 0.25
 
 
+def test_compiled_layers_and_zero_3_exclude_each_other() -> None:
+    with pytest.raises(UserError, match=r"compile=true: not with zero=3, .*; use zero=1 or 2, or compile=false"):
+        changed(compile=True, zero="3")
+
+
 NAN, INF = float("nan"), float("inf")
 BAD: list[tuple[str, Any]] = [
     *(("run", name) for name in ("", ".", "..", "a/b", "../x", "/tmp/x", "a\\b", "a\0b", "a\nb")),
@@ -78,6 +83,8 @@ BAD: list[tuple[str, Any]] = [
     *((f"model__{key}", 0) for key in ("hidden_size", "num_layers", "num_heads", "max_positions", "pad_vocab_to")),
     ("model__num_heads", 7),
     *((f"model__{key}", value) for key in ("dropout", "attention_dropout") for value in (-0.1, 1.0, NAN)),
+    ("model__attention", "fast"),
+    ("model__architecture", "gpt"),
     *((f"optim__{key}", value) for key in ("lr", "eps", "weight_decay", "clip") for value in (-1e-9, NAN)),
     *((f"optim__{key}", INF) for key in ("lr", "eps", "weight_decay")),
     *((f"optim__{key}", value) for key in ("beta1", "beta2") for value in (-0.1, 1.0, NAN)),

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from data_prep.errors import UserError
 from data_prep.masking import draw_masks
 from data_prep.shards import Samples, sample_ids
+from pretrain import loss
 from pretrain.config import Architecture, Attention, LossConfig, ModelConfig
 from pretrain.loader import MicroBatch, bounded, pack
 from pretrain.loss import pretraining_loss
@@ -367,6 +368,29 @@ def test_a_batch_without_masks_has_a_finite_loss() -> None:
     mlm, nsp, mlm_labels, nsp_labels = random_logits(0, 3)
     loss = pretraining_loss((mlm, nsp), mlm_labels, nsp_labels, weights=WEIGHTS, masked=0, pairs=3).loss
     torch.testing.assert_close(loss, 1.3 * torch.nn.functional.cross_entropy(nsp, nsp_labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk", [1, 3 * VOCAB, 10**6])
+def test_cross_entropy_and_its_gradient_equal_torchs(
+    chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of rows at a time; with labels that do not count, and a loss scale as fp16 has it."""
+    monkeypatch.setitem(loss._CHUNK_ELEMENTS, "cpu", chunk)
+    mlm, _, labels, _ = random_logits(13, 1)
+    labels[[2, 12]] = -100
+    ours = (mlm * 4).to(dtype).detach().requires_grad_()
+    theirs = ours.detach().float().requires_grad_()
+    found, correct = loss._masked_cross_entropy(ours, labels)
+    expected = torch.nn.functional.cross_entropy(theirs, labels, reduction="sum")
+    torch.testing.assert_close(found, expected)
+    assert correct == (theirs.argmax(1) == labels).sum()
+    (found * 4099.0).backward()
+    (expected * 4099.0).backward()
+    assert ours.grad is not None
+    assert ours.grad.dtype == dtype
+    tolerance = {} if dtype is torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
+    torch.testing.assert_close(ours.grad.float(), theirs.grad, **tolerance)
 
 
 def test_cross_entropy_is_computed_in_fp32() -> None:

@@ -1,0 +1,64 @@
+"""ModernBERT and compiled layers through the real training command, on two ranks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from pretrain.export import export
+from tests.support import Trainer, make_corpus
+
+MODERNBERT = (
+    "model=modernbert_base", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=32",
+    "model.intermediate_size=48", "model.max_positions=64",
+)  # fmt: skip
+# Any backend traces and differentiates alike; this one needs no compiler.
+WITHOUT_COMPILER = (
+    "from pretrain.model import PackedBert; build = PackedBert.compile_layers; "
+    "PackedBert.compile_layers = lambda self: build(self, backend='aot_eager')"
+)
+
+
+@pytest.fixture(scope="module")
+def singles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("singles") / "corpus"
+    path.mkdir()
+    make_corpus(path, objective="none")
+    return path
+
+
+def test_modernbert_trains_evaluates_and_exports(trainer: Trainer, singles: Path, tmp_path: Path) -> None:
+    overrides = (f"data.path={singles}", *MODERNBERT, "optim.lr=0.01", "steps=30", "log.every=5", "zero=2")
+    result = trainer.run(*overrides, ranks=2)
+    assert result.codes == (0, 0), result.stderrs
+    losses = result.series("train/loss")
+    assert losses[-1] < losses[0] - 0.05
+    assert result.series("eval/mlm_loss")
+    assert not result.series("eval/nsp_loss")  # there are no pairs to evaluate
+
+    out = tmp_path / "out"
+    assert export(result.run, out) < 1e-4
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    inputs = tokenizer(["a b c", "d"], padding=True, return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    with torch.no_grad():
+        assert model(**inputs).logits.shape == (*inputs["input_ids"].shape, 61)
+
+
+def test_modernbert_on_pairs_is_one_line(trainer: Trainer, corpus: Path) -> None:
+    result = trainer.run(f"data.path={corpus}", *MODERNBERT)
+    assert result.code == 64
+    (error,) = result.errors
+    assert "has no next-sentence head" in error
+    assert "prepare with objective=none" in error
+
+
+def test_compiled_layers_train_as_plain_ones(trainer: Trainer, corpus: Path) -> None:
+    plain, compiled = (
+        trainer.run(f"data.path={corpus}", "zero=2", f"compile={on}", "steps=3", ranks=2, before=WITHOUT_COMPILER)
+        for on in ("false", "true")
+    )
+    assert compiled.codes == (0, 0), compiled.stderrs
+    assert compiled.series("train/loss") == pytest.approx(plain.series("train/loss"), abs=1e-5)
+    assert compiled.series("eval/loss") == pytest.approx(plain.series("eval/loss"), abs=1e-5)
