@@ -7,10 +7,10 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 DEMO ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-chaos lint format bench clean
+.PHONY: help setup demo test test-chaos test-cluster test-soak lint format bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with Cloze and its tools (needs Python 3.11 to 3.13, no compiler)
 
@@ -40,6 +40,12 @@ test: setup ## Unit tests, 2-process tests and end-to-end tests
 
 test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (10 minutes)
 	$(BIN)/python -m pytest -s tests/chaos
+
+test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight (needs root; 8 minutes)
+	$(BIN)/python -m pytest -s tests/cluster/test_cluster.py
+
+test-soak: setup ## Twenty random faults in one run on two nodes (needs root; at most 15 minutes)
+	$(BIN)/python -m pytest -s tests/cluster/test_soak.py
 
 lint: setup ## Format check, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -1,59 +1,126 @@
-"""Entry: `python -m launch [procs=auto|N] [--dry-run] <training overrides>` trains on all devices of this machine."""
+"""Entry: `python -m launch [check|slurm] [hosts=FILE] … <training overrides>` trains on one machine or many."""
 
+import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
-from launch.command import deepspeed_command, free_port, this_machine
-from launch.supervise import run
-from pretrain.config import TrainConfig
+from launch.command import LOCALHOST, Machine, forwarded, free_port, node_command, read_hostfile, this_machine
+from launch.supervise import Job, supervise
+from pretrain.config import TrainConfig, accumulation_steps
 
-_HELP = """python -m launch [procs=auto|N] [--dry-run] [key=value ...]
+_HELP = """python -m launch [check] [hosts=FILE] [option=value ...] [key=value ...]
+python -m launch slurm nodes=N gpus_per_node=N time=H:MM:SS [option=value ...] [key=value ...]
 
-Trains on this machine with one process per GPU, or up to two on a CPU. key=value are training's own overrides; they
-reach it as they stand, no shell reads them. Ctrl-C or SIGTERM stops after the step at hand with a checkpoint (exit 75);
-the same command goes on from there.
+Trains with one process per GPU (or up to two on a CPU) on this machine, with slots=N processes on each host of a
+hostfile, or as a Slurm job. key=value are training's own overrides; they reach it as they stand, no shell reads them.
+Ctrl-C or SIGTERM stops after the step at hand with a checkpoint (exit 75); the same command goes on from there.
 
-  procs=N     processes to start [auto]
-  --dry-run   print the deepspeed command and stop
+  hosts=FILE      DeepSpeed's hostfile: a line `host slots=N` each; ssh must work without a password
+  procs=N         processes on this machine, without hosts= [auto]
+  restarts=N      start again after a fault of a node or a rank, so often within an hour [3 with hosts=, else 0]
+  lost_after=S    seconds without a word after which a node counts as lost [45]
+  ssh=COMMAND     how to reach a host ['ssh']
+  --dry-run       print the deepspeed command of each host (of Slurm: the script) and stop
+
+`check` trains nothing: it compares the hosts (versions, code, configuration, data, clocks, disks, GPUs), sums over all
+ranks and measures the links between hosts.
 """
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Options:
     """What the command line asks of launch itself, and the rest."""
 
-    procs: int | None  # None: as many as there are devices
-    dry_run: bool
-    overrides: tuple[str, ...]
+    hosts: Path | None = None
+    procs: int | None = None  # None: as many as there are devices
+    restarts: int | None = None
+    lost_after: float = 45.0
+    ssh: tuple[str, ...] = ("ssh",)
+    nodes: int = 1
+    gpus_per_node: int = 1
+    time: str = ""
+    sbatch: tuple[str, ...] = ()
+    dry_run: bool = False
+    overrides: tuple[str, ...] = ()
 
 
 def parse(arguments: Sequence[str]) -> Options:
     """Raises `UserError` for anything that is neither ours nor an override."""
-    procs: int | None = None
-    dry_run = False
+    readers: dict[str, Callable[[str], Any]] = {
+        "hosts": Path,
+        "procs": lambda value: None if value == "auto" else _at_least(1, value),
+        "restarts": lambda value: _at_least(0, value),
+        "lost_after": lambda value: float(_at_least(3, value)),
+        "ssh": lambda value: tuple(shlex.split(value)),
+        "nodes": lambda value: _at_least(1, value),
+        "gpus_per_node": lambda value: _at_least(1, value),
+        "time": str,
+        "sbatch": lambda value: tuple(shlex.split(value)),
+    }
+    assert {*readers, "dry_run", "overrides"} == {field.name for field in fields(Options)}
+    own: dict[str, Any] = {}
     overrides: list[str] = []
     for argument in arguments:
-        key, _, value = argument.partition("=")
+        key, given, value = argument.partition("=")
         if argument == "--dry-run":
-            dry_run = True
-        elif key == "procs":
-            procs = _procs(value)
+            own["dry_run"] = True
+        elif given and key in readers:
+            try:
+                own[key] = readers[key](value)
+            except ValueError as error:
+                raise UserError(f"{argument}: {error}; correct it (--help)") from error
         elif argument.startswith("-"):
             raise UserError(f"{argument}: not an option of launch; use it with `python -m pretrain.train`")
         else:
             overrides.append(argument)
-    return Options(procs, dry_run, tuple(overrides))
+    return Options(**own, overrides=tuple(overrides))
 
 
-def _procs(value: str) -> int | None:
-    if value == "auto":
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"procs={value}: must be auto or a number of processes")
+def _at_least(least: int, value: str) -> int:
+    if not value.isdecimal() or int(value) < least:
+        raise ValueError(f"must be a whole number from {least}")
     return int(value)
+
+
+def job_of(options: Options, config: TrainConfig) -> Job:
+    """The job on this machine, or on the hosts of the hostfile. Raises `UserError` where the batch does not fit."""
+    hosts: dict[str, int | None] = {LOCALHOST: options.procs}
+    sizes = config.global_batch_size, config.micro_batch_size
+    if options.hosts:
+        if options.procs:
+            raise UserError(f"procs={options.procs}: the hostfile tells how many; write slots=N there")
+        slots = read_hostfile(options.hosts)
+        hosts = dict(slots)
+        accumulation_steps(*sizes, sum(slots.values()))
+    return Job(
+        overrides=options.overrides,
+        hosts=hosts,
+        run_dir=str(Path(config.runs_root) / config.run),
+        batch_sizes=sizes,
+        environment=forwarded(os.environ),
+        ssh=options.ssh,
+        restarts=(3 if options.hosts else 0) if options.restarts is None else options.restarts,
+        lost_after=options.lost_after,
+    )
+
+
+def dry_run(job: Job) -> str:
+    """What each host would run. Of a remote one we assume that it has the GPUs, and any free port."""
+    if list(job.hosts) == [LOCALHOST]:
+        return str(node_command(job.overrides, this_machine(), job.hosts, port=free_port()))
+    lines = []
+    for rank, (host, slots) in enumerate(job.hosts.items()):
+        machine = Machine(gpus=tuple(range(slots or 1)), cpus=slots or 1)
+        master = next(iter(job.hosts))
+        command = node_command(job.overrides, machine, job.hosts, node_rank=rank, master=master, port=29500)
+        lines.append(f"{host}: {command}")
+    return "\n".join([*lines, "forwarded: " + (" ".join(sorted(job.environment)) or "nothing")])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,13 +128,22 @@ def main(arguments: Sequence[str]) -> int:
         print(_HELP)
         print(entry.help_text("train", TrainConfig))
         return ExitCode.OK
-    options = parse(arguments)
+    what = arguments[0] if arguments and arguments[0] in ("check", "slurm") else None
+    options = parse(arguments[1:] if what else arguments)
     config = entry.compose("train", TrainConfig, options.overrides)  # a typo is told once, not by every rank
-    command = deepspeed_command(options.overrides, this_machine(), procs=options.procs, port=free_port())
+    if what == "slurm":
+        from launch.slurm import submit
+
+        return submit(options, config)
+    job = job_of(options, config)
     if options.dry_run:
-        print(command)
+        print(dry_run(job))
         return ExitCode.OK
-    return run(command, Path(config.runs_root) / config.run)
+    if what == "check":
+        from launch.check import check
+
+        return check(job, config)
+    return supervise(job)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,31 @@
-"""The `deepspeed` command for this machine: how many processes, on which devices, with which environment.
+"""The `deepspeed` command of one node: how many processes, on which devices, with which environment.
 
 Pure but for looking at the machine. Overrides stay separate arguments from here to the training process: no shell ever
 reads them. Does not know how the command is run.
 """
 
+import base64
+import json
 import os
 import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_prep.errors import UserError
 
 TRAINING_MODULE = "pretrain.train"
+LOCALHOST = "localhost"
 
 _MAX_CPU_PROCESSES = 2  # by default: more ranks share the same cores and only add communication
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+# Variables that follow a run to its other nodes, by prefix. They travel inside ssh, never on a command line.
+_FORWARDED = (
+    *("NCCL_", "GLOO_", "UCX_", "FI_", "CUDA_", "TORCH", "PYTORCH_", "DS_", "OMP_", "MKL_", "TOKENIZERS_", "PYTHON"),
+    *("WANDB_", "HF_", "AWS_", "GOOGLE_", "FSSPEC_"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,41 +73,74 @@ def this_machine() -> Machine:
 
 def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def deepspeed_command(
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Hosts and their number of processes, in order, from DeepSpeed's format: `name slots=N` a line, `#` comments."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"hosts={path}: cannot be read ({error}); name a file of lines `host slots=N`") from error
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        name, slots = words[0], words[-1].removeprefix("slots=")
+        if len(words) != 2 or not words[1].startswith("slots=") or not slots.isdecimal() or int(slots) < 1:
+            raise UserError(f"{path}:{number}: {line.strip()!r} is not `host slots=N`; correct it")
+        if name.startswith("-") or name in hosts:
+            raise UserError(f"{path}:{number}: {name}: " + ("is there twice" if name in hosts else "is not a host"))
+        hosts[name] = int(slots)
+    if not hosts:
+        raise UserError(f"{path}: names no host; write a line `host slots=N` for each")
+    return hosts
+
+
+def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that other nodes get: those of libraries that training uses, but not this node's choice of GPUs."""
+    return {key: value for key, value in environment.items() if key.startswith(_FORWARDED) and key != _VISIBLE}
+
+
+def node_command(
     overrides: Sequence[str],
     machine: Machine,
+    hosts: Mapping[str, int | None],
     *,
-    procs: int | None,
+    node_rank: int = 0,
+    master: str = "127.0.0.1",
     port: int,
     module: str = TRAINING_MODULE,
 ) -> Command:
-    """The command that trains on `machine` with `procs` processes: by default one per GPU, or up to two on a CPU.
+    """What runs the ranks of one node of `hosts` (name -> processes; None, for a single one, is as many as it has
+    devices, or up to two on a CPU): deepspeed's own node launcher, which is what its runner starts on each host.
 
-    deepspeed's own choices are all overridden: it would read a cluster's /job/hostfile, count NUMA nodes for CPU
-    processes, and widen CUDA_VISIBLE_DEVICES to the first GPUs of the machine. Raises `UserError` when `procs` is more
-    than the machine has GPUs.
+    Training is told the world size, and refuses another. Raises `UserError` when the node has fewer GPUs than that.
     """
-    num_procs = procs or len(machine.gpus) or min(_MAX_CPU_PROCESSES, machine.cpus)
+    name = list(hosts)[node_rank]
+    procs = hosts[name] or len(machine.gpus) or min(_MAX_CPU_PROCESSES, machine.cpus)
+    if machine.gpus and procs > len(machine.gpus):
+        raise UserError(
+            f"{name}: {procs} processes for {len(machine.gpus)} GPUs; ask for that many at most (procs= or hostfile)"
+        )
+    world = {host: list(range(procs if slots is None else slots)) for host, slots in hosts.items()}
+    world[name] = list(machine.gpus[:procs]) if machine.gpus else list(range(procs))
     environment: dict[str, str | None] = {_VISIBLE: None}
-    if machine.gpus:
-        if num_procs > len(machine.gpus):
-            raise UserError(f"procs={num_procs}: this machine has {len(machine.gpus)} GPUs; ask for that many at most")
-        devices = ["--include", "localhost:" + ",".join(map(str, machine.gpus[:num_procs]))]
-    else:
-        devices = ["--num_gpus", str(num_procs)]
+    if not machine.gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     if "OMP_NUM_THREADS" not in os.environ:
-        environment["OMP_NUM_THREADS"] = str(max(1, machine.cpus // num_procs))
+        environment["OMP_NUM_THREADS"] = str(max(1, machine.cpus // procs))
+    world_info = base64.urlsafe_b64encode(json.dumps(world).encode()).decode()
+    insist = (f"world_size={sum(map(len, world.values()))}",) if module == TRAINING_MODULE else ()
     return Command(
         arguments=(
-            *(sys.executable, "-m", "deepspeed.launcher.runner"),
-            *("--hostfile", os.devnull, *devices, "--master_port", str(port)),
+            *(sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world_info}"),
+            *(f"--node_rank={node_rank}", f"--master_addr={master}", f"--master_port={port}"),
             *("--log_level", "critical", "--no_local_rank", "--module", module),
+            *insist,
             *overrides,
         ),
         environment=environment,

@@ -1,83 +1,185 @@
-"""Running a training command to its end: signals, orphans, and the true exit code.
+"""Running a job on its nodes to the end: signals, faults, restarts, the true exit code.
 
-deepspeed's launcher is not to be trusted with any of the three: SIGTERM to its outer process leaves the ranks running,
-to its inner one it reaches them 30 s apart, and when that one is killed the outer returns 0. So the command gets a
-session of its own, signals go to the ranks themselves, and the exit code is the one that training wrote down.
+launch does not go through deepspeed's own runner (pdsh): that hands overrides to a shell, returns 0 when it is killed,
+and leaves the other nodes hanging when one dies. It starts an agent on each node instead (agent.py), which runs the
+same node launcher as deepspeed's runner would. Agents that hear nothing more from launch end their ranks; when one node
+ends with a fault, launch ends the others, and starts again on the hosts that answer from the newest checkpoint.
 """
 
-import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
+from uuid import uuid4
 
-import psutil
-
-from data_prep.errors import ExitCode
-from launch.command import Command
-
-STATUS_NAME = "status.json"
+from data_prep.errors import ExitCode, UserError
+from launch.agent import CRASHED, ENDED, GRACE_SECONDS, Task
+from launch.command import TRAINING_MODULE
+from launch.nodes import LOST, Node, connect, is_local, tasks
+from pretrain.config import accumulation_steps
 
 _POLL_SECONDS = 0.2
-_LEFT_BEHIND_SECONDS = 20.0  # for ranks that outlive their launcher to end by SIGTERM
-_KILL_SECONDS = 5.0
+_ORDERLY_SECONDS = 90.0  # for nodes to end by themselves after one that ended in an orderly way
+_WINDOW_SECONDS = 3600.0  # restarts are counted in it
+_FAULTS = {CRASHED, ENDED, LOST, ExitCode.STUCK}  # another start may help
+_STORIES = {LOST: "lost", CRASHED: "a rank died", ENDED: "ended", ExitCode.STUCK: "no progress"}
+_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 2.0, 60.0
 
 
-def run(command: Command, run_dir: Path) -> int:
-    """Run `command`, which trains in `run_dir`, and return training's own exit code.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run where, and how long to insist."""
+
+    overrides: tuple[str, ...]
+    hosts: Mapping[str, int | None]  # name -> processes; None, for a single host: as many as it has devices
+    run_dir: str | None = None
+    batch_sizes: tuple[int, int] | None = None  # global and micro, which the number of ranks must fit
+    module: str = TRAINING_MODULE
+    environment: Mapping[str, str]
+    ssh: tuple[str, ...] = ("ssh",)
+    restarts: int = 0  # at most, within an hour
+    lost_after: float = 45.0  # seconds without a word after which a node, or launch, is taken for lost
+
+
+def supervise(job: Job) -> int:
+    """Run `job`, start it again after faults that another start may survive, and return its exit code.
 
     The first SIGINT, SIGTERM, SIGHUP or SIGUSR1 asks every rank to stop in an orderly way; the second kills. When this
-    returns or raises, no process of the command is left.
+    returns or raises, no process of the job is left on a host that answers.
     """
-    status = run_dir / STATUS_NAME
-    status.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        command.arguments, env=command.full_environment(), stdin=subprocess.DEVNULL, start_new_session=True
+    mark = uuid4().hex
+    faults: list[float] = []
+    codes: dict[str, int] | None = None
+    with Stop().on_signals() as stop:
+        while True:
+            nodes = _reach(job, mark, codes, stop)
+            try:
+                codes = {} if stop.asked else attempt(job, nodes, stop)
+            finally:
+                _close(nodes.values())
+            code = outcome(codes.values())
+            if stop.asked:
+                broken_off = ExitCode.STOPPED if stop.asked == 1 else ExitCode.FAILED
+                return broken_off if code in _FAULTS else code
+            if code not in _FAULTS:
+                return code
+            now = time.monotonic()
+            faults = [*(fault for fault in faults if now - fault < _WINDOW_SECONDS), now]
+            story = "; ".join(
+                f"{host}: {_STORIES.get(code, f'exit code {code}')}" for host, code in codes.items() if code
+            )
+            if len(faults) > job.restarts:
+                say(f"{story}; given up after {job.restarts} restarts within an hour")
+                lost = [host for host, code in codes.items() if code == LOST]
+                _close(connect(lost, mark, job.ssh, job.lost_after).values())  # its agent ends what is left there
+                return code if code == ExitCode.STUCK else ExitCode.FAILED
+            pause = min(_MAX_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2 ** (len(faults) - 1))
+            say(f"{story}; restart {len(faults)} of {job.restarts} in {pause:.0f} s")
+            stop.sleep(pause)
+
+
+def attempt(job: Job, nodes: Mapping[str, Node], stop: "Stop") -> dict[str, int]:
+    """Start the job once on `nodes` and wait for its end everywhere; agents' exit codes by host."""
+    common = Task(
+        overrides=list(job.overrides),
+        hosts={host: job.hosts[host] for host in nodes},
+        run_dir=job.run_dir,
+        module=job.module,
+        environment=dict(job.environment),
+        lost_after=job.lost_after if len(nodes) > 1 or not is_local(*nodes) else 0.0,
     )
-    stop = _Stop(process)
-    try:
-        with stop.on_signals():
-            while process.poll() is None:
-                stop.forward()
-                time.sleep(_POLL_SECONDS)
-    finally:
-        _clear(process)
-    return true_exit_code(status, process.returncode, stop_requested=stop.asked == 1)
+    for host, task in tasks(nodes, common).items():
+        nodes[host].start(task)
+    told, beat = 0, time.monotonic()
+    first_end: float | None = None
+    end_told: float | None = None
+    while any(node.code is None for node in nodes.values()):
+        now, order = time.monotonic(), None
+        ended = {node.code for node in nodes.values() if node.code is not None}
+        if ended and first_end is None:
+            first_end = now
+        if stop.asked > told:
+            told, order = stop.asked, "stop" if stop.asked == 1 else "kill"
+        elif first_end and not end_told and (ended & _FAULTS or now - first_end > _ORDERLY_SECONDS):
+            end_told, order = now, "end"
+        elif now - beat > job.lost_after / 6:
+            order = "beat"
+        if order:
+            beat = now
+            for node in nodes.values():
+                node.tell(order)
+        if end_told and now - end_told > job.lost_after:
+            _close(nodes.values())
+        stop.sleep(_POLL_SECONDS)
+    return {host: LOST if node.code is None else node.code for host, node in nodes.items()}
 
 
-def true_exit_code(status: Path, launcher_code: int, *, stop_requested: bool) -> int:
-    """Training's exit code: what it wrote, else what the launcher says if that is a code of ours, else 70.
+def outcome(codes: Iterable[int]) -> int:
+    """The run's exit code from its nodes'. What a rank says of its failure counts before how its peers then ended."""
+    found = set(codes)
+    for code in (ExitCode.USAGE, ExitCode.DISK, ExitCode.FAILED):
+        if code in found:
+            return code
+    if found & _FAULTS:
+        return ExitCode.STUCK if ExitCode.STUCK in found else CRASHED
+    return max(found, default=ExitCode.STOPPED)
 
-    A run that was asked to stop before it could write anything counts as stopped: the same command goes on.
+
+def _reach(job: Job, mark: str, before: Mapping[str, int] | None, stop: "Stop") -> dict[str, Node]:
+    """Agents on the hosts to train on. At the first start, when no exit codes are from `before`, all must answer.
+
+    A host that was lost and does not answer may still be training: it stops by itself after `lost_after` seconds, for
+    which we wait, and try once more. Then as many hosts train as the global batch can be split over.
     """
-    try:
-        return int(json.loads(status.read_bytes())["exit_code"])
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"warning: {status}: unreadable ({error}); calling the run failed", file=sys.stderr)
-        return int(ExitCode.FAILED)
-    if stop_requested:
-        return int(ExitCode.STOPPED)
-    told = launcher_code in set(ExitCode) - {ExitCode.OK}
-    return launcher_code if told else int(ExitCode.FAILED)
+    hosts = list(job.hosts)
+    nodes = connect(hosts, mark, job.ssh, job.lost_after)
+    missing = [host for host in hosts if host not in nodes]
+    if missing and before is None:
+        _close(nodes.values())
+        raise UserError(f"no answer from {', '.join(missing)}; see that `ssh HOST true` works without a password")
+    if any(before[host] == LOST for host in missing if before and host in before):
+        _close(nodes.values())
+        pause = job.lost_after + 2 * GRACE_SECONDS
+        say(
+            f"no answer from {', '.join(missing)}; ranks there end by themselves within {pause:.0f} s, waiting for that"
+        )
+        stop.sleep(pause)
+        nodes = connect(hosts, mark, job.ssh, job.lost_after)
+    if len(nodes) < len(hosts) and not stop.asked:
+        chosen = most_hosts({host: job.hosts[host] or 1 for host in nodes}, job.batch_sizes)
+        _close(node for host, node in nodes.items() if host not in chosen)
+        nodes = {host: nodes[host] for host in chosen}
+        say(f"going on without {', '.join(host for host in hosts if host not in nodes)}")
+    return nodes
 
 
-class _Stop:
-    """Signals received, and handing them on."""
+def most_hosts(slots: Mapping[str, int], batch_sizes: tuple[int, int] | None) -> list[str]:
+    """The longest leading part of the hosts whose ranks the global batch splits over. Raises `UserError` for none."""
+    hosts = list(slots)
+    for count in range(len(hosts), 0, -1):
+        try:
+            if batch_sizes:
+                accumulation_steps(*batch_sizes, sum(slots[host] for host in hosts[:count]))
+        except UserError:
+            continue
+        return hosts[:count]
+    raise UserError(
+        f"{len(hosts)} hosts are left, and the global batch cannot be split over them; repair the others and "
+        "run the same command again"
+    )
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.asked = 0  # signals received
-        self._forwarded = 0
+
+class Stop:
+    """Signals received."""
+
+    def __init__(self) -> None:
+        self.asked = 0
 
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
+    def on_signals(self) -> Iterator["Stop"]:
         """Count signals inside, but those that our caller has us ignore (nohup)."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         before = {number: signal.getsignal(number) for number in numbers}
@@ -85,7 +187,7 @@ class _Stop:
             if handler is not signal.SIG_IGN:
                 signal.signal(number, self._note)
         try:
-            yield
+            yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -93,64 +195,20 @@ class _Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.asked += 1
-
-    def forward(self) -> None:
-        if self.asked == self._forwarded:
-            return
-        self._forwarded = self.asked
         if self.asked == 1:
-            print("launch: stopping after this step, with a checkpoint; once more kills", file=sys.stderr, flush=True)
-            signal_ranks(self._process.pid, signal.SIGTERM)
-        else:
-            _kill_group(self._process.pid, signal.SIGKILL)
+            say("stopping after this step, with a checkpoint; once more kills")
+
+    def sleep(self, seconds: float) -> None:
+        """Until then, or until the next signal."""
+        before, end = self.asked, time.monotonic() + seconds
+        while self.asked == before and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _POLL_SECONDS))
 
 
-def signal_ranks(runner: int, number: signal.Signals) -> None:
-    """Send `number` to the training processes alone: deepspeed's runner > its launch process > the ranks.
-
-    Its launchers would kill what they started, and a rank's loader workers are its own affair. Before there are ranks
-    there is nothing to save, and everything ends.
-    """
-    try:
-        ranks = [rank for launcher in psutil.Process(runner).children() for rank in launcher.children()]
-        for rank in ranks:
-            rank.send_signal(number)
-    except psutil.NoSuchProcess:
-        return  # it has just ended
-    if not ranks:
-        _kill_group(runner, signal.SIGKILL)
+def say(text: str) -> None:
+    print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
-def _clear(process: subprocess.Popen[bytes]) -> None:
-    """End whatever is left of the command's session: by SIGTERM first, since a rank may still be saving."""
-    if process.poll() is None:
-        _kill_group(process.pid, signal.SIGKILL)
-        process.wait()
-    for number, seconds in ((signal.SIGTERM, _LEFT_BEHIND_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
-        if not _kill_group(process.pid, number):
-            return
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and _alive(process.pid):
-            time.sleep(_POLL_SECONDS)
-
-
-def _kill_group(group: int, number: signal.Signals) -> bool:
-    """Signal a process group; False if it is empty."""
-    if not _alive(group):
-        return False
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _alive(group: int) -> bool:
-    """Whether a process of the group lives; zombies, which a lazy PID 1 leaves for ever, do not count."""
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-        except (OSError, psutil.Error):
-            continue
-    return False
+def _close(nodes: Iterable[Node]) -> None:
+    for node in nodes:
+        node.close()

@@ -1,4 +1,4 @@
-"""Real deepspeed launchers over a stub in the place of training: what arrives, what ends, what is left."""
+"""Agents and real deepspeed launchers over a stub in the place of training: what arrives, what ends, what is left."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import supervise
-from launch.command import Machine, deepspeed_command, free_port
+from launch.command import LOCALHOST
+from launch.supervise import Job, supervise
 
 ODD = [
     "a={0..3}",
@@ -73,7 +73,8 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "stub_training.py").write_text(STUB)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}")
     monkeypatch.setenv("SECRET", "hunter2")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     yield tmp_path
     for file in tmp_path.glob("ready-?"):  # in case a test fails
         for pid in json.loads(file.read_text()):
@@ -82,10 +83,14 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def launch(here: Path, mode: str, *rest: str) -> int:
-    supervise._LEFT_BEHIND_SECONDS = 3.0
-    machine = Machine(gpus=(), cpus=4)
-    arguments = (str(here), mode, *rest)
-    return supervise.run(deepspeed_command(arguments, machine, procs=2, port=free_port(), module="stub_training"), here)
+    job = Job(
+        overrides=(str(here), mode, *rest),
+        hosts={LOCALHOST: 2},
+        run_dir=str(here),
+        module="stub_training",
+        environment={},
+    )
+    return supervise(job)
 
 
 def in_a_process(here: Path, mode: str) -> subprocess.Popen[bytes]:

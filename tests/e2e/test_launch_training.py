@@ -36,3 +36,37 @@ def test_trains_on_two_processes_and_tells_errors_once(corpus: Path, tmp_path: P
     assert [line for line in absent.stderr.splitlines() if line.startswith("error:")] == [
         f"error: {tmp_path / 'absent'}/manifest.json: not there; name a directory that `python -m data_prep` finished"
     ]
+
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost
+for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & tasks+=($!); done
+for task in "${tasks[@]}"; do wait "$task" || code=$?; done
+exit "${code:-0}"
+"""
+
+
+def test_a_slurm_script_trains_and_asks_to_be_queued_again(corpus: Path, tmp_path: Path) -> None:
+    """The script itself, over a stub of srun that sets what Slurm sets for two nodes of one task."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "srun").write_text(SRUN)
+    (tools / "scontrol").write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/scontrol\n')
+    (tools / "sbatch").write_text(f'#!/bin/bash\ncp "$1" {tmp_path}/submitted\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "7"}
+    overrides = (f"data.path={corpus}", f"runs_root={tmp_path}", "run=slurmed", *TINY, "stop_at=2", f"wandb.tags={ODD}")
+    command = [sys.executable, "-m", "launch", "slurm", "nodes=2", "gpus_per_node=1", "time=10", *overrides]
+    subprocess.run(command, check=True, env=environment)
+    done = subprocess.run(
+        ["bash", str(tmp_path / "submitted")], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 75, done.stderr
+    assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
+    run = tmp_path / "slurmed"
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    assert json.loads((run / "status.json").read_text())["step"] == 2
+    assert "日本" in (run / "config.yaml").read_text()

@@ -1,15 +1,23 @@
 """What launch decides before it starts anything."""
 
+import base64
+import json
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_prep.entry import compose
 from data_prep.errors import UserError
-from launch.__main__ import main, parse
-from launch.command import Command, Machine, deepspeed_command, this_machine
-from launch.supervise import true_exit_code
+from launch.__main__ import Options, main, parse
+from launch.agent import CRASHED, ENDED, true_exit_code
+from launch.command import LOCALHOST, Command, Machine, forwarded, node_command, read_hostfile, this_machine
+from launch.nodes import LOST
+from launch.slurm import first_host, script
+from launch.supervise import most_hosts, outcome
+from pretrain.config import TrainConfig
 
 ODD = (
     "a={0..3}",
@@ -28,19 +36,25 @@ ODD = (
 
 
 def command(*overrides: str, gpus: tuple[int, ...] = (), cpus: int = 8, procs: int | None = None) -> Command:
-    return deepspeed_command(overrides, Machine(gpus=gpus, cpus=cpus), procs=procs, port=1234)
+    return node_command(overrides, Machine(gpus=gpus, cpus=cpus), {LOCALHOST: procs}, port=1234)
 
 
-def after(command: Command, flag: str) -> str:
-    return command.arguments[command.arguments.index(flag) + 1]
+def world(command: Command) -> dict[str, list[int]]:
+    (encoded,) = (argument for argument in command.arguments if argument.startswith("--world_info="))
+    result: dict[str, list[int]] = json.loads(base64.urlsafe_b64decode(encoded.partition("=")[2]))
+    return result
 
 
 def test_own_options_are_taken_out_and_the_rest_passes() -> None:
-    assert parse(["run=a", "procs=3", "--dry-run", *ODD]) == (3, True, ("run=a", *ODD))
-    assert parse(["procs=auto"]) == (None, False, ())
+    options = parse(["run=a", "procs=3", "--dry-run", "hosts=h", "ssh=ssh -F 'a b'", "restarts=0", *ODD])
+    assert (options.procs, options.dry_run, options.overrides) == (3, True, ("run=a", *ODD))
+    assert (options.hosts, options.ssh, options.restarts) == (Path("h"), ("ssh", "-F", "a b"), 0)
+    assert parse(["procs=auto"]) == Options()
 
 
-@pytest.mark.parametrize("bad", ["procs=0", "procs=x", "procs=", "procs=-1", "--procs=2", "-q"])
+@pytest.mark.parametrize(
+    "bad", ["procs=0", "procs=x", "procs=", "procs=-1", "--procs=2", "-q", "restarts=-1", "lost_after=2", "ssh='"]
+)
 def test_bad_options_are_one_line(bad: str) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*$"):
         parse([bad])
@@ -49,15 +63,16 @@ def test_bad_options_are_one_line(bad: str) -> None:
 def test_processes_and_threads_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     on_cpu = command()
-    assert after(on_cpu, "--num_gpus") == "2"
+    assert world(on_cpu) == {LOCALHOST: [0, 1]}
     assert on_cpu.environment == {"CUDA_VISIBLE_DEVICES": None, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "4"}
-    assert after(command(cpus=1), "--num_gpus") == "1"
-    assert after(command(procs=5), "--num_gpus") == "5"
+    assert world(command(cpus=1)) == {LOCALHOST: [0]}
+    assert world(command(procs=5)) == {LOCALHOST: [0, 1, 2, 3, 4]}
+    assert "world_size=5" in command(procs=5).arguments
     on_gpu = command(gpus=(2, 5, 7))
-    assert after(on_gpu, "--include") == "localhost:2,5,7"
+    assert world(on_gpu) == {LOCALHOST: [2, 5, 7]}
     assert "DS_ACCELERATOR" not in on_gpu.environment
-    assert after(command(gpus=(2, 5, 7), procs=2), "--include") == "localhost:2,5"
-    with pytest.raises(UserError, match="procs=4: this machine has 3 GPUs"):
+    assert world(command(gpus=(2, 5, 7), procs=2)) == {LOCALHOST: [2, 5]}
+    with pytest.raises(UserError, match="4 processes for 3 GPUs"):
         command(gpus=(2, 5, 7), procs=4)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert "OMP_NUM_THREADS" not in command().environment
@@ -92,17 +107,18 @@ def test_the_printed_command_is_what_a_shell_would_run(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("written", "launcher", "asked", "expected"),
     [
-        ('{"exit_code": 75, "step": 3}', 0, False, 75),
+        ('{"exit_code": 75, "step": 3}', 250, False, 75),
         ('{"exit_code": 0}', 250, False, 0),
-        ('{"exit_code": 70}', -9, True, 70),
-        (None, 0, False, 70),  # killed launcher: deepspeed says all is well
+        ('{"exit_code": 75}', -9, False, 75),
+        ('{"exit_code": 70}', -9, True, CRASHED),
+        ('{"exit_code": 70}', 1, False, CRASHED),  # a traceback: perhaps of a rank whose peer was killed
+        ('{"exit_code": 70}', 70, False, 70),
         (None, 64, False, 64),
         (None, 71, False, 71),
-        (None, -9, False, 70),
-        (None, 1, False, 70),
+        (None, -9, False, CRASHED),
         (None, -15, True, 75),
-        ("{torn", 0, False, 70),
-        ("[]", 0, False, 70),
+        ("{torn", 1, False, CRASHED),
+        ("[]", 1, False, CRASHED),
     ],
 )
 def test_true_exit_code(tmp_path: Path, written: str | None, launcher: int, asked: bool, expected: int) -> None:
@@ -116,7 +132,133 @@ def test_dry_run_and_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert main(["--dry-run", "procs=3", "run=a b", "data.path=x"]) == 0
     printed = capsys.readouterr().out
-    assert "--num_gpus 3" in printed
-    assert printed.endswith("--module pretrain.train 'run=a b' data.path=x\n")
+    assert printed.endswith("--module pretrain.train world_size=3 'run=a b' data.path=x\n")
     with pytest.raises(UserError, match=r"micro_batch_size=0"):
         main(["--dry-run", "run=a", "data.path=x", "micro_batch_size=0"])
+
+
+def test_a_hostfile_as_deepspeed_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# cluster\nnode1 slots=4\n\n  10.0.0.2   slots=8  # the big one\n")
+    assert read_hostfile(path) == {"node1": 4, "10.0.0.2": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "names no host"),
+        ("a\n", ":1: 'a' is not `host slots=N`"),
+        ("a slots=0", "is not"),
+        ("a slots=x", "is not"),
+        ("a slots=2 b", "is not"),
+        ("a slots=2\na slots=2", ":2: a: is there twice"),
+        ("-oProxyCommand=x slots=2", "is not a host"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_wrong_hostfile_is_one_line(tmp_path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "hosts").write_text(text)
+    with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$"):
+        read_hostfile(tmp_path / "hosts")
+
+
+def test_what_other_nodes_get_of_the_environment() -> None:
+    mine = {"NCCL_DEBUG": "INFO", "PATH": "/bin", "CUDA_VISIBLE_DEVICES": "1", "WANDB_API_KEY": "k", "MY_PASSWORD": "p"}
+    assert forwarded(mine) == {"NCCL_DEBUG": "INFO", "WANDB_API_KEY": "k"}
+
+
+def test_the_hosts_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Ranks and rendezvous on every host; values of the environment, which may be secret, are nowhere."""
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    (tmp_path / "hosts").write_text("".join(f"node{i} slots=8\n" for i in range(1, 5)))
+    arguments = ["--dry-run", f"hosts={tmp_path / 'hosts'}", "run=a", "data.path=x", "global_batch_size=1024"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    *lines, last = printed.splitlines()
+    assert "WANDB_API_KEY" in last
+    assert "hunter2" not in printed
+    for rank, line in enumerate(lines):
+        assert line.startswith(f"node{rank + 1}: ")
+        assert f"--node_rank={rank} --master_addr=node1 " in line
+        assert "world_size=32" in line
+    assert len(lines) == 4
+    with pytest.raises(UserError, match=r"not a multiple of micro_batch_size=3 x 32 ranks"):
+        main([*arguments, "micro_batch_size=3"])
+    with pytest.raises(UserError, match=r"write slots=N there"):
+        main([*arguments, "procs=3"])
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([0, 75], 75),
+        ([70, CRASHED], 70),
+        ([64, ENDED], 64),
+        ([74, LOST], 74),
+        ([CRASHED, ENDED], CRASHED),
+        ([0, LOST], CRASHED),
+        ([71, CRASHED], 71),
+        ([75, ENDED], CRASHED),
+        ([], 75),
+    ],
+)
+def test_the_code_of_a_run_from_its_nodes(codes: list[int], expected: int) -> None:
+    assert outcome(codes) == expected
+
+
+def test_the_hosts_that_the_batch_can_be_split_over() -> None:
+    slots = {"a": 2, "b": 2, "c": 2}
+    assert most_hosts(slots, (24, 4)) == ["a", "b", "c"]
+    assert most_hosts(slots, (16, 4)) == ["a", "b"]
+    assert most_hosts(slots, None) == ["a", "b", "c"]
+    with pytest.raises(UserError, match="cannot be split"):
+        most_hosts(slots, (9, 4))
+
+
+def slurm_script(tmp_path: Path, *arguments: str) -> str:
+    options = parse(["nodes=4", "gpus_per_node=8", "time=24:00:00", *arguments])
+    overrides = ("data.path=x", f"runs_root={tmp_path}", "run=a", "global_batch_size=1024")
+    config = compose("train", TrainConfig, (*overrides, *options.overrides))
+    return script(options, config, tmp_path / "a")
+
+
+def test_a_slurm_script_says_what_slurm_must_do(tmp_path: Path) -> None:
+    text = slurm_script(tmp_path, "sbatch=--partition=big --account=x", "optim.lr=1e-3")
+    for directive in (
+        *("--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=24:00:00", "--signal=USR1@120"),
+        *("--requeue", "--partition=big", "--account=x", "--job-name=cloze-a"),
+    ):
+        assert f"#SBATCH {directive}\n" in text
+    assert "srun --kill-on-bad-exit=1 " in text
+    assert " world_size=32 optim.lr=1e-3\n" in text
+    assert subprocess.run(["bash", "-n"], input=text.encode(), check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [("time=tomorrow", "must be minutes"), ("micro_batch_size=5", "not a multiple"), ("runs_root=a b", "no blanks")],
+)
+def test_what_slurm_cannot_do_is_one_line(tmp_path: Path, argument: str, words: str) -> None:
+    options = parse(["nodes=4", "gpus_per_node=8", "time=60", argument])
+    arguments = ("data.path=x", "run=a", "global_batch_size=1024", *options.overrides)
+    config = compose("train", TrainConfig, arguments)
+    with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$"):
+        script(options, config, Path(config.runs_root) / config.run)
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "first"),
+    [
+        ("gpu1", "gpu1"),
+        ("gpu[003-004,7],login1", "gpu003"),
+        ("gpu[7,9]", "gpu7"),
+        ("a1,b[2-3]", "a1"),
+        ("rack1-[01-04]-ib", "rack1-01-ib"),
+        ("10.0.0.1", "10.0.0.1"),
+    ],
+)
+def test_the_first_host_of_slurms_list(nodelist: str, first: str) -> None:
+    assert first_host(nodelist) == first

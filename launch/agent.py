@@ -1,0 +1,252 @@
+"""What launch runs on each node: starts the node's ranks, does as launch says, leaves no process behind.
+
+`python -m launch.agent MARK` is a child of launch on this machine and of ssh on others. On stdin come a `Task` as one
+line of JSON, then `beat` now and then, `stop` (orderly, with a checkpoint), `end` (soon) or `kill` (at once). The end
+of stdin, or no word for `lost_after` seconds, is `end`: a node that launch has lost must not train on. On stdout goes
+one line of JSON first (`Hello`), then what the ranks print.
+
+The exit code is training's own where deepspeed's launcher knows it; for a launcher that was killed, the one that
+training wrote down; else `CRASHED` or `ENDED`. Every process of the node bears MARK in its environment, by which it is
+found whatever became of its parents; an agent first ends what an earlier one of the same mark has left.
+"""
+
+import io
+import ipaddress
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from data_prep.errors import ExitCode, UserError
+from launch.command import TRAINING_MODULE, Command, free_port, node_command, this_machine
+
+CRASHED = 1  # a rank was killed or raised: another start may help
+ENDED = 2  # the ranks were ended as launch asked
+STATUS_NAME = "status.json"
+GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL for ranks whose run is over
+
+_MARK = "CLOZE_LAUNCH"
+_POLL_SECONDS = 0.1
+_LEFTOVERS_SECONDS = 2.0  # the same for what ranks that have ended left behind
+_FINISH_SECONDS = 60.0  # for the other ranks of the node to end after the first one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """What launch needs to know of a node before it can start."""
+
+    port: int  # free there
+    address: str | None = None  # by which ssh reached the node
+    launch_address: str | None = None  # from which it was reached
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One node's part in one start of a run. All of it is plain data: it travels as JSON."""
+
+    overrides: list[str]
+    hosts: dict[str, int | None]
+    run_dir: str | None  # where training writes status.json
+    module: str = TRAINING_MODULE
+    node_rank: int = 0
+    master: str = "127.0.0.1"
+    port: int = 0
+    address: str | None = None  # this node's
+    environment: dict[str, str] = field(default_factory=dict)
+    lost_after: float = 0.0  # seconds; 0: never
+
+
+class Orders:
+    """What launch has asked for so far, read by a thread."""
+
+    def __init__(self, stream: io.RawIOBase, lost_after: float) -> None:
+        self._stream = stream
+        self._asked: set[str] = set()
+        self._lost_after = lost_after
+        self._heard = time.monotonic()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            self._asked.add(line.decode().strip())
+            self._heard = time.monotonic()
+        self._asked.add("end")
+
+    def asked(self, order: str) -> bool:
+        if order == "end" and self._lost_after and time.monotonic() - self._heard > self._lost_after:
+            return True
+        return order in self._asked
+
+
+def run(command: Command, run_dir: Path | None, orders: Callable[[str], bool], mark: str, *, writes: bool) -> int:
+    """Run `command` to its end or to an order's, and return the agent's exit code.
+
+    `writes`: rank 0, which writes `run_dir`/status.json, is on this node.
+    """
+    status = run_dir / STATUS_NAME if run_dir and writes else None
+    if status:
+        status.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        command.arguments,
+        env=command.full_environment() | {_MARK: mark},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    ranks = _Ranks(process.pid)
+    forwarded = False
+    try:
+        while process.poll() is None and not orders("end") and not orders("kill") and not ranks.overdue():
+            if orders("stop") and not forwarded:
+                forwarded = True
+                if not ranks.signal(signal.SIGTERM):  # nothing has started, nothing is to be saved
+                    break
+            time.sleep(_POLL_SECONDS)
+    finally:
+        launcher_ended = process.poll() is not None and process.returncode >= 0  # and with it all ranks
+        sweep(mark, orders, _LEFTOVERS_SECONDS if launcher_ended else GRACE_SECONDS)
+    code = true_exit_code(status, process.wait(), stop_requested=forwarded and not orders("kill"))
+    return ENDED if code == CRASHED and orders("end") else code
+
+
+def true_exit_code(status: Path | None, launcher_code: int, *, stop_requested: bool) -> int:
+    """What the launcher says if that is a code of ours, else an orderly end that training wrote down, else `CRASHED`.
+
+    Training writes 70 for whatever it raises: only the launcher knows whether it was a failure that it foresaw. A run
+    that was asked to stop before it could write anything counts as stopped: the same command goes on.
+    """
+    if launcher_code in set(ExitCode):
+        return launcher_code
+    try:
+        written = int(json.loads(status.read_bytes())["exit_code"]) if status else None
+    except FileNotFoundError:
+        written = ExitCode.STOPPED if stop_requested else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"warning: {status}: unreadable ({error}); calling the run failed", file=sys.stderr)
+        written = None
+    return written if written in (ExitCode.OK, ExitCode.STOPPED) else CRASHED
+
+
+class _Ranks:
+    """The training processes of a node: the children of deepspeed's launcher."""
+
+    def __init__(self, launcher: int) -> None:
+        self._launcher = launcher
+        self._most = 0
+        self._first_gone: float | None = None
+
+    def _alive(self) -> list[psutil.Process]:
+        with suppress(psutil.Error):
+            children = psutil.Process(self._launcher).children()
+            return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        return []
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Signal them alone, all at once; False if there are none. The launcher would do it one by one, 30 s apart."""
+        ranks = self._alive()
+        for rank in ranks:
+            with suppress(psutil.Error):
+                rank.send_signal(number)
+        return bool(ranks)
+
+    def overdue(self) -> bool:
+        """Whether some have long ended and others have not: the launcher gives each 30 s, one after another."""
+        alive = len(self._alive())
+        self._most = max(self._most, alive)
+        if alive == self._most:
+            return False
+        self._first_gone = self._first_gone or time.monotonic()
+        return time.monotonic() - self._first_gone > _FINISH_SECONDS
+
+
+def sweep(mark: str, orders: Callable[[str], bool] = lambda order: False, grace: float = GRACE_SECONDS) -> None:
+    """End every process that bears `mark`: by SIGTERM first, since a rank may still be saving."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + grace
+        left = _marked(mark)
+        for process in left if number == signal.SIGKILL or not orders("kill") else ():
+            with suppress(psutil.Error):
+                process.send_signal(number)
+        while left and time.monotonic() < deadline and not (number == signal.SIGTERM and orders("kill")):
+            time.sleep(_POLL_SECONDS)
+            left = _marked(mark)
+        if not left:
+            return
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """Processes of ours with this mark; zombies, which a lazy PID 1 leaves for ever, do not count."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(_MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this address: gloo would take the one that the host's name resolves to."""
+    wanted = ipaddress.ip_address(address)
+    interfaces: Mapping[str, Any] = psutil.net_if_addrs()
+    for name, addresses in interfaces.items():
+        for entry in addresses:
+            with suppress(ValueError):
+                if ipaddress.ip_address(entry.address.partition("%")[0]) == wanted:
+                    return name
+    return None
+
+
+def perform(task: Task, mark: str, orders: Callable[[str], bool]) -> int:
+    """Run this node's part of `task`. Raises `UserError` where the node cannot."""
+    os.environ.update(task.environment)
+    if task.address and "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_of(task.address)):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+    command = node_command(
+        task.overrides,
+        this_machine(),
+        task.hosts,
+        node_rank=task.node_rank,
+        master=task.master,
+        port=task.port,
+        module=task.module,
+    )
+    run_dir = Path(task.run_dir) if task.run_dir else None
+    return run(command, run_dir, orders, mark, writes=task.node_rank == 0)
+
+
+def hello(environment: Mapping[str, str]) -> Hello:
+    connection = environment.get("SSH_CONNECTION", "").split()  # client's address and port, server's address and port
+    if len(connection) != 4:
+        return Hello(port=free_port())
+    return Hello(port=free_port(), address=connection[2], launch_address=connection[0])
+
+
+def main(mark: str) -> int:
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # launch tells what to do; what is ignored would be so in the ranks too
+    sweep(mark)
+    print(json.dumps(asdict(hello(os.environ))), flush=True)
+    stream = io.FileIO(0, closefd=False)  # unbuffered: a thread may read it while the interpreter ends
+    line = stream.readline()
+    if not line:  # launch only wanted the place swept
+        return ExitCode.OK
+    received: dict[str, Any] = json.loads(line)
+    task = Task(**received)
+    try:
+        return perform(task, mark, Orders(stream, task.lost_after).asked)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,131 @@
+"""The nodes of a run as launch sees them: one agent each, at the other end of a pipe (through ssh, or on this machine).
+
+Only the working directory and the interpreter's path pass a shell, quoted; whatever else a node must know (overrides,
+variables with secrets in them) is data on the agent's stdin.
+"""
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from launch.agent import Hello, Task
+from launch.command import LOCALHOST
+
+LOST = 255  # ssh's own exit code: no connection, or none any more
+
+_HELLO_SECONDS = 60.0
+_CLOSE_SECONDS = 25.0  # an agent may need twice its grace
+_POLL_SECONDS = 0.05
+
+
+def is_local(host: str) -> bool:
+    return host in (LOCALHOST, "127.0.0.1", "::1", socket.gethostname())
+
+
+def on_host(host: str, module: Sequence[str], ssh: Sequence[str], lost_after: float) -> list[str]:
+    """The command that runs `python -m module …` in this directory of a host."""
+    command = [sys.executable, "-m", *module]
+    if is_local(host):
+        return command
+    alive = max(1, round(lost_after / 3))
+    settings = ("BatchMode=yes", "ConnectTimeout=10", f"ServerAliveInterval={alive}", "ServerAliveCountMax=3")
+    flags = [part for setting in (*settings, "ControlPath=none") for part in ("-o", setting)]
+    remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}"
+    return [*ssh, "-T", *flags, "--", host, remote]
+
+
+class Node:
+    """An agent that was started on a host."""
+
+    def __init__(self, host: str, mark: str, ssh: Sequence[str], lost_after: float) -> None:
+        self.host = host
+        self.hello: Hello | None = None
+        # A session of its own: Ctrl-C is for launch, which then asks for an orderly end.
+        self._process = subprocess.Popen(
+            on_host(host, ("launch.agent", f"{mark}:{host}"), ssh, lost_after),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        """Take the agent's hello; pass on what the ranks print."""
+        stream = self._process.stdout
+        assert stream
+        with stream:
+            while self.hello is None and (line := stream.readline()):
+                with suppress(ValueError, TypeError):  # a login script may print first
+                    self.hello = Hello(**json.loads(line))
+            while data := stream.read(1 << 16):
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+
+    def tell(self, line: str) -> None:
+        """Send a line; it is lost where the agent is."""
+        assert self._process.stdin
+        with suppress(OSError, ValueError):
+            self._process.stdin.write(f"{line}\n".encode())
+
+    def start(self, task: Task) -> None:
+        self.tell(json.dumps(asdict(task)))
+
+    @property
+    def code(self) -> int | None:
+        """The agent's exit code; None while it runs."""
+        code = self._process.poll()
+        return LOST if code is not None and code < 0 else code
+
+    def close(self) -> None:
+        """End the connection, and with it the agent: at once where there is none."""
+        assert self._process.stdin
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(1)
+
+
+def connect(hosts: Sequence[str], mark: str, ssh: Sequence[str], lost_after: float) -> dict[str, Node]:
+    """Start an agent on each host, all at once; those that answer, in the order of `hosts`."""
+    nodes = [Node(host, mark, ssh, lost_after) for host in hosts]
+    deadline = time.monotonic() + _HELLO_SECONDS
+    while time.monotonic() < deadline and any(node.hello is None and node.code is None for node in nodes):
+        time.sleep(_POLL_SECONDS)
+    for node in nodes:
+        if node.hello is None:
+            node.close()
+    return {node.host: node for node in nodes if node.hello}
+
+
+def tasks(nodes: Mapping[str, Node], common: Task) -> dict[str, Task]:
+    """Each node's part: where the others find rank 0, and on which of its addresses it can be reached itself."""
+    greetings = {host: node.hello for host, node in nodes.items() if node.hello}
+    seen_from = next((hello.launch_address for hello in greetings.values() if hello.launch_address), None)
+    addresses = {host: hello.address or seen_from for host, hello in greetings.items()}
+    first = next(iter(greetings))
+    return {
+        host: Task(
+            **asdict(common)
+            | {
+                "node_rank": rank,
+                "master": (addresses[first] or "127.0.0.1") if len(greetings) > 1 else "127.0.0.1",
+                "port": greetings[first].port,
+                "address": addresses[host] if len(greetings) > 1 else None,
+            }
+        )
+        for rank, host in enumerate(greetings)
+    }

@@ -1,0 +1,181 @@
+"""Runs on two nodes through `python -m launch`, and what can happen to them.
+
+Every run must give the losses of one that nothing happened to, and leave no process behind on either node.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.cluster import NODES, Cluster, Training, why_not
+from tests.support import TINY, Trainer, read_metrics
+
+STEPS = 240
+LONG = (f"steps={STEPS}", "checkpoint.every=20", "checkpoint.keep_last=2", "watchdog.seconds=0")
+NASTY = "['{0..3}','${oc.env:NONE,x}','$(id)','%n','\"it`s\"',' a  b ','日本 ü','*','~',';ls|&','\\\\']"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if reason := why_not():
+        pytest.skip(reason)
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cluster: Cluster) -> Iterator[None]:
+    for node in NODES:
+        cluster.revive(node)
+    yield
+    for node in NODES:
+        assert [(process.pid, process.cmdline()) for process in cluster.processes(node)] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trainer: Trainer, corpus: Path) -> dict[int, float]:
+    """Losses of a run on two ranks of one node."""
+    result = trainer.run(f"data.path={corpus}", *LONG, ranks=2)
+    assert result.codes == (0, 0), result.stderrs
+    return {line["step"]: line["train/loss"] for line in result.metrics if "train/loss" in line}
+
+
+def assert_same(losses: dict[int, float], expected: dict[int, float]) -> None:
+    assert sorted(losses) == sorted(expected)
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_losses_are_those_of_one_node(
+    cluster: Cluster, trainer: Trainer, corpus: Path, tmp_path: Path, stage: int
+) -> None:
+    overrides = (f"data.path={corpus}", f"zero={stage}", "steps=20", f"wandb.tags={NASTY}")
+    here = trainer.run(*overrides, ranks=2)
+    assert here.codes == (0, 0), here.stderrs
+    run = Training(cluster, tmp_path / "a b", *overrides, more={"WANDB_API_KEY": "hunter2"})
+    assert run.wait() == 0, run.output
+    expected = {line["step"]: line["train/loss"] for line in here.metrics if "train/loss" in line}
+    assert run.losses == pytest.approx(expected, rel=1e-6)
+    assert (run.run / "config.yaml").read_text().split("tags:")[1] == (here.run / "config.yaml").read_text().split(
+        "tags:"
+    )[1]
+    assert json.loads((run.run / "environment.json").read_text())["world_size"] == 2
+    assert "hunter2" not in run.output
+
+
+def test_a_killed_rank(cluster: Cluster, corpus: Path, tmp_path: Path, undisturbed: dict[int, float]) -> None:
+    run = Training(cluster, tmp_path, f"data.path={corpus}", *LONG)
+    run.wait_for(60)
+    (rank,) = cluster.ranks(2)
+    rank.kill()
+    assert run.wait() == 0, run.output
+    assert "node2: a rank died" in run.output
+    assert "restart 1 of 3" in run.output
+    assert_same(run.losses, undisturbed)
+
+
+def test_a_lost_node(cluster: Cluster, corpus: Path, tmp_path: Path, undisturbed: dict[int, float]) -> None:
+    run = Training(cluster, tmp_path, f"data.path={corpus}", *LONG, "lost_after=6")
+    run.wait_for(60)
+    cluster.kill(2)
+    assert run.wait() == 0, run.output
+    assert "node2: lost" in run.output
+    assert "going on without node2" in run.output
+    assert_same(run.losses, undisturbed)
+    assert json.loads((run.run / "environment.json").read_text())["world_size"] == 1
+
+
+def test_a_rank_that_stands_still(
+    cluster: Cluster, corpus: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    run = Training(cluster, tmp_path, f"data.path={corpus}", *LONG, "watchdog.seconds=8")
+    run.wait_for(60)
+    (rank,) = cluster.ranks(2)
+    rank.send_signal(signal.SIGSTOP)
+    assert run.wait() == 0, run.output
+    assert "node1: no progress" in run.output
+    assert_same(run.losses, undisturbed)
+
+
+def test_a_link_that_is_down_for_half_a_minute(
+    cluster: Cluster, corpus: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    """Whether the connections outlive it is TCP's affair; the run does, with both nodes."""
+    run = Training(cluster, tmp_path, f"data.path={corpus}", *LONG)
+    run.wait_for(60)
+    cluster.link(2, "down")
+    time.sleep(30)
+    cluster.link(2, "up")
+    assert run.wait() == 0, run.output
+    assert_same(run.losses, undisturbed)
+    assert json.loads((run.run / "environment.json").read_text())["world_size"] == 2
+
+
+def test_ctrl_c_and_a_launch_that_is_killed(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    """An orderly stop on both nodes; then launch dies, and the nodes' agents end their ranks."""
+    run = Training(cluster, tmp_path, f"data.path={corpus}", *LONG, "steps=100000", "lost_after=6")
+    run.wait_for(30)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == 75, run.output
+    again = Training(cluster, tmp_path, f"data.path={corpus}", *LONG, "steps=100000", "lost_after=6")
+    again.wait_for(max(run.losses) + 20)
+    again.process.kill()
+    deadline = time.monotonic() + 30
+    while any(cluster.processes(node) for node in NODES):
+        assert time.monotonic() < deadline, [p.cmdline() for node in NODES for p in cluster.processes(node)]
+        time.sleep(0.2)
+
+
+def checked(cluster: Cluster, corpus: Path, folder: Path) -> tuple[int, str]:
+    arguments = (f"hosts={cluster.hosts}", f"ssh=ssh -F {cluster.ssh_config}", f"runs_root={folder}", "run=run")
+    command = [sys.executable, "-m", "launch", "check", *arguments, *TINY, f"data.path={corpus}"]
+    code = cluster.start(command, folder / "log").wait(120)
+    return code, (folder / "log").read_text()
+
+
+def test_check_finds_what_differs(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    code, output = checked(cluster, corpus, tmp_path)
+    assert code == 0, output
+    for words in ("all-reduce over 2 ranks: right", "slowest host: node", "fit to train"):
+        assert words in output
+    other = tmp_path / "other" / "torch-9.9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
+    cluster.start_sshd(2, f"SetEnv PYTHONPATH={other.parent}")
+    try:
+        code, output = checked(cluster, corpus, tmp_path)
+        assert code == 64
+        errors = [line for line in output.splitlines() if line.startswith("error:")]
+        assert errors == [f"error: node2: torch is 9.9.9, node1 has {version('torch')}; make them equal"]
+        cluster.stop_sshd(2)
+        code, output = checked(cluster, corpus, tmp_path)
+        assert code == 64
+        (line,) = (line for line in output.splitlines() if line.startswith("error:"))
+        assert line.startswith("error: node2: ")
+        assert "see that `ssh node2 true` works" in line
+    finally:
+        cluster.start_sshd(2)
+
+
+def test_plain_deepspeed(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    """DeepSpeed's own launcher over pdsh trains as well; without its hostfile it would train here, and is refused."""
+    arguments = (*TINY, f"data.path={corpus}", f"runs_root={tmp_path}", "run=run", "world_size=2", "steps=5")
+    for hosts, code in ((tmp_path / "mistyped", 64), (cluster.hosts, 0)):
+        log = tmp_path / f"log-{code}"
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={hosts}", "--master_addr=10.251.7.1"]
+        process = cluster.start(
+            [*command, "pretrain/train.py", *arguments],
+            log,
+            {"PDSH_SSH_ARGS_APPEND": f"-F {cluster.ssh_config}", "DS_ENV_FILE": str(tmp_path / "env")},
+        )
+        (tmp_path / "env").write_text("GLOO_SOCKET_IFNAME=eth0\nDS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
+        assert process.wait(120) == code, log.read_text()
+        assert ("world_size=2: there are 1 ranks" in log.read_text()) == bool(code)
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
