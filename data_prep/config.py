@@ -30,6 +30,11 @@ class Objective(StrEnum):
     none = auto()  # one segment of full sentences
 
 
+class SentenceRules(StrEnum):
+    rules = auto()  # data_prep/sentences.py
+    pysbd = auto()
+
+
 class MaskingStrategy(StrEnum):
     token = auto()
     whole_word = auto()
@@ -157,6 +162,8 @@ class PrepConfig:
     out: str = doc("directory of the finished corpus, or a URL that can be written: s3://bucket/corpus")
     work: str = doc("for an out that is a URL: local directory for the unfinished work, a folder for each out")
     clean: CleanConfig = doc("what is mended and what is dropped")
+    sentences: SentenceRules = doc("where sentences end: rules (of our own, fast) or pysbd (slow)")
+    language: str = doc("pysbd: two letters of the language whose rules it takes")
     seed: int = doc("of pairs, masks and order")
     max_len: int = doc("tokens per sample, [CLS] and [SEP] counted in")
     objective: Objective = doc("nsp, sop or none")

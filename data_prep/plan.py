@@ -27,11 +27,13 @@ from data_prep.config import (
     EngineKind,
     MaskingStrategy,
     PrepConfig,
+    SentenceRules,
     SourceConfig,
     SourceKind,
     TokenizerConfig,
 )
 from data_prep.errors import UserError
+from data_prep.sentences import cut_by
 from data_prep.sources import InputFile, Span, find_inputs, split
 from data_prep.storage import download, is_remote, listed, remove, upload
 from data_prep.tokenizer import Spelling, load_tokenizer
@@ -98,6 +100,8 @@ class Plan:
             yield "jieba"
         if self.config.clean.near_duplicates is not None:
             yield "rensa"
+        if self.config.sentences is SentenceRules.pysbd:
+            yield "pysbd"
 
     def sha256(self) -> str:
         return hashlib.sha256(self.identity().encode()).hexdigest()
@@ -109,6 +113,7 @@ def make_plan(config: PrepConfig) -> Plan:
     if config.tokenizer.path is not None:
         tokenizer = load_tokenizer(Path(config.tokenizer.path).expanduser(), spelling_of(config.tokenizer))
         fingerprint = tokenizer.facts.fingerprint
+    cut_by(config.sentences, config.language)  # tells now if it cannot
     sources = mixture(config)
     files: list[InputFile] = []
     tasks: list[tuple[Span, ...]] = []  # each of one source

@@ -52,7 +52,7 @@ from data_prep.near import (
 from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
 from data_prep.plan import PLAN, Plan, clear_up, spelling_of
 from data_prep.ragged import Ints, offsets
-from data_prep.sentences import split_sentences
+from data_prep.sentences import cut_by, split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
 from data_prep.sources import Bad, read
 from data_prep.storage import upload
@@ -184,6 +184,7 @@ def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
         clean.max_symbols,
         clean.max_repeated_lines,
     )
+    cut = cut_by(plan.config.sentences, plan.config.language)
     for item in read(plan.files, plan.tasks[task], source):
         tally.read += 1
         if isinstance(item, Bad):
@@ -195,7 +196,7 @@ def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
         if verdict is not True:
             tally.drop(verdict[1], item.location)
             continue
-        sentences = split_sentences(text)
+        sentences = split_sentences(text, cut)
         parts = [sentences] if len(text) <= MAX_DOCUMENT_CHARACTERS else list(_parts(sentences))
         tally.read += len(parts) - 1
         for part in parts:

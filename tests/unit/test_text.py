@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep import tasks
 from data_prep.cleaning import filters_for, judge, repair
-from data_prep.sentences import MAX_CHARACTERS, split_sentences
+from data_prep.config import PrepConfig
+from data_prep.entry import compose
+from data_prep.errors import UserError
+from data_prep.plan import make_plan
+from data_prep.sentences import MAX_CHARACTERS, cut_by, split_sentences
+from tests.unit.corpora import write_jsonl
 
 CASES = [
     ["Mr. Smith met J. R. R. Tolkien on No. 5 St. James St. at 3.14 p.m. sharp.", "He left."],
@@ -17,6 +23,8 @@ CASES = [
     ["\u4f60\u597d\u3002", "\u6211\u5f88\u597d\uff01", "\u300c\u771f\u7684\uff1f\u300d", "\u4ed6\u8bf4\u3002", "End."],
     ["\u0418\u0432\u0430\u043d \u043f\u0440\u0438\u0448\u0451\u043b.", "\u041e\u043d \u0443\u0448\u0451\u043b."],
     ["No stop at all"],
+    ["Ah . . . she left . . .", "He ran."],
+    ['"He is duller than I."', "She was sure.", "\u201cDr. No, by J. B.\u201d", "It was."],
 ]
 
 
@@ -39,6 +47,35 @@ def test_nothing_but_white_space_is_lost(text):
     sentences = split_sentences(text)
     assert "".join("".join(sentences).split()) == "".join(text.split())
     assert all(sentence == " ".join(sentence.split()) and sentence for sentence in sentences)
+
+
+@given(st.text(alphabet="aB1 .!?…|\u266c\u0238\n\t\"'\u3002\u201d)", max_size=60))
+def test_pysbd_loses_nothing_either(text):
+    """By itself it does, of texts such as "He said. y\u3000there.": those are cut by our rules."""
+    sentences = split_sentences(text, cut_by("pysbd", "en"))
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert all(sentence == " ".join(sentence.split()) and sentence for sentence in sentences)
+
+
+def test_pysbd_cuts_by_the_rules_of_its_language():
+    text = "Er kam am 3. Mai an. \u201eGut.\u201c Bzw. Herr Dr. Klein."
+    assert split_sentences(text, cut_by("pysbd", "de"))[0] == "Er kam am 3. Mai an."
+    assert split_sentences(text, cut_by("pysbd", "en"))[0] != "Er kam am 3. Mai an."
+    for language in ("xx", ""):
+        with pytest.raises(UserError, match=rf"^language={language}: pysbd has no rules"):
+            cut_by("pysbd", language)
+
+
+def test_preparation_takes_the_rules_it_is_told(tmp_path):
+    text = 'The boy said "Stop it. Go home." He left.'
+    write_jsonl(tmp_path / "a.jsonl", [text])
+    found = {}
+    for rules in ("rules", "pysbd"):
+        overrides = ["source=jsonl", f"source.paths=[{tmp_path}/a.jsonl]", "out=x", f"sentences={rules}"]
+        plan = make_plan(compose("prep", PrepConfig, overrides))
+        found[rules] = [piece.sentences for piece in tasks._pieces(plan, 0, tasks._Tally())]
+    assert found["rules"] == [['The boy said "Stop it.', 'Go home."', "He left."]]
+    assert found["pysbd"] == [['The boy said "Stop it. Go home."', "He left."]]
 
 
 @pytest.mark.parametrize("unit", ["-", ".", " ", "\n", " \n", "\n a", ". ", "a. ", '."', "\u3002", "A.", "no. ", "x"])
