@@ -26,6 +26,7 @@ _ORDERLY_SECONDS = 90.0  # for nodes to end by themselves after one that ended i
 _WINDOW_SECONDS = 3600.0  # restarts are counted in it
 _FAULTS = {CRASHED, ENDED, LOST, ExitCode.STUCK}  # another start may help
 _STORIES = {LOST: "lost", CRASHED: "a rank died", ENDED: "ended", ExitCode.STUCK: "no progress"}
+_SHORT_SECONDS = 20.0  # a start that ends sooner doubles the pause before the next one
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 2.0, 60.0
 
 
@@ -52,10 +53,12 @@ def supervise(job: Job) -> int:
     """
     mark = uuid4().hex
     faults: list[float] = []
+    pause = _BACKOFF_SECONDS
     codes: dict[str, int] | None = None
     with Stop().on_signals() as stop:
         while True:
             nodes = _reach(job, mark, codes, stop)
+            started = time.monotonic()
             try:
                 codes = {} if stop.asked else attempt(job, nodes, stop)
             finally:
@@ -76,7 +79,7 @@ def supervise(job: Job) -> int:
                 lost = [host for host, code in codes.items() if code == LOST]
                 _close(connect(lost, mark, job.ssh, job.lost_after).values())  # its agent ends what is left there
                 return code if code == ExitCode.STUCK else ExitCode.FAILED
-            pause = min(_MAX_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2 ** (len(faults) - 1))
+            pause = min(_MAX_BACKOFF_SECONDS, 2 * pause) if now - started < _SHORT_SECONDS else _BACKOFF_SECONDS
             say(f"{story}; restart {len(faults)} of {job.restarts} in {pause:.0f} s")
             stop.sleep(pause)
 

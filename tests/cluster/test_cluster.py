@@ -4,6 +4,8 @@ Every run must give the losses of one that nothing happened to, and leave no pro
 """
 
 import json
+import os
+import shutil
 import signal
 import sys
 import time
@@ -127,6 +129,7 @@ def test_ctrl_c_and_a_launch_that_is_killed(cluster: Cluster, corpus: Path, tmp_
     again = Training(cluster, tmp_path, f"data.path={corpus}", *LONG, "steps=100000", "lost_after=6")
     again.wait_for(max(run.losses) + 20)
     again.process.kill()
+    again.wait()
     deadline = time.monotonic() + 30
     while any(cluster.processes(node) for node in NODES):
         assert time.monotonic() < deadline, [p.cmdline() for node in NODES for p in cluster.processes(node)]
@@ -167,13 +170,17 @@ def test_check_finds_what_differs(cluster: Cluster, corpus: Path, tmp_path: Path
 def test_plain_deepspeed(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
     """DeepSpeed's own launcher over pdsh trains as well; without its hostfile it would train here, and is refused."""
     arguments = (*TINY, f"data.path={corpus}", f"runs_root={tmp_path}", "run=run", "world_size=2", "steps=5")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "ssh").write_text(f'#!/bin/bash\nexec {shutil.which("ssh")} -F {cluster.ssh_config} "$@"\n')
+    (tools / "ssh").chmod(0o755)
     for hosts, code in ((tmp_path / "mistyped", 64), (cluster.hosts, 0)):
         log = tmp_path / f"log-{code}"
         command = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={hosts}", "--master_addr=10.251.7.1"]
         process = cluster.start(
             [*command, "pretrain/train.py", *arguments],
             log,
-            {"PDSH_SSH_ARGS_APPEND": f"-F {cluster.ssh_config}", "DS_ENV_FILE": str(tmp_path / "env")},
+            {"PATH": f"{tools}:{os.environ['PATH']}", "DS_ENV_FILE": str(tmp_path / "env")},
         )
         (tmp_path / "env").write_text("GLOO_SOCKET_IFNAME=eth0\nDS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
         assert process.wait(120) == code, log.read_text()

@@ -13,6 +13,7 @@ from data_prep.entry import compose
 from data_prep.errors import UserError
 from launch.__main__ import Options, main, parse
 from launch.agent import CRASHED, ENDED, true_exit_code
+from launch.check import compare, table
 from launch.command import LOCALHOST, Command, Machine, forwarded, node_command, read_hostfile, this_machine
 from launch.nodes import LOST
 from launch.slurm import first_host, script
@@ -262,3 +263,47 @@ def test_what_slurm_cannot_do_is_one_line(tmp_path: Path, argument: str, words: 
 )
 def test_the_first_host_of_slurms_list(nodelist: str, first: str) -> None:
     assert first_host(nodelist) == first
+
+
+def host_facts(**changes: Any) -> dict[str, Any]:
+    equal = {"python": "3.11", "torch": "2.13", "deepspeed": "0.19", "code": "c", "configuration": "f", "data": "d"}
+    gpu = {"name": "H200", "memory.used": "3", "ecc.errors.uncorrected.volatile.total": "0"}
+    good = {"data_missing": None, "disk_free_bytes": 2**40, "gpus": [gpu, gpu], "clock": 0.1}
+    return good | {key: changes[key] for key in changes if key in good} | {"equal": equal | changes.get("equal", {})}
+
+
+GOOD_GPU, *_ = host_facts()["gpus"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({}, None),
+        ({"equal": {"torch": "2.12"}}, "c: torch is 2.12, a has 2.13; make them equal"),
+        ({"equal": {"code": "x"}}, "c: code is x, a has c"),
+        ({"clock": -7.0}, "c: its clock is off by -7.1 s"),
+        ({"clock": 1.9}, None),
+        ({"disk_free_bytes": 2**30}, "c: 1.0 GiB free"),
+        ({"data_missing": "/x/manifest.json"}, "c: /x/manifest.json: not there"),
+        ({"gpus": [GOOD_GPU]}, "c: 1 GPUs for 2 processes"),
+        ({"gpus": []}, "c: 0 GPUs for 2 processes"),
+        ({"gpus": [GOOD_GPU, GOOD_GPU | {"name": "A100"}]}, "c: GPU 1: A100, others are not"),
+        ({"gpus": [GOOD_GPU, GOOD_GPU, GOOD_GPU | {"name": "A100"}]}, None),  # one that is not asked for
+        ({"gpus": [GOOD_GPU | {"memory.used": "9000"}, GOOD_GPU]}, "c: GPU 0: 9000 MiB in use"),
+        ({"gpus": [GOOD_GPU | {"ecc.errors.uncorrected.volatile.total": "2"}] * 2}, "2 uncorrected memory errors"),
+        ({"gpus": [GOOD_GPU | {"ecc.errors.uncorrected.volatile.total": "[N/A]"}] * 2}, None),
+    ],
+)
+def test_the_host_that_differs_is_named(changes: dict[str, Any], fault: str | None) -> None:
+    found = {"a": host_facts(), "b": host_facts(), "c": host_facts(**changes)}
+    faults = compare(found, dict.fromkeys(found, 2))
+    assert bool(faults) == bool(fault), faults
+    for line in faults:
+        assert str(fault) in line
+    assert len(table(found).splitlines()) == 4
+
+
+def test_a_host_that_does_not_answer_is_named() -> None:
+    found = {"a": host_facts(), "b": {"error": "ssh: no route; see …"}}
+    assert compare(found, {"a": 2, "b": 2}) == ["b: ssh: no route; see …"]
+    assert "no answer" in table(found)
