@@ -287,7 +287,7 @@ def deepspeed_config(
     Raises `UserError` where `deepspeed.extra` would change a key of ours, or names a key that DeepSpeed does not know
     (it ignores unknown top-level keys silently).
     """
-    bucket = min(_BUCKET_ELEMENTS, num_parameters)
+    bucket = min(_BUCKET_ELEMENTS, num_parameters + num_parameters % 2)  # DeepSpeed wants it even
     ours: dict[str, Any] = {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
