@@ -36,6 +36,13 @@ class Process(NamedTuple):
         result: list[float] = tensor.tolist()
         return result
 
+    def gather(self, values: Sequence[float]) -> list[list[float]]:
+        """Every rank's few host numbers, by rank."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        torch_dist.all_gather(parts, tensor, group=self.control)
+        return [part.tolist() for part in parts]
+
     def barrier(self) -> None:
         self.add([0])
 

@@ -21,7 +21,8 @@ from pretrain.evaluate import evaluate
 from pretrain.loader import Corpus, MicroBatch
 from pretrain.loss import means, pretraining_loss
 from pretrain.schedule import learning_rate, rate_between
-from pretrain.telemetry import Telemetry, Throughput, training_flops
+from pretrain.telemetry import Telemetry
+from pretrain.throughput import RankWork, Stopwatch, Throughput, training_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
 SKIPPED = "skipped.jsonl"
@@ -71,6 +72,7 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
             break
         for number, batch in enumerate(micro_batches):
             seed_dropout(config.seed, progress.step, number, run.process.rank)
+            window.stopwatch.mark()
             run.engine.backward(batch.to(run.process.device), window.loss_of)
         rate = rate_of(config, progress)
         window.stepped(rate, run.engine.step(rate))
@@ -103,8 +105,9 @@ class Totals:
     """What all ranks know of one step before its first backward pass."""
 
     def __init__(self, added: Sequence[float]) -> None:
-        self.masked, self.pairs, self.samples, self.tokens, self.tokens_squared = (int(value) for value in added[:5])
-        self.stop, self.seconds, self.failed = bool(added[5]), added[6], bool(added[7])
+        self.masked, self.pairs, self.samples, self.tokens = (int(value) for value in added[:4])
+        self.tokens_squared, self.row_tokens = int(added[4]), int(added[5])
+        self.stop, self.seconds, self.failed = bool(added[6]), added[7], bool(added[8])
 
 
 class Window:
@@ -115,6 +118,7 @@ class Window:
         self._clock = time.monotonic
         self._started = self._clock() - run.progress.seconds
         self._losses: deque[float] = deque(maxlen=_SPIKE_WINDOWS)
+        self.stopwatch = Stopwatch(run.process.device)
         self._clear()
 
     def _clear(self) -> None:
@@ -137,6 +141,7 @@ class Window:
             samples,
             sum(batch.num_tokens for batch in micro_batches),
             sum(batch.tokens_squared for batch in micro_batches),
+            sum(len(batch.input_ids_T) for batch in micro_batches),
             run.stop.requested,
             self._clock() - self._started if run.process.is_main else 0.0,
             isinstance(loaded, UserError),
@@ -150,11 +155,13 @@ class Window:
         flops = training_flops(
             run.config.model, run.vocab_rows, totals.tokens, totals.tokens_squared, totals.masked, totals.pairs
         )
-        run.throughput.add(tokens=totals.tokens, samples=totals.samples, flops=flops, wait_seconds=wait_seconds)
+        run.throughput.add(tokens=totals.tokens, samples=totals.samples, row_tokens=totals.row_tokens, flops=flops)
+        self.stopwatch.waited(wait_seconds)
         return micro_batches, totals
 
     def loss_of(self, logits: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
-        """This micro-batch's share of the global loss."""
+        """This micro-batch's share of the global loss. Called where the forward pass ends."""
+        self.stopwatch.mark()
         losses = pretraining_loss(
             logits,
             batch.mlm_labels_M,
@@ -194,14 +201,18 @@ class Window:
         run = self._run
         if not self._steps:
             return
-        sums = run.process.add(self._sums.tolist())
+        own_sums = self._sums.tolist()  # waits for the device, once per line of metrics
+        rows = run.process.gather([*own_sums, *self.stopwatch.read()])
+        sums, ranks = [sum(column) for column in zip(*rows, strict=True)][:4], [RankWork(*row[4:]) for row in rows]
         losses = means(sums, weights=run.config.loss, masked=self._masked, pairs=self._pairs)
         metrics = {f"train/{name}": value for name, value in losses.items()}
         metrics |= {
             "train/grad_norm": self._grad_norm,
             "train/lr": self._rate,
             "train/skipped_steps": self._skipped,
-            **run.throughput.read(),
+            "train/masked_tokens": self._masked,
+            "train/pairs": self._pairs,
+            **run.throughput.read(ranks),
             "samples": run.progress.samples,
             "tokens": run.progress.tokens,
         }

@@ -1,4 +1,4 @@
-"""What a run tells people: meters, model FLOPs, and the sinks (JSONL, W&B, TensorBoard, the terminal).
+"""What a run tells people, and where: JSONL, W&B, TensorBoard, the terminal.
 
 metrics.jsonl is the source of truth; every other sink may fail without harm. Rank 0 alone writes: the other ranks hold
 a `Telemetry` without sinks. Knows nothing of the training loop, and never touches a device.
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from data_prep.errors import DiskError, UserError
-from pretrain.config import ModelConfig, TrainConfig, WandbMode
+from pretrain.config import TrainConfig, WandbMode
 
 REDACTED = "[redacted]"
 METRICS_NAME = "metrics.jsonl"
@@ -39,116 +39,6 @@ _SECRET_LAST = frozenset({"key", "keys", "token", "auth", "authorization", "bear
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _URL_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/@]*:[^\s@]*|[^\s/@]+)@")
 _URL_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:key|token|secret|sig|signature|password|credential)=)[^&\s]+")
-
-# Dense tensor-core peaks of the makers' data sheets, in TFLOP/s: bf16, or fp16 where the chip has no bf16.
-# The first pattern that is found in the device's name counts, so the special case stands before the general one.
-_PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
-    (r"GB300|GB200", 2500.0),
-    (r"B300|B200", 2250.0),
-    (r"B100", 1750.0),
-    (r"H200 NVL", 835.5),
-    (r"GH200|H200", 989.4),
-    (r"H100 PCIe", 756.5),
-    (r"H100 NVL", 835.5),
-    (r"H100|H800", 989.4),
-    (r"H20", 148.0),
-    (r"A100|A800", 312.0),
-    (r"A40", 149.7),
-    (r"A30", 165.0),
-    (r"A10G", 70.0),
-    (r"A10", 125.0),
-    (r"RTX A6000", 154.8),
-    (r"RTX 6000 Ada Generation", 364.2),
-    (r"L40S", 362.1),
-    (r"L40", 181.1),
-    (r"L4", 121.0),
-    (r"V100-PCIE", 112.0),
-    (r"V100", 125.0),
-    (r"T4", 65.0),
-    (r"RTX 5090", 209.5),
-    (r"RTX 4090", 165.2),
-    (r"RTX 3090", 71.0),
-    (r"MI300X", 1307.4),
-)
-_NOT_THE_WHOLE_CHIP = re.compile(r"\b(MIG|Laptop|Max-Q|Mobile|D)\b")
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Peak dense bf16 FLOP/s of one accelerator by its name, or None where it is not known (then there is no MFU)."""
-    if _NOT_THE_WHOLE_CHIP.search(device_name):
-        return None
-    for pattern, tera in _PEAK_TFLOPS:
-        if re.search(rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])", device_name):
-            return tera * 1e12
-    return None
-
-
-def training_flops(
-    model: ModelConfig, vocab_rows: int, lengths_sum: int, lengths_squared_sum: int, masked: int, pairs: int
-) -> float:
-    """FLOPs of the matrix products that training on these samples needs, forward and backward; real tokens only.
-
-    A product of [m, k] with [k, n] is m*n multiplications and additions per k: 2*m*k*n FLOPs. Its backward pass is two
-    products of that size (gradient of each factor), so training costs 3 times the forward pass: 6 FLOPs per weight
-    and row. With width h, feed-forward width f, L layers, vocabulary rows V and samples of n_i tokens:
-
-    - encoder weights: query, key, value, output h*h each, feed-forward h*f twice: N = L * (4*h*h + 2*h*f),
-      hence 6 * N per token (`lengths_sum` tokens);
-    - attention: scores Q K^T over all heads are 2 * n_i^2 * h forward, the weighted values as much again: 4, and 12
-      with the backward pass, hence 12 * L * h * sum(n_i^2) (`lengths_squared_sum`);
-    - MLM head, on masked positions only: transform h*h and decoder h*V, hence 6 * (h*h + h*V) each;
-    - pooler and NSP, per pair: h*h and 2*h, hence 6 * (h*h + 2*h).
-
-    Embedding look-ups, norms, softmax and recomputation are not counted: the figure is model FLOPs (Chowdhery et al.
-    2022, appendix B), so MFU = training_flops / seconds / peak.
-    """
-    h = model.hidden_size
-    weights = model.num_layers * (4 * h * h + 2 * h * model.intermediate_size)
-    encoder = 6.0 * weights * lengths_sum + 12.0 * model.num_layers * h * lengths_squared_sum
-    return encoder + 6.0 * masked * (h * h + h * vocab_rows) + 6.0 * pairs * (h * h + 2 * h)
-
-
-class Throughput:
-    """Rates between two log lines. Counts are global sums over ranks; `pause` keeps evaluations out of the time."""
-
-    def __init__(self, peak_flops_total: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._peak, self._clock = peak_flops_total, clock
-        self._start = clock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._tokens, self._samples, self._flops, self._wait_seconds, self._paused_seconds = 0, 0, 0.0, 0.0, 0.0
-
-    def add(self, *, tokens: int, samples: int, flops: float = 0.0, wait_seconds: float = 0.0) -> None:
-        """Count one step; `wait_seconds` is the time this rank waited for the loader."""
-        self._tokens += tokens
-        self._samples += samples
-        self._flops += flops
-        self._wait_seconds += wait_seconds
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time inside does not count."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._paused_seconds += self._clock() - start
-
-    def read(self) -> dict[str, float]:
-        """Rates since the last `read`; the next window starts here."""
-        now = self._clock()
-        seconds = max(now - self._start - self._paused_seconds, 1e-9)
-        rates = {
-            "throughput/tokens_per_second": self._tokens / seconds,
-            "throughput/samples_per_second": self._samples / seconds,
-            "data/wait_fraction": min(1.0, self._wait_seconds / seconds),
-        }
-        if self._peak is not None:
-            rates["throughput/mfu"] = self._flops / seconds / self._peak
-        self._start = now
-        self._clear()
-        return rates
 
 
 def redact(mapping: Mapping[str, Any]) -> dict[str, Any]:

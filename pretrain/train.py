@@ -33,7 +33,8 @@ from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming,
 from pretrain.loop import LossSpike, Progress, Run, train
 from pretrain.model import PackedBert
 from pretrain.run_directory import RunDirectory
-from pretrain.telemetry import Throughput, open_telemetry, peak_flops, redact
+from pretrain.telemetry import open_telemetry, redact
+from pretrain.throughput import Throughput, peak_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
 

@@ -1,4 +1,4 @@
-"""Sinks against what lies on disk, FLOPs against torch's counter, redaction against secrets one must not find."""
+"""Sinks against what lies on disk, redaction against secrets one must not find."""
 
 import io
 import json
@@ -12,26 +12,20 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForPreTraining
 
 from data_prep.entry import compose
 from data_prep.errors import DiskError, UserError
-from pretrain.config import Architecture, Attention, ModelConfig, TrainConfig
+from pretrain.config import TrainConfig
 from pretrain.telemetry import (
     Console,
     JsonlSink,
     TensorBoardSink,
-    Throughput,
     WandbSink,
     open_telemetry,
-    peak_flops,
     redact,
     redact_overrides,
-    training_flops,
 )
 
 
@@ -44,81 +38,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     objects = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(abs(item.pop("time") - time.time()) < 300 for item in objects)
     return objects
-
-
-def small_model(**changes: int) -> ModelConfig:
-    values: dict[str, Any] = {
-        "name": "test", "hidden_size": 32, "num_layers": 3, "num_heads": 4, "intermediate_size": 48,
-        "max_positions": 64, "dropout": 0.0, "attention_dropout": 0.0, "pad_vocab_to": 1,
-        "activation_checkpointing": False, "architecture": Architecture.bert, "attention": Attention.auto,
-    }  # fmt: skip
-    return ModelConfig(**(values | changes))
-
-
-@pytest.mark.parametrize(("lengths", "vocab_rows"), [([2], 30), ([7, 20, 3], 61)])
-def test_training_flops_are_those_torch_counts(lengths: list[int], vocab_rows: int) -> None:
-    """Every sample alone through Hugging Face's model, whose head runs on all positions: masked = tokens."""
-    model = small_model()
-    reference = BertForPreTraining(
-        BertConfig(
-            vocab_size=vocab_rows,
-            hidden_size=model.hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_heads,
-            intermediate_size=model.intermediate_size,
-            max_position_embeddings=model.max_positions,
-            attn_implementation="eager",
-        )
-    )
-    with FlopCounterMode(display=False) as counter:
-        for length in lengths:
-            ids = torch.ones(1, length, dtype=torch.long)
-            reference(input_ids=ids, labels=ids, next_sentence_label=torch.zeros(1, dtype=torch.long)).loss.backward()
-    ours = training_flops(model, vocab_rows, sum(lengths), sum(n * n for n in lengths), sum(lengths), len(lengths))
-    assert ours == counter.get_total_flops()
-
-
-@pytest.mark.parametrize(
-    ("name", "tera"),
-    [
-        ("NVIDIA H200", 989.4),
-        ("NVIDIA H100 80GB HBM3", 989.4),
-        ("NVIDIA H100 PCIe", 756.5),
-        ("NVIDIA A100-SXM4-80GB", 312.0),
-        ("NVIDIA A10", 125.0),
-        ("NVIDIA A10G", 70.0),
-        ("NVIDIA L4", 121.0),
-        ("NVIDIA L40S", 362.1),
-        ("NVIDIA B200", 2250.0),
-        ("Tesla V100-SXM2-16GB", 125.0),
-        ("NVIDIA GeForce RTX 4090", 165.2),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
-        ("cpu", None),
-    ],
-)
-def test_peak_flops(name: str, tera: float | None) -> None:
-    assert peak_flops(name) == (None if tera is None else tera * 1e12)
-
-
-def test_throughput_counts_windows_and_leaves_pauses_out() -> None:
-    now = [0.0]
-    meter = Throughput(100.0, clock=lambda: now[0])
-    meter.add(tokens=50, samples=5, flops=300.0, wait_seconds=1.0)
-    now[0] = 4.0
-    with meter.pause():
-        now[0] = 100.0
-    meter.add(tokens=50, samples=5, flops=100.0)
-    assert meter.read() == {
-        "throughput/tokens_per_second": 25.0,
-        "throughput/samples_per_second": 2.5,
-        "throughput/mfu": 1.0,
-        "data/wait_fraction": 0.25,
-    }
-    now[0] = 101.0
-    meter.add(tokens=7, samples=1)
-    assert meter.read()["throughput/tokens_per_second"] == 7.0
-    assert "throughput/mfu" not in Throughput(None).read()
 
 
 def test_jsonl_one_object_per_step_and_null_for_what_json_cannot_say(tmp_path: Path) -> None:
