@@ -191,7 +191,7 @@ class RayEngine(AbstractContextManager["RayEngine"]):
         try:
             workers = None if address or os.environ.get("RAY_ADDRESS") else plan.config.engine.workers
             ray.init(address, num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise UserError(
                 f"engine=ray: {first}; start the cluster (`ray start --head`) or correct engine.address"
