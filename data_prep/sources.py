@@ -29,7 +29,7 @@ import zstandard
 
 from data_prep.config import DocumentBoundary, SourceConfig, SourceKind
 from data_prep.errors import UserError
-from data_prep.storage import is_remote, open_input, remote_matches, stamp
+from data_prep.storage import changed, is_remote, open_input, remote_matches, stamp
 from data_prep.tables import hub_rows, hub_size, parquet_rows, parquet_size
 from data_prep.wiki import is_multistream, pages, stream_lines
 
@@ -102,9 +102,9 @@ def find_inputs(source: SourceConfig) -> list[InputFile]:
             found |= dict.fromkeys(str(match.resolve()) for match in matches)
     if source.kind is SourceKind.hub:
         return [
-            InputFile(name, size.text_bytes, 0, size.text_bytes, size.units)
+            InputFile(name, size.text_bytes, version, size.text_bytes, size.units)
             for name in found
-            if (size := hub_size(name))
+            for size, version in (hub_size(name),)
         ]
     files = _measured(list(found), directories)
     if source.kind is SourceKind.parquet:
@@ -215,11 +215,11 @@ def read(files: Sequence[InputFile], spans: Sequence[Span], source: SourceConfig
         file = files[span.file]
         try:
             if source.kind is not SourceKind.hub and stamp(file.path) != (file.bytes, file.version):
-                raise UserError(f"{file.path}: changed since the preparation began; start again in a new `out`")
+                raise changed(file.path)
             if source.kind is SourceKind.docstrings:
                 yield from _docstrings(file.path)
             elif source.kind in (SourceKind.parquet, SourceKind.hub):
-                yield from _rows(file.path, span, source)
+                yield from _rows(file, span, source)
             elif source.kind is SourceKind.wikidump:
                 yield from _articles(file.path, span)
             elif source.kind is SourceKind.jsonl:
@@ -230,10 +230,13 @@ def read(files: Sequence[InputFile], spans: Sequence[Span], source: SourceConfig
             raise UserError(f"{file.path}: cannot be read ({error}); mend or leave out the file") from error
 
 
-def _rows(path: str, span: Span, source: SourceConfig) -> Iterator[Document | Bad]:
-    rows = parquet_rows if source.kind is SourceKind.parquet else hub_rows
-    for number, value in rows(path, span.begin, span.end, source.field):
-        location = f"{path}, row {number}"
+def _rows(file: InputFile, span: Span, source: SourceConfig) -> Iterator[Document | Bad]:
+    if source.kind is SourceKind.parquet:
+        rows = parquet_rows(file.path, span.begin, span.end, source.field)
+    else:
+        rows = hub_rows(file.path, span.begin, span.end, source.field, file.version)
+    for number, value in rows:
+        location = f"{file.path}, row {number}"
         if isinstance(value, str):
             yield Document(value, location, _origin(span.file, number), False)
         else:

@@ -15,6 +15,10 @@ class Stamp(NamedTuple):
     version: int  # modification time in ns, or a hash of what the store says of the object
 
 
+def changed(path: str) -> UserError:
+    return UserError(f"{path}: changed since the preparation began; start again in a new `out`")
+
+
 def is_remote(path: str) -> bool:
     return "://" in path
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from data_prep.errors import UserError
-from data_prep.storage import open_input
+from data_prep.storage import changed, open_input
 
 _NAME = re.compile(r"(?P<name>[^@:]+)(?:@(?P<config>[^:]+))?(?::(?P<split>.+))?")
 _UNKNOWN_SHARD_BYTES = 64 * 2**20  # taken for the text of a shard whose size the hub does not tell
@@ -15,6 +15,11 @@ _UNKNOWN_SHARD_BYTES = 64 * 2**20  # taken for the text of a shard whose size th
 class Size(NamedTuple):
     units: int  # row groups of a file, shards of a data set: what a task can enter
     text_bytes: int
+
+
+class DataSet(NamedTuple):
+    rows: Any  # datasets.IterableDataset
+    version: int  # changes with its files: their revision on the hub, or their times of modification
 
 
 def parquet_size(path: str, field: str) -> Size:
@@ -55,23 +60,26 @@ def _parquet(path: str, file: Any, field: str) -> Any:
     return table
 
 
-def hub_size(path: str) -> Size:
-    """Shards of the data set, and its bytes as the hub tells them."""
-    rows = _data_set(path)
+def hub_size(path: str) -> tuple[Size, int]:
+    """Shards of the data set and its bytes as the hub tells them; and its version."""
+    rows, version = _data_set(path)
     split = (rows.info.splits or {}).get(str(rows.split))
-    return Size(rows.num_shards, int(split.num_bytes or 0) if split else _UNKNOWN_SHARD_BYTES * rows.num_shards)
+    size = int(split.num_bytes or 0) if split else _UNKNOWN_SHARD_BYTES * rows.num_shards
+    return Size(rows.num_shards, size), version
 
 
-def hub_rows(path: str, begin: int, end: int, field: str) -> Iterator[tuple[int, Any]]:
-    """(place, value) of the column `field` of shards `begin` to `end`, streamed."""
-    rows = _data_set(path)
+def hub_rows(path: str, begin: int, end: int, field: str, version: int) -> Iterator[tuple[int, Any]]:
+    """(place, value) of the column `field` of shards `begin` to `end`, streamed. Raises `UserError` if it changed."""
+    rows, found = _data_set(path)
+    if found != version:
+        raise changed(path)
     total = rows.num_shards
     for shard in range(begin, end):
         for number, row in enumerate(rows.shard(num_shards=total, index=shard)):
             yield shard << 40 | number, row.get(field)
 
 
-def _data_set(path: str) -> Any:
+def _data_set(path: str) -> DataSet:
     """`name`, `name@config` or `name@config:split` (train unless given) of the hub, or a directory."""
     os.environ.setdefault("USE_TORCH", "0")  # not wanted here, and kept out of workers
     try:
@@ -82,9 +90,9 @@ def _data_set(path: str) -> Any:
     if not match:
         raise UserError(f"source.paths: {path}: not of the form name@config:split")
     try:
-        return datasets.load_dataset(
-            match["name"], match["config"], split=match["split"] or "train", streaming=True, trust_remote_code=None
-        )
+        builder = datasets.load_dataset_builder(match["name"], match["config"])
+        rows = builder.as_streaming_dataset(split=match["split"] or "train")
+        return DataSet(rows, int((builder.hash or "0")[:15], 16))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
         raise UserError(f"source.paths: {path}: {first}; correct the name") from error

@@ -148,6 +148,19 @@ def test_a_local_data_set(tmp_path):
     assert list(verify.faults(tmp_path / "out")) == []
 
 
+def test_a_data_set_that_changes_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_jsonl(tmp_path / "train.jsonl", documents(3))
+    config = source("hub", paths=[str(tmp_path)])
+    (file,) = sources.find_inputs(config)
+    assert texts(sources.read([file], [Span(0, 0, 1)], config)) == documents(3)
+    write_jsonl(tmp_path / "train.jsonl", documents(4))
+    with pytest.raises(UserError, match="changed since"):
+        list(sources.read([file], [Span(0, 0, 1)], config))
+    assert texts(sources.read(sources.find_inputs(config), [Span(0, 0, 1)], config)) == documents(4)
+
+
 @pytest.fixture
 def memory():
     file_system = fsspec.filesystem("memory")
