@@ -98,6 +98,8 @@ class Engine:
             ),
             dist_init_required=False,
         )
+        if self.precision is Precision.fp16:  # else a traceback at the smallest scale; the loop counts skipped steps
+            self._deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False
         if self.stage and isinstance(optimizer, Lamb):
             self._shard_lamb(optimizer)
 
