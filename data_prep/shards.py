@@ -8,12 +8,14 @@ Shapes: N samples of a block, T their tokens one after another, M masked positio
 
 import hashlib
 import io
+import math
 import mmap
 import os
 import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,8 +136,11 @@ class BlockFormat:
         self._draws = manifest.baked_draws
         self._has_words = manifest.masking.strategy != "token"
 
-    def decode(self, members: Mapping[str, memoryview], samples: int, tokens: int) -> Block:
-        """Arrays from the members' npy payloads, as views. Raises ValueError naming what is wrong."""
+    def decode(self, members: Mapping[str, memoryview], samples: int, tokens: int, *, seen: bool = False) -> Block:
+        """Arrays from the members' npy payloads, as views. Raises ValueError naming what is wrong.
+
+        With `seen` the values are those of an earlier call, and are not checked again.
+        """
         expected = {"tokens", "lengths", "random_next", *(_MASK_MEMBERS if self._draws else ())}
         expected |= {"word_starts"} if self._has_words else set()
         if set(members) != expected:
@@ -143,48 +148,51 @@ class BlockFormat:
         tokens_T = _array(members, "tokens", self._tokens, (tokens,))
         lengths_Nx2 = _array(members, "lengths", np.dtype("<u2"), (samples, 2))
         random_next_N = _array(members, "random_next", np.dtype("u1"), (samples,))
-        totals_N = lengths_Nx2[:, 1].astype(np.int64)
-        if totals_N.sum() != tokens or totals_N.max(initial=0) > self._max_len:
-            raise ValueError("its lengths do not fit its tokens")
-        if (lengths_Nx2[:, 0] > lengths_Nx2[:, 1]).any() or (lengths_Nx2[:, 0] < 2).any():
-            raise ValueError("a first segment is longer than its sample")
-        if tokens and int(tokens_T.max()) >= self._vocab_size:
-            raise ValueError("a token id is outside the vocabulary")
-        if random_next_N.max(initial=0) > 1:
-            raise ValueError("an NSP label is neither 0 nor 1")
         word_starts_T = None
         if self._has_words:
             bits = _array(members, "word_starts", np.dtype("u1"), (-(-tokens // 8),))
             word_starts_T = np.unpackbits(bits, count=tokens).view(bool)
-        return Block(tokens_T, lengths_Nx2, random_next_N, self._masks(members, totals_N), word_starts_T)
+        block = Block(tokens_T, lengths_Nx2, random_next_N, self._masks(members, samples), word_starts_T)
+        if not seen:
+            self._check(block)
+        return block
 
-    def _masks(self, members: Mapping[str, memoryview], totals_N: npt.NDArray[np.int64]) -> tuple[Masks, ...]:
+    def _masks(self, members: Mapping[str, memoryview], samples: int) -> tuple[Masks, ...]:
         if not self._draws:
             return ()
-        counts_DxN = _array(members, "mask_counts", np.dtype("<u2"), (self._draws, len(totals_N)))
-        totals_D = counts_DxN.sum(axis=1, dtype=np.int64)
-        masked = int(totals_D.sum())
-        positions = _array(members, "mask_positions", np.dtype("<u2"), (masked,))
-        shown = _array(members, "mask_tokens", self._tokens, (masked,))
-        if (positions >= np.repeat(np.tile(totals_N, self._draws), counts_DxN.reshape(-1))).any():
-            raise ValueError("a masked position lies outside its sample")
-        if masked and int(shown.max()) >= self._vocab_size:
-            raise ValueError("a shown token id is outside the vocabulary")
-        ends = np.cumsum(totals_D)
-        return tuple(
-            Masks(counts_DxN[d], positions[ends[d] - totals_D[d] : ends[d]], shown[ends[d] - totals_D[d] : ends[d]])
-            for d in range(self._draws)
-        )
+        counts_DxN = _array(members, "mask_counts", np.dtype("<u2"), (self._draws, samples))
+        ends = list(accumulate(counts_DxN.sum(axis=1, dtype=np.int64).tolist()))
+        positions = _array(members, "mask_positions", np.dtype("<u2"), (ends[-1],))
+        shown = _array(members, "mask_tokens", self._tokens, (ends[-1],))
+        spans = zip([0, *ends], ends, strict=False)
+        return tuple(Masks(counts_DxN[d], positions[i:j], shown[i:j]) for d, (i, j) in enumerate(spans))
+
+    def _check(self, block: Block) -> None:
+        """Values that readers rely on."""
+        first_N, total_N = block.lengths_Nx2[:, 0], block.lengths_Nx2[:, 1]
+        if total_N.sum(dtype=np.int64) != len(block.tokens_T) or total_N.max(initial=0) > self._max_len:
+            raise ValueError("its lengths do not fit its tokens")
+        if (first_N > total_N).any() or (first_N < 2).any():
+            raise ValueError("a first segment is longer than its sample")
+        if block.tokens_T.max(initial=0) >= self._vocab_size:
+            raise ValueError("a token id is outside the vocabulary")
+        if block.random_next_N.max(initial=0) > 1:
+            raise ValueError("an NSP label is neither 0 nor 1")
+        for masks in block.masks:
+            if (masks.positions_M >= np.repeat(total_N, masks.counts_N)).any():
+                raise ValueError("a masked position lies outside its sample")
+            if masks.tokens_M.max(initial=0) >= self._vocab_size:
+                raise ValueError("a shown token id is outside the vocabulary")
 
 
 class ShardReader:
-    """Memory-mapped access to one shard. A block's crc32 and headers are checked when it is first touched."""
+    """Memory-mapped access to one shard. A block's crc32 and values are checked when it is first touched."""
 
     def __init__(self, directory: Path, entry: ShardEntry, manifest: Manifest) -> None:
         self.entry = entry
         self.path = directory / entry.split / entry.name
         self._format = BlockFormat(manifest)
-        self._checked = bytearray(len(entry.blocks.offsets))
+        self._seen = bytearray(len(entry.blocks.offsets))
         try:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -200,15 +208,15 @@ class ShardReader:
         """Decode block `number`; arrays are read-only views into the file where the format allows."""
         blocks = self.entry.blocks
         start, size = blocks.offsets[number], blocks.bytes[number]
-        data = self._view[start : start + size]
-        if not self._checked[number]:
-            if zlib.crc32(data) != blocks.crc32[number]:
-                raise self._fault(number, "its checksum differs from the manifest's")
-            self._checked[number] = True
+        data, seen = self._view[start : start + size], bool(self._seen[number])
+        if not seen and zlib.crc32(data) != blocks.crc32[number]:
+            raise self._fault(number, "its checksum differs from the manifest's")
         try:
-            return self._format.decode(dict(_members(data)), blocks.samples[number], blocks.tokens[number])
+            block = self._format.decode(dict(_members(data)), blocks.samples[number], blocks.tokens[number], seen=seen)
         except (ValueError, IndexError) as error:
             raise self._fault(number, str(error)) from error
+        self._seen[number] = True
+        return block
 
     def _fault(self, number: int, what: str) -> CorruptShard:
         return CorruptShard(f"{self.path}: block {number}: {what}; copy or prepare the corpus again")
@@ -246,17 +254,17 @@ def _array(
     if found_dtype != dtype.str or found_shape != shape:
         raise ValueError(f"{name}: {found_dtype}{found_shape} where {dtype.str}{shape} belongs")
     body = payload[header.end() :]
-    if len(body) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+    if len(body) != dtype.itemsize * math.prod(shape):
         raise ValueError(f"{name}: {len(body)} bytes do not hold {dtype}{shape}")
     return np.frombuffer(body, dtype).reshape(shape)
 
 
 class OpenBlock(NamedTuple):
-    """A decoded block with where each of its samples begins."""
+    """A decoded block with where each of its samples ends."""
 
     block: Block
-    starts: list[int]  # token offset of each sample, and the end
-    mask_starts: list[list[int]]  # per baked draw, mask offset of each sample, and the end
+    ends: npt.NDArray[np.int64]  # token offset of the end of each sample
+    mask_ends: list[npt.NDArray[np.int64]]  # the same in the masks of each baked draw
     first_id: int
 
 
@@ -272,42 +280,43 @@ class Samples(NamedTuple):
 
 
 def open_block(block: Block, first_id: int) -> OpenBlock:
-    return OpenBlock(
-        block,
-        [0, *np.cumsum(block.lengths_Nx2[:, 1], dtype=np.int64).tolist()],
-        [[0, *np.cumsum(masks.counts_N, dtype=np.int64).tolist()] for masks in block.masks],
-        first_id,
-    )
+    mask_ends = [masks.counts_N.cumsum(dtype=np.int64) for masks in block.masks]
+    return OpenBlock(block, block.lengths_Nx2[:, 1].cumsum(dtype=np.int64), mask_ends, first_id)
 
 
 def collect(rows: Sequence[tuple[OpenBlock, int]], draw: int, dtype: np.dtype[Any]) -> Samples:
     """The samples at (block, index in it), with baked draw `draw` where the blocks hold it."""
-    tokens: list[npt.NDArray[Any]] = []
-    words: list[npt.NDArray[np.bool_]] = []
-    positions: list[npt.NDArray[Any]] = []
-    shown: list[npt.NDArray[Any]] = []
-    baked = bool(rows) and draw < len(rows[0][0].block.masks)
-    for opened, i in rows:
-        block = opened.block
-        tokens.append(block.tokens_T[opened.starts[i] : opened.starts[i + 1]])
-        if block.word_starts_T is not None:
-            words.append(block.word_starts_T[opened.starts[i] : opened.starts[i + 1]])
-        if baked:
-            start, end = opened.mask_starts[draw][i], opened.mask_starts[draw][i + 1]
-            positions.append(block.masks[draw].positions_M[start:end])
-            shown.append(block.masks[draw].tokens_M[start:end])
+    if not rows:
+        return Samples(
+            np.zeros(0, dtype), np.zeros((0, 2), np.uint16), np.zeros(0, np.uint8), np.zeros(0, np.uint64), None
+        )
+    blocks, ones = [opened.block for opened, _ in rows], [slice(i, i + 1) for _, i in rows]
+    spans = [_span(opened.ends, i) for opened, i in rows]
+    words = [block.word_starts_T for block in blocks if block.word_starts_T is not None]
     masks = None
-    if baked:
-        counts_N = np.asarray([len(part) for part in positions], dtype=np.uint16)
-        masks = Masks(counts_N, np.concatenate(positions), np.concatenate(shown).astype(np.uint32))
+    if draw < len(blocks[0].masks):
+        drawn, places = [block.masks[draw] for block in blocks], [_span(o.mask_ends[draw], i) for o, i in rows]
+        masks = Masks(
+            np.asarray([place.stop - place.start for place in places], np.uint16),
+            _pieces([one.positions_M for one in drawn], places),
+            _pieces([one.tokens_M for one in drawn], places).astype(np.uint32),
+        )
     return Samples(
-        np.concatenate(tokens) if rows else np.zeros(0, dtype),
-        np.stack([opened.block.lengths_Nx2[i] for opened, i in rows]) if rows else np.zeros((0, 2), np.uint16),
-        np.asarray([opened.block.random_next_N[i] for opened, i in rows], dtype=np.uint8),
+        _pieces([block.tokens_T for block in blocks], spans),
+        _pieces([block.lengths_Nx2 for block in blocks], ones),
+        _pieces([block.random_next_N for block in blocks], ones),
         np.asarray([opened.first_id + i for opened, i in rows], dtype=np.uint64),
         masks,
-        np.concatenate(words) if words else None,
+        _pieces(words, spans) if words else None,
     )
+
+
+def _span(ends: npt.NDArray[np.int64], i: int) -> slice:
+    return slice(int(ends[i - 1]) if i else 0, int(ends[i]))
+
+
+def _pieces(arrays: Sequence[npt.NDArray[Any]], spans: Sequence[slice]) -> npt.NDArray[Any]:
+    return np.concatenate([array[span] for array, span in zip(arrays, spans, strict=True)])
 
 
 class Split:

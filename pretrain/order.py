@@ -1,10 +1,12 @@
 """Which sample stands at which position of the run: a pure function, so resuming is "start at position i".
 
 A run reads positions 0, 1, 2, … for ever. Epoch e reads pass e mod P of the corpus; inside an epoch the order is a
-keyed pseudo-random permutation: a four-round Feistel network with cycle walking (Black and Rogaway, "Ciphers with
-Arbitrary Finite Domains", CT-RSA 2002). A perfect global shuffle in O(1) memory, the same for any number of ranks.
+keyed pseudo-random permutation: a four-round generalized Feistel network with cycle walking (Black and Rogaway,
+"Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 5). A perfect global shuffle in O(1) memory, the
+same for any number of ranks.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,6 +21,7 @@ U64 = npt.NDArray[np.uint64]
 
 _ROUNDS = 4
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_HIGH_HALF = np.uint64(32)
 
 
 class Place(NamedTuple):
@@ -30,12 +33,13 @@ class Place(NamedTuple):
 
 def sample_at(seed: int, epoch: int, positions_N: I64, num_samples: int) -> I64:
     """The sample indices at `positions_N` (each in [0, num_samples)) of an epoch: a bijection for each seed, epoch."""
-    half = np.uint64(max(1, (int(num_samples - 1).bit_length() + 1) // 2))
+    rows = np.uint64(math.isqrt(num_samples - 1) + 1)
+    columns = np.uint64(-(-num_samples // int(rows)))
     keys = _round_keys(seed, epoch)
-    values = _feistel(positions_N.astype(np.uint64), half, keys)
+    values = _feistel(positions_N.astype(np.uint64), rows, columns, keys)
     outside = np.flatnonzero(values >= num_samples)
-    while len(outside):  # cycle walking: the domain is less than four times num_samples, so few walks are needed
-        walked = _feistel(values[outside], half, keys)
+    while len(outside):  # cycle walking: the domain is hardly larger than num_samples, so few walk, and not far
+        walked = _feistel(values[outside], rows, columns, keys)
         values[outside] = walked
         outside = outside[walked >= num_samples]
     return values.astype(np.int64)
@@ -111,9 +115,12 @@ def _round_keys(seed: int, epoch: int) -> tuple[np.uint64, ...]:
     return tuple(keys)
 
 
-def _feistel(values: U64, half: np.uint64, keys: Sequence[np.uint64]) -> U64:
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = values >> half, values & mask
-    for key in keys:
-        left, right = right, left ^ (mix64(right ^ key) & mask)
-    return (left << half) | right
+def _feistel(values: U64, rows: np.uint64, columns: np.uint64, keys: Sequence[np.uint64]) -> U64:
+    """A permutation of 0 … rows * columns - 1: each round turns one coordinate by a hash of the other."""
+    row, column = np.divmod(values, columns)
+    for turn, key in enumerate(keys):
+        if turn % 2:
+            column = (column + (mix64(row ^ key) >> _HIGH_HALF)) % columns
+        else:
+            row = (row + (mix64(column ^ key) >> _HIGH_HALF)) % rows
+    return row * columns + column

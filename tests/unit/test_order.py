@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ def mix(x: int) -> int:
 
 
 def slow_sample_at(seed: int, epoch: int, position: int, num_samples: int) -> int:
-    bits = max(1, math.ceil(math.log2(num_samples) / 2)) if num_samples > 1 else 1
+    rows = math.isqrt(num_samples)
+    rows += rows * rows < num_samples
+    columns = math.ceil(Fraction(num_samples, rows))
     state = mix(seed + GOLDEN)
     state = mix(state ^ mix(epoch + GOLDEN))
     keys = []
@@ -31,10 +34,12 @@ def slow_sample_at(seed: int, epoch: int, position: int, num_samples: int) -> in
         keys.append(state)
     value = position
     while True:
-        left, right = divmod(value, 2**bits)
-        for key in keys:
-            left, right = right, left ^ (mix(right ^ key) % 2**bits)
-        value = left * 2**bits + right
+        row, column = divmod(value, columns)
+        row = (row + mix(column ^ keys[0]) // 2**32) % rows
+        column = (column + mix(row ^ keys[1]) // 2**32) % columns
+        row = (row + mix(column ^ keys[2]) // 2**32) % rows
+        column = (column + mix(row ^ keys[3]) // 2**32) % columns
+        value = row * columns + column
         if value < num_samples:
             return value
 
