@@ -1,25 +1,41 @@
-"""The schema of conf/finetune/finetune.yaml. Pure."""
+"""The schema of conf/finetune/finetune.yaml. Pure: what each task is stands in tasks.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 
 from data_prep.errors import UserError
 from data_prep.schema import doc
+from finetune.tasks import TASKS, Family
 
 
-class Task(Enum):
-    classification = "classification"  # of a sentence or a pair of sentences
+class Init(Enum):
+    pretrained = "pretrained"
+    random = "random"  # the same architecture, to see what pretraining is worth
 
 
-def _require(condition: bool, message: str) -> None:
+class Head(Enum):
+    linear = "linear"
+    crf = "crf"  # a linear-chain conditional random field over the words' tags (token classification)
+
+
+class Adversary(Enum):
+    none = "none"
+    fgm = "fgm"  # one step along the gradient (Miyato et al. 2017)
+    pgd = "pgd"  # several, projected back into the ball (Madry et al. 2018)
+
+
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    train: str = doc("TSV (with a header) or JSONL with sentence, or sentence1 and sentence2, and label")
-    dev: str = doc("the same for evaluation; its labels must occur in data.train")
+    train: str | None = doc("file (.tsv .csv .jsonl .json .conll, also compressed) or hub:NAME@CONFIG:SPLIT; null: hub")
+    dev: str | None = doc("the same for evaluation")
+    columns: list[str] | None = doc(
+        "columns of the text, or of both texts, and then of the label; null: the task's own"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,27 +43,124 @@ class OptimConfig:
     lr: float = doc("peak learning rate of AdamW")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
     warmup_fraction: float = doc("share of the steps in which the learning rate rises; then it falls linearly to 0")
+    layer_decay: float = doc("the learning rate of each layer is that of the layer above times this; 1: all the same")
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optim.lr={self.lr}: must be positive")
-        _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: cannot be negative")
-        _require(0 <= self.warmup_fraction <= 1, f"optim.warmup_fraction={self.warmup_fraction}: must be in [0, 1]")
+        require(self.lr > 0, f"optim.lr={self.lr}: must be positive")
+        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: cannot be negative")
+        require(0 <= self.warmup_fraction <= 1, f"optim.warmup_fraction={self.warmup_fraction}: must be in [0, 1]")
+        require(0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay}: must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Of classification and of the linear head of token classification."""
+
+    balanced: bool = doc("weigh each label by the inverse of its frequency in data.train")
+    label_smoothing: float = doc("share of the probability that is spread over all labels (Szegedy et al. 2016)")
+    focal_gamma: float = doc("focal loss: weigh an example by (1 - p)^gamma (Lin et al. 2017); 0: cross-entropy")
+    r_drop: float = doc("weight of the KL divergence between two dropout draws (Liang et al. 2021); 0: off")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.label_smoothing < 1, f"loss.label_smoothing={self.label_smoothing}: must be in [0, 1)")
+        for key in ("focal_gamma", "r_drop"):
+            require(getattr(self, key) >= 0, f"loss.{key}={getattr(self, key)}: cannot be negative")
+        plain = not self.focal_gamma or not self.label_smoothing
+        require(plain, "loss: focal_gamma and label_smoothing exclude each other; set one of them to 0")
+
+    @property
+    def is_plain(self) -> bool:
+        return not any(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryConfig:
+    kind: Adversary = doc("training on word embeddings that are disturbed for the worse: none, fgm or pgd")
+    epsilon: float = doc("L2 norm of the disturbance of a batch's word embeddings")
+    steps: int = doc("steps of pgd")
+    step_size: float = doc("L2 norm of one step of pgd")
+
+    def __post_init__(self) -> None:
+        for key in ("epsilon", "steps", "step_size"):
+            require(getattr(self, key) > 0, f"adversary.{key}={getattr(self, key)}: must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    rank: int = doc("rank of the low-rank updates (Hu et al. 2021), merged into the written model; 0: full fine-tuning")
+    alpha: float = doc("the updates are scaled by alpha / rank")
+    dropout: float = doc("dropout before the updates")
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, f"lora.rank={self.rank}: cannot be negative")
+        require(self.alpha > 0, f"lora.alpha={self.alpha}: must be positive")
+        require(0 <= self.dropout < 1, f"lora.dropout={self.dropout}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    teacher: str | None = doc("directory that `python -m finetune` wrote for the same task; null: no distillation")
+    weight: float = doc("share of the teacher in the loss; the labels have the rest")
+    temperature: float = doc("both distributions are softened by it (Hinton et al. 2015)")
+    hidden: float = doc("weight of the squared error to the teacher's hidden states (Jiao et al. 2020); 0: off")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight <= 1, f"distill.weight={self.weight}: must be in [0, 1]")
+        require(self.temperature > 0, f"distill.temperature={self.temperature}: must be positive")
+        require(self.hidden >= 0, f"distill.hidden={self.hidden}: cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    task: Task = doc("what is learned: classification")
+    task: str = doc("what is learned: " + " ".join(TASKS))
     model: str = doc("directory made by `python -m pretrain.export`, or any BERT in Hugging Face's format")
     out: str = doc("directory to write: the model, its tokenizer and metrics.json; must be new or empty")
+    init: Init = doc("start from the model's weights, or, to compare, from random ones of the same architecture")
     seed: int = doc("seed of the new layers, the order of the samples and dropout")
+    num_seeds: int = doc("train with seed, seed + 1, …; metrics.json has mean and deviation, `out` the best model")
     data: DataConfig
     epochs: int = doc("passes over data.train")
+    patience: int = doc(
+        "stop after so many epochs without a better score on data.dev, and keep the best; 0: never stop"
+    )
     batch_size: int = doc("samples per optimizer step on each device")
-    max_len: int = doc("tokens per sample at most; longer ones are cut, the longer sentence first")
+    max_len: int = doc("tokens per sample at most; longer ones are cut, or for questions slid over")
+    stride: int = doc("tokens that neighbouring windows of a long context share (question answering)")
+    top_sentences: int = doc("sentences in a summary (summarization)")
+    head: Head = doc("of token classification: linear or crf")
+    freeze_layers: int = doc("embeddings and so many lowest layers keep their weights; -1: everything is trained")
     optim: OptimConfig
+    loss: LossConfig
+    adversary: AdversaryConfig
+    lora: LoraConfig
+    distill: DistillConfig
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size"):
-            _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
-        _require(self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
-        _require(0 <= self.seed < 2**32, f"seed={self.seed}: must be in [0, 2^32)")
+        require(self.task in TASKS, f"task={self.task}: no such task; there are {', '.join(TASKS)}")
+        for key in ("epochs", "batch_size", "num_seeds", "stride", "top_sentences"):
+            require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
+        require(self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
+        require(0 <= self.seed < 2**32 - self.num_seeds, f"seed={self.seed}: must be in [0, 2^32)")
+        require(self.patience >= 0, f"patience={self.patience}: cannot be negative")
+        require(self.freeze_layers >= -1, f"freeze_layers={self.freeze_layers}: must be at least -1")
+        self._techniques_fit()
+
+    def _techniques_fit(self) -> None:
+        """Refuse what the task has no use for, rather than ignore it."""
+        family, crf = TASKS[self.task].family, self.head is Head.crf
+        require(family is Family.tokens or not crf, f"head=crf: task={self.task} has no tags; leave head=linear")
+        plain_only = crf or family in (Family.regression, Family.qa)
+        why = "head=crf" if crf else f"task={self.task}"
+        require(
+            self.loss.is_plain or not plain_only, f"loss: {why} has a loss of its own; leave loss.* at its defaults"
+        )
+        distills = self.distill.teacher is not None
+        require(not (distills and plain_only), f"distill.teacher: {why} cannot be distilled; leave it null")
+        require(not (distills and self.loss.r_drop), "distill.teacher: excludes loss.r_drop; set one of them")
+        frozen_words = self.lora.rank > 0 or self.freeze_layers >= 0
+        disturbed = self.adversary.kind is not Adversary.none
+        require(
+            not (disturbed and frozen_words), "adversary.kind: needs trained embeddings; no lora.rank, no freeze_layers"
+        )
+        frozen = self.lora.rank > 0 and self.freeze_layers >= 0
+        require(not frozen, "lora.rank: freezes the whole encoder already; leave freeze_layers at -1")

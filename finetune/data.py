@@ -1,0 +1,255 @@
+"""Labelled examples from files as users have them, or from the hub. Every fault names the key, the file and the line.
+
+Knows nothing of models. Texts are read whole: data for fine-tuning are small.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import fsspec
+
+from data_prep.errors import UserError
+from finetune.config import FinetuneConfig
+from finetune.tasks import TASKS, Family, Layout, Task
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
+
+
+class Example(NamedTuple):
+    first: str
+    second: str | None  # None: the task is about single sentences
+    label: str
+
+
+class Sentence(NamedTuple):
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+class Question(NamedTuple):
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]  # empty: the context has none (SQuAD 2.0)
+    start: int  # first character of answers[0]
+
+
+class Document(NamedTuple):
+    sentences: tuple[str, ...]
+    summary: str
+
+
+def both_sets(config: FinetuneConfig) -> tuple[list[Row], list[Row]]:
+    """Rows of data.train and data.dev. Raises `UserError` where either is missing, empty or malformed."""
+    task, sets = TASKS[config.task], []
+    for name, split in (("train", "train"), ("dev", task.dev_split)):
+        source = getattr(config.data, name) or (f"hub:{task.hub}:{split}" if task.hub else None)
+        if source is None:
+            raise UserError(f"data.{name}: task={config.task} needs a file; add data.{name}=… to the command line")
+        where = f"data.{name}={source}"
+        rows = _hub_rows(source, where) if source.startswith("hub:") else _file_rows(source, where, task)
+        if not rows:
+            raise UserError(f"{where}: holds no examples")
+        sets.append(rows)
+    return sets[0], sets[1]
+
+
+def _file_rows(path: str, where: str, task: Task) -> list[Row]:
+    try:
+        with fsspec.open(path, "rb", compression="infer") as file:
+            text = file.read().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file") from None
+    except (OSError, EOFError, ValueError, ImportError) as error:
+        raise UserError(f"{where}: cannot be read ({error}); a UTF-8 text file is needed") from error
+    if task.family is Family.tokens:
+        return _conll_rows(text, where)
+    name = path.removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2").removesuffix(".xz")
+    if name.endswith((".jsonl", ".json")):
+        return _squad_rows(text, where) if task.family is Family.qa else _jsonl_rows(text, where)
+    return _table_rows(text, where, task, quoted=name.endswith(".csv"))
+
+
+def _table_rows(text: str, where: str, task: Task, *, quoted: bool) -> list[Row]:
+    """CSV as Python's csv module reads it; in TSV a quotation mark is text, as in GLUE's files."""
+    if quoted:
+        reader = csv.reader(io.StringIO(text, newline=""))
+        lines = [(reader.line_num, cells) for cells in reader if cells]
+    else:
+        split = (line.rstrip("\r") for line in text.split("\n"))
+        lines = [(number, line.split("\t")) for number, line in enumerate(split, 1) if line.strip()]
+    if not lines:
+        return []
+    header = lines[0][1]
+    if task.header and len(header) == len(task.header) and not any({*names} <= {*header} for names in task.layouts):
+        header = list(task.header)
+    else:
+        lines = lines[1:]
+    rows = []
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise UserError(f"{where}: line {number}: {len(cells)} columns where the header has {len(header)}")
+        rows.append((f"{where}: line {number}", dict(zip(header, cells, strict=True))))
+    return rows
+
+
+def _jsonl_rows(text: str, where: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: line {number}: not a JSON object")
+        rows.append((f"{where}: line {number}", row))
+    return rows
+
+
+def _conll_rows(text: str, where: str) -> list[Row]:
+    """A word and its tag to a line, as first and last column; a blank line ends a sentence."""
+    rows: list[Row] = []
+    words: list[str] = []
+    tags: list[str] = []
+    start = 1
+    for number, raw in enumerate([*text.split("\n"), ""], 1):
+        cells = raw.strip("\r\n ").split("\t" if "\t" in raw else None)
+        if not any(cells) or cells[0] == "-DOCSTART-":
+            if words:
+                rows.append((where, {"words": words, "tags": tags, "line": start}))
+            words, tags, start = [], [], number + 1
+        elif len(cells) < 2 or not cells[0].strip():
+            raise UserError(f"{where}: line {number}: {raw.strip()!r}: a word and its tag are needed, apart by a tab")
+        else:
+            words.append(cells[0])
+            tags.append(cells[-1])
+    return rows
+
+
+def _squad_rows(text: str, where: str) -> list[Row]:
+    """SQuAD's nested JSON, or a line for each question with id, question, context and answers."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return _jsonl_rows(text, where)  # many objects, or none: lines tell where it breaks
+    if not isinstance(body, dict) or "data" not in body:
+        return _jsonl_rows(text, where)
+    rows = []
+    try:
+        for article in body["data"]:
+            for paragraph in article["paragraphs"]:
+                for qa in paragraph["qas"]:
+                    row = {**qa, "context": paragraph["context"]}
+                    if qa.get("is_impossible"):
+                        row["answers"] = []
+                    rows.append((f"{where}: question {qa.get('id')}", row))
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: not SQuAD's format ({error}); data, paragraphs, qas and context are needed"
+        ) from None
+    return rows
+
+
+def _hub_rows(source: str, where: str) -> list[Row]:
+    """Rows of `hub:NAME@CONFIG:SPLIT`, or of a directory in the hub's format; numbered labels become their names."""
+    try:
+        from datasets import ClassLabel, disable_progress_bars, load_dataset
+    except ModuleNotFoundError:
+        raise UserError(f"{where}: needs datasets: pip install 'cloze[hub]'") from None
+    name, _, split = source.removeprefix("hub:").rpartition(":")
+    name, _, subset = name.partition("@")
+    disable_progress_bars()
+    try:
+        data = load_dataset(name, subset or None, split=split)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}; name a file with data.train and data.dev") from error
+    names = {key: kind.int2str for key, kind in data.features.items() if isinstance(kind, ClassLabel)}
+    rows = []
+    for number, row in enumerate(data):
+        labels = {key: to_name(row[key]) if row[key] >= 0 else "-" for key, to_name in names.items()}
+        rows.append((f"{where}: row {number}", {**row, **labels}))
+    return rows
+
+
+def examples(rows: Sequence[Row], config: FinetuneConfig) -> list[Example]:
+    """Texts and labels from the columns of the task. Examples that the task calls unlabelled are left out."""
+    task = TASKS[config.task]
+    if columns := config.data.columns:
+        if len(columns) not in (2, 3):
+            raise UserError(f"data.columns={columns}: two or three names are needed: text, perhaps second text, label")
+        layouts: Sequence[Layout] = (tuple(columns),)
+    else:
+        layouts = task.layouts
+    layout = next((names for names in layouts if {*names} <= rows[0][1].keys()), None)
+    found = []
+    for where, row in rows:
+        if layout is None or any(row.get(name) in (None, "") for name in layout):
+            wanted = " or ".join(", ".join(names) for names in ([layout] if layout else layouts))
+            there = ", ".join(name for name, value in row.items() if name and value not in (None, "")) or "none"
+            raise UserError(f"{where}: the columns {wanted} are needed, there are {there}; data.columns names others")
+        if str(row[layout[-1]]) not in task.unlabelled:
+            texts = [str(row[name]) for name in layout[:-1]]
+            found.append(Example(texts[0], texts[1] if len(texts) > 1 else None, str(row[layout[-1]])))
+    if not found:
+        raise UserError(f"{rows[0][0]}: no example has a label")
+    return found
+
+
+def sentences(rows: Sequence[Row]) -> list[Sentence]:
+    """Words and tags; `UserError` for the first tag that breaks the scheme: BIO or, where E or S occur, BIOES."""
+    found = [Sentence(tuple(row["words"]), tuple(row["tags"])) for _, row in rows]
+    closed = any(tag[:2] in ("E-", "S-") for sentence in found for tag in sentence.tags)
+    for (where, row), sentence in zip(rows, found, strict=True):
+        before = "O"
+        for number, tag in enumerate([*sentence.tags, "O"], row["line"]):
+            if fault := _tag_fault(before, tag, closed):
+                raise UserError(f"{where}: line {number}: {fault}")
+            before = tag
+    return found
+
+
+def _tag_fault(before: str, tag: str, closed: bool) -> str | None:
+    prefix, _, kind = tag.partition("-")
+    scheme = "BIOES" if closed else "BIO"
+    if tag != "O" and (prefix == "O" or prefix not in {*scheme} or not kind):
+        return f"tag {tag!r}: O, or one of {', '.join(f'{p}-TYPE' for p in scheme if p != 'O')} is needed"
+    inside = before[:1] in ("B", "I")  # an entity of `before` may go on, and under BIOES must
+    continues = prefix in ("I", "E")
+    if continues and not (inside and before[2:] == kind):
+        return f"{tag} after {before}: an entity begins with B-{kind}" + (f" or S-{kind}" if closed else "")
+    if closed and inside and not continues:
+        return f"{before} is not followed by I-{before[2:]} or E-{before[2:]}"
+    return None
+
+
+def label_names(train: Sequence[str], dev: Sequence[str], config: FinetuneConfig) -> list[str]:
+    """Labels in the order of their ids: numbers by value, else by name. Raises `UserError` for unusable ones."""
+    found, expected = {*train}, TASKS[config.task].num_labels
+    names = sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found)
+    if len(names) < 2:
+        raise UserError(f"data.train={config.data.train}: every label is {names[0]!r}; there is nothing to learn")
+    if expected and len(names) > expected:
+        shown = ", ".join(names[:10])
+        raise UserError(
+            f"data.train={config.data.train}: task={config.task} has {expected} labels, there are {len(names)}: {shown}"
+        )
+    if unknown := sorted({*dev} - found):
+        raise UserError(
+            f"data.dev={config.data.dev}: has labels that data.train lacks: {', '.join(unknown[:5])}; "
+            f"data.train has {', '.join(names[:10])}"
+        )
+    if len({*dev}) == 1:
+        one = f"every label is {dev[0]!r}: scores would say nothing; add examples of the others"
+        raise UserError(f"data.dev={config.data.dev}: {one}")
+    return names
+
+
+def majority(labels: Sequence[str]) -> float:
+    """Share of the most frequent label: the accuracy of guessing it."""
+    return max(Counter(labels).values()) / len(labels)

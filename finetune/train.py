@@ -1,0 +1,280 @@
+"""What all tasks share: loading the model, training it by Hugging Face's Trainer for each seed, writing the best.
+
+A family of tasks gives a `Prepared`: its data as features, a way to make its model, and a way to score predictions.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from data_prep.errors import DiskError, UserError
+from finetune import techniques
+from finetune.config import Adversary, FinetuneConfig, Head, Init
+from finetune.tasks import TASKS
+
+Scores = dict[str, float]
+Features = Sequence[dict[str, Any]]
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A task as the Trainer takes it; `score` is given the predictions for `dev`, in its order, and the model."""
+
+    tokenizer: Any
+    make_model: Callable[[], Any]
+    train: Features
+    dev: Features
+    collate: Any
+    score: Callable[[Any, Any], Scores]
+    label_columns: Sequence[str] = ("labels",)
+    num_labels: int | None = None  # None: no labels to weigh
+    teacher: Any = None
+    facts: dict[str, Any] = field(default_factory=dict)  # for metrics.json
+
+
+def load_tokenizer(folder: Path, key: str = "model") -> Any:
+    """Raises `UserError` where the directory holds no model with its tokenizer."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{key}={folder}: no config.json there; name a directory made by `python -m pretrain.export`")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(f"{key}={folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); export the model again")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _unloadable(key, folder, error) from error
+
+
+def load_model(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | None = None, **facts: Any) -> Any:
+    """The model with the head of `auto_class`, for the labels `names`; its new layers are random, or all of it is."""
+    folder = Path(config.model)
+    if names is not None:
+        facts |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shape = AutoConfig.from_pretrained(folder, **facts)
+        kind = auto_class.__name__.removeprefix("AutoModel")
+        before = described.get("id2label", {"0": "", "1": ""})
+        head_is_there = any(name.endswith(kind) for name in described.get("architectures") or [])
+        if names is not None and head_is_there and len(before) != len(names):
+            raise UserError(
+                f"model={folder}: was fine-tuned for {len(before)} labels ({', '.join(map(str, before.values()))}), "
+                f"the data have {len(names)}: {', '.join(names[:10])}; name the pretrained model"
+            )
+        if config.init is Init.random:
+            return auto_class.from_config(shape)
+        return auto_class.from_pretrained(folder, config=shape, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unloadable("model", folder, error) from error
+
+
+def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str], tokenizer: Any) -> Any:
+    """The model that distill.teacher names, or None. It must know the same tokens and the same labels."""
+    if config.distill.teacher is None:
+        return None
+    folder, key = Path(config.distill.teacher), "distill.teacher"
+    if load_tokenizer(folder, key).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"{key}={folder}: has another vocabulary than model={config.model}; both need the same tokenizer"
+        )
+    try:
+        teacher = auto_class.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unloadable(key, folder, error) from error
+    if [teacher.config.id2label[i] for i in range(teacher.config.num_labels)] != list(names):
+        shown = ", ".join(teacher.config.id2label.values())
+        raise UserError(f"{key}={folder}: its labels are {shown}; data.train has {', '.join(names)}")
+    return teacher
+
+
+def _unloadable(key: str, folder: Path, error: Exception) -> UserError:
+    return UserError(f"{key}={folder}: cannot be loaded ({str(error).splitlines()[0]}); export it again")
+
+
+def max_tokens(config: FinetuneConfig) -> int:
+    """`max_len`, or fewer where the model has fewer positions. Call `load_tokenizer` first."""
+    described = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))
+    return min(config.max_len, int(described.get("max_position_embeddings", config.max_len)))
+
+
+class TaskTrainer(Trainer):
+    """Hugging Face's Trainer with what `config` asks for beside it."""
+
+    model: Any
+    optimizer: Any
+
+    def __init__(self, config: FinetuneConfig, prepared: Prepared, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.cloze, self.layers = config, self.model.config.num_hidden_layers
+        self.weights: Tensor | None = None
+        if config.loss.balanced and prepared.num_labels:
+            labels = [torch.as_tensor(row["labels"]).reshape(-1) for row in prepared.train]
+            weights = techniques.balanced_weights(torch.cat(labels), prepared.num_labels)
+            self.weights = weights.to(self.args.device)
+        self.teacher = None
+        if prepared.teacher is not None:
+            self.teacher = techniques.Teacher(prepared.teacher, self.model).to(self.args.device)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            groups = techniques.parameter_groups(self.model, self.cloze.optim, self.layers)
+            if self.teacher is not None:
+                groups += techniques.parameter_groups(self.teacher.project, self.cloze.optim, self.layers)
+            self.optimizer = torch.optim.AdamW(groups)
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **rest: Any) -> Any:
+        loss, crf = self.cloze.loss, self.cloze.head is Head.crf
+        if not model.training or (loss.is_plain and self.teacher is None and not crf):
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **rest)
+        texts = {name: value for name, value in inputs.items() if name != "labels"}
+        labels = inputs["labels"]
+        known = labels != techniques.IGNORED
+        outputs = model(**texts, output_hidden_states=self.teacher is not None)
+        if crf:
+            return self.model.crf(outputs.logits, labels)
+        value = techniques.task_loss(outputs.logits[known], labels[known], loss, self.weights)
+        if loss.r_drop:
+            again = model(**texts).logits[known]
+            value = (value + techniques.task_loss(again, labels[known], loss, self.weights)) / 2
+            value = value + loss.r_drop * techniques.symmetric_kl(outputs.logits[known], again)
+        if self.teacher is not None:
+            distill = self.cloze.distill
+            soft, hidden = self.teacher(texts, outputs, known, distill.temperature)
+            value = (1 - distill.weight) * value + distill.weight * soft + distill.hidden * hidden
+        return value
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+        value = super().training_step(model, inputs, *rest)
+        adversary = self.cloze.adversary
+        if adversary.kind is Adversary.none:
+            return value
+        words = self.model.get_input_embeddings().weight
+        kept = words.detach().clone()
+        gradients = {parameter: parameter.grad for parameter in self.model.parameters()}
+        fgm = adversary.kind is Adversary.fgm
+        steps, size = (1, adversary.epsilon) if fgm else (adversary.steps, adversary.step_size)
+        gradient = words.grad
+        for step in range(steps):
+            last = step == steps - 1
+            with torch.no_grad():
+                words.add_(techniques.ascent(gradient, size))
+                moved = words - kept
+                if moved.norm() > adversary.epsilon:
+                    words.copy_(kept + techniques.ascent(moved, adversary.epsilon))
+            for (
+                parameter,
+                clean,
+            ) in gradients.items():  # only the last disturbance is learned from, beside the clean batch
+                parameter.grad = clean if last else None
+            super().training_step(model, inputs, *rest)
+            gradient = words.grad
+        with torch.no_grad():
+            words.copy_(kept)
+        return value
+
+
+def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -> Scores:
+    """Train for every seed, score on data.dev, write `out`; returns the mean scores. `out` appears whole or not at all.
+
+    Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
+    """
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={out}: not empty; name another directory")
+    transformers_logging.set_verbosity_error()  # it would tell at length that the classifier is new
+    transformers_logging.disable_progress_bar()
+    prepared = prepare(config)
+    main = TASKS[config.task].score
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    by_seed: dict[int, Scores] = {}
+    try:
+        for seed in range(config.seed, config.seed + config.num_seeds):
+            model, by_seed[seed] = _train(config, prepared, seed, temporary / "checkpoints")
+            if by_seed[seed][main] > max((s[main] for n, s in by_seed.items() if n != seed), default=-2.0):
+                model.save_pretrained(temporary)
+                best = seed
+        prepared.tokenizer.save_pretrained(temporary)
+        shutil.rmtree(temporary / "checkpoints", ignore_errors=True)
+        means = {name: statistics.fmean(s[name] for s in by_seed.values()) for name in by_seed[best]}
+        body = {**means, "score": main, **_facts(config), **prepared.facts, "train_examples": len(prepared.train)}
+        if config.num_seeds > 1:
+            body["std"] = {name: statistics.stdev(s[name] for s in by_seed.values()) for name in means}
+            body |= {"by_seed": by_seed, "model_of_seed": best}
+        (temporary / "metrics.json").write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    except OSError as error:
+        raise DiskError(f"out={out}: {error}; free space and run the same command again") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return means
+
+
+def _facts(config: FinetuneConfig) -> dict[str, Any]:
+    keys = ("task", "model", "epochs", "seed", "batch_size", "max_len")
+    return {key: getattr(config, key) for key in keys} | {"init": config.init.value, "lr": config.optim.lr}
+
+
+def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path) -> tuple[Any, Scores]:
+    set_seed(seed)
+    model = prepared.make_model()
+    if config.freeze_layers >= 0:
+        techniques.freeze(model, config.freeze_layers, model.config.num_hidden_layers)
+    if config.lora.rank:
+        model = techniques.with_lora(model, config.lora.rank, config.lora.alpha, config.lora.dropout)
+    trainer = TaskTrainer(
+        config,
+        prepared,
+        model=model,
+        args=_arguments(config, prepared, checkpoints, seed),
+        train_dataset=prepared.train,
+        eval_dataset=prepared.dev,
+        data_collator=prepared.collate,
+        compute_metrics=(lambda found: prepared.score(found.predictions, model)) if config.patience else None,
+        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
+    )
+    trainer.train()
+    scores = prepared.score(trainer.predict(prepared.dev).predictions, model)
+    return model.merge_and_unload() if config.lora.rank else model, scores
+
+
+def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
+    steps = -(-len(prepared.train) // config.batch_size) * config.epochs
+    often = "epoch" if config.patience else "no"
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=2 * config.batch_size,
+        learning_rate=config.optim.lr,
+        warmup_steps=round(steps * config.optim.warmup_fraction),
+        lr_scheduler_type="linear",
+        seed=seed,
+        eval_strategy=often,
+        save_strategy=often,
+        save_total_limit=1,
+        save_only_model=True,
+        load_best_model_at_end=bool(config.patience),
+        metric_for_best_model=TASKS[config.task].score,
+        greater_is_better=True,
+        label_names=list(prepared.label_columns),
+        remove_unused_columns=False,
+        report_to="none",
+        logging_steps=max(1, steps // 10),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=not sys.stderr.isatty(),
+    )
