@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FUZZ = int(os.environ.get("CLOZE_FUZZ", "1"))  # so many times the usual number of examples for the fuzz targets
 TEXT = "the cat sat on mat and a dog ran off with red hats under blue skies while rain fell"
 WORDS = TEXT.split()
 

@@ -13,11 +13,13 @@ from data_prep import encoder as encoder_module
 from data_prep.encoder import PROBES, Encoder
 from data_prep.sentences import split_sentences
 from data_prep.tokenizer import Spelling, load_tokenizer, train_tokenizer
-from tests.unit.corpora import real, vocabulary
+from tests.unit.corpora import FUZZ, real, vocabulary
 
 ODD = "[SEP] [MASK] [CLS] [PAD] ##s don't café İ 中文 豈 - — é ́ \x07 \u200b ... $5 😀 the cat"
 PIECES = st.sampled_from([*ODD.split(), "\xa0", "\u3000", "\t", "\n", " ", "  "])
-TEXT = st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=12).map("".join)
+STRANGE = st.characters(categories=["Cc", "Cf", "Co", "Mn", "Mc", "Me", "Zs", "Zl"])  # controls, marks and spaces
+HAN = st.sampled_from("\u4e2d\u6587\u8c48\u3400\U00020000\u3002\uff01\u3042\uac00\uff76")
+TEXT = st.lists(st.one_of(PIECES, st.text(max_size=8), STRANGE, HAN), max_size=12).map("".join)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
@@ -38,7 +40,7 @@ def encoded(encoder: Encoder, sentences: list[str]) -> list[list[int]]:
 
 
 @given(sentences=st.lists(TEXT, max_size=6))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400 * FUZZ, deadline=None)
 def test_ids_are_those_of_tokenizers(encoder, sentences):
     assert encoder.cached
     assert encoded(encoder, sentences) == reference(encoder._tokenizer, sentences)

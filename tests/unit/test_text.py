@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import tasks
@@ -13,7 +13,7 @@ from data_prep.entry import compose
 from data_prep.errors import UserError
 from data_prep.plan import make_plan
 from data_prep.sentences import MAX_CHARACTERS, cut_by, split_sentences
-from tests.unit.corpora import write_jsonl
+from tests.unit.corpora import FUZZ, write_jsonl
 
 CASES = [
     ["Mr. Smith met J. R. R. Tolkien on No. 5 St. James St. at 3.14 p.m. sharp.", "He left."],
@@ -44,6 +44,18 @@ def test_empty_lines_end_sentences_and_white_space_is_made_even():
 
 @given(st.text(alphabet="aB1 .!?…\n\t\"'\u3002\u201d)", max_size=400))
 def test_nothing_but_white_space_is_lost(text):
+    nothing_is_lost(text)
+
+
+@given(st.text(max_size=200), st.text(alphabet='Aa. \u3002"!?\u2026)1\n', max_size=6), st.integers(1, 3000))
+@settings(max_examples=100 * FUZZ, deadline=None)
+def test_any_text_is_cut_soon(text, unit, repeated):
+    started = time.process_time()
+    nothing_is_lost(text + unit * repeated + text)
+    assert time.process_time() - started < 2
+
+
+def nothing_is_lost(text):
     sentences = split_sentences(text)
     assert "".join("".join(sentences).split()) == "".join(text.split())
     assert all(sentence == " ".join(sentence.split()) and sentence for sentence in sentences)
