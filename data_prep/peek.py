@@ -46,21 +46,28 @@ def peek(directory: Path, split: str, count: int, seed: int) -> Iterator[Text]:
             position: _word(tokenizer, token)
             for position, token in zip(masks.positions_M.tolist(), masks.tokens_M.tolist(), strict=True)
         }
-        yield _rendered(f"{split} {index}", sample, words, shown, manifest)
+        begins = sample.word_starts_T
+        if begins is None:
+            begins = np.asarray([not word.startswith("##") for word in words])
+        yield _rendered(f"{split} {index}", sample, words, begins.tolist(), shown, manifest)
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.id_to_token(token) or f"<{token}>"
 
 
-def _rendered(name: str, sample: Samples, words: Sequence[str], shown: dict[int, str], manifest: Manifest) -> Text:
+def _rendered(
+    name: str, sample: Samples, words: Sequence[str], begins: Sequence[bool], shown: dict[int, str], manifest: Manifest
+) -> Text:
+    """Spaces stand between words: where words are masked whole, those of Chinese too."""
     first, total = sample.lengths_Nx2[0].tolist()
     label = _LABELS[manifest.objective][int(sample.random_next_N[0])]
     text = Text(f"{name}: {label}, {total} tokens, {len(shown)} to predict\n", style=_HEADING)
     for title, positions in (("A", range(1, first - 1)), ("B", range(first, total - 1))):
         if len(positions):
-            text.append(f"{title} ", style=_HEADING)
+            text.append(title, style=_HEADING)
             for position in positions:
+                text.append(" " if begins[position] or position == positions[0] else "")
                 _append_word(text, words[position], shown.get(position), position == positions[0])
             text.append("\n")
     return text
@@ -69,11 +76,10 @@ def _rendered(name: str, sample: Samples, words: Sequence[str], shown: dict[int,
 def _append_word(text: Text, word: str, shown: str | None, is_first: bool) -> None:
     """The word; where it is to be predicted, what is shown instead, and the answer in braces."""
     if shown is None:
-        goes_on = word.startswith("##") and not is_first
-        text.append(word[2:] if goes_on else f" {word}", style="default")
+        text.append(word if is_first else word.removeprefix("##"), style="default")
         return
     style = _MASKED if shown == MASK else _KEPT if shown == word else _REPLACED
-    text.append(f" {shown}", style=style).append(f"{{{word}}}", style=_ANSWER)
+    text.append(shown, style=style).append(f"{{{word}}}", style=_ANSWER)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from data_prep import verify
 from data_prep.encoder import Encoder
 from data_prep.manifest import read_manifest, sealed_json
 from data_prep.masking import _SPAN_THRESHOLDS, Masking, MaskVocabulary, draw_masks
+from data_prep.peek import peek
 from data_prep.shards import Split
 from data_prep.tokenizer import load_tokenizer
 from data_prep.words import WordEncoder
@@ -209,6 +210,7 @@ def test_shards_of_chinese_text(tmp_path, strategy, baked):
         manifest.tokenizer.mask_vocabulary,
         samples.word_starts_T,
     )
+    assert "我们 在" in "\n".join(text.plain for text in peek(tmp_path / "out", "pass-00", 20, 0))
     if baked:
         assert samples.masks is not None
         assert [a.tolist() for a in samples.masks] == [a.tolist() for a in live]
