@@ -37,6 +37,7 @@ class Attention(Enum):
 class OptimizerKind(Enum):
     adamw = "adamw"
     lamb = "lamb"
+    muon = "muon"
 
 
 class ScheduleKind(Enum):
@@ -127,6 +128,7 @@ class OptimConfig:
     beta2: float = doc("decay of the second moment")
     eps: float = doc("added to the root of the second moment")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
+    momentum: float = doc("Muon: decay of the momentum of the layers' matrices; AdamW takes the rest")
     bias_correction: bool = doc("LAMB: divide moments by 1 - beta^step, as AdamW always does")
     clip: float = doc("largest global gradient norm; 0 does not clip")
     max_skipped_steps: int = doc("give up (exit 70) after so many steps in a row with gradients that are not finite")
@@ -137,7 +139,7 @@ class OptimConfig:
         for key in ("lr", "weight_decay"):
             _require(0 <= getattr(self, key) < math.inf, f"optim.{key}={getattr(self, key)}: must be in [0, infinity)")
         _require(self.max_skipped_steps >= 1, f"optim.max_skipped_steps={self.max_skipped_steps}: must be at least 1")
-        for key in ("beta1", "beta2"):
+        for key in ("beta1", "beta2", "momentum"):
             _require(0 <= getattr(self, key) < 1, f"optim.{key}={getattr(self, key)}: must be in [0, 1)")
 
 

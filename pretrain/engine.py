@@ -19,9 +19,11 @@ from data_prep.errors import UserError
 from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment
 from pretrain.config import OptimConfig, Precision, TrainConfig, accumulation_steps
 from pretrain.dist import Process
-from pretrain.lamb import Lamb, Piece
+from pretrain.lamb import Lamb
 from pretrain.loader import MicroBatch
+from pretrain.muon import Muon
 from pretrain.optim import build_optimizer
+from pretrain.sharded import Piece, ShardedOptimizer
 
 _BUCKET_ELEMENTS = 200_000_000
 _EXTRA_KEYS = frozenset(  # top-level keys that DeepSpeed 0.19 reads and that leave optimizer, schedule and data to us
@@ -100,8 +102,8 @@ class Engine:
         )
         if self.precision is Precision.fp16:  # else a traceback at the smallest scale; the loop counts skipped steps
             self._deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False
-        if self.stage and isinstance(optimizer, Lamb):
-            self._shard_lamb(optimizer)
+        if self.stage and isinstance(optimizer, ShardedOptimizer):
+            self._tell_pieces(optimizer)
 
     def backward(self, batch: MicroBatch, loss_of: Callable[[tuple[Tensor, Tensor], MicroBatch], Tensor]) -> None:
         """Forward and backward of one micro-batch. `loss_of(logits, batch)` is this rank's share of the global loss."""
@@ -231,19 +233,19 @@ class Engine:
         if shard.length:
             self._values(shard, kind).copy_(value.flatten()[shard.start : shard.start + shard.length])
 
-    def _shard_lamb(self, optimizer: Lamb) -> None:
+    def _tell_pieces(self, optimizer: ShardedOptimizer) -> None:
         pieces: dict[Tensor, list[Piece]] = {}
         for number, (_, parameter) in enumerate(self._parameters()):
-            shard = self._shard(parameter)
-            if shard.length:
-                pieces.setdefault(shard.tensor, []).append(Piece(number, shard.offset, shard.length))
+            tensor, *place = self._shard(parameter)
+            if place[-1]:
+                pieces.setdefault(tensor, []).append(Piece(number, *place))
 
         def add_over_ranks(sums: Tensor) -> None:
             on_device = sums.to(self.process.device)  # offloaded tensors are on the CPU, which NCCL cannot reach
             torch.distributed.all_reduce(on_device)
             sums.copy_(on_device)
 
-        optimizer.shard(pieces, len(self._names), add_over_ranks)
+        optimizer.shard(pieces, list(self.shapes.values()), add_over_ranks)
 
 
 class _StageZeroGuard:
@@ -349,5 +351,5 @@ def _import_deepspeed(device: torch.device) -> Any:
     # Its shared-memory collectives for CPUs would be compiled at start-up, and crash where there is no compiler.
     __compatible_ops__["deepspeed_shm_comm"] = False
     if Lamb not in ZERO_SUPPORTED_OPTIMIZERS:  # it warns of optimizers that it does not know
-        ZERO_SUPPORTED_OPTIMIZERS.append(Lamb)
+        ZERO_SUPPORTED_OPTIMIZERS.extend([Lamb, Muon])
     return deepspeed

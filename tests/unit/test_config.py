@@ -87,7 +87,7 @@ BAD: list[tuple[str, Any]] = [
     ("model__architecture", "gpt"),
     *((f"optim__{key}", value) for key in ("lr", "eps", "weight_decay", "clip") for value in (-1e-9, NAN)),
     *((f"optim__{key}", INF) for key in ("lr", "eps", "weight_decay")),
-    *((f"optim__{key}", value) for key in ("beta1", "beta2") for value in (-0.1, 1.0, NAN)),
+    *((f"optim__{key}", value) for key in ("beta1", "beta2", "momentum") for value in (-0.1, 1.0, NAN)),
     ("optim__max_skipped_steps", 0),
     ("optim__eps", 0.0),
     ("optim__kind", "sgd"),

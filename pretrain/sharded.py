@@ -1,0 +1,84 @@
+"""What an optimizer needs to see whole parameters under ZeRO, and the Adam update that those here start from.
+
+ZeRO hands an optimizer flat tensors in which parameters lie side by side, cut where a rank's share ends. `shard` tells
+it which piece belongs to which parameter. Moments lie as the tensors do, under Adam's names: checkpoints need not know.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Piece(NamedTuple):
+    """A run of elements of a flat tensor that belong to one parameter."""
+
+    parameter: int  # its number among all parameters, the same on every rank
+    offset: int  # first element in the flat tensor
+    start: int  # first element in the flattened parameter
+    length: int
+
+
+class ShardedOptimizer(torch.optim.Optimizer):
+    """Groups hold `lr`, `betas`, `eps`, `weight_decay` and `bias_correction`; those without `special` get AdamW."""
+
+    def __init__(self, params: Iterable[dict[str, Any]], **defaults: Any) -> None:
+        super().__init__(params, {"special": True, "bias_correction": True, **defaults})
+        self._pieces: Mapping[Tensor, Sequence[Piece]] = {}
+        self._shapes: Sequence[torch.Size] = ()
+        self._add_over_ranks: Callable[[Tensor], None] = lambda _: None
+
+    def shard(
+        self,
+        pieces: Mapping[Tensor, Sequence[Piece]],
+        shapes: Sequence[torch.Size],
+        add_over_ranks: Callable[[Tensor], None],
+    ) -> None:
+        """From now on tensors hold `pieces` of parameters of `shapes`, and `add_over_ranks` sums a tensor in place.
+
+        A tensor that is not among `pieces` is a whole parameter.
+        """
+        self._pieces, self._shapes, self._add_over_ranks = pieces, shapes, add_over_ranks
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of every tensor that has a gradient. Collective over what `add_over_ranks` spans."""
+        for group in self.param_groups:
+            tensors = [tensor for tensor in group["params"] if tensor.grad is not None]
+            if tensors:
+                for tensor in tensors:
+                    if not self.state[tensor]:
+                        zeros = torch.zeros_like(tensor), torch.zeros_like(tensor)
+                        self.state[tensor] = {"step": torch.zeros(()), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
+                    self.state[tensor]["step"] += 1
+                updates = (self.special_updates if group["special"] else self.adam_updates)(tensors, group)
+                torch._foreach_add_(tensors, updates, alpha=-group["lr"])
+
+    def special_updates(self, tensors: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+        """What a learning rate of 1 takes away from the tensors of a group."""
+        raise NotImplementedError
+
+    def adam_updates(self, tensors: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+        """m / (sqrt(v) + eps) + weight_decay * w, after m and v have taken in the gradients."""
+        beta1, beta2 = group["betas"]
+        steps = int(self.state[tensors[0]]["step"]) if group["bias_correction"] else math.inf
+        first = [self.state[tensor]["exp_avg"] for tensor in tensors]
+        second = [self.state[tensor]["exp_avg_sq"] for tensor in tensors]
+        gradients = gradients_of(tensors)
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
+        updates = torch._foreach_sqrt(second)
+        torch._foreach_div_(updates, math.sqrt(1 - beta2**steps))
+        torch._foreach_add_(updates, group["eps"])
+        torch._foreach_reciprocal_(updates)
+        torch._foreach_mul_(updates, first)
+        torch._foreach_div_(updates, 1 - beta1**steps)
+        torch._foreach_add_(updates, tensors, alpha=group["weight_decay"])
+        return list(updates)
+
+
+def gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.grad for tensor in tensors if tensor.grad is not None]
