@@ -9,9 +9,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from data_prep.errors import UserError
 from data_prep.masking import STRATEGIES, Masking, MaskVocabulary
@@ -24,6 +27,7 @@ VAL = "val"
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")
 _SPLIT = re.compile(r"pass-[0-9]{2,}|val")
 _HEX = re.compile(r"[0-9a-f]{64}")
+_CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})",')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +51,33 @@ class TokenizerFacts:
         return MaskVocabulary(mask_id=self.mask_id, vocab_size=self.vocab_size, special_ids=self.special_ids)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BlockIndex:
-    """Where the blocks of a shard lie: one entry per block in each list."""
+    """Where the blocks of a shard lie: one entry per block in each column, i64; made from any sequences of integers.
 
-    offsets: tuple[int, ...]  # first byte of the block's first tar header
-    bytes: tuple[int, ...]  # up to the end of the padding of its last member
-    samples: tuple[int, ...]
-    tokens: tuple[int, ...]
-    crc32: tuple[int, ...]  # over all those bytes
+    A terabyte of text has ten million blocks, hence arrays.
+    """
+
+    offsets: npt.NDArray[np.int64]  # first byte of the block's first tar header
+    bytes: npt.NDArray[np.int64]  # up to the end of the padding of its last member
+    samples: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    crc32: npt.NDArray[np.int64]  # over all those bytes
+
+    def __post_init__(self) -> None:
+        for name in _COLUMNS:
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockIndex) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in _COLUMNS
+        )
+
+
+_COLUMNS = tuple(field.name for field in fields(BlockIndex))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +139,12 @@ def sealed_json(body: Mapping[str, Any]) -> str:
 
 
 def _canonical(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), default=as_list)
+
+
+def as_list(array: npt.NDArray[Any]) -> Any:
+    """An array as JSON knows it."""
+    return array.tolist()
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> str:
@@ -156,17 +183,36 @@ def read_manifest(directory: Path) -> Manifest:
 def parse_manifest(data: bytes, path: str) -> Manifest:
     """The manifest that `data` holds, checked; `path` is for the message."""
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        body = json.loads(data, object_hook=_columns_as_arrays)
+    except (ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: unreadable ({error}); restore it or prepare the corpus again") from error
     try:
         manifest = _parse(body)
-        if sealed_json(body) != _canonical(body) + "\n":
-            raise ValueError("its checksum does not fit its content")
+        _check_seal(data)
         return manifest
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}: {problem}; restore it or prepare the corpus again") from error
+
+
+def _columns_as_arrays(table: dict[str, Any]) -> Any:
+    """Each block index as soon as it is parsed: as Python integers they would all take ten times the memory."""
+    if table.keys() != set(_COLUMNS):
+        return table
+    if not all(isinstance(column, list) and set(map(type, column)) <= {int} for column in table.values()):
+        raise ValueError("a column of a block index is not a list of integers")
+    return BlockIndex(**table)
+
+
+def _check_seal(data: bytes) -> None:
+    """What `sealed_json` wrote is the canonical text with one more field: without it, it must hash to that field."""
+    found = _CHECKSUM.search(data)
+    digest = hashlib.sha256()
+    if found:
+        digest.update(data[: found.start()])
+        digest.update(memoryview(data)[found.end() : -1])
+    if not found or digest.hexdigest().encode() != found[1] or data[-1:] != b"\n":
+        raise ValueError("its checksum does not fit its content")
 
 
 def _parse(body: Any) -> Manifest:
@@ -222,21 +268,27 @@ def _shard(value: Any) -> ShardEntry:
         sha256=_text(value, "sha256", _HEX),
         samples=_count(value, "samples"),
         tokens=_count(value, "tokens"),
-        blocks=BlockIndex(
-            **{key: _counts(value["blocks"], key) for key in ("offsets", "bytes", "samples", "tokens", "crc32")}
-        ),
+        blocks=value["blocks"],
     )
     where = f"shard {entry.split}/{entry.name}"
     blocks = entry.blocks
-    if len({len(column) for column in (blocks.offsets, blocks.bytes, blocks.samples, blocks.tokens, blocks.crc32)}) > 1:
+    if not isinstance(blocks, BlockIndex):
+        raise ValueError(f"{where}: no block index")
+    columns = [getattr(blocks, name) for name in _COLUMNS]
+    if len({len(column) for column in columns}) > 1:
         raise ValueError(f"{where}: the columns of its block index differ in length")
-    if sum(blocks.samples) != entry.samples or sum(blocks.tokens) != entry.tokens:
+    largest = 2**62, 2**32, 2**32, 2**32, 2**32  # so that no sum of them has more than 63 bits
+    if any(
+        len(blocks) and not 0 <= column.min() <= column.max() < most
+        for column, most in zip(columns, largest, strict=True)
+    ):
+        raise ValueError(f"{where}: a number of its block index is out of range")
+    if blocks.samples.sum() != entry.samples or blocks.tokens.sum() != entry.tokens:
         raise ValueError(f"{where}: its blocks do not add up to its samples and tokens")
-    end = 0
-    for offset, size in zip(blocks.offsets, blocks.bytes, strict=True):
-        if offset < end or offset % 512 or offset + size > entry.bytes:
-            raise ValueError(f"{where}: its blocks overlap or lie outside the file")
-        end = offset + size
+    ends = blocks.offsets + blocks.bytes
+    apart = (blocks.offsets[1:] >= ends[:-1]).all() and (blocks.offsets % 512 == 0).all()
+    if not apart or ends.max(initial=0) > entry.bytes:
+        raise ValueError(f"{where}: its blocks overlap or lie outside the file")
     return entry
 
 

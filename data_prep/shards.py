@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -90,18 +91,16 @@ def write_shard(path: Path, *, shard_id: int, split: str, name: str, blocks: Ite
         sha256.update(end)
         file.flush()
         os.fsync(file.fileno())
-    offsets, sizes, samples, tokens, crcs = ([row[i] for row in rows] for i in range(5))
+    offsets, sizes, samples, tokens, crcs = np.asarray(rows, np.int64).reshape(-1, 5).T
     return ShardEntry(
         id=shard_id,
         split=split,
         name=name,
         bytes=position + len(end),
         sha256=sha256.hexdigest(),
-        samples=sum(samples),
-        tokens=sum(tokens),
-        blocks=BlockIndex(
-            offsets=tuple(offsets), bytes=tuple(sizes), samples=tuple(samples), tokens=tuple(tokens), crc32=tuple(crcs)
-        ),
+        samples=int(samples.sum()),
+        tokens=int(tokens.sum()),
+        blocks=BlockIndex(offsets=offsets, bytes=sizes, samples=samples, tokens=tokens, crc32=crcs),
     )
 
 
@@ -192,7 +191,7 @@ class ShardReader:
         self.entry = entry
         self.path = directory / entry.split / entry.name
         self._format = BlockFormat(manifest)
-        self._seen = bytearray(len(entry.blocks.offsets))
+        self._seen = bytearray(len(entry.blocks))
         try:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -207,12 +206,13 @@ class ShardReader:
     def block(self, number: int) -> Block:
         """Decode block `number`; arrays are read-only views into the file where the format allows."""
         blocks = self.entry.blocks
-        start, size = blocks.offsets[number], blocks.bytes[number]
+        start, size = int(blocks.offsets[number]), int(blocks.bytes[number])
+        samples, tokens = int(blocks.samples[number]), int(blocks.tokens[number])
         data, seen = self._view[start : start + size], bool(self._seen[number])
         if not seen and zlib.crc32(data) != blocks.crc32[number]:
             raise self._fault(number, "its checksum differs from the manifest's")
         try:
-            block = self._format.decode(dict(_members(data)), blocks.samples[number], blocks.tokens[number], seen=seen)
+            block = self._format.decode(dict(_members(data)), samples, tokens, seen=seen)
         except (ValueError, IndexError) as error:
             raise self._fault(number, str(error)) from error
         self._seen[number] = True
@@ -326,10 +326,9 @@ class Split:
         shards = manifest.split_shards(split)
         self.name, self.baked_draws = split, manifest.baked_draws
         self._directory, self._manifest, self._shards = directory, manifest, shards
-        counts = [count for shard in shards for count in shard.blocks.samples]
-        self._block_ends = np.cumsum(np.asarray(counts, dtype=np.int64))
-        self._shard_of = np.repeat(np.arange(len(shards)), [len(shard.blocks.samples) for shard in shards])
-        self._first_block = np.cumsum([0] + [len(shard.blocks.samples) for shard in shards])
+        counts = [np.zeros(0, np.int64), *(shard.blocks.samples for shard in shards)]
+        self._block_ends = np.concatenate(counts).cumsum()
+        self._first_blocks = [0, *accumulate(len(shard.blocks) for shard in shards)]
         self._readers: dict[int, ShardReader] = {}
         self._cache: OrderedDict[int, OpenBlock] = OrderedDict()
         self._cached_blocks = cached_blocks
@@ -356,7 +355,7 @@ class Split:
         for shard in self._shards:
             reader = ShardReader(self._directory, shard, self._manifest)
             start = 0
-            for number, samples in enumerate(shard.blocks.samples):
+            for number, samples in enumerate(shard.blocks.samples.tolist()):
                 yield shard, start, reader.block(number)
                 start += samples
 
@@ -364,12 +363,11 @@ class Split:
         opened = self._cache.get(number)
         if opened is not None:
             return opened
-        shard_number = int(self._shard_of[number])
-        shard = self._shards[shard_number]
+        shard_number = bisect_right(self._first_blocks, number) - 1
+        shard, first_block = self._shards[shard_number], self._first_blocks[shard_number]
         reader = self._readers.get(shard_number)
         if reader is None:
             reader = self._readers[shard_number] = ShardReader(self._directory, shard, self._manifest)
-        first_block = int(self._first_block[shard_number])
         block = reader.block(number - first_block)
         before_shard = int(self._block_ends[first_block - 1]) if first_block else 0
         first = int(self._block_ends[number]) - len(block.random_next_N) - before_shard

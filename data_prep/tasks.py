@@ -36,6 +36,7 @@ from data_prep.manifest import (
     ShardEntry,
     SplitStatistics,
     TokenizerFacts,
+    as_list,
     pass_name,
     write_manifest,
 )
@@ -452,7 +453,7 @@ def _reduce(plan: Plan, bucket: int, path: Path) -> None:
         "tokens": np.bincount(documents.sources_D, tokens_D, minlength=sources).astype(int).tolist(),
         "shards": [shard for shard in shards if shard],
     }
-    path.write_text(json.dumps(result))
+    path.write_text(json.dumps(result, default=as_list))
 
 
 def _weighted(plan: Plan, documents: Documents, target: _Target) -> Documents:

@@ -58,7 +58,7 @@ def _shard_faults(directory: Path, entry: ShardEntry, manifest: Manifest, totals
     if digest != entry.sha256:
         yield f"{path}: sha256 {digest:.12}…, not {entry.sha256:.12}… as listed; copy or prepare the corpus again"
     start = 0
-    for number, samples in enumerate(entry.blocks.samples):
+    for number, samples in enumerate(entry.blocks.samples.tolist()):
         try:
             block = reader.block(number)
         except UserError as error:

@@ -12,6 +12,7 @@ reader. Windows to come are fetched by threads while the ones at hand are used.
 
 import io
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -136,14 +137,14 @@ class _Fetcher:
     def rows(self, shard: ShardEntry, begin: int, end: int) -> list[Row]:
         """Samples begin … end-1 of a shard."""
         index = shard.blocks
-        ends = np.cumsum(index.samples)
-        first, last = (int(np.searchsorted(ends, sample, side="right")) for sample in (begin, end - 1))
-        data = self._bytes(shard, index.offsets[first], index.offsets[last] + index.bytes[last])
+        edges = [0, *np.cumsum(index.samples).tolist()]
+        first, last = (bisect_right(edges, sample) - 1 for sample in (begin, end - 1))
+        data = self._bytes(shard, int(index.offsets[first]), int(index.offsets[last] + index.bytes[last]))
         rows: list[Row] = []
-        for number, opened in zip(range(first, last + 1), self._blocks(shard, first, last, data), strict=True):
-            block_start = int(ends[number]) - index.samples[number]
-            inside = range(max(0, begin - block_start), min(index.samples[number], end - block_start))
-            rows += [(opened, i) for i in inside]
+        for number in range(first, last + 1):
+            opened = self._open(shard, number, data[int(index.offsets[number] - index.offsets[first]) :], edges[number])
+            inside = range(max(begin, edges[number]), min(end, edges[number + 1]))
+            rows += [(opened, sample - edges[number]) for sample in inside]
         return rows
 
     def _bytes(self, shard: ShardEntry, start: int, end: int) -> memoryview:
@@ -159,19 +160,18 @@ class _Fetcher:
                     return data
         raise CorruptShard(f"{path}: ends before byte {end}; upload the corpus again")
 
-    def _blocks(self, shard: ShardEntry, first: int, last: int, data: memoryview) -> Iterator[OpenBlock]:
+    def _open(self, shard: ShardEntry, number: int, data: memoryview, first_sample: int) -> OpenBlock:
+        """Block `number` of a shard, which `data` begins with."""
         index = shard.blocks
-        for number in range(first, last + 1):
-            at = index.offsets[number] - index.offsets[first]
-            part = data[at : at + index.bytes[number]]
-            where = f"{self._root}/{shard.split}/{shard.name}: block {number}"
-            if zlib.crc32(part) != index.crc32[number]:
-                raise CorruptShard(f"{where}: its checksum differs from the manifest's; upload the corpus again")
-            try:
-                block = self._format.decode(_members(part), index.samples[number], index.tokens[number])
-            except ValueError as error:
-                raise CorruptShard(f"{where}: {error}; upload the corpus again") from error
-            yield open_block(block, (shard.id << 32) + sum(index.samples[:number]))
+        part = data[: int(index.bytes[number])]
+        where = f"{self._root}/{shard.split}/{shard.name}: block {number}"
+        if zlib.crc32(part) != index.crc32[number]:
+            raise CorruptShard(f"{where}: its checksum differs from the manifest's; upload the corpus again")
+        try:
+            block = self._format.decode(_members(part), int(index.samples[number]), int(index.tokens[number]))
+        except ValueError as error:
+            raise CorruptShard(f"{where}: {error}; upload the corpus again") from error
+        return open_block(block, (shard.id << 32) + first_sample)
 
 
 def _members(data: memoryview) -> dict[str, memoryview]:

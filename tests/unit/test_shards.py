@@ -100,7 +100,7 @@ def test_blocks_lie_where_the_index_says(folder: Path) -> None:
     entry = written(folder, [random_block(rng, samples=5, max_len=24, vocab_size=VOCAB) for _ in range(3)])
     data = (folder / "pass-00" / "a.tar").read_bytes()
     blocks = entry.blocks
-    assert blocks.offsets == (0, blocks.bytes[0], blocks.bytes[0] + blocks.bytes[1])
+    assert blocks.offsets.tolist() == [0, blocks.bytes[0], blocks.bytes[0] + blocks.bytes[1]]
     for offset, size, crc in zip(blocks.offsets, blocks.bytes, blocks.crc32, strict=True):
         assert zlib.crc32(data[offset : offset + size]) == crc
     assert data[blocks.offsets[2] + blocks.bytes[2] :] == bytes(1024)
