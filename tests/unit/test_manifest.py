@@ -206,7 +206,7 @@ def places(body: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(value)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(120 * FUZZ)
 @settings(max_examples=300 * FUZZ, deadline=None)
 @example(None)
 @given(st.none() | st.data())
