@@ -1,20 +1,19 @@
-"""Sentences -> token ids: what `tokenizers` gives, several times faster.
+"""Sentences -> token ids: what `tokenizers` gives, many times faster.
 
-BERT's pre-tokenizer breaks at every space and around punctuation, so the pieces between those are encoded apart and
-remembered: a dictionary from piece to entry, and a flat array of the entries' ids that numpy gathers from. A piece not
-seen before goes word by word through the WordPiece model if it is printable ASCII, else to `tokenizers` whole. Text
-that spells "[SEP]" is text.
+BERT's pre-tokenizer breaks at spaces, around punctuation and around ideographs, so the words between are encoded apart
+and remembered. numpy finds the words of a batch, looks all of them up in a hash table of fixed size, and gathers their
+ids; only a word not in the table is worth a line of Python: an ASCII one goes through the WordPiece model, another to
+`tokenizers` whole. Text that spells "[SEP]" is text.
 
-Knows one process's cache, which outlives tasks; knows nothing of documents.
+Knows one process's table, which outlives tasks; knows nothing of documents.
 
-Shapes: S sentences, P pieces of them between spaces, T tokens, all one after another.
+Shapes: S sentences, B bytes of their text in UTF-8, W words, T tokens, all one after another.
 """
 
 import json
-import re
-from array import array
-from collections.abc import Collection, Sequence
-from itertools import chain, repeat
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +22,29 @@ from tokenizers import Tokenizer
 from data_prep.ragged import Ints, offsets, ranges
 
 Ids = npt.NDArray[np.uint32]
+Keys = npt.NDArray[np.uint64]
 
-_MAX_PIECES = 150_000  # remembered, at some 200 bytes each; beyond that it starts afresh
-_MAX_CHARACTERS = 40  # longer pieces are not remembered: they seldom come twice
+_SLOT_BITS = 18  # of the table: 10 MB in all
+_MAX_WORDS = 150_000  # remembered; beyond that it starts afresh
+_PROBES = 8  # slots from a word's own on in which it may lie
+_COLUMNS = 3  # of eight bytes; longer words are not remembered: they seldom come twice
 
 # The ideographs around which BERT puts spaces (Devlin et al. 2019, multilingual model).
-IDEOGRAPHS = (
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
-    "\U0002b820-\U0002ceaf\U0002f800-\U0002fa1f"
+_IDEOGRAPHS = (
+    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F)),
+    *((0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F)),
 )
-_IDEOGRAPH = re.compile(f"[{IDEOGRAPHS}]")
-# Punctuation that would otherwise make many pieces of one word. BERT breaks at it anyway, so a space changes nothing.
-_MARKS = (*((mark, f" {mark}") for mark in ",.;:!?)"), *((mark, f" {mark} ") for mark in "\"'-(_"))
-_ASCII_WORD = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9]")
+IDEOGRAPHS = "".join(f"{chr(first)}-{chr(last)}" for first, last in _IDEOGRAPHS)
+_DASHES_AND_QUOTES = (0x2010, 0x2027)  # all of them punctuation, often stuck to words
+
+_SPACE, _SINGLE, _WORD = range(3)  # what a byte of UTF-8 is: between words, a word by itself, or part of one
+_KINDS = np.full(256, _WORD, np.uint8)  # control characters too: BERT drops them without breaking the word
+_KINDS[[byte for byte in range(0x21, 0x7F) if not chr(byte).isalnum()]] = _SINGLE
+_KINDS[[ord(" "), ord("\n")]] = _SPACE
+
+_PREFIXES = np.array([256**n - 1 for n in range(9)], np.uint64)  # the first n bytes of eight, least significant first
+_NO_WORD = np.uint64(2**64 - 1)  # UTF-8 has no byte 0xFF
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd, bits well mixed
 
 # Encoded both ways at start-up: everything that the short cuts assume about a tokenizer.
 PROBES = (
@@ -43,9 +52,9 @@ PROBES = (
     "Caf\u00e9 na\u00efve \u00c5NGSTR\u00d6M \u0130stanbul Stra\u00dfe \ufb01n e\u0301a \u0301b \u00bd\u00b2 \u20ac5",
     "\u2018q\u2019 \u201cq\u201d\u2014don\u2019t\u2026 \u0418\u0432\u0430\u043d \u0395\u03bb\u03ac\u03c2 \u03a3\u03a3",
     "\u6211\u7231\u5317\u4eac\u3002ABC\u4e2d\u6587abc \u6771\u4eac\u30bf\u30ef\u30fc \uf900\u0301x \ud55c\uad6d\uc5b4",
-    "tab\there\xa0nbsp\u3000wide zero\u200bwidth soft\xadhyphen \ufffd bom\ufeff \x07bell  two   spaces ",
+    "tab\there\xa0nbsp\u3000wide zero\u200bwidth soft\xadhyphen \ufffd bom\ufeff \x07bell  two   spaces n\0ul nul\0",
     "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d \u0939\u093f\u0928\u094d \U0001f600\U0001f1e9 \U00020000\U0002b820",
-    "x" + "y" * 120 + " " + "-" * 50,
+    "x" + "y" * 120 + " " + "-" * 50 + " eightlet eightletters sixteen_letters_ counterrevolutionaries",
 )
 
 
@@ -63,9 +72,13 @@ class Encoder:
         normalizer = settings["normalizer"] or {}
         self._lowercase = bool(normalizer.get("lowercase"))
         self.spaces_ideographs = bool(normalizer.get("handle_chinese_chars"))
-        self._forget_pieces()
+        self._is_single = np.zeros(0x10000, bool)  # characters beyond ASCII that are words by themselves
+        for first, last in (_DASHES_AND_QUOTES, *(_IDEOGRAPHS[:3] if self.spaces_ideographs else ())):
+            self._is_single[first : last + 1] = True
+        self._table = _Table()
         self.cached = (
             normalizer.get("type") == "BertNormalizer"
+            and bool(normalizer.get("clean_text"))
             and (settings["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
             and all(token["special"] for token in settings["added_tokens"])
             and self._agrees()
@@ -81,59 +94,64 @@ class Encoder:
         return self._gather(sentences) if self.cached else self._reference(sentences)
 
     def _gather(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
-        if len(self._entries) > _MAX_PIECES:
-            self._forget_pieces()
-        text = "\n".join([self._spaced(s) for s in sentences])
-        for mark, spaced in _MARKS:
-            text = text.replace(mark, spaced)
-        pieces_S = np.fromiter((line.count(" ") + 1 for line in text.split("\n")), np.int64, len(sentences))
-        pieces = text.replace("\n", " ").split(" ")
-        entries_P = np.fromiter(map(self._entries.get, pieces, repeat(-1)), np.int64, len(pieces))
-        missing = np.flatnonzero(entries_P < 0).tolist()
-        fresh = self._encode_pieces({pieces[i] for i in missing}) if missing else {}
-        for piece, ids in fresh.items():
-            if len(piece) <= _MAX_CHARACTERS:
-                self._entries[piece] = self._append(ids)
-        num_entries, num_ids = len(self._starts), len(self._ids)
-        passing = {piece: self._append(ids) for piece, ids in fresh.items() if len(piece) > _MAX_CHARACTERS}
-        for i in missing:
-            entry = self._entries.get(pieces[i])
-            entries_P[i] = passing[pieces[i]] if entry is None else entry
+        if self._table.num_words > _MAX_WORDS:
+            self._table = _Table()
+        text = "\n".join(sentences)
+        if text.count("\n") >= len(sentences):  # line breaks are spaces to BERT
+            text = "\n".join([sentence.replace("\n", " ") for sentence in sentences])
+        data = b"\n%b\n" % text.encode()
+        bytes_B = np.frombuffer(data, np.uint8)
+        starts_W, ends_W = self._words(bytes_B, text.isascii())
+        keys_CxW = _keys(data, starts_W, ends_W - starts_W)
+        slots_W = self._table.find(keys_CxW)
+        first_W, counts_W, ids = self._table.first.take(slots_W), self._table.counts.take(slots_W), self._table.ids
+        missing = np.flatnonzero(slots_W < 0)
+        if len(missing):
+            spans = zip(starts_W[missing].tolist(), ends_W[missing].tolist(), strict=True)
+            words = [data[start:end] for start, end in spans]
+            first_W[missing], counts_W[missing], ids = self._learn(words, keys_CxW[:, missing])
+        edges = np.searchsorted(starts_W, np.flatnonzero(bytes_B == ord("\n")))
+        return ids.take(ranges(first_W, counts_W)), np.diff(offsets(counts_W)[edges])
 
-        lengths_P = np.frombuffer(self._lengths, np.int64)[entries_P]
-        starts_P = np.frombuffer(self._starts, np.int64)[entries_P]
-        ids_T = np.frombuffer(self._ids, np.uint32)[ranges(starts_P, lengths_P)]
-        del self._starts[num_entries:], self._lengths[num_entries:], self._ids[num_ids:]
-        return ids_T, np.diff(offsets(lengths_P)[offsets(pieces_S)])
+    def _words(self, bytes_B: npt.NDArray[np.uint8], is_ascii: bool) -> tuple[Ints, Ints]:
+        """Where each word starts and ends. The first and the last byte are line breaks."""
+        kinds_B = _KINDS.take(bytes_B)
+        inside_B = kinds_B == _WORD
+        begins_B = kinds_B == _SINGLE
+        finishes_B = begins_B.copy()
+        if not is_ascii:
+            lead = np.flatnonzero((bytes_B >= 0xE2) & (bytes_B < 0xF0))  # of three bytes that are one character
+            high, middle, low = (bytes_B[lead + i].astype(np.int64) for i in range(3))
+            lead = lead[self._is_single[(high & 0xF) << 12 | (middle & 0x3F) << 6 | low & 0x3F]]
+            inside_B[lead] = inside_B[lead + 1] = inside_B[lead + 2] = False
+            begins_B[lead] = finishes_B[lead + 2] = True
+        begins_B[1:] |= inside_B[1:] & ~inside_B[:-1]
+        finishes_B[:-1] |= inside_B[:-1] & ~inside_B[1:]
+        return np.flatnonzero(begins_B), np.flatnonzero(finishes_B) + 1
 
-    def _spaced(self, sentence: str) -> str:
-        """With spaces around ideographs, where BERT puts them, and without line breaks, which are spaces to BERT."""
-        if self.spaces_ideographs and not sentence.isascii():
-            sentence = _IDEOGRAPH.sub(r" \g<0> ", sentence)
-        return sentence.replace("\n", " ") if "\n" in sentence else sentence
+    def _learn(self, words: list[bytes], keys_CxM: Keys) -> tuple[Ints, Ints, Ids]:
+        """Encode words that the table lacks: where the ids of each begin, how many they are, and among which ids."""
+        fresh = sorted(set(words), key=len)  # those too long to be remembered come last
+        number = dict(zip(fresh, range(len(fresh)), strict=True))
+        number_M = np.fromiter(map(number.__getitem__, words), np.int64, len(words))
+        encoded = self._encode_words(fresh)
+        offsets_F = offsets(np.fromiter(map(len, encoded), np.int64, len(fresh)))
+        ids = np.fromiter(chain.from_iterable(encoded), np.uint32, int(offsets_F[-1]))
+        ids, offsets_F = np.concatenate([self._table.ids, ids]), offsets_F + len(self._table.ids)
+        row_F = np.empty(len(fresh), np.int64)
+        row_F[number_M] = np.arange(len(words))
+        short = bisect_right(fresh, 8 * _COLUMNS, key=len)
+        self._table.add(keys_CxM[:, row_F[:short]], offsets_F[: short + 1], ids[: offsets_F[short]])
+        return offsets_F[number_M], np.diff(offsets_F)[number_M], ids
 
-    def _encode_pieces(self, pieces: Collection[str]) -> dict[str, Sequence[int]]:
-        plain = [piece for piece in pieces if piece.isascii() and piece.isprintable()]
-        result: dict[str, Sequence[int]] = {piece: self._ascii(piece) for piece in plain}
-        others = [piece for piece in pieces if piece not in result]
-        if others:
-            encodings = self._tokenizer.encode_batch(others, add_special_tokens=False)
-            result.update(zip(others, (encoding.ids for encoding in encodings), strict=True))
-        return result
+    def _encode_words(self, words: Sequence[bytes]) -> list[Sequence[int]]:
+        others = [word.decode() for word in words if not word.isalnum()]
+        encodings = iter(self._tokenizer.encode_batch(others, add_special_tokens=False))
+        return [self._alphanumeric(word) if word.isalnum() else next(encodings).ids for word in words]
 
-    def _ascii(self, piece: str) -> list[int]:
-        lowered = piece.lower() if self._lowercase else piece
-        return [token.id for word in _ASCII_WORD.findall(lowered) for token in self._model.tokenize(word)]
-
-    def _append(self, ids: Sequence[int]) -> int:
-        self._starts.append(len(self._ids))
-        self._lengths.append(len(ids))
-        self._ids.extend(ids)
-        return len(self._starts) - 1
-
-    def _forget_pieces(self) -> None:
-        self._entries: dict[str, int] = {}
-        self._starts, self._lengths, self._ids = array("q"), array("q"), array("I")
+    def _alphanumeric(self, word: bytes) -> Sequence[int]:
+        text = word.decode()
+        return [token.id for token in self._model.tokenize(text.lower() if self._lowercase else text)]
 
     def _reference(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
         encodings = self._tokenizer.encode_batch(list(sentences), add_special_tokens=False)
@@ -147,3 +165,66 @@ class Encoder:
             if not (np.array_equal(ours[0], reference[0]) and np.array_equal(ours[1], reference[1])):
                 return False
         return True
+
+
+class _Table:
+    """Words and where their ids lie: a hash table with open addressing, all of whose look-ups numpy does at once.
+
+    A word of up to 24 bytes is its own key: three numbers, the bytes after its end zero. No slot is ever freed.
+    """
+
+    def __init__(self) -> None:
+        size = 2**_SLOT_BITS + _PROBES
+        self.num_words = 0
+        self.first, self.counts = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.ids = np.zeros(0, np.uint32)
+        self._keys = np.zeros((_COLUMNS, size), np.uint64)
+        self._taken = bytearray(size)
+
+    def find(self, keys_CxW: Keys) -> Ints:
+        """The slot of each word, -1 where it has none."""
+        slots_W = _homes(keys_CxW)
+        left = np.arange(len(slots_W))
+        for _ in range(_PROBES):
+            there = slots_W[left]
+            same = np.ones(len(left), bool)
+            for column, keys_W in zip(self._keys, keys_CxW, strict=True):
+                same &= column.take(there) == keys_W.take(left)
+            left = left[~same]
+            if not len(left):
+                return slots_W
+            slots_W[left] += 1
+        slots_W[left] = -1
+        return slots_W
+
+    def add(self, keys_CxW: Keys, offsets_W: Ints, ids: Ids) -> None:
+        """Remember words that are not there, where there is room, and that their ids lie at `offsets_W` of `ids`."""
+        places_W = np.full(len(offsets_W) - 1, -1)
+        for word, home in enumerate(_homes(keys_CxW).tolist()):
+            places_W[word] = place = self._taken.find(0, home, home + _PROBES)
+            if place >= 0:
+                self._taken[place] = 1
+        kept = np.flatnonzero(places_W >= 0)
+        places = places_W[kept]
+        self._keys[:, places] = keys_CxW[:, kept]
+        self.first[places], self.counts[places] = offsets_W[kept], np.diff(offsets_W)[kept]
+        self.ids = ids
+        self.num_words += len(kept)
+
+
+def _keys(data: bytes, starts_W: Ints, lengths_W: Ints) -> Keys:
+    """The first 24 bytes of every word, as three numbers; zero after its end."""
+    padded = data + bytes(8 * _COLUMNS)
+    windows_B: Keys = np.ndarray(len(data), "<u8", padded, strides=1)  # the eight bytes from each byte on
+    keys_CxW = np.empty((_COLUMNS, len(starts_W)), np.uint64)
+    for column, keys_W in enumerate(keys_CxW):
+        lengths = np.clip(lengths_W - 8 * column, 0, 8)
+        keys_W[:] = windows_B.take(np.minimum(starts_W + 8 * column, len(data) - 1)) & _PREFIXES.take(lengths)
+    keys_CxW[:, lengths_W > 8 * _COLUMNS] = _NO_WORD
+    return keys_CxW
+
+
+def _homes(keys_CxW: Keys) -> Ints:
+    """The slot at which to look for a word first."""
+    mixed_W: npt.NDArray[np.uint64] = np.bitwise_xor.reduce(keys_CxW * _FACTORS[:, None])
+    return (mixed_W >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)

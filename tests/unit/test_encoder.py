@@ -52,13 +52,28 @@ def test_text_that_spells_a_special_token_is_text(encoder):
     assert not specials & set(ids_T.tolist())
 
 
-def test_the_cache_stays_bounded(encoder, monkeypatch):
-    monkeypatch.setattr(encoder_module, "_MAX_PIECES", 50)
+@pytest.mark.parametrize(("most_words", "slot_bits"), [(50, 18), (10**6, 5)], ids=["starts-afresh", "crowded"])
+def test_what_is_remembered_stays_bounded(encoder, monkeypatch, most_words, slot_bits):
+    monkeypatch.setattr(encoder_module, "_MAX_WORDS", most_words)
+    monkeypatch.setattr(encoder_module, "_SLOT_BITS", slot_bits)
+    encoder = Encoder(encoder._tokenizer)
+    assert encoder.cached
     sentences = [f"word{i} {'x' * (i % 60)} \u00e9{i} the cat" for i in range(400)]
     for start in range(0, 400, 20):
         batch = sentences[start : start + 20]
-        assert encoded(encoder, batch) == reference(encoder._tokenizer, batch)
-        assert len(encoder._entries) == len(encoder._starts) == len(encoder._lengths) <= 50 + 60
+        for _ in range(2):
+            assert encoded(encoder, batch) == reference(encoder._tokenizer, batch)
+        assert encoder._table.num_words <= min(most_words + 60, 2**slot_bits + 8)
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 15, 16, 17, 23, 24, 25, 32])
+def test_words_that_begin_alike_are_told_apart(tmp_path, length):
+    word = "x" * length
+    others = [word + "b", word + "bb", word[:-1], word[:-1] + "b", f"{word}\u00e9", f"{word[:-1]}\u4e2d"]
+    path = vocabulary(tmp_path / "vocab.txt", "\u4e2d", "x", "##x", "##xx", "##b", "##\u00e9", "##bb", "##e")
+    encoder = Encoder(load_tokenizer(path).backend)
+    for sentences in ([word], others, [*others, word], others[::-1]):
+        assert encoded(encoder, sentences) == reference(encoder._tokenizer, sentences)
 
 
 @pytest.mark.parametrize("change", ["normalizer", "pre_tokenizer", "added_token"])
@@ -77,7 +92,7 @@ def test_other_tokenizers_are_encoded_without_short_cuts(tmp_path, change):
 
 
 def test_a_failing_self_check_turns_the_short_cuts_off(tmp_path, monkeypatch):
-    monkeypatch.setattr(Encoder, "_ascii", lambda self, piece: [7])
+    monkeypatch.setattr(Encoder, "_alphanumeric", lambda self, word: [7])
     encoder = Encoder(load_tokenizer(vocabulary(tmp_path / "vocab.txt")).backend)
     assert not encoder.cached
     assert encoded(encoder, list(PROBES)) == reference(encoder._tokenizer, list(PROBES))
