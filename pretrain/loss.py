@@ -22,7 +22,7 @@ class Losses(NamedTuple):
     sums: Tensor  # fp64 [4] on the device: MLM loss, NSP loss, right MLM predictions, right NSP predictions
 
 
-_CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}  # logits at a time: what a CPU's cache holds, what fills a GPU
+CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}  # logits at a time: what a CPU's cache holds, what fills a GPU
 
 
 class _MaskedCrossEntropy(torch.autograd.Function):
@@ -62,7 +62,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
 
 
 def _rows_at_a_time(logits_MxV: Tensor) -> int:
-    return max(1, _CHUNK_ELEMENTS[logits_MxV.device.type] // logits_MxV.shape[1])
+    return max(1, CHUNK_ELEMENTS[logits_MxV.device.type] // logits_MxV.shape[1])
 
 
 _masked_cross_entropy: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _MaskedCrossEntropy.apply

@@ -5,7 +5,7 @@ the MLM head sees masked positions only and NSP each sample's own [CLS].
 Shapes: T tokens, N samples, M masked tokens, V real vocabulary, C width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -117,17 +117,6 @@ class PackedBert(nn.Module):
         mlm_logits_MxV = self.hf.cls.predictions(masked_MxC)[:, : self.vocab_size]
         cls_NxC = hidden_TxC.index_select(0, batch.cu_seqlens[:-1].long())
         return mlm_logits_MxV, self.hf.cls.seq_relationship(self.hf.bert.pooler(cls_NxC[:, None]))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedBert":
-        """`.bfloat16()` (DeepSpeed's too) would round rotary frequencies, and with them positions from some 100 on."""
-        exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
-        convert: Callable[..., Any] = super()._apply
-        convert(fn, recurse)
-        for name, buffer in exact.items():
-            owner, _, leaf = name.rpartition(".")
-            module = self.get_submodule(owner)
-            setattr(module, leaf, buffer.to(getattr(module, leaf).device))
-        return self
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Fill the parameters from a checkpoint. Raises `UserError` where names or shapes differ."""

@@ -32,6 +32,7 @@ from pretrain.initialize import initialize
 from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
 from pretrain.loop import LossSpike, Progress, Run, train
 from pretrain.model import PackedBert
+from pretrain.plan import check_memory
 from pretrain.run_directory import RunDirectory
 from pretrain.telemetry import open_telemetry, redact
 from pretrain.throughput import Throughput, peak_flops
@@ -244,6 +245,9 @@ def build_engine(
             f"model={config.model.name}: {config.model.architecture.value} has no next-sentence head, and "
             f"{corpus.directory} was prepared with objective={objective}; prepare with objective=none, or use a BERT"
         )
+    if process.device.type == "cuda":
+        count = sum(parameter.numel() for parameter in module.parameters())
+        check_memory(config, count, process.world_size, corpus.manifest, module.vocab_rows)
     if config.compile:
         module.compile_layers()
     if snapshot:

@@ -147,16 +147,6 @@ def test_modernbert_equals_hugging_faces_beyond_its_window() -> None:
     assert_loss_and_gradients_equal(modernbert(), batch, inputs)
 
 
-def test_rotary_frequencies_are_not_rounded_with_the_weights() -> None:
-    model = PackedBert(modernbert(), FACTS, max_len=40)
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.bfloat16()
-    assert any(name.endswith("inv_freq") for name in before)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    for name, buffer in model.named_buffers():
-        torch.testing.assert_close(buffer, before[name], atol=0, rtol=0)
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it, but not where warnings are errors
 def test_compiled_layers_are_not_built_again_for_each_batch() -> None:
     """Rows of one to three times 256 tokens, samples of 16 to 48: at most three builds, none after the third batch."""
@@ -376,7 +366,7 @@ def test_cross_entropy_and_its_gradient_equal_torchs(
     chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the number of rows at a time; with labels that do not count, and a loss scale as fp16 has it."""
-    monkeypatch.setitem(loss._CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setitem(loss.CHUNK_ELEMENTS, "cpu", chunk)
     mlm, _, labels, _ = random_logits(13, 1)
     labels[[2, 12]] = -100
     ours = (mlm * 4).to(dtype).detach().requires_grad_()

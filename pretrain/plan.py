@@ -1,0 +1,266 @@
+"""`python -m pretrain.plan recipe=lamb_phase1 gpus=64 gpu=h200`: what a run needs before it is started.
+
+Takes training's overrides and a few of its own (`PlanConfig`); starts nothing. Parameters and the bytes of weights,
+gradients and optimizer are exact up to DeepSpeed's padding; activations are those that autograd keeps, counted by
+tensors; time follows from model FLOPs and an assumed MFU.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from data_prep import entry
+from data_prep.errors import ExitCode, UserError
+from data_prep.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
+from data_prep.schema import doc
+from pretrain.config import ZERO, Architecture, Attention, ModelConfig, Precision, TrainConfig, accumulation_steps
+from pretrain.loss import CHUNK_ELEMENTS
+from pretrain.model import PackedBert, padded_vocab_size
+from pretrain.schedule import learning_rate
+from pretrain.throughput import GPUS, training_flops
+
+GIB = 2**30
+_RESERVED = int(1.5 * GIB)  # CUDA's context, NCCL's buffers, what the allocator cannot use
+_BUCKET_ELEMENTS = 200_000_000  # as engine.py sets it
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """plan's own keys. What a corpus at data.path tells (lengths, vocabulary, masking) comes from there."""
+
+    gpus: int = doc("number of GPUs")
+    gpu: str = doc("kind of GPU: " + ", ".join(gpu.name for gpu in GPUS if gpu.name))
+    mfu: float = doc("share of the peak that is reached: an assumption; a run logs its own as throughput/mfu")
+    max_len: int = doc("tokens of the longest sample; 0: the recipe's, else 128")
+    mean_len: int = doc("tokens of a mean sample; 0: all are of max_len")
+    vocab_size: int = doc("tokens of the vocabulary")
+    masking: float = doc("share of the tokens to predict; 0: the recipe's, else 0.15")
+
+    def __post_init__(self) -> None:
+        names = [gpu.name for gpu in GPUS if gpu.name]
+        if self.gpu not in names:
+            raise UserError(f"gpu={self.gpu}: there are {', '.join(names)}")
+        for key, least in (("gpus", 1), ("mfu", 1e-9), ("vocab_size", 1), ("max_len", 0), ("mean_len", 0)):
+            if not getattr(self, key) >= least:
+                raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
+        for key in ("mfu", "masking"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"{key}={getattr(self, key)}: must be in [0, 1]")
+
+
+_DEFAULTS = PlanConfig(gpus=1, gpu="h200", mfu=0.4, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0)
+
+
+class Memory(NamedTuple):
+    """Bytes on one GPU."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int  # of ZeRO's communication
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(self) + _RESERVED
+
+
+class Shape(NamedTuple):
+    """A mean micro-batch."""
+
+    samples: int
+    tokens: int
+    masked: int
+    vocab_rows: int
+
+
+def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Shape) -> Memory:
+    """What the peak of a step holds on one GPU, with kernels that do not pad.
+
+    Stage 0 keeps fp32 weights, gradients and two moments (and autocast's copies of the weights). Else weights and
+    gradients are in the run's precision, and every rank has its share of fp32 masters, two moments and, during the
+    update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the gradients too, stage 3 the weights.
+    """
+    count, share = num_parameters, -(-num_parameters // world_size)
+    size = 4 if config.precision is Precision.fp32 else 2
+    activations = activation_bytes(config, shape)
+    if config.stage == 0:
+        copies = count * size if size == 2 else 0
+        return Memory(4 * count + copies, 4 * count, 8 * count, 0, activations)
+    bucket = min(_BUCKET_ELEMENTS, count)
+    live = bucket if config.stage == 3 else 0  # gathered weights
+    weights = size * (share + live if config.stage == 3 else count)
+    gradients = size * (count + share if config.stage == 1 else share)
+    optimizer = 12 * share + (4 * share if size == 2 else 0)
+    if config.offload:
+        gradients, optimizer = (size * count if config.stage == 1 else 0), 0
+    return Memory(weights, gradients, optimizer, 2 * size * bucket, activations)  # two buckets: one is sent, one filled
+
+
+def activation_bytes(config: TrainConfig, shape: Shape) -> int:
+    """What autograd keeps of a forward pass, and the logits on their way back.
+
+    A layer of width h and feed-forward width f keeps, per token: its input, q, k, v, the attention's output, what goes
+    into and comes out of the norms (8 h together), and f before and after the activation (ModernBERT, gated: 4 f); a
+    byte per element for each of two dropouts; statistics of norms and softmax in fp32. At stage 0 autocast leaves the
+    norms' tensors in fp32. Checkpointing keeps a layer's input, and recomputes one layer at a time.
+    """
+    model, size = config.model, 4 if config.precision is Precision.fp32 else 2
+    h, f, tokens = model.hidden_size, model.intermediate_size, shape.tokens
+    gated = model.architecture is Architecture.modernbert
+    layer = size * (8 * h + (4 if gated else 2) * f) + 4 * (model.num_heads + 4)
+    if model.attention is Attention.sdpa:
+        layer += size * h  # the output stands there padded and unpadded
+    if model.dropout:
+        layer += 2 * h if not gated else f
+    if config.stage == 0 and size == 2:
+        layer += 8 * h
+    kept = size * h * model.num_layers + layer if model.activation_checkpointing else layer * model.num_layers
+    ends = size * 2 * h + (h if model.dropout else 0)  # embeddings before their norm, the last layer's output
+    logits = shape.masked * shape.vocab_rows  # they, their gradient and its copy with padded rows
+    head = 3 * size * logits + 4 * min(logits, CHUNK_ELEMENTS["cuda"]) + 6 * size * h * shape.masked
+    return tokens * (kept + ends) + head
+
+
+def check_memory(config: TrainConfig, num_parameters: int, world_size: int, manifest: Manifest, rows: int) -> None:
+    """On a GPU, before anything is put there. Raises `UserError` where the run cannot fit."""
+    available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    shape = shape_of(config.micro_batch_size, corpus_options(_DEFAULTS, manifest), rows)
+    refuse_what_cannot_fit(config, memory(config, num_parameters, world_size, shape), available / GIB)
+
+
+def refuse_what_cannot_fit(config: TrainConfig, need: Memory, available_gib: float) -> None:
+    if need.total > available_gib * GIB:
+        raise UserError(
+            f"micro_batch_size={config.micro_batch_size}: with zero={config.zero} this needs about "
+            f"{need.total / GIB:.0f} GiB of a GPU that has {available_gib:.0f}; python -m pretrain.plan shows what fits"
+        )
+
+
+def shape_of(samples: int, options: PlanConfig, vocab_rows: int) -> Shape:
+    tokens = samples * (options.mean_len or options.max_len)
+    return Shape(samples, tokens, round(tokens * options.masking), vocab_rows)
+
+
+def corpus_options(options: PlanConfig, manifest: Manifest) -> PlanConfig:
+    """`options` with what the corpus knows better."""
+    splits = [manifest.splits[pass_name(number)] for number in range(manifest.passes)]
+    mean = sum(split.tokens for split in splits) / max(1, sum(split.samples for split in splits))
+    share = min(manifest.masking.probability, manifest.masking.max_predictions / max(1.0, mean))
+    return replace(
+        options,
+        max_len=manifest.max_len,
+        mean_len=round(mean),
+        vocab_size=manifest.tokenizer.vocab_size,
+        masking=share,
+    )
+
+
+def parameters_of(model: ModelConfig, vocab_size: int) -> int:
+    """Counted on a model without storage."""
+    facts = TokenizerFacts(fingerprint="", vocab_size=vocab_size, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
+    with torch.device("meta"):
+        module = PackedBert(model, facts, max_len=1)
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
+    """The lines of the plan. Raises `UserError` where the batch does not divide."""
+    gpu = next(gpu for gpu in GPUS if gpu.name == options.gpu)
+    rows = padded_vocab_size(options.vocab_size, config.model.pad_vocab_to)
+    count = parameters_of(config.model, options.vocab_size)
+    batch, gpus = config.global_batch_size, options.gpus
+    accumulation = accumulation_steps(batch, config.micro_batch_size, gpus)
+    step = shape_of(batch, options, rows)
+    length = step.tokens // batch
+    pairs = batch if config.model.architecture is Architecture.bert else 0
+    flops = training_flops(config.model, rows, step.tokens, step.tokens * length, step.masked, pairs)
+    seconds = flops / (options.mfu * gpu.peak_tflops * 1e12 * gpus)
+    steps = int(config.budget.hours * 3600 / seconds) if config.budget.hours else config.steps
+    hours = steps * seconds / 3600
+    return [
+        f"model       {config.model.name}: {count:,} parameters, {rows:,} vocabulary rows",
+        f"batch       {batch:,} = {gpus} {options.gpu} x accumulation {accumulation} x micro-batch "
+        f"{config.micro_batch_size}; samples of {length} tokens, {step.masked / batch:.1f} to predict",
+        f"step        {step.tokens:,} tokens, {flops / 1e15:.2f} PFLOP",
+        f"speed       {step.tokens / seconds:,.0f} tokens/s, {seconds:.3f} s a step, if MFU is {options.mfu:.0%} of "
+        f"{gpu.peak_tflops:.0f} TFLOP/s",
+        f"run         {steps:,} steps, {steps * step.tokens / 1e9:,.1f} G tokens, {steps * flops:.2e} FLOP: "
+        f"{hours:,.1f} hours, {hours * gpus:,.0f} GPU-hours",
+        f"checkpoint  {12 * count / 1e9:.2f} GB each (fp32 weights and two moments)",
+        f"schedule    {draw_schedule(config, steps)}",
+        "",
+        f"GiB of memory per GPU; {gpu.memory_gib:.0f} are there",
+        *memory_table(config, options, count, rows, gpu.memory_gib),
+    ]
+
+
+def draw_schedule(config: TrainConfig, steps: int, columns: int = 60) -> str:
+    """The learning rate from first step to last, as bars."""
+    wide, peak = max(steps, columns), max(config.optim.lr, 1e-30)
+    moments = [column * (wide - 1) // (columns - 1) for column in range(columns)]
+    rates = [learning_rate(step, wide, config.optim, config.schedule) for step in moments]
+    bars = "".join(_BARS[round(rate / peak * (len(_BARS) - 1))] for rate in rates)
+    warmup = round(config.schedule.warmup_fraction * steps)
+    return f"{bars}  to {config.optim.lr:g} in {warmup:,} steps, ends at {rates[-1]:.2g}"
+
+
+def memory_table(config: TrainConfig, options: PlanConfig, count: int, rows: int, available_gib: float) -> list[str]:
+    """A line per ZeRO stage: parts that do not depend on the micro-batch, totals, and the largest that fits."""
+    share = config.global_batch_size // options.gpus
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    shown = sorted({config.micro_batch_size, *(size for size in (8, 32, 64, 128, 256) if share % size == 0)})
+    head = ["weights", "gradients", "optimizer", "buffers", *(f"mb {size}" for size in shown), "largest mb".rjust(12)]
+    lines = ["zero".ljust(12) + "".join(f"{name:>10}" for name in head)]
+    for zero in ZERO:
+        if config.compile and zero[0] == "3":
+            continue
+        changed = replace(config, zero=zero)
+        needs = {size: memory(changed, count, options.gpus, shape_of(size, options, rows)) for size in sizes}
+        fitting = [size for size, need in needs.items() if need.total <= available_gib * GIB]
+        values = [*needs[1][:4], *(needs[size].total for size in shown)]
+        marked = f"{zero} *" if zero == config.zero else zero
+        cells = "".join(f"{value / GIB:10.2f}" for value in values)
+        lines.append(f"{marked:12}{cells}{max(fitting, default='none'):>12}")
+    return lines
+
+
+def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
+    """Training's configuration and plan's, from one command line."""
+    own = {field.name for field in fields(PlanConfig)}
+    mine = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in own)
+    rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
+    given = {argument.partition("=")[0] for argument in rest}
+    rest += [f"{key}=plan" for key in ("run", "data.path", "init_from") if key not in given]
+    config = entry.compose("train", TrainConfig, rest)
+    options = entry.typed({**asdict(_DEFAULTS), **mine}, PlanConfig)
+    if Path(config.data.path, "manifest.json").is_file():
+        return config, corpus_options(options, read_manifest(Path(config.data.path)))
+    length = options.max_len or max(config.expect.max_len, default=128)
+    return config, replace(
+        options, max_len=length, masking=options.masking or config.expect.masking_probability or 0.15
+    )
+
+
+def main(arguments: list[str]) -> int:
+    if "--help" in arguments:
+        keys = [(field.name, field.metadata["help"], getattr(_DEFAULTS, field.name)) for field in fields(PlanConfig)]
+        print("python -m pretrain.plan [key=value ...]\n\nIts own keys:")
+        print("\n".join(f"  {name:28} {text} [{default}]" for name, text, default in keys))
+        print(entry.help_text("train", TrainConfig).partition("\n")[2])
+        return ExitCode.OK
+    config, options = composed(arguments)
+    print("\n".join(plan(config, options)))
+    rows = padded_vocab_size(options.vocab_size, config.model.pad_vocab_to)
+    shape, count = shape_of(config.micro_batch_size, options, rows), parameters_of(config.model, options.vocab_size)
+    available_gib = next(gpu.memory_gib for gpu in GPUS if gpu.name == options.gpu)
+    refuse_what_cannot_fit(config, memory(config, count, options.gpus, shape), available_gib)
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig))

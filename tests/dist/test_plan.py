@@ -1,0 +1,53 @@
+"""plan's bytes of weights, gradients and optimizer against those of real runs on two ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep import entry
+from pretrain.config import TrainConfig
+from pretrain.plan import Shape, memory
+from tests.support import TINY, Trainer
+
+# Counts what rank 0 holds: gradients right before an update, the rest after it.
+COUNT = """
+import json
+from pretrain.engine import Engine
+
+def size(tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+def step(self, lr, update=Engine.step):
+    parameters = list(self._deepspeed.module.parameters())
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if self.stage:
+        gradients += [g for group in self._deepspeed.optimizer.averaged_gradients.values() for g in group or []]
+    held = {"count": self.num_parameters, "gradients": size(gradients)}
+    result = update(self, lr)
+    held["weights"] = size(p.ds_tensor if self.stage == 3 else p for p in parameters)
+    held["moments"] = size(s[kind] for s in self._inner.state.values() for kind in ("exp_avg", "exp_avg_sq"))
+    print(json.dumps(held), flush=True)
+    return result
+
+Engine.step = step
+"""
+
+
+@pytest.mark.parametrize(("zero", "precision"), [("0", "fp32"), ("1", "bf16"), ("2", "fp32"), ("3", "bf16")])
+def test_state_takes_the_bytes_that_plan_says(trainer: Trainer, corpus: Path, zero: str, precision: str) -> None:
+    overrides = (f"data.path={corpus}", f"zero={zero}", f"precision={precision}", "steps=1")
+    result = trainer.run(*overrides, ranks=2, before=COUNT)
+    assert result.codes == (0, 0), result.stderrs
+    held = json.loads((result.run.parent / "stdout-0").read_text().splitlines()[0])
+    config = entry.compose("train", TrainConfig, [*TINY, "run=r", *overrides])
+    said, size = memory(config, held["count"], 2, Shape(1, 1, 1, 64)), 4 if precision == "fp32" else 2
+
+    gathered = size * held["count"] if zero == "3" else 0  # stage 3: during a pass only
+    not_yet_reduced = size * held["count"] if zero == "1" else 0  # stage 1: before the last micro-batch ends
+    in_update = 4 * -(-held["count"] // 2) if zero != "0" and size == 2 else 0  # gradients in fp32
+    masters = held["moments"] // 2 if zero != "0" else 0
+    padding = 64
+    assert held["weights"] == pytest.approx(said.weights - gathered, abs=padding)
+    assert held["gradients"] == pytest.approx(said.gradients - not_yet_reduced, abs=padding)
+    assert held["moments"] + masters == pytest.approx(said.optimizer - in_update, abs=padding)

@@ -1,0 +1,155 @@
+"""plan's memory against what autograd keeps, its arithmetic against figures worked out by hand, its errors."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_prep import entry
+from data_prep.errors import UserError
+from data_prep.manifest import read_manifest
+from pretrain import plan
+from pretrain.config import Architecture, Attention, ModelConfig, TrainConfig
+from pretrain.plan import activation_bytes, check_memory, composed, corpus_options, draw_schedule, parameters_of
+from tests.support import tokenizer_facts
+from tests.unit.test_attention import row_of
+from tests.unit.test_model import small
+
+LENGTH, SAMPLES = 128, 8
+
+
+def config_of(model: ModelConfig, **changes: Any) -> TrainConfig:
+    return replace(entry.compose("train", TrainConfig, ["run=r", "data.path=d"]), model=model, **changes)
+
+
+def kept_bytes(model: ModelConfig, dtype: torch.dtype) -> int:
+    """What autograd keeps of a forward pass over full samples, parameters and indices apart."""
+    facts = tokenizer_facts(61)
+    module = plan.PackedBert(model, facts, max_len=LENGTH).to(dtype).train()
+    row = row_of([LENGTH] * SAMPLES, torch.device("cpu"))
+    batch = row._replace(masked_index_M=torch.arange(8), nsp_labels_N=torch.zeros(SAMPLES, dtype=torch.long))
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(batch)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", Architecture)
+def test_activations_of_a_layer_are_those_autograd_keeps(
+    architecture: Architecture, checkpointing: bool, precision: str
+) -> None:
+    """By the difference of four layers and one: of both kinds, where a layer's mask for its window is left out."""
+    model = small(
+        hidden_size=64, intermediate_size=256, max_positions=LENGTH, architecture=architecture,
+        attention=Attention.sdpa, activation_checkpointing=checkpointing,
+    )  # fmt: skip
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    shape = plan.Shape(SAMPLES, SAMPLES * LENGTH, 8, 64)
+
+    def ours(layers: int) -> int:
+        config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", f"precision={precision}"])
+        return activation_bytes(replace(config, model=replace(model, num_layers=layers)), shape)
+
+    counted = kept_bytes(replace(model, num_layers=4), dtype) - kept_bytes(replace(model, num_layers=1), dtype)
+    window_masks = 2 * SAMPLES * LENGTH * LENGTH * dtype.itemsize
+    if architecture is Architecture.modernbert and not checkpointing:
+        counted -= window_masks
+    assert ours(4) - ours(1) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "published"), [("base", 110e6), ("large", 336e6), ("tiny", 4.4e6)])
+def test_parameters(name: str, published: float) -> None:
+    model = entry.compose("train", TrainConfig, ["run=r", "data.path=d", f"model={name}"]).model
+    assert parameters_of(model, 30_522) == pytest.approx(published, rel=0.02)
+
+
+def test_the_plan_of_large_on_64_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["recipe=lamb_phase1", "gpus=64", "gpu=h200", "micro_batch_size=128", "mfu=0.5", "zero=2"]
+    assert plan.main(arguments) == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert "65,536 = 64 h200 x accumulation 8 x micro-batch 128; samples of 128 tokens, 19.2 to predict" in out
+    assert lines["step"].split()[1] == f"{65_536 * 128:,}"
+    _, options = composed(arguments)
+    assert (options.max_len, options.masking) == (128, 0.15)
+    flops = 65_536 * (
+        128 * 6 * 24 * 12 * 1024**2 + 12 * 24 * 1024 * 128**2 + 19.2 * 6 * (1024**2 + 1024 * 30_528)
+        + 6 * (1024**2 + 2048)
+    )  # fmt: skip
+    seconds = flops / (0.5 * 989.4e12 * 64)
+    assert f"{seconds:.3f} s a step" in lines["speed"]
+    assert f"{7_038 * seconds / 3600 * 64:,.0f} GPU-hours" in lines["run"]
+    assert "4.03 GB" in lines["checkpoint"]  # 12 bytes for each of 336,232,258 parameters
+    assert [line.split()[0] for line in out.splitlines()[-6:]] == ["0", "1", "2", "3", "2_offload", "3_offload"]
+    assert out.splitlines()[-4].startswith("2 *")
+
+
+def test_a_time_budget_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    plan.main(["recipe=budget_24h", "gpus=8", "gpu=a100"])
+    assert "24.0 hours, 192 GPU-hours" in capsys.readouterr().out
+
+
+def test_the_corpus_knows_better(corpus: Path) -> None:
+    _, options = composed([f"data.path={corpus}", "vocab_size=99", "max_len=512"])
+    manifest = read_manifest(corpus)
+    assert (options.vocab_size, options.max_len) == (61, manifest.max_len)
+    assert options.mean_len == round(manifest.splits["pass-00"].tokens / manifest.splits["pass-00"].samples)
+
+
+def test_what_cannot_fit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        UserError, match=r"micro_batch_size=256: with zero=1 this needs about \d+ GiB of a GPU"
+    ) as caught:
+        plan.main(["recipe=bert_2018", "gpu=rtx4090", "micro_batch_size=256"])
+    assert "\n" not in str(caught.value)
+    assert "largest mb" in capsys.readouterr().out  # the table came first
+
+
+def test_training_refuses_what_cannot_fit(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 2 * plan.GIB
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties())
+    manifest, config = read_manifest(corpus), config_of(small())
+    check_memory(config, 10_000, 1, manifest, 64)
+    with pytest.raises(UserError, match=r"python -m pretrain\.plan shows what fits"):
+        check_memory(config, 400_000_000, 1, manifest, 64)
+    assert corpus_options(plan._DEFAULTS, manifest).masking <= 0.15
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("gpu=h300", "gpu=h300: there are b200, h200"),
+        ("gpus=0", "gpus=0: must be at least 1"),
+        ("gpus=x", "gpus: "),
+        ("mfu=1.5", "mfu=1.5: must be in"),
+        ("gpus=3", "not a multiple of micro_batch_size=32 x 3 ranks"),
+    ],
+)
+def test_bad_keys_are_one_line(argument: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.guarded(lambda: plan.main([argument]), TrainConfig) == 64
+    (error,) = capsys.readouterr().err.splitlines()
+    assert line in error
+
+
+def test_the_schedule_is_drawn_from_its_first_step_to_its_last() -> None:
+    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", "schedule.warmup_fraction=0.5"])
+    bars = draw_schedule(config, 1000, columns=9).split()[0]
+    assert bars[0] == bars[-1] == "▁"
+    assert bars[4] == "█"
+    assert list(bars[:5]) == sorted(bars[:5])
+    assert list(bars[4:]) == sorted(bars[4:], reverse=True)
