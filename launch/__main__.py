@@ -107,6 +107,7 @@ def job_of(options: Options, config: TrainConfig) -> Job:
         ssh=options.ssh,
         restarts=(3 if options.hosts else 0) if options.restarts is None else options.restarts,
         lost_after=options.lost_after,
+        stops=config.stop_at is not None,
     )
 
 

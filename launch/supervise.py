@@ -25,7 +25,13 @@ _POLL_SECONDS = 0.2
 _ORDERLY_SECONDS = 90.0  # for nodes to end by themselves after one that ended in an orderly way
 _WINDOW_SECONDS = 3600.0  # restarts are counted in it
 _FAULTS = {CRASHED, ENDED, LOST, ExitCode.STUCK}  # another start may help
-_STORIES = {LOST: "lost", CRASHED: "a rank died", ENDED: "ended", ExitCode.STUCK: "no progress"}
+_STORIES = {
+    LOST: "lost",
+    ExitCode.STOPPED: "stopped",
+    CRASHED: "a rank died",
+    ENDED: "ended",
+    ExitCode.STUCK: "no progress",
+}
 _SHORT_SECONDS = 20.0  # a start that ends sooner doubles the pause before the next one
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 2.0, 60.0
 
@@ -42,6 +48,7 @@ class Job:
     environment: Mapping[str, str]
     ssh: tuple[str, ...] = ("ssh",)
     restarts: int = 0  # at most, within an hour
+    stops: bool = False  # training may stop without being asked (stop_at); else who stops is started again
     lost_after: float = 45.0  # seconds without a word after which a node, or launch, is taken for lost
 
 
@@ -67,7 +74,7 @@ def supervise(job: Job) -> int:
             if stop.asked:
                 broken_off = ExitCode.STOPPED if stop.asked == 1 else ExitCode.FAILED
                 return broken_off if code in _FAULTS else code
-            if code not in _FAULTS:
+            if code not in _FAULTS and (code != ExitCode.STOPPED or job.stops or not job.restarts):
                 return code
             now = time.monotonic()
             faults = [*(fault for fault in faults if now - fault < _WINDOW_SECONDS), now]
@@ -78,7 +85,7 @@ def supervise(job: Job) -> int:
                 say(f"{story}; given up after {job.restarts} restarts within an hour")
                 lost = [host for host, code in codes.items() if code == LOST]
                 _close(connect(lost, mark, job.ssh, job.lost_after).values())  # its agent ends what is left there
-                return code if code == ExitCode.STUCK else ExitCode.FAILED
+                return code if code in (ExitCode.STUCK, ExitCode.STOPPED) else ExitCode.FAILED
             pause = min(_MAX_BACKOFF_SECONDS, 2 * pause) if now - started < _SHORT_SECONDS else _BACKOFF_SECONDS
             say(f"{story}; restart {len(faults)} of {job.restarts} in {pause:.0f} s")
             stop.sleep(pause)

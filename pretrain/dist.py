@@ -1,5 +1,7 @@
 """Processes and devices: who am I, how many are we, and the few collectives on host integers."""
 
+import atexit
+import functools
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -73,8 +75,12 @@ def environment_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+@functools.cache
 def start() -> Process:
-    """Join the process group that the launcher's environment describes; alone, a group of one."""
+    """Join the process group that the launcher's environment describes; alone, a group of one.
+
+    Once for all runs of a process (--multirun has several): DeepSpeed does not outlive the group that it met first.
+    """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -98,6 +104,5 @@ def start() -> Process:
 
 
 def finish() -> None:
-    """Leave the process group; without this some runs end with SIGABRT."""
-    if torch_dist.is_initialized():
-        torch_dist.destroy_process_group()
+    """Leave the process group when the process ends; without this some runs end with SIGABRT."""
+    atexit.register(lambda: torch_dist.is_initialized() and torch_dist.destroy_process_group())
