@@ -16,6 +16,8 @@ from data_prep.errors import UserError
 from finetune.config import FinetuneConfig
 from finetune.tasks import TASKS, Family, Layout, Task
 
+_ANSWER = ("text", "answer_start")
+
 Row = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
 
 
@@ -226,6 +228,42 @@ def _tag_fault(before: str, tag: str, closed: bool) -> str | None:
     if closed and inside and not continues:
         return f"{before} is not followed by I-{before[2:]} or E-{before[2:]}"
     return None
+
+
+def questions(rows: Sequence[Row]) -> list[Question]:
+    """Questions with their answers, given as SQuAD's list of objects or as the hub's object of lists.
+
+    Raises `UserError` for missing columns and for answers that the context does not have at their place.
+    """
+    found = []
+    for number, (where, row) in enumerate(rows):
+        if missing := [name for name in ("question", "context", "answers") if row.get(name) is None]:
+            raise UserError(f"{where}: no {' and no '.join(missing)}; there are {', '.join(row)}")
+        answers = row["answers"]
+        try:
+            if isinstance(answers, dict):
+                answers = [{"text": t, "answer_start": s} for t, s in zip(*map(answers.get, _ANSWER), strict=True)]
+            spans = [(str(answer["text"]), int(answer["answer_start"])) for answer in answers]
+        except (TypeError, KeyError, ValueError):
+            raise UserError(f"{where}: answers need text and answer_start") from None
+        for text, start in spans:
+            if not text or start < 0 or not row["context"].startswith(text, start):
+                raise UserError(f"{where}: the context does not have the answer {text[:60]!r} at character {start}")
+        texts, starts = zip(*spans, strict=True) if spans else ((), (0,))
+        found.append(Question(str(row.get("id", number)), row["question"], row["context"], texts, starts[0]))
+    return found
+
+
+def documents(rows: Sequence[Row]) -> list[Document]:
+    """Sentences and summary of each document; a summary may be a list of sentences too."""
+    found = []
+    for where, row in rows:
+        sentences, summary = row.get("sentences"), row.get("summary")
+        if not (isinstance(sentences, list) and sentences and summary):
+            raise UserError(f"{where}: sentences (a list) and summary are needed, there are {', '.join(row)}")
+        text = summary if isinstance(summary, str) else " ".join(map(str, summary))
+        found.append(Document(tuple(map(str, sentences)), text))
+    return found
 
 
 def label_names(train: Sequence[str], dev: Sequence[str], config: FinetuneConfig) -> list[str]:

@@ -1,0 +1,153 @@
+"""Named entities: BIO and BIOES checked, the CRF against enumeration, whole entities against a slow reader."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from data_prep.errors import UserError
+from finetune.__main__ import finetune
+from finetune.data import sentences
+from finetune.techniques import IGNORED
+from finetune.tokens import Crf, entities, entity_scores, load_tagger
+from tests.unit.tiny_bert import config, write_tiny_bert
+
+CONLL = "{}/train.conll"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("model"))
+
+
+def crf_of(num_tags: int, seed: int) -> Crf:
+    crf = Crf(num_tags)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in crf.parameters():
+        parameter.requires_grad_(False).copy_(torch.randn(parameter.shape, generator=generator))
+    return crf
+
+
+def path_score(crf: Crf, emissions: torch.Tensor, tags: tuple[int, ...]) -> float:
+    total = float(crf.start[tags[0]] + crf.end[tags[-1]])
+    total += sum(float(emissions[t, tag]) for t, tag in enumerate(tags))
+    return total + sum(float(crf.transitions[a, b]) for a, b in itertools.pairwise(tags))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 4), min_size=1, max_size=3))
+def test_crf_against_every_path(seed: int, lengths: list[int]) -> None:
+    """The likelihood and the best path of up to 3^4 enumerated ones; pieces without a word lie in between."""
+    rng = np.random.default_rng(seed)
+    crf, num_tags, width = crf_of(3, seed), 3, 9
+    emissions = torch.randn(len(lengths), width, num_tags, generator=torch.Generator().manual_seed(seed))
+    tags = torch.full((len(lengths), width), IGNORED)
+    expected = 0.0
+    for row, length in enumerate(lengths):
+        places = np.sort(rng.choice(width, length, replace=False))
+        own, gold = emissions[row, places], tuple(int(n) for n in rng.integers(0, num_tags, length))
+        tags[row, places] = torch.tensor(gold)
+        paths = {path: path_score(crf, own, path) for path in itertools.product(range(num_tags), repeat=length)}
+        expected += np.logaddexp.reduce(list(paths.values())) - paths[gold]
+        assert tuple(crf.best(own)) == max(paths, key=lambda path: paths[path])
+    assert float(crf(emissions, tags)) == pytest.approx(expected / sum(lengths), rel=1e-4)
+
+
+def spelled(spans: list[tuple[str, int]], closed: bool) -> list[str]:
+    """Tags of entities, or O, of so many words, one after another."""
+    tags = []
+    for kind, length in spans:
+        inside = [f"I-{kind}"] * (length - 2) + [f"{'E' if closed else 'I'}-{kind}"] * (length > 1)
+        tags += ["O"] * length if kind == "O" else [f"{'S' if closed and length == 1 else 'B'}-{kind}", *inside]
+    return tags
+
+
+@given(st.lists(st.tuples(st.sampled_from(["O", "PER", "LOC"]), st.integers(1, 4)), max_size=6), st.booleans())
+def test_entities_of_spelled_tags(spans: list[tuple[str, int]], closed: bool) -> None:
+    starts = np.cumsum([0, *(length for _, length in spans)]).tolist()
+    expected = {(kind, at, at + length) for (kind, length), at in zip(spans, starts, strict=False) if kind != "O"}
+    tags = spelled(spans, closed)
+    assert entities(tags) == expected
+    if tags and "O" in tags:
+        assert sentences([("x", {"words": tags, "tags": tags, "line": 1}), CLOSED if closed else OPEN])
+
+
+OPEN = ("x", {"words": ["a"], "tags": ["B-X"], "line": 9})
+CLOSED = ("x", {"words": ["a"], "tags": ["S-X"], "line": 9})
+
+
+def test_faulty_predictions_count_as_conll_counts_them() -> None:
+    assert entities(["I-PER", "I-PER", "I-LOC", "O", "I-LOC", "B-LOC"]) == {
+        ("PER", 0, 2), ("LOC", 2, 3), ("LOC", 4, 5), ("LOC", 5, 6),
+    }  # fmt: skip
+    gold, guess = [["B-A", "I-A", "O"], ["B-A", "B-A"]], [["B-A", "O", "O"], ["B-A", "B-B"]]
+    found = entity_scores(gold, guess)
+    assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (1 / 3, 1 / 3, 1 / 3, 3 / 5)
+    assert entity_scores([["O"]], [["O"]])["f1"] == 0
+
+
+def write_conll(path: Path, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lines = ["-DOCSTART- O", ""]
+    for _ in range(count):
+        for word in rng.choice(["ann", "bob", "rome", "the", "was", "films", "unknown"], rng.integers(3, 9)):
+            lines.append(f"{word} {'B-PER' if word in ('ann', 'bob') else 'B-LOC' if word == 'rome' else 'O'}")
+            if word == "rome":
+                lines.append("films I-LOC")
+        lines.append("")
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("head", ["linear", "crf"])
+def test_learns_entities(head: str, tmp_path: Path, model: Path) -> None:
+    """`films` is two pieces, and an entity only after `rome`; max_len cuts words off, which are then missed."""
+    write_conll(tmp_path / "train.conll", 120, 1)
+    write_conll(tmp_path / "dev.conll", 40, 2)
+    own = ["task=ner", f"head={head}", "epochs=6"]
+    result = finetune(config(tmp_path, model, *own, suffix="conll"))
+    assert result["f1"] > 0.85
+    tagger, tokenizer = load_tagger(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    encoded = tokenizer([["ann", "was", "rome", "films"]], is_split_into_words=True, return_tensors="pt")
+    with torch.no_grad():
+        first_pieces = tagger.eval()(**encoded).logits[0, [1, 2, 3, 4]]
+    tags = tagger.crf.best(first_pieces) if head == "crf" else first_pieces.argmax(-1).tolist()
+    assert [tagger.config.id2label[tag] for tag in tags] == ["B-PER", "O", "B-LOC", "I-LOC"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["head"] == head
+    if head == "linear":
+        cut = finetune(config(tmp_path, model, *own, "max_len=5", f"out={tmp_path}/cut", suffix="conll"))
+        assert cut["recall"] < 0.8 < cut["precision"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ("a\tO\nb\tI-PER\n", r"line 2: I-PER after O: an entity begins with B-PER"),
+        ("a\tB-PER\nb\tI-LOC\n", r"line 2: I-LOC after B-PER: an entity begins with B-LOC"),
+        ("a\tO\n\nx\tI-PER\n", r"line 3: I-PER after O"),
+        ("a\tPERSON\n", r"line 1: tag 'PERSON': O, or one of B-TYPE, I-TYPE is needed"),
+        ("a\tS-PER\nb\tB-PER\nc\tO\n", r"line 3: B-PER is not followed by I-PER or E-PER"),
+        ("a\tS-PER\nb\tI-PER\n", r"line 2: I-PER after S-PER: an entity begins with B-PER or S-PER"),
+        ("a\tS-PER\nb\tB-PER\n", r"line 3: B-PER is not followed"),
+        ("a\tO\nb\n", r"line 2: 'b': a word and its tag are needed"),
+        ("a\tO\n", r"every label is 'O'"),
+        ("\n\n", r"holds no examples"),
+    ],
+)
+def test_faulty_files_are_named_by_line(lines: str, fault: str, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "train.conll").write_text(lines)
+    (tmp_path / "dev.conll").write_text("a\tB-PER\nb\tO\n")
+    with pytest.raises(UserError, match=rf"data\.train=.*train\.conll: {fault}"):
+        finetune(config(tmp_path, model, "task=ner", suffix="conll"))
+
+
+def test_dev_tags_that_training_lacks(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "train.conll").write_text("a\tB-PER\nb\tO\n")
+    (tmp_path / "dev.conll").write_text("a\tB-LOC\nb\tO\n")
+    with pytest.raises(UserError, match=r"data\.dev=.*has labels that data\.train lacks: B-LOC"):
+        finetune(config(tmp_path, model, "task=ner", suffix="conll"))
