@@ -5,6 +5,7 @@ Shapes: N examples or words, L labels, H hidden units.
 """
 
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -94,10 +95,10 @@ def with_lora(model: Any, rank: int, alpha: float, dropout: float) -> Any:
     encoder = model.base_model_prefix
     new = [name for name, child in model.named_children() if name != encoder and any(True for _ in child.parameters())]
     linear = [f"{encoder}.{name}" for name, child in model.base_model.named_modules() if isinstance(child, nn.Linear)]
-    return get_peft_model(
-        model,
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear, modules_to_save=new),
-    )
+    own = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear, modules_to_save=new)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a property of transformers that peft reads
+        return get_peft_model(model, own)
 
 
 class Teacher(nn.Module):

@@ -1,0 +1,268 @@
+"""Each technique does what its paper claims: losses against formulas, disturbances by norm, layers by what moves."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
+
+from data_prep.errors import UserError
+from finetune import classification
+from finetune import train as training
+from finetune.__main__ import finetune
+from finetune.config import LossConfig
+from finetune.techniques import IGNORED, balanced_weights, depth, soft_targets, symmetric_kl, task_loss
+from finetune.train import TaskTrainer, run
+from tests.unit.tiny_bert import config, write_tiny_bert
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("model"), layers=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two labels, three of four are x."""
+    rows = [f"{'good' if i % 4 else 'bad'} film\t{'x' if i % 4 else 'y'}" for i in range(16)]
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("\n".join(["sentence\tlabel", *rows]))
+    return tmp_path
+
+
+def loss_of(**changes: Any) -> LossConfig:
+    return LossConfig(**{"balanced": False, "label_smoothing": 0.0, "focal_gamma": 0.0, "r_drop": 0.0, **changes})
+
+
+def random_logits(seed: int, n: int = 7, num_labels: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(n, num_labels, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(num_labels, (n,), generator=generator)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 0.9), st.floats(0, 4), st.booleans())
+def test_losses_against_loops(seed: int, smoothing: float, gamma: float, weighted: bool) -> None:
+    logits, labels = random_logits(seed)
+    weights = torch.arange(1.0, 5.0, dtype=torch.float64) if weighted else torch.ones(4, dtype=torch.float64)
+    focal = smoothed = total = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        log_p = [value - math.log(sum(math.exp(other) for other in row)) for value in row]
+        weight = float(weights[label])
+        focal -= weight * (1 - math.exp(log_p[label])) ** gamma * log_p[label]
+        spread = [smoothing / 4 + (1 - smoothing) * (i == label) for i in range(4)]
+        smoothed -= sum(share * float(weights[i]) * log_p[i] for i, share in enumerate(spread))
+        total += weight
+    given_weights = weights if weighted else None
+    with_ignored = torch.cat([labels, torch.tensor([IGNORED])]), torch.cat([logits, logits[:1]])
+    found = task_loss(with_ignored[1], with_ignored[0], loss_of(focal_gamma=gamma), given_weights)
+    assert float(found) == pytest.approx(focal / total)
+    found = task_loss(logits, labels, loss_of(label_smoothing=smoothing), given_weights)
+    assert float(found) == pytest.approx(smoothed / total)
+
+
+def test_divergences_are_torch_s() -> None:
+    first, second = random_logits(1)[0], random_logits(2)[0]
+    kl = torch.nn.KLDivLoss(reduction="batchmean", log_target=True)
+    p, q = first.log_softmax(-1), second.log_softmax(-1)
+    assert float(symmetric_kl(first, second)) == pytest.approx(float(kl(q, p) + kl(p, q)) / 2)
+    soft = 9 * kl((first / 3).log_softmax(-1), (second / 3).log_softmax(-1))
+    assert float(soft_targets(first, second, 3)) == pytest.approx(float(soft))
+    assert float(symmetric_kl(first, first)) == pytest.approx(0)
+
+
+def test_balanced_labels_weigh_the_same_in_all() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 2 + [2] + [IGNORED] * 4)
+    weights = balanced_weights(labels, 3)
+    assert (weights * torch.tensor([6.0, 2.0, 1.0])).tolist() == pytest.approx([3.0] * 3)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForSequenceClassification.from_pretrained(folder).state_dict())
+
+
+def moved(model: Path, out: Path) -> dict[int, float]:
+    """By depth (0 embeddings, 1 to 3 layers, 4 above): the largest change of a weight."""
+    before, after = weights_of(model), weights_of(out)
+    changes: dict[int, float] = {}
+    for name, value in after.items():
+        if not name.startswith("classifier"):
+            level = depth(name, 3)
+            changes[level] = max(changes.get(level, 0.0), float((value - before[name]).abs().max()))
+    return changes
+
+
+def test_frozen_layers_keep_their_weights(folder: Path, model: Path) -> None:
+    finetune(config(folder, model, "epochs=1", "freeze_layers=2"))
+    changes = moved(model, folder / "out")
+    assert [level for level in sorted(changes) if changes[level] == 0] == [0, 1, 2]
+    with pytest.raises(UserError, match=r"freeze_layers=4: the model has 3 layers"):
+        finetune(config(folder, model, "freeze_layers=4", f"out={folder}/b"))
+
+
+def test_lower_layers_learn_slower_by_layer_decay(folder: Path, model: Path) -> None:
+    """Adam's first step moves each weight by its learning rate."""
+    own = ["epochs=1", "batch_size=16", "optim.layer_decay=0.5", "optim.warmup_fraction=0", "optim.weight_decay=0"]
+    finetune(config(folder, model, *own))
+    changes = moved(model, folder / "out")
+    assert [changes[level] for level in range(5)] == pytest.approx(
+        [3e-3 * 0.5 ** (4 - level) for level in range(5)], rel=0.01
+    )
+
+
+def test_lora_moves_the_encoder_by_matrices_of_its_rank(folder: Path, model: Path) -> None:
+    """The written model is plain, its linear layers differ by rank 2, everything else of the encoder is as it was."""
+    finetune(config(folder, model, "epochs=3", "lora.rank=2", "patience=3"))
+    before, after = weights_of(model), weights_of(folder / "out")
+    assert not any("lora" in name for name in after)
+    for name, value in after.items():
+        if name.startswith("bert."):
+            change = value - before[name]
+            linear = value.ndim == 2 and "embeddings" not in name
+            rank = int(torch.linalg.matrix_rank(change, rtol=1e-3)) if value.ndim == 2 else int(change.any())
+            assert rank == (2 if linear else 0), name
+
+
+class Watch(TaskTrainer):
+    """Notes the word embeddings that each forward pass of training sees."""
+
+    seen: list[torch.Tensor]
+    losses: list[float]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        value = super().compute_loss(model, inputs, *rest, **more)
+        if model.training:
+            self.seen.append(self.model.get_input_embeddings().weight.detach().clone())
+        return value
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, folder: Path, model: Path, *overrides: str) -> list[torch.Tensor]:
+    Watch.seen = []
+    monkeypatch.setattr(training, "TaskTrainer", Watch)
+    run(config(folder, model, "epochs=1", "batch_size=16", *overrides), classification.prepare)
+    return Watch.seen
+
+
+def test_fgm_disturbs_by_epsilon_along_the_gradient(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients: list[torch.Tensor] = []
+    ascent = training.techniques.ascent
+    monkeypatch.setattr(
+        training.techniques, "ascent", lambda g, size: (gradients.append(g.clone()), ascent(g, size))[1]
+    )
+    clean, disturbed = watched(monkeypatch, folder, model, "adversary.kind=fgm", "adversary.epsilon=0.7")
+    change = disturbed - clean
+    assert float(change.norm()) == pytest.approx(0.7, rel=1e-4)
+    assert float(torch.cosine_similarity(change.flatten(), gradients[0].flatten(), dim=0)) == pytest.approx(1, abs=1e-4)
+    # what is written learned from both passes by one step of Adam, and the disturbance is gone
+    after = weights_of(folder / "out")["bert.embeddings.word_embeddings.weight"]
+    assert 0 < float((after - clean).abs().max()) < 3.1e-3
+
+
+def test_pgd_stays_in_the_ball(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ["adversary.kind=pgd", "adversary.epsilon=0.5", "adversary.step_size=0.3", "adversary.steps=3"]
+    clean, *disturbed = watched(monkeypatch, folder, model, *own)
+    norms = [float((words - clean).norm()) for words in disturbed]
+    assert norms[0] == pytest.approx(0.3, rel=1e-4)
+    assert len(norms) == 3
+    assert max(norms) <= 0.5 + 1e-4
+    assert norms[1] > 0.45
+    assert float((weights_of(folder / "out")["bert.embeddings.word_embeddings.weight"] - clean).abs().max()) < 3.1e-3
+
+
+def test_adversarial_gradients_are_the_sum_of_both_passes(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout, the gradient after the step is that at the clean plus that at the disturbed embeddings."""
+    sums: list[torch.Tensor] = []
+
+    class Compare(TaskTrainer):
+        def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+            for part in model.modules():
+                if isinstance(part, torch.nn.Dropout):
+                    part.p = 0.0
+            value = super().training_step(model, inputs, *rest)
+            found = model.classifier.weight.grad.clone()
+            words, expected = model.get_input_embeddings().weight, 0
+            kept, model.training = words.detach().clone(), True
+            shift = torch.zeros_like(words)
+            for _ in range(2):
+                model.zero_grad()
+                with torch.no_grad():
+                    words.copy_(kept + shift)
+                model(**inputs).loss.backward()
+                expected = expected + model.classifier.weight.grad.clone()
+                shift = 0.7 * words.grad / words.grad.norm()
+            with torch.no_grad():
+                words.copy_(kept)
+            sums.extend([found, expected])
+            return value
+
+    monkeypatch.setattr(training, "TaskTrainer", Compare)
+    run(
+        config(folder, model, "epochs=1", "batch_size=16", "adversary.kind=fgm", "adversary.epsilon=0.7"),
+        classification.prepare,
+    )
+    assert torch.allclose(sums[0], sums[1], atol=1e-6)
+
+
+def first_loss(folder: Path, model: Path, *overrides: str) -> tuple[float, list[torch.Tensor]]:
+    """The loss of one batch in training mode, and the logits of each forward pass that it took."""
+    settings_ = config(folder, model, *overrides)
+    prepared = classification.prepare(settings_)
+    torch.manual_seed(5)
+    network = prepared.make_model().train()
+    seen: list[torch.Tensor] = []
+    network.register_forward_hook(lambda _module, _inputs, output: seen.append(output.logits.detach()))
+    arguments = training._arguments(settings_, prepared, folder / "none", 1)
+    trainer = TaskTrainer(settings_, prepared, model=network, args=arguments, train_dataset=prepared.train)
+    batch = prepared.collate([*prepared.train])
+    return float(trainer.compute_loss(network, dict(batch)).detach()), seen
+
+
+def test_r_drop_adds_the_kl_of_two_dropout_draws(folder: Path, model: Path) -> None:
+    loss, (first, second) = first_loss(folder, model, "loss.r_drop=2.5")
+    labels = torch.tensor([0 if i % 4 else 1 for i in range(16)])
+    cross = [torch.nn.functional.cross_entropy(logits, labels) for logits in (first, second)]
+    kl = symmetric_kl(first, second)
+    assert float(kl) > 1e-6
+    assert loss == pytest.approx(float((cross[0] + cross[1]) / 2 + 2.5 * kl))
+
+
+def test_class_weights_reach_the_loss(folder: Path, model: Path) -> None:
+    loss, (logits,) = first_loss(folder, model, "loss.balanced=true")
+    labels = torch.tensor([0 if i % 4 else 1 for i in range(16)])
+    expected = torch.nn.functional.cross_entropy(logits, labels, weight=torch.tensor([16 / 24, 16 / 8]))
+    assert loss == pytest.approx(float(expected))
+
+
+def test_a_smaller_model_learns_from_a_teacher_alone(
+    folder: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The student's labels are wrong, and it follows the teacher; its hidden states are of another width."""
+    assert finetune(config(folder, model, "epochs=40", f"out={folder}/teacher"))["accuracy"] == 1
+    small = write_tiny_bert(tmp_path_factory.mktemp("small"), layers=1, hidden=16)
+    text = (folder / "train.tsv").read_text()
+    (folder / "train.tsv").write_text(text.replace("\tx", "\t?").replace("\ty", "\tx").replace("\t?", "\ty"))
+    own = [f"distill.teacher={folder}/teacher", "distill.weight=1", "distill.hidden=0.1", "epochs=20", "optim.lr=0.01"]
+    assert finetune(config(folder, small, *own))["accuracy"] == 1
+    assert finetune(config(folder, small, "epochs=20", "optim.lr=0.01", f"out={folder}/alone"))["accuracy"] == 0
+    other = write_tiny_bert(tmp_path_factory.mktemp("other"), words=["good", "bad"])
+    with pytest.raises(UserError, match=r"distill\.teacher=.*: has another vocabulary"):
+        finetune(config(folder, other, *own, f"out={folder}/c"))
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text("sentence\tlabel\na\t0\nb\t1\n")
+    with pytest.raises(UserError, match=r"distill\.teacher=.*: its labels are x, y; data\.train has 0, 1"):
+        finetune(config(folder, small, *own, f"out={folder}/d"))
+
+
+def test_random_weights_know_nothing_of_the_model(folder: Path, model: Path) -> None:
+    finetune(config(folder, model, "epochs=1", "init=random", "optim.lr=1e-9"))
+    before, after = weights_of(model), weights_of(folder / "out")
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert before[name].shape == after[name].shape
+    assert abs(np.corrcoef(before[name].flatten(), after[name].flatten())[0, 1]) < 0.2
