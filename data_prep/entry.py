@@ -6,13 +6,14 @@ refused with one line that names the nearest valid key.
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -21,11 +22,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data_prep.errors import ExitCode, PeerFailed, UserError
+from data_prep.schema import CONF
 
 C = TypeVar("C")
 
-_CONF = "conf"
 _HYDRA = "1.3"
+
+
+class Key(NamedTuple):
+    """One key of a command's configuration."""
+
+    name: str  # dotted
+    meaning: str
+    default: str | None  # in YAML's notation, or "required"; None for a section
 
 
 def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn:
@@ -42,7 +51,7 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
     codes: list[int] = []
     composed = False
 
-    @hydra.main(version_base=_HYDRA, config_path=f"pkg://{_root(schema)}", config_name=config_name)
+    @hydra.main(version_base=_HYDRA, config_path=str(_root(schema)), config_name=config_name)
     def task(config: DictConfig) -> None:
         nonlocal composed
         composed = True
@@ -75,27 +84,50 @@ def typed(values: Mapping[str, Any], schema: type[C]) -> C:
 
 def help_text(config_name: str, schema: type[Any]) -> str:
     """Groups with their options, then every key with its default and meaning."""
-    defaults = _composed(config_name, schema, ())
     command = {"prep": "python -m data_prep", "train": "deepspeed pretrain/train.py"}.get(
         config_name, f"python -m {config_name}"
     )
     lines = [f"{command} [key=value ...]", "", "Groups (group=option):"]
-    for group, options in _groups(schema).items():
+    for group, options in groups(schema).items():
         lines.append(f"  {group:12} {' '.join(options)}")
     lines += ["", "Keys (key=value; default in brackets):"]
-    for key, text in _keys(schema):
-        if text:
-            value = OmegaConf.select(defaults, key, throw_on_missing=False)
-            parent, _, leaf = key.rpartition(".")
-            missing = OmegaConf.is_missing(OmegaConf.select(defaults, parent) if parent else defaults, leaf)
-            shown = "required" if missing else "null" if value is None else str(value)
-            lines.append(f"  {key:28} {text} [{shown}]")
+    for key in keys(config_name, schema):
+        if key.meaning:
+            lines.append(f"  {key.name:28} {key.meaning}" + (f" [{key.default}]" if key.default else ""))
     lines += [
         "",
         "--cfg job prints the composed configuration, --multirun sweeps, --hydra-help tells Hydra's own flags.",
     ]
     codes = ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
     return "\n".join([*lines, f"Exit codes: {codes} (README.md)."])
+
+
+def keys(config_name: str, schema: type[Any]) -> list[Key]:
+    """Every key and section of `schema`, in order, with the default that `conf/{config_name}.yaml` gives."""
+    defaults = _composed(config_name, schema, ())
+    found = []
+    for name, meaning in _names(schema):
+        parent, _, leaf = name.rpartition(".")
+        value = OmegaConf.select(defaults, name, throw_on_missing=False)
+        if OmegaConf.is_missing(OmegaConf.select(defaults, parent) if parent else defaults, leaf):
+            default: str | None = "required"
+        elif isinstance(value, DictConfig):
+            default = None
+        else:
+            plain = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+            default = plain if isinstance(plain, str) else json.dumps(plain)
+        found.append(Key(name, meaning, default))
+    return found
+
+
+def groups(schema: type[Any]) -> dict[str, list[str]]:
+    """Config groups of this schema (top-level fields, and `recipe` of training) with the options that `conf/` offers."""
+    names = [field.name for field in dataclasses.fields(schema)]
+    found: dict[str, list[str]] = {}
+    for name in [*names, *(["recipe"] if "expect" in names else [])]:  # a recipe tells what corpus it expects
+        if options := sorted(path.stem for path in (_root(schema) / name).glob("*.yaml")):
+            found[name] = options
+    return found
 
 
 def guarded(action: Callable[[], int], schema: type[Any]) -> int:
@@ -121,19 +153,19 @@ def _complain(message: str, *, everywhere: bool = False) -> None:
         print(f"error: {message}" if rank == "0" else f"error: rank {rank}: {message}", file=sys.stderr, flush=True)
 
 
-def _root(schema: type[Any]) -> str:
-    """The package of YAML that the command of `schema` composes from: `conf`, or a folder of its own within.
+def _root(schema: type[Any]) -> Path:
+    """The folder of YAML that the command of `schema` composes from: `conf`, or a folder of its own within.
 
     A package gets its own where one of its keys (`model=<directory>` of finetune) is a group for the others: Hydra
     takes any key that is the name of a folder for the choice of an option.
     """
-    own = schema.__module__.partition(".")[0]
-    return f"{_CONF}.{own}" if resources.files(_CONF).joinpath(own).is_dir() else _CONF
+    own = CONF / schema.__module__.partition(".")[0]
+    return own if own.is_dir() else CONF
 
 
 def _composed(config_name: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_module(config_module=_root(schema), version_base=_HYDRA):
+    with hydra.initialize_config_dir(config_dir=str(_root(schema)), version_base=_HYDRA):
         try:
             return hydra.compose(config_name, overrides=list(overrides))
         except ValueError as error:
@@ -181,15 +213,15 @@ def _explain(error: Exception, schema: type[Any]) -> str:
     first = message.strip().splitlines()[0].rstrip(".")
     if match := re.search(r"Could not (?:find|load) '?([\w-]+)/([\w/.-]+)'", message):
         group, option = match.groups()
-        options = _groups(schema).get(group, [])
+        options = groups(schema).get(group, [])
         return f"{group}={option}: no such option{_nearest(option, options)}; there are {', '.join(options)}"
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match.group(1)
-        return f"{key}: no such key{_nearest(key, [name for name, _ in _keys(schema)])}; --help lists them all"
+        return f"{key}: no such key{_nearest(key, [name for name, _ in _names(schema)])}; --help lists them all"
     if match := re.search(r"Key '([^']+)' (?:not in|is not in)", message):
         full = re.search(r"full_key: (\S+)", message)
         key = full.group(1) if full else match.group(1)
-        return f"{key}: no such key{_nearest(key, [name for name, _ in _keys(schema)])}; --help lists them all"
+        return f"{key}: no such key{_nearest(key, [name for name, _ in _names(schema)])}; --help lists them all"
     if isinstance(error, MissingMandatoryValue) and (match := re.search(r"full_key: (\S+)", message)):
         return (
             f"{match.group(1)}: has no value; add {match.group(1)}=… to the command line (--help tells what it means)"
@@ -206,21 +238,11 @@ def _nearest(name: str, valid: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _keys(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _names(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, help text) of every field; a nested dataclass comes before its fields."""
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         yield prefix + field.name, field.metadata.get("help", "")
         for candidate in (hints[field.name], *typing.get_args(hints[field.name])):
             if dataclasses.is_dataclass(candidate):
-                yield from _keys(typing.cast(type[Any], candidate), f"{prefix}{field.name}.")
-
-
-def _groups(schema: type[Any]) -> dict[str, list[str]]:
-    """Config groups of this schema's top-level fields, and `recipe`, with the options that `conf/` offers."""
-    found: dict[str, list[str]] = {}
-    for name in [field.name for field in dataclasses.fields(schema)] + ["recipe"]:
-        folder = resources.files(_root(schema)).joinpath(name)
-        if folder.is_dir():
-            found[name] = sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
-    return found
+                yield from _names(typing.cast(type[Any], candidate), f"{prefix}{field.name}.")

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from data_prep.config import (
     TokenizerConfig,
 )
 from data_prep.errors import UserError
+from data_prep.schema import CONF
 from data_prep.sentences import cut_by
 from data_prep.sources import InputFile, Span, find_inputs, split
 from data_prep.storage import download, is_remote, listed, remove, upload
@@ -149,7 +150,7 @@ def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:
         where = f"sources[{number}]"
         if not isinstance(entry, Mapping) or entry.get("kind") not in set(SourceKind):
             raise UserError(f"{where}: has no kind; write {{kind: jsonl, paths: [a.jsonl], weight: 2}}")
-        text = resources.files("conf").joinpath("source", f"{entry['kind']}.yaml").read_text(encoding="utf-8")
+        text = (CONF / "source" / f"{entry['kind']}.yaml").read_text(encoding="utf-8")
         values = {**yaml.safe_load(text), **entry}
         unknown = values.keys() - SourceConfig.__dataclass_fields__.keys()
         if unknown or not isinstance(values["paths"], list):

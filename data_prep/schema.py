@@ -4,7 +4,10 @@ The text is what `--help` prints. Fields have no defaults: the values stand in `
 """
 
 from dataclasses import field
+from pathlib import Path
 from typing import Any
+
+CONF = Path(__file__).resolve().parents[1] / "conf"  # beside the packages, installed too: no other `conf` is imported
 
 
 def doc(text: str) -> Any:

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import NAME as MANIFEST_NAME
+from data_prep.schema import CONF
 from pretrain.config import TrainConfig
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "webdataset", "hydra-core", "numpy")
@@ -63,7 +63,7 @@ def _short(data: bytes) -> str:
 def _source_hash() -> str:
     digest = hashlib.sha256()
     for package in _SOURCES:
-        root = Path(str(resources.files(package)))
+        root = CONF.parent / package
         for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml")):
             digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

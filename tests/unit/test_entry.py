@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from data_prep import entry
+from data_prep.config import PrepConfig
 from data_prep.errors import DiskError, ExitCode, TrainingError, UserError
 from pretrain.config import TrainConfig
-from tests.support import ROOT, TINY, Trainer, environment
+from tests.support import TINY, Trainer, environment
 
 Refusal = Callable[..., str]
 
@@ -133,6 +134,10 @@ def test_help_tells_every_key_with_default_and_meaning() -> None:
     for words in ("optim.lr", "peak learning rate", "[0.0001]", "model        ", "tiny", "75 stopped", "required"):
         assert words in text
     assert all(len(line) > 2 for line in text.splitlines() if line.strip())
+    prep = entry.help_text("prep", PrepConfig)
+    assert "recipe" not in prep
+    assert "what is mended and what is dropped\n" in prep  # a section has no value of its own
+    assert "[true]" in prep  # as YAML writes it
 
 
 # The whole way: argv, Hydra, exit status
@@ -187,7 +192,3 @@ def test_help_and_cfg_job(trainer: Trainer, tmp_path: Path) -> None:
         assert result.code == 0
         assert words in (job.logs / "stdout-0").read_text()
         assert result.stderr == ""
-
-
-def test_the_package_finds_its_conf() -> None:
-    assert (ROOT / "conf" / "train.yaml").is_file()
