@@ -121,7 +121,7 @@ def keys(config_name: str, schema: type[Any]) -> list[Key]:
 
 
 def groups(schema: type[Any]) -> dict[str, list[str]]:
-    """Config groups of this schema (top-level fields, and `recipe` of training) with the options that `conf/` offers."""
+    """Config groups of this schema (top-level fields; `recipe` of training) with the options that `conf/` offers."""
     names = [field.name for field in dataclasses.fields(schema)]
     found: dict[str, list[str]] = {}
     for name in [*names, *(["recipe"] if "expect" in names else [])]:  # a recipe tells what corpus it expects
