@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -35,10 +35,10 @@ from torch import Tensor
 from data_prep.errors import DiskError, ExitCode, UserError
 
 _NAME = re.compile(r"step-([0-9]{8,})")
-_MANIFEST = "MANIFEST.json"
+MANIFEST = "MANIFEST.json"
 _MODEL, _OPTIMIZER, _STATE, _CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"
-_FILES = (_MODEL, _OPTIMIZER, _STATE, _CONFIG)
-_TEMPORARY = ".writing-"
+FILES = (_MODEL, _OPTIMIZER, _STATE, _CONFIG)
+TEMPORARY = ".writing-"
 _MAX_FAILED_SAVES = 3
 _POLL_SECONDS = 0.05
 _HURRIED_SECONDS = 10.0  # less than the 30 s that a launcher gives a rank to go
@@ -87,10 +87,15 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def step_of(path: PurePath) -> int:
+    """The step that a checkpoint's name tells; -1 if this is no checkpoint's name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else -1
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete-looking checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=_step_of)
+    return sorted((path for path in folder.glob("step-*") if step_of(path) >= 0 and path.is_dir()), key=step_of)
 
 
 def newest_verified(folder: Path, report: Callable[[str], None]) -> Path | None:
@@ -106,10 +111,10 @@ def newest_verified(folder: Path, report: Callable[[str], None]) -> Path | None:
 def verify(path: Path) -> list[str]:
     """What is wrong with a checkpoint, one line each; empty when it is whole."""
     try:
-        listed = json.loads((path / _MANIFEST).read_bytes())["files"]
-        expected = {name: (int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in _FILES}
+        listed = json.loads((path / MANIFEST).read_bytes())["files"]
+        expected = {name: (int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in FILES}
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        return [f"{_MANIFEST}: unreadable ({error})"]
+        return [f"{MANIFEST}: unreadable ({error})"]
     faults = []
     for name, (size, digest) in expected.items():
         try:
@@ -135,7 +140,7 @@ def load(path: Path) -> Snapshot:
 def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Path:
     """Write a checkpoint so that it appears whole or not at all. Raises OSError or SafetensorError."""
     final = path_of(folder, snapshot.state.step)
-    temporary = temporary or folder / f"{_TEMPORARY}{final.name}"
+    temporary = temporary or folder / f"{TEMPORARY}{final.name}"
     temporary.mkdir(parents=True, exist_ok=True)
     try:
         save_file(dict(snapshot.weights), temporary / _MODEL, metadata={"format": "pt"})
@@ -143,13 +148,13 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
         (temporary / _STATE).write_text(json.dumps(asdict(snapshot.state), indent=1) + "\n", encoding="utf-8")
         (temporary / _CONFIG).write_text(snapshot.config_yaml, encoding="utf-8")
         files = {}
-        for name in _FILES:
+        for name in FILES:
             (temporary / name).chmod((temporary / _STATE).stat().st_mode)  # safetensors' own is 0600
             _fsync(temporary / name)
             files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
-        (temporary / _MANIFEST).write_text(json.dumps({"version": 1, "files": files}, indent=1) + "\n")
-        _fsync(temporary / _MANIFEST)
-        for leftover in set(temporary.iterdir()) - {temporary / name for name in (*_FILES, _MANIFEST)}:
+        (temporary / MANIFEST).write_text(json.dumps({"version": 1, "files": files}, indent=1) + "\n")
+        _fsync(temporary / MANIFEST)
+        for leftover in set(temporary.iterdir()) - {temporary / name for name in (*FILES, MANIFEST)}:
             leftover.unlink()
         _fsync(temporary)
         if final.exists():  # a damaged one that resuming passed over
@@ -182,8 +187,13 @@ def assemble(fragments: Iterable[Fragment], shapes: Mapping[str, Sequence[int]])
 
 def clear_unfinished(folder: Path) -> None:
     """Remove what a killed job left half-written. For rank 0, before any rank writes."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
+    for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path)
+
+
+def let_go(steps: Sequence[int], *, keep_last: int, keep_every: int) -> list[int]:
+    """Which of these ascending steps retention removes: not the last ones, nor the multiples of `keep_every`."""
+    return [step for step in steps[:-keep_last] if not keep_every or step % keep_every]
 
 
 def retain(folder: Path, *, newest: int, keep_last: int, keep_every: int) -> list[Path]:
@@ -191,14 +201,12 @@ def retain(folder: Path, *, newest: int, keep_last: int, keep_every: int) -> lis
 
     Later ones are damaged, since resuming passed over them: they do not count.
     """
-    removed = []
-    for path in [path for path in list_checkpoints(folder) if _step_of(path) <= newest][:-keep_last]:
-        if keep_every and _step_of(path) % keep_every == 0:
-            continue
-        doomed = path.with_name(_TEMPORARY + path.name)  # renamed first: a half-removed one must not look whole
+    found = {step_of(path): path for path in list_checkpoints(folder) if step_of(path) <= newest}
+    removed = [found[step] for step in let_go(list(found), keep_last=keep_last, keep_every=keep_every)]
+    for path in removed:
+        doomed = path.with_name(TEMPORARY + path.name)  # renamed first: a half-removed one must not look whole
         path.rename(doomed)
         shutil.rmtree(doomed)
-        removed.append(path)
     return removed
 
 
@@ -206,7 +214,8 @@ class Writer:
     """Writes checkpoints in a background thread, one at a time; every rank that holds a share has one.
 
     A save that fails for want of disk space leaves the previous checkpoint, says so and lets training go on; after
-    `_MAX_FAILED_SAVES` in a row, and at the end of the run, it is a `DiskError`.
+    `_MAX_FAILED_SAVES` in a row, and at the end of the run, it is a `DiskError`. `upload` is given each checkpoint
+    that is whole, in a thread of its own; while it is busy only the newest waits. Where it fails, that is said.
     """
 
     def __init__(
@@ -219,11 +228,14 @@ class Writer:
         keep_every: int,
         patience_seconds: float,  # how long rank 0 waits for the other shares
         say: Callable[[str], None],
+        upload: Callable[[Path], None] | None = None,
     ) -> None:
         self._folder, self._rank, self._num_writers, self._say = folder, rank, num_writers, say
         self._keep_last, self._keep_every, self._patience_seconds = keep_last, keep_every, patience_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._upload, self._uploading = upload, Future[None]()
+        self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._failures: list[str] = []
         self._latest = math.inf  # on the monotonic clock: when to wait for shares no more
 
@@ -250,9 +262,10 @@ class Writer:
         self._join()
 
     def close(self) -> None:
-        """Wait for the last one. Raises `DiskError` if it could not be written."""
+        """Wait for the last one, and its upload. Raises `DiskError` if it could not be written."""
         self._join()
         self._pool.shutdown()
+        self._uploader.shutdown()
         if self._failures:
             raise DiskError(self._failures[-1])
 
@@ -269,7 +282,7 @@ class Writer:
         config_yaml: str,
     ) -> None:
         final = path_of(self._folder, state.step)
-        temporary = self._folder / f"{_TEMPORARY}{final.name}"
+        temporary = self._folder / f"{TEMPORARY}{final.name}"
         try:
             if self._rank:
                 _write_share(temporary, self._rank, fragments)
@@ -281,6 +294,7 @@ class Writer:
                 moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
                 write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
                 retain(self._folder, newest=state.step, keep_last=self._keep_last, keep_every=self._keep_every)
+                self._start_upload(final)
             self._failures.clear()
         except (OSError, SafetensorError) as error:
             if self._rank == 0:
@@ -290,6 +304,22 @@ class Writer:
                     _failed_path(temporary, self._rank).touch()
             self._failures.append(f"{final}: not saved ({error}); free space and run the same command again")
             self._say(f"warning: {self._failures[-1]}")
+
+    def _start_upload(self, path: Path) -> None:
+        if self._upload is None:
+            return
+
+        def tell(uploaded: Future[None]) -> None:
+            if not uploaded.cancelled() and (error := uploaded.exception()):
+                self._say(f"warning: {path} was not uploaded ({one_line(error)}); it goes on with the next checkpoint")
+
+        self._uploading.cancel()  # has not begun, and this one is newer
+        self._uploading = self._uploader.submit(self._upload, path)
+        self._uploading.add_done_callback(tell)
+
+
+def one_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _share_path(temporary: Path, rank: int) -> Path:
@@ -342,12 +372,6 @@ def _parse_state(body: Any) -> TrainingState:
             raise ValueError(f"{_STATE}: {field.name} is {value!r:.50}")
         values[field.name] = value
     return TrainingState(**values)
-
-
-def _step_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match
-    return int(match.group(1))
 
 
 def _sha256(path: Path) -> str:

@@ -219,7 +219,7 @@ class CheckpointConfig:
     every: int = doc("optimizer steps between checkpoints; 0 saves at the end only")
     keep_last: int = doc("newest checkpoints to keep")
     keep_every: int = doc("also keep for ever the checkpoints whose step is a multiple of this; 0 keeps none")
-
+    upload: str | None = doc("fsspec URL or directory: each whole checkpoint is copied to UPLOAD/run in the background")
     patience_seconds: int = doc("rank 0 waits so long for the other ranks' shares before a save counts as failed")
 
     def __post_init__(self) -> None:

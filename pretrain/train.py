@@ -31,6 +31,7 @@ from pretrain.engine import Engine
 from pretrain.initialize import initialize
 from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
 from pretrain.loop import LossSpike, Progress, Run, train
+from pretrain.mirror import Mirror
 from pretrain.model import PackedBert
 from pretrain.plan import check_memory
 from pretrain.run_directory import RunDirectory
@@ -81,18 +82,44 @@ def run(
     """Resume if there is something to resume, build the parts, train. `directory` is rank 0's."""
     if not (corpus.directory / "tokenizer").is_dir():
         raise UserError(f"{corpus.directory / 'tokenizer'}: not there; copy or prepare the corpus again")
-    resolved = plain(asdict(config))
-    config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
-    snapshot = resume(config, path / "checkpoints", corpus, process)
+    mirror = open_mirror(config)
+    snapshot = resume(config, path / "checkpoints", corpus, process, mirror)
     if snapshot:
         progress.step, progress.samples = snapshot.state.step, snapshot.state.samples
         progress.tokens, progress.seconds = snapshot.state.tokens, snapshot.state.seconds
     if progress.step >= config.steps:
         say(process, f"{path}: already at step {progress.step} of {config.steps}; raise `steps` or name another run")
         return ExitCode.OK
+    parts = build(config, path, directory, corpus, process, stop, progress, snapshot, mirror)
+    code = ExitCode.FAILED
+    try:
+        code = train_guarded(parts)
+    except Exception as error:
+        if not isinstance(error, UserError):  # a collective fails when another rank is gone
+            parts.writer.hurry()
+        raise
+    finally:
+        parts.watchdog.close()
+        parts.telemetry.close(int(code))
+    return code
+
+
+def build(
+    config: TrainConfig,
+    path: Path,
+    directory: RunDirectory | None,
+    corpus: Corpus,
+    process: Process,
+    stop: StopRequest,
+    progress: Progress,
+    snapshot: Snapshot | None,
+    mirror: Mirror | None,
+) -> Run:
+    """The parts of a run that goes on from `snapshot`, or from the start. Collective."""
+    resolved = plain(asdict(config))
+    config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
     if directory:
         directory.describe(config_yaml, corpus.directory / "tokenizer", process.world_size)
-
     engine, vocab_rows = build_engine(config, corpus, process, snapshot)
     telemetry = open_telemetry(
         config,
@@ -105,9 +132,8 @@ def run(
     say(process, describe(config, path, corpus, process, engine, progress))
     for mismatch in config.expect.unmet(corpus.manifest):
         say(process, f"warning: {corpus.directory} was prepared with {mismatch} as the recipe expects")
-    watchdog = Watchdog(config.watchdog.seconds, path, process.rank)
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
-    parts = Run(
+    return Run(
         config=config,
         path=path,
         process=process,
@@ -123,24 +149,22 @@ def run(
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
             say=telemetry.say,
+            upload=mirror.push if mirror else None,
         ),
-        watchdog=watchdog,
+        watchdog=Watchdog(config.watchdog.seconds, path, process.rank),
         stop=stop,
         progress=progress,
         vocab_rows=vocab_rows,
         config_yaml=config_yaml,
     )
-    code = ExitCode.FAILED
-    try:
-        code = train_guarded(parts)
-    except Exception as error:
-        if not isinstance(error, UserError):  # a collective fails when another rank is gone
-            parts.writer.hurry()
-        raise
-    finally:
-        watchdog.close()
-        telemetry.close(int(code))
-    return code
+
+
+def open_mirror(config: TrainConfig) -> Mirror | None:
+    """Where checkpoints are uploaded to, if anywhere."""
+    url, rules = config.checkpoint.upload, config.checkpoint
+    if url is None:
+        return None
+    return Mirror(f"{url.rstrip('/')}/{config.run}", keep_last=rules.keep_last, keep_every=rules.keep_every)
 
 
 def train_guarded(parts: Run) -> ExitCode:
@@ -205,10 +229,15 @@ def restore(engine: Engine, snapshot: Snapshot, corpus: Corpus, process: Process
     )
 
 
-def resume(config: TrainConfig, folder: Path, corpus: Corpus, process: Process) -> Snapshot | None:
-    """The newest checkpoint that verifies, if it belongs to this data and order of samples."""
+def resume(
+    config: TrainConfig, folder: Path, corpus: Corpus, process: Process, mirror: Mirror | None
+) -> Snapshot | None:
+    """The newest checkpoint that verifies, here or else in the mirror, if it belongs to this data and order."""
     process.on_main(lambda: checkpoint.clear_unfinished(folder))
     found = newest(folder, process)
+    if found is None and mirror:
+        say(process, f"{folder}: empty; looking into checkpoint.upload={config.checkpoint.upload}")
+        found = process.on_main(lambda: mirror.pull(folder, lambda text: say(process, f"warning: {text}")))
     if found is None:
         return None
     snapshot = checkpoint.load(found)

@@ -54,6 +54,19 @@ def test_resume_is_bitwise_the_uninterrupted_run(
     assert bitwise(resumed, whole)
 
 
+def test_a_fresh_machine_goes_on_from_the_uploaded_checkpoint(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    overrides = (f"data.path={corpus}", "model.dropout=0.1", "checkpoint.every=2")
+    whole = trainer.run(*overrides, ranks=2)
+    upload = f"checkpoint.upload={tmp_path}/store"
+    stopped = trainer.run(*overrides, upload, "stop_at=3", ranks=2)
+    assert stopped.codes == (75, 75), stopped.stderrs
+    assert sorted(path.name for path in (tmp_path / "store" / "run").iterdir())[-1] == "step-00000003"
+    resumed = trainer.run(*overrides, upload, ranks=2)  # in a run directory of its own, which is empty
+    assert resumed.codes == (0, 0), resumed.stderrs
+    assert "resuming at step 3 of 6" in resumed.stderr
+    assert bitwise(resumed, whole)
+
+
 def test_stop_at_and_the_same_command_again(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     overrides = (f"data.path={corpus}", f"runs_root={tmp_path}", "model.dropout=0.1", "log.every=4", "eval.every=4")
     whole = trainer.run(*overrides, "run=whole")

@@ -1,0 +1,119 @@
+"""Checkpoints in a second place: whole ones only, by the same rules, and back again."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from data_prep.errors import UserError
+from pretrain import checkpoint
+from pretrain.checkpoint import Writer
+from pretrain.mirror import Mirror
+from tests.unit.test_checkpoint import make_snapshot, same
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    yield "memory://bucket/runs/r" if request.param == "memory" else str(tmp_path / "remote" / "r")
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+
+
+def mirror(url: str, keep_last: int = 2, keep_every: int = 0) -> Mirror:
+    return Mirror(url, keep_last=keep_last, keep_every=keep_every)
+
+
+def names(url: str) -> list[str]:
+    files, root = fsspec.url_to_fs(url)
+    return sorted(path.rsplit("/", 1)[-1] for path in files.ls(root, detail=False))
+
+
+def told(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_there_and_back(url: str, tmp_path: Path) -> None:
+    assert mirror(url).pull(tmp_path / "new", told) is None
+    for step in (3, 5):
+        mirror(url).push(checkpoint.write(tmp_path / "old", make_snapshot(step)))
+    found = mirror(url).pull(tmp_path / "new", told)
+    assert found == tmp_path / "new" / "step-00000005"
+    assert checkpoint.verify(found) == []
+    assert same(checkpoint.load(found), make_snapshot(5))
+
+
+def test_the_rules_of_retention_hold_there_too(url: str, tmp_path: Path) -> None:
+    for step in range(1, 9):
+        mirror(url, keep_every=3).push(checkpoint.write(tmp_path / "old", make_snapshot(step)))
+    assert names(url) == [f"step-{step:08d}" for step in (3, 6, 7, 8)]
+
+
+def test_a_step_that_was_written_anew_replaces_the_old_one(url: str, tmp_path: Path) -> None:
+    """After a rollback the same step comes again with other weights."""
+    mirror(url).push(checkpoint.write(tmp_path / "a", make_snapshot(4)))
+    other = make_snapshot(9)._replace(state=make_snapshot(4).state)
+    path = checkpoint.write(tmp_path / "b", other)
+    mirror(url).push(path)
+    mirror(url).push(path)
+    found = mirror(url).pull(tmp_path / "new", told)
+    assert found is not None
+    assert same(checkpoint.load(found), other)
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "a file short", "a file gone"])
+def test_what_is_not_whole_there_is_passed_over(url: str, tmp_path: Path, damage: str) -> None:
+    for step in (1, 2):
+        mirror(url).push(checkpoint.write(tmp_path / "old", make_snapshot(step)))
+    files, root = fsspec.url_to_fs(url)
+    last = f"{root}/step-00000002"
+    if damage == "a file short":
+        files.pipe_file(f"{last}/model.safetensors", files.cat_file(f"{last}/model.safetensors")[:-3])
+    else:
+        files.rm(f"{last}/{'MANIFEST.json' if damage == 'no manifest' else 'state.json'}")
+    said: list[str] = []
+    assert mirror(url).pull(tmp_path / "new", said.append) == tmp_path / "new" / "step-00000001"
+    assert [("step-00000002" in text) for text in said] == [True] * (damage != "no manifest")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["step-00000001"]
+
+
+def test_a_place_that_nobody_knows() -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.upload=nosuch://x"):
+        mirror("nosuch://x")
+
+
+def test_a_place_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("a file where a folder belongs")
+    (tmp_path / "r2").symlink_to(tmp_path / "r2")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        mirror(str(tmp_path / "r2")).pull(tmp_path / "new", told)
+    assert "\n" not in str(caught.value)
+
+
+def test_training_never_waits_for_an_upload(tmp_path: Path) -> None:
+    """A slow upload: later saves go on, only the newest waits for its turn; a failure is one warning."""
+    begun, free, uploaded, said = threading.Event(), threading.Event(), list[str](), list[str]()
+
+    def upload(path: Path) -> None:
+        begun.set()
+        assert free.wait(20)
+        uploaded.append(path.name)
+        if path.name.endswith("1"):
+            raise RuntimeError("the network\nis gone")
+
+    writer = Writer(
+        tmp_path, rank=0, num_writers=1, keep_last=9, keep_every=0, patience_seconds=9, say=said.append, upload=upload
+    )
+    for step in range(1, 6):
+        state = make_snapshot(step).state
+        writer.submit(state, (), {}, "{}\n")
+        writer.wait()
+        assert begun.wait(20)
+        assert checkpoint.verify(tmp_path / f"step-{step:08d}") == []
+    free.set()
+    writer.close()
+    assert uploaded == ["step-00000001", "step-00000005"]
+    assert len(said) == 1
+    assert said[0].startswith("warning: ")
+    assert "step-00000001 was not uploaded (the network)" in said[0]
