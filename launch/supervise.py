@@ -82,7 +82,7 @@ def supervise(job: Job) -> int:
                 f"{host}: {_STORIES.get(code, f'exit code {code}')}" for host, code in codes.items() if code
             )
             if len(faults) > job.restarts:
-                say(f"{story}; given up after {job.restarts} restarts within an hour")
+                say(f"{story}; given up after {job.restarts} restarts within an hour" if job.restarts else story)
                 lost = [host for host, code in codes.items() if code == LOST]
                 _close(connect(lost, mark, job.ssh, job.lost_after).values())  # its agent ends what is left there
                 return code if code in (ExitCode.STUCK, ExitCode.STOPPED) else ExitCode.FAILED
@@ -153,9 +153,7 @@ def _reach(job: Job, mark: str, before: Mapping[str, int] | None, stop: "Stop") 
     if any(before[host] == LOST for host in missing if before and host in before):
         _close(nodes.values())
         pause = job.lost_after + 2 * GRACE_SECONDS
-        say(
-            f"no answer from {', '.join(missing)}; ranks there end by themselves within {pause:.0f} s, waiting for that"
-        )
+        say(f"no answer from {', '.join(missing)}; whatever trains there ends within {pause:.0f} s, waiting for that")
         stop.sleep(pause)
         nodes = connect(hosts, mark, job.ssh, job.lost_after)
     if len(nodes) < len(hosts) and not stop.asked:

@@ -32,7 +32,7 @@ ODD = [
 ]
 
 STUB = """
-import json, os, signal, subprocess, sys, time
+import json, os, psutil, signal, subprocess, sys, time
 from pathlib import Path
 here, mode, *rest = sys.argv[1:]
 here, rank = Path(here), os.environ["RANK"]
@@ -52,14 +52,17 @@ if mode == "say":
     status(0)
 stopped = []
 signal.signal(signal.SIGTERM, (lambda *_: None) if mode == "deaf" else lambda *_: stopped.append(1))
-# what a rank may leave behind: a process that hears no SIGTERM
-deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+# what a rank may leave behind: a process that, where we have time to wait for it, hears no SIGTERM
+deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); " if mode == "obey" else "import time; "
+deaf += "time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", deaf])
 note("ready", [os.getpid(), child.pid])
 while not all((here / f"ready-{r}").exists() for r in range(int(os.environ["WORLD_SIZE"]))):
     time.sleep(0.05)
 if mode == "kill_launcher":
     os.kill(os.getppid(), signal.SIGKILL)
+if mode == "kill_agent":
+    os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
 while not stopped:
     time.sleep(0.05)
 time.sleep(1)  # saving
@@ -153,8 +156,15 @@ def test_a_second_signal_kills(stub: Path) -> None:
 
 
 def test_a_killed_launcher_is_a_failure_without_orphans(stub: Path) -> None:
-    """deepspeed returns 0 here and leaves the ranks running; they still get the time to save."""
+    """deepspeed leaves the ranks running; they still get the time to save."""
     code = launch(stub, "kill_launcher")
     assert (stub / "saved-0").exists()
     assert code == 75, "the ranks ended in order, and said so"
+    assert alive(stub) == []
+
+
+def test_a_killed_agent_leaves_no_orphans(stub: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A second agent finds the ranks of the first by their mark."""
+    assert launch(stub, "kill_agent") == 70
+    assert "launch: localhost: lost" in capfd.readouterr().err
     assert alive(stub) == []

@@ -1,9 +1,12 @@
 """What launch decides before it starts anything."""
 
 import base64
+import io
 import json
+import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from data_prep.entry import compose
 from data_prep.errors import UserError
 from launch.__main__ import Options, main, parse
-from launch.agent import CRASHED, ENDED, true_exit_code
+from launch.agent import CRASHED, ENDED, Orders, true_exit_code
 from launch.check import compare, table
 from launch.command import LOCALHOST, Command, Machine, forwarded, node_command, read_hostfile, this_machine
 from launch.nodes import LOST
@@ -136,6 +139,25 @@ def test_dry_run_and_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert printed.endswith("--module pretrain.train world_size=3 'run=a b' data.path=x\n")
     with pytest.raises(UserError, match=r"micro_batch_size=0"):
         main(["--dry-run", "run=a", "data.path=x", "micro_batch_size=0"])
+
+
+def test_an_agent_that_hears_no_more_ends_its_ranks() -> None:
+    ours, launchs = os.pipe()
+    with io.FileIO(ours) as stream, io.FileIO(launchs, "w") as pipe:
+        orders = Orders(stream, lost_after=0.5)
+        for _ in range(8):
+            time.sleep(0.1)
+            pipe.write(b"beat\n")
+            assert not orders.asked("end")
+        time.sleep(0.6)
+        assert orders.asked("end")
+        assert not orders.asked("kill")
+        patient = Orders(stream, lost_after=0)  # of a run on this machine
+        time.sleep(0.1)
+        assert not patient.asked("end")
+        pipe.close()
+        time.sleep(0.2)
+        assert patient.asked("end"), "launch is gone"
 
 
 def test_a_hostfile_as_deepspeed_reads_it(tmp_path: Path) -> None:
