@@ -1,5 +1,7 @@
 """Files wherever they lie: a local path, or a URL that fsspec understands (s3://, gs://, https://, memory://)."""
 
+import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +30,7 @@ def open_input(path: str) -> BinaryIO:
     if not is_remote(path):
         return Path(path).open("rb")
     file_system, name = _remote(path)
-    return cast(BinaryIO, file_system.open(name, "rb"))
+    return io.BufferedReader(file_system.open(name, "rb"))  # not every store's file has a bounded readline
 
 
 def stamp(path: str) -> Stamp:
@@ -37,10 +39,12 @@ def stamp(path: str) -> Stamp:
         stat = Path(path).stat()
         return Stamp(stat.st_size, stat.st_mtime_ns)
     with _asked(path) as (store, name):
-        size = store.info(name).get("size")
-        if size is None:
+        info = store.info(name)
+        if info.get("size") is None:
             raise OSError("the server does not tell its size")
-        return Stamp(int(size), int(store.ukey(name)[:15], 16))
+        # What else stands in `info` depends on whether it comes from a listing.
+        tag = next((str(info[key]) for key in ("ETag", "etag", "md5Hash") if info.get(key)), None) or store.ukey(name)
+        return Stamp(int(info["size"]), int(hashlib.sha256(tag.encode()).hexdigest()[:15], 16))
 
 
 def remote_matches(pattern: str) -> list[str]:

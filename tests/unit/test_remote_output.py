@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from data_prep import sources
 from data_prep.config import PrepConfig
 from data_prep.entry import compose
 from data_prep.errors import UserError
@@ -122,6 +123,20 @@ def test_another_machine_goes_on_without_the_first_ones_work(store, work, tmp_pa
     assert not begin(work, "s3://bucket/moved", f"work={tmp_path}")
     assert not (folder / ".work/reduce").exists()
     shutil.rmtree(tmp_path)
+
+
+def test_objects_are_read_and_watched(store):
+    """Found by a listing, asked for one by one when they are read, as in a worker."""
+    for number in range(2):
+        store.pipe_file(f"bucket/in/{number}.txt", f"Text {number}.".encode())
+    source = compose("prep", PrepConfig, ["source=text", "source.paths=[s3://bucket/in/*.txt]", "out=x"]).source
+    files = sources.find_inputs(source)
+    spans = [span for task in sources.split(files, source) for span in task]
+    fsspec.filesystem("s3").invalidate_cache()
+    assert [item.text for item in sources.read(files, spans, source)] == ["Text 0.", "Text 1."]
+    store.pipe_file("bucket/in/1.txt", b"Text 2.")
+    with pytest.raises(UserError, match=r"1\.txt: changed since"):
+        list(sources.read(files, spans, source))
 
 
 @pytest.mark.parametrize("url", ["s3://no-such-bucket/x", "https://127.0.0.1:9/x", "nonsense://x"])
