@@ -6,13 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from data_prep import tasks
 from data_prep.config import EngineKind, PrepConfig
 from data_prep.engines import Engine, engine_for
-from data_prep.entry import run
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import NAME, SplitStatistics
 from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
@@ -85,6 +81,9 @@ def _run(plan: Plan, engine: Engine, stage: Stage) -> None:
 def _progress(stage: Stage, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, else a line now and then; on stderr."""
     if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (TextColumn("{task.description:8}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
             task = progress.add_task(stage, total=total)
@@ -133,4 +132,6 @@ def _described(split: SplitStatistics, objective: str) -> str:
 
 
 if __name__ == "__main__":
+    from data_prep.entry import run  # not above: workers import this module, and need no Hydra
+
     run("prep", PrepConfig, main)

@@ -37,16 +37,19 @@ def select(documents: Documents, order_D: Ints) -> Documents:
     sentence_starts = offsets(documents.sentences_D)
     token_starts = offsets(documents.lengths_S)[sentence_starts]
     sentences_D = documents.sentences_D[order_D]
-    starts_D = token_starts[order_D]
-    tokens = ranges(starts_D, token_starts[order_D + 1] - starts_D)
+    begins, ends = token_starts[order_D].tolist(), token_starts[order_D + 1].tolist()
+
+    def selected(values_T: npt.NDArray[Any]) -> npt.NDArray[Any]:  # slices: indices take ten times the tokens' memory
+        return np.concatenate([values_T[:0], *map(values_T.__getitem__, map(slice, begins, ends))])
+
     return Documents(
         documents.digests_Dx2[order_D],
         documents.origins_D[order_D],
         documents.sources_D[order_D],
         sentences_D,
         documents.lengths_S[ranges(sentence_starts[order_D], sentences_D.astype(np.int64))],
-        documents.tokens_T[tokens],
-        documents.starts_T[tokens] if len(documents.starts_T) else documents.starts_T,
+        selected(documents.tokens_T),
+        selected(documents.starts_T),
     )
 
 

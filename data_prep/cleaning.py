@@ -54,7 +54,7 @@ def repair(text: str, nfc: bool = False) -> tuple[str, tuple[str, ...]]:
         repairs.append("nul_characters")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.isprintable() and _CONTROL.search(text):
+    if not text.replace("\n", "").isprintable() and _CONTROL.search(text):
         text = _CONTROL.sub("", text)
         repairs.append("control_characters")
     return text, tuple(repairs)

@@ -10,7 +10,6 @@ Knows one process's table, which outlives tasks; knows nothing of documents.
 Shapes: S sentences, B bytes of their text in UTF-8, W words, T tokens, all one after another.
 """
 
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import chain
@@ -18,6 +17,8 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from data_prep.ragged import Ints, offsets, ranges
 
@@ -68,19 +69,18 @@ class Encoder:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._model = tokenizer.model
-        settings = json.loads(tokenizer.to_str())
-        normalizer = settings["normalizer"] or {}
-        self._lowercase = bool(normalizer.get("lowercase"))
-        self.spaces_ideographs = bool(normalizer.get("handle_chinese_chars"))
+        normalizer = tokenizer.normalizer
+        is_bert = isinstance(normalizer, BertNormalizer) and normalizer.clean_text
+        self._lowercase = is_bert and normalizer.lowercase
+        self.spaces_ideographs = is_bert and normalizer.handle_chinese_chars
         self._is_single = np.zeros(0x10000, bool)  # characters beyond ASCII that are words by themselves
         for first, last in (_DASHES_AND_QUOTES, *(_IDEOGRAPHS[:3] if self.spaces_ideographs else ())):
             self._is_single[first : last + 1] = True
         self._table = _Table()
         self.cached = (
-            normalizer.get("type") == "BertNormalizer"
-            and bool(normalizer.get("clean_text"))
-            and (settings["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
-            and all(token["special"] for token in settings["added_tokens"])
+            is_bert
+            and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
+            and all(token.special for token in tokenizer.get_added_tokens_decoder().values())
             and self._agrees()
         )
 

@@ -6,6 +6,7 @@ segment is a range of that array and a sample is two ranges. Nothing is copied u
 Shapes: D documents, S sentences of them one after another, N samples, T tokens of those.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -154,10 +155,8 @@ def _full_sentences(bucket: Bucket, room: int) -> Iterator[Row]:
 
 def _gathered(starts: list[int], ends: list[int], begin: int, last: int, target: int, at_least: int) -> int:
     """One past the last sentence, gathering from `begin` until `target` tokens and `at_least` sentences, or `last`."""
-    end = begin + 1
-    while end < last and (ends[end - 1] - starts[begin] < target or end - begin < at_least):
-        end += 1
-    return end
+    reached = bisect_left(ends, starts[begin] + target, begin, last) + 1
+    return min(last, max(reached, begin + at_least))
 
 
 def _target(room: int, short_seq_prob: float, uniform: Iterator[float]) -> int:

@@ -72,6 +72,9 @@ def split_sentences(text: str, cut: Cut = _by_rules) -> list[str]:
         line = paragraph.strip()
         if "  " in line or not line.isprintable():  # line breaks, tabs and other spaces are not printable
             line = " ".join(line.split())
+        if len(line) <= MAX_CHARACTERS:
+            sentences += cut(line)
+            continue
         for sentence in cut(line):
             _add(sentences, sentence)
     return sentences

@@ -57,7 +57,7 @@ from data_prep.sentences import cut_by, split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
 from data_prep.sources import Bad, read
 from data_prep.storage import upload
-from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from data_prep.tokenizer import WordPiece, load_tokenizer, save_tokenizer, train_tokenizer
 from data_prep.words import WordEncoder
 
 MAX_DOCUMENT_CHARACTERS = 2**20  # a longer document is cut, at a sentence end, into documents that scatter apart
@@ -269,7 +269,13 @@ def make_tokenizer(plan: Plan) -> TokenizerFacts:
         temporary.mkdir(exist_ok=True)
         save_tokenizer(tokenizer, temporary, plan.config.max_len)
         temporary.rename(directory)
-    return load_tokenizer(directory).facts
+    return _tokenizer(directory).facts
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(directory: Path) -> WordPiece:
+    """That of a corpus, once it is there. Loading costs as much as encoding a megabyte."""
+    return load_tokenizer(directory)
 
 
 def _sampled_text(plan: Plan) -> Iterator[str]:
@@ -288,7 +294,7 @@ Encode = Callable[[Sequence[str]], tuple[Ids, Ints, npt.NDArray[np.bool_]]]
 @lru_cache(maxsize=1)
 def _encode(directory: Path, masking: MaskingConfig) -> tuple[Encode, TokenizerFacts]:
     """One per process: the encoder's memory is worth keeping."""
-    tokenizer = load_tokenizer(directory)
+    tokenizer = _tokenizer(directory)
     encoder = Encoder(tokenizer.backend)
     if masking.strategy is MaskingStrategy.token:
         return lambda sentences: (*encoder.encode(sentences), np.zeros(0, bool)), tokenizer.facts
@@ -430,7 +436,7 @@ def _targets(plan: Plan, bucket: int) -> list[_Target]:
 
 
 def _reduce(plan: Plan, bucket: int, path: Path) -> None:
-    facts = load_tokenizer(plan.out / "tokenizer").facts
+    facts = _tokenizer(plan.out / "tokenizer").facts
     maps = (result_path(plan, Stage.map, number) for number in range(num_tasks(plan, Stage.map)))
     num_buckets = plan.num_buckets + plan.num_val_buckets
     found = read_bucket(maps, bucket, num_buckets, token_dtype(facts.vocab_size))
@@ -538,7 +544,7 @@ def masking_of(plan: Plan) -> Masking:
 def finish(plan: Plan) -> Manifest:
     """Merge what the tasks left, write manifest.json last, clear up. Raises `UserError` if there are no samples."""
     config = plan.config
-    facts = load_tokenizer(plan.out / "tokenizer").facts
+    facts = _tokenizer(plan.out / "tokenizer").facts
     documents = document_statistics(plan)
     results = [json.loads(result_path(plan, Stage.reduce, n).read_text()) for n in range(num_tasks(plan, Stage.reduce))]
     for number, source in enumerate(documents["sources"]):

@@ -6,7 +6,7 @@ Knows the files of a tokenizer directory; knows neither corpora nor configuratio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,7 +105,7 @@ def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     files = {
         "vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.__getitem__)),
-        "tokenizer.json": json.dumps(settings, ensure_ascii=False, indent=1),
+        "tokenizer.json": tokenizer.backend.to_str(pretty=True),
         "tokenizer_config.json": json.dumps(config, indent=1),
         "special_tokens_map.json": json.dumps(names, indent=1),
     }
@@ -174,7 +174,7 @@ def _finished(backend: Tokenizer, name: str) -> WordPiece:
     )
     backend.decoder = decoders.WordPiece(prefix="##")
     facts = TokenizerFacts(
-        fingerprint=_fingerprint(backend),
+        fingerprint=_fingerprint(backend, vocabulary),
         vocab_size=max(vocabulary.values()) + 1,
         pad_id=vocabulary[PAD],
         unk_id=vocabulary[UNK],
@@ -185,12 +185,12 @@ def _finished(backend: Tokenizer, name: str) -> WordPiece:
     return WordPiece(backend, facts)
 
 
-def _fingerprint(backend: Tokenizer) -> str:
+def _fingerprint(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str:
     """sha256 over everything that decides which ids a text gets, and nothing else (not the layout of a file)."""
     settings: dict[str, Any] = json.loads(backend.to_str())
     model = settings["model"]
     deciding = {
-        "vocabulary": sorted((index, token) for token, index in backend.get_vocab(with_added_tokens=True).items()),
+        "vocabulary": sorted((index, token) for token, index in vocabulary.items()),
         "model": [model["unk_token"], model["continuing_subword_prefix"], model["max_input_chars_per_word"]],
         "normalizer": settings["normalizer"],
         "pre_tokenizer": settings["pre_tokenizer"],
