@@ -14,7 +14,7 @@ from launch.command import LOCALHOST, Machine, forwarded, free_port, node_comman
 from launch.supervise import Job, supervise
 from pretrain.config import TrainConfig, accumulation_steps
 
-_HELP = """python -m launch [check] [hosts=FILE] [option=value ...] [key=value ...]
+HELP = """python -m launch [check] [hosts=FILE] [option=value ...] [key=value ...]
 python -m launch slurm nodes=N gpus_per_node=N time=H:MM:SS [option=value ...] [key=value ...]
 
 Trains with one process per GPU (or up to two on a CPU) on this machine, with slots=N processes on each host of a
@@ -126,7 +126,7 @@ def dry_run(job: Job) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        print(_HELP)
+        print(HELP)
         print(entry.help_text("train", TrainConfig))
         return ExitCode.OK
     what = arguments[0] if arguments and arguments[0] in ("check", "slurm") else None

@@ -52,7 +52,7 @@ class PlanConfig:
                 raise UserError(f"{key}={getattr(self, key)}: must be in [0, 1]")
 
 
-_DEFAULTS = PlanConfig(gpus=1, gpu="h200", mfu=0.4, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0)
+DEFAULTS = PlanConfig(gpus=1, gpu="h200", mfu=0.4, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0)
 
 
 class Memory(NamedTuple):
@@ -129,7 +129,7 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
 def check_memory(config: TrainConfig, num_parameters: int, world_size: int, manifest: Manifest, rows: int) -> None:
     """On a GPU, before anything is put there. Raises `UserError` where the run cannot fit."""
     available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    shape = shape_of(config.micro_batch_size, corpus_options(_DEFAULTS, manifest), rows)
+    shape = shape_of(config.micro_batch_size, corpus_options(DEFAULTS, manifest), rows)
     refuse_what_cannot_fit(config, memory(config, num_parameters, world_size, shape), available / GIB)
 
 
@@ -237,7 +237,7 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     given = {argument.partition("=")[0] for argument in rest}
     rest += [f"{key}=plan" for key in ("run", "data.path", "init_from") if key not in given]
     config = entry.compose("train", TrainConfig, rest)
-    options = entry.typed({**asdict(_DEFAULTS), **mine}, PlanConfig)
+    options = entry.typed({**asdict(DEFAULTS), **mine}, PlanConfig)
     if Path(config.data.path, "manifest.json").is_file():
         return config, corpus_options(options, read_manifest(Path(config.data.path)))
     length = options.max_len or max(config.expect.max_len, default=128)
@@ -248,7 +248,7 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
 
 def main(arguments: list[str]) -> int:
     if "--help" in arguments:
-        keys = [(field.name, field.metadata["help"], getattr(_DEFAULTS, field.name)) for field in fields(PlanConfig)]
+        keys = [(field.name, field.metadata["help"], getattr(DEFAULTS, field.name)) for field in fields(PlanConfig)]
         print("python -m pretrain.plan [key=value ...]\n\nIts own keys:")
         print("\n".join(f"  {name:28} {text} [{default}]" for name, text, default in keys))
         print(entry.help_text("train", TrainConfig).partition("\n")[2])

@@ -127,7 +127,7 @@ def test_training_refuses_what_cannot_fit(corpus: Path, monkeypatch: pytest.Monk
     check_memory(config, 10_000, 1, manifest, 64)
     with pytest.raises(UserError, match=r"python -m pretrain\.plan shows what fits"):
         check_memory(config, 400_000_000, 1, manifest, 64)
-    assert corpus_options(plan._DEFAULTS, manifest).masking <= 0.15
+    assert corpus_options(plan.DEFAULTS, manifest).masking <= 0.15
 
 
 @pytest.mark.parametrize(
