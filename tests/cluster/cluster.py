@@ -18,6 +18,7 @@ import psutil
 from tests.support import ROOT, TINY, environment, read_metrics
 
 NODES = (1, 2)
+_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 def why_not() -> str | None:
@@ -27,19 +28,15 @@ def why_not() -> str | None:
     missing = [tool for tool in ("ip", "sshd", "ssh-keygen", "pdsh") if not shutil.which(tool, path=_PATH)]
     if missing:
         return f"needs {', '.join(missing)} (Debian: iproute2 openssh-server openssh-client pdsh)"
-    probe = subprocess.run(
-        ["ip", "netns", "exec", _try_namespace(), "true"], capture_output=True, text=True, check=False
-    )
-    return f"network namespaces: {probe.stderr.strip()}" if probe.returncode else None
-
-
-_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-
-
-def _try_namespace() -> str:
     name = f"cloze-try-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
-    return name
+    try:
+        _run("ip", "netns", "add", name)
+        _run("ip", "netns", "exec", name, "ip", "link", "add", "try0", "type", "veth", "peer", "name", "try1")
+    except AssertionError as error:
+        return f"cannot make network namespaces here: {error}"
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False, env={"PATH": _PATH})
+    return None
 
 
 class Cluster:
@@ -52,7 +49,6 @@ class Cluster:
         self.hosts.write_text("".join(f"node{node} slots=1\n" for node in NODES))
         self.ssh_config = folder / "ssh_config"
         self._sshd: dict[int, subprocess.Popen[bytes]] = {}
-        _run("ip", "netns", "delete", _try_namespace())
         for name in self.names.values():
             _run("ip", "netns", "add", name)
         links = {node: f"cz{os.getpid()}-{node}"[-15:] for node in NODES}
