@@ -84,9 +84,12 @@ def typed(values: Mapping[str, Any], schema: type[C]) -> C:
 
 def help_text(config_name: str, schema: type[Any]) -> str:
     """Groups with their options, then every key with its default and meaning."""
-    command = {"prep": "python -m data_prep", "train": "deepspeed pretrain/train.py"}.get(
-        config_name, f"python -m {config_name}"
-    )
+    commands = {
+        "prep": "python -m data_prep",
+        "train": "deepspeed pretrain/train.py",
+        "suite": "python -m finetune.suite",
+    }
+    command = commands.get(config_name, f"python -m {config_name}")
     lines = [f"{command} [key=value ...]", "", "Groups (group=option):"]
     for group, options in groups(schema).items():
         lines.append(f"  {group:12} {' '.join(options)}")

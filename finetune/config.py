@@ -1,11 +1,12 @@
-"""The schema of conf/finetune/finetune.yaml. Pure: what each task is stands in tasks.py."""
+"""The schemas of conf/finetune/*.yaml. Pure: what each task is stands in tasks.py."""
 
 from dataclasses import dataclass, fields
 from enum import Enum
+from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.schema import doc
-from finetune.tasks import TASKS, Family
+from finetune.tasks import SUITES, TASKS, Family
 
 
 class Init(Enum):
@@ -164,3 +165,32 @@ class FinetuneConfig:
         )
         frozen = self.lora.rank > 0 and self.freeze_layers >= 0
         require(not frozen, "lora.rank: freezes the whole encoder already; leave freeze_layers at -1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig:
+    suite: str = doc("which tasks: " + ", ".join(f"{name} ({' '.join(tasks)})" for name, tasks in SUITES.items()))
+    tasks: list[str] | None = doc("some of the suite's tasks; null: all")
+    model: str = doc("directory made by `python -m pretrain.export`; the table goes into its README.md, too")
+    out: str = doc("directory to write: results.md, results.json and a directory for each task; finished ones are kept")
+    data: str | None = doc("directory with TASK/train.* and TASK/dev.*; tasks it lacks are left out; null: the hub")
+    baseline: bool = doc("compare with random weights of the same architecture: twice the time")
+    num_seeds: int = doc("runs of each task, with the seeds 1, 2, …; at least 2, for the deviation")
+    epochs: int = doc("passes over each task's training data")
+    batch_size: int = doc("samples per optimizer step")
+    max_len: int = doc("tokens per sample at most")
+    lr: float = doc("peak learning rate")
+
+    def __post_init__(self) -> None:
+        require(self.suite in SUITES, f"suite={self.suite}: no such suite; there are {', '.join(SUITES)}")
+        require(self.num_seeds >= 2, f"num_seeds={self.num_seeds}: must be at least 2, to tell chance from skill")
+        for task in self.tasks or ():
+            require(
+                task in SUITES[self.suite], f"tasks: suite={self.suite} has {', '.join(SUITES[self.suite])}, no {task}"
+            )
+
+
+def facts(config: FinetuneConfig) -> dict[str, Any]:
+    """What metrics.json repeats of the configuration."""
+    keys = ("task", "model", "epochs", "seed", "num_seeds", "batch_size", "max_len")
+    return {key: getattr(config, key) for key in keys} | {"init": config.init.value, "lr": config.optim.lr}

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import DiskError, UserError
 from finetune import techniques
-from finetune.config import Adversary, FinetuneConfig, Head, Init
+from finetune.config import Adversary, FinetuneConfig, Head, Init, facts
 from finetune.tasks import TASKS
 
 Scores = dict[str, float]
@@ -209,10 +209,10 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
         prepared.tokenizer.save_pretrained(temporary)
         shutil.rmtree(temporary / "checkpoints", ignore_errors=True)
         means = {name: statistics.fmean(s[name] for s in by_seed.values()) for name in by_seed[best]}
-        body = {**means, "score": main, **_facts(config), **prepared.facts, "train_examples": len(prepared.train)}
+        body = {**means, "score": main, **facts(config), **prepared.facts, "train_examples": len(prepared.train)}
         if config.num_seeds > 1:
-            body["std"] = {name: statistics.stdev(s[name] for s in by_seed.values()) for name in means}
             body |= {"by_seed": by_seed, "model_of_seed": best}
+            body["std"] = {name: statistics.stdev(s[name] for s in by_seed.values()) for name in means}
         (temporary / "metrics.json").write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if out.exists():
             out.rmdir()
@@ -222,11 +222,6 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return means
-
-
-def _facts(config: FinetuneConfig) -> dict[str, Any]:
-    keys = ("task", "model", "epochs", "seed", "batch_size", "max_len")
-    return {key: getattr(config, key) for key in keys} | {"init": config.init.value, "lr": config.optim.lr}
 
 
 def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path) -> tuple[Any, Scores]:

@@ -1,7 +1,8 @@
 """`python -m pretrain.export runs/books out/books`: a checkpoint as a Hugging Face directory, proved before it is done.
 
 Names are Hugging Face's already; the padded vocabulary rows go, the tokenizer comes along. The written directory is
-loaded again by Hugging Face's auto class and its padded forward must give the packed trainer's logits.
+loaded again by Hugging Face's auto class and its padded forward must give the packed trainer's logits. A model card is
+written beside it (card.py).
 """
 
 import argparse
@@ -26,7 +27,7 @@ from data_prep.manifest import TokenizerFacts
 from data_prep.masking import Masks
 from data_prep.shards import Samples
 from data_prep.tokenizer import load_tokenizer
-from pretrain import checkpoint
+from pretrain import card, checkpoint
 from pretrain.config import ModelConfig, TrainConfig
 from pretrain.loader import pack
 from pretrain.model import VOCABULARY_ROWS, PackedBert, hugging_face_model
@@ -62,6 +63,7 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
         _tokenizer(tokenizer, trained).save_pretrained(temporary)
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)  # safetensors' own is 0600
         difference = parity(trained, temporary, facts)
+        card.write_card(temporary, out.name, tokenizer.parent, snapshot.state, yaml.safe_load(snapshot.config_yaml))
         if out.exists():
             shutil.rmtree(out)
         temporary.rename(out)
@@ -160,16 +162,20 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="run directory, or one checkpoint of it")
     parser.add_argument("out", type=Path, help="directory to write")
     parser.add_argument("--force", action="store_true", help="replace what stands at OUT")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face hub, too")
+    parser.add_argument("--public", action="store_true", help="with --push: for everybody to see")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would warn
     try:
         difference = export(arguments.run, arguments.out, force=arguments.force)
+        print(f"{arguments.out}: exported; logits equal the trainer's (largest difference {difference:.1e})")
+        if arguments.push:
+            print(f"pushed to {card.push(arguments.out, arguments.push, private=not arguments.public)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{arguments.out}: exported; logits equal the trainer's (largest difference {difference:.1e})")
     return ExitCode.OK
 
 

@@ -246,7 +246,7 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], l
 
 def _summary(runs: Sequence[RunData]) -> str:
     """Facts in rows, runs in columns: it scrolls sideways on a phone."""
-    facts = [_facts(run) for run in runs]
+    facts = [run_facts(run) for run in runs]
     names = list(dict.fromkeys(name for column in facts for name in column))
     head = "".join(f"<th>{escape(run.label)}</th>" for run in runs)
     rows = "".join(
@@ -258,7 +258,8 @@ def _summary(runs: Sequence[RunData]) -> str:
     return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _facts(run: RunData) -> dict[str, str]:
+def run_facts(run: RunData) -> dict[str, str]:
+    """What people compare of a run, in words and figures."""
     last = run.metrics[-1]
     facts = {"steps": f"{last['step']:,}" + (f" of {run.config['steps']:,}" if "steps" in run.config else "")}
     for name in ("samples", "tokens"):
