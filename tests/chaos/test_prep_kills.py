@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def descendants(pid: int) -> list[int]:
 @pytest.mark.timeout(900)
 def test_twenty_kills_over_all_stages(tmp_path):
     pytest.importorskip("rensa")
-    for number in range(6):
-        write_jsonl(tmp_path / f"{number}.jsonl", documents(2500, number))
+    for number in range(3):
+        write_jsonl(tmp_path / f"{number}.jsonl", documents(2000, number))
     started = time.monotonic()
     subprocess.run(command(tmp_path, "whole"), cwd=ROOT, check=True, capture_output=True, timeout=200)
     seconds = time.monotonic() - started
@@ -53,14 +54,18 @@ def test_twenty_kills_over_all_stages(tmp_path):
         attempt += 1
         assert attempt < 4 * KILLS
         if (out / "manifest.json").exists():  # it got through between two kills: begin anew
-            subprocess.run(command(tmp_path, "killed"), cwd=ROOT, check=True, capture_output=True, timeout=200)
-            assert files_of(out) == files_of(tmp_path / "whole")  # whether or not .work had been cleared away
-            subprocess.run(["rm", "-rf", str(out)], check=True)
+            if (out / ".work").exists():  # the last kill fell between the manifest and clearing up
+                subprocess.run(command(tmp_path, "killed"), cwd=ROOT, check=True, capture_output=True, timeout=200)
+            assert files_of(out) == files_of(tmp_path / "whole")
+            shutil.rmtree(out)
         args = command(tmp_path, "killed")
         process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        try:
-            process.wait(rng.uniform(0.3, 0.8) * seconds if attempt % 2 else rng.uniform(0.1, 0.6) * seconds)
-        except subprocess.TimeoutExpired:
+        moment = time.monotonic() + seconds * (rng.uniform(0.3, 0.8) if attempt % 2 else rng.uniform(0.1, 0.6))
+        while process.poll() is None and time.monotonic() < moment:
+            if attempt % 4 == 0 and stage(out) == "near":  # it is short: chance alone would miss it
+                break
+            time.sleep(0.005)
+        if process.poll() is None:
             workers = descendants(process.pid)
             victim = rng.choice(workers) if workers and rng.random() < 0.5 else process.pid
             where = stage(out)
@@ -69,6 +74,6 @@ def test_twenty_kills_over_all_stages(tmp_path):
         _, stderr = process.communicate(timeout=60)
         assert b"Traceback" not in stderr, stderr.decode()
     print(f"{sum(kills.values())} kills: {kills}")
-    assert len(kills) >= 3
+    assert len(kills) >= 4
     subprocess.run(command(tmp_path, "killed"), cwd=ROOT, check=True, capture_output=True, timeout=200)
     assert files_of(out) == files_of(tmp_path / "whole")
