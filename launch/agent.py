@@ -36,6 +36,7 @@ STATUS_NAME = "status.json"
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL for ranks whose run is over
 
 _MARK = "CLOZE_LAUNCH"
+_LOOK_SECONDS = 0.5  # between two looks at all processes, which cost some milliseconds
 _POLL_SECONDS = 0.1
 _LEFTOVERS_SECONDS = 2.0  # the same for what ranks that have ended left behind
 _FINISH_SECONDS = 60.0  # for the other ranks of the node to end after the first one
@@ -110,7 +111,8 @@ def run(command: Command, run_dir: Path | None, orders: Callable[[str], bool], m
                 forwarded = True
                 if not ranks.signal(signal.SIGTERM):  # nothing has started, nothing is to be saved
                     break
-            time.sleep(_POLL_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_SECONDS)
     finally:
         launcher_ended = process.poll() is not None and process.returncode >= 0  # and with it all ranks
         sweep(mark, orders, _LEFTOVERS_SECONDS if launcher_ended else GRACE_SECONDS)
