@@ -62,7 +62,7 @@ def _prepare(plan: Plan, engine: Engine) -> None:
         _run(plan, engine, Stage.near)
     _run(plan, engine, Stage.reduce)
     if engine.leads:
-        tasks.finish(plan)
+        tasks.finish(plan, facts)
     else:
         engine.wait_for(plan.out / NAME)
 

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from data_prep.schema import CONF
 from data_prep.sentences import cut_by
 from data_prep.sources import InputFile, Span, find_inputs, split
 from data_prep.storage import download, is_remote, listed, remove, upload
-from data_prep.tokenizer import Spelling, load_tokenizer
+from data_prep.tokenizer import Spelling, WordPiece, load_tokenizer
 
 WORK = ".work"
 PLAN = "plan.json"
@@ -112,8 +113,7 @@ def make_plan(config: PrepConfig) -> Plan:
     """Look at the input and decide. Raises `UserError` for input or a tokenizer that will not do; writes nothing."""
     fingerprint = None
     if config.tokenizer.path is not None:
-        tokenizer = load_tokenizer(Path(config.tokenizer.path).expanduser(), spelling_of(config.tokenizer))
-        fingerprint = tokenizer.facts.fingerprint
+        fingerprint = given_tokenizer(config.tokenizer).facts.fingerprint
     cut_by(config.sentences, config.language)  # tells now if it cannot
     sources = mixture(config)
     files: list[InputFile] = []
@@ -135,6 +135,13 @@ def make_plan(config: PrepConfig) -> Plan:
         num_val_buckets=max(1, round(num_buckets * config.val_fraction)) if config.val_fraction else 0,
         fingerprint=fingerprint,
     )
+
+
+@lru_cache(maxsize=1)
+def given_tokenizer(config: TokenizerConfig) -> WordPiece:
+    """What `tokenizer.path` names: loaded once, so that what is planned with is what is used."""
+    assert config.path is not None
+    return load_tokenizer(Path(config.path).expanduser(), spelling_of(config))
 
 
 def spelling_of(config: TokenizerConfig) -> Spelling:

@@ -51,7 +51,7 @@ from data_prep.near import (
     write_signatures,
 )
 from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
-from data_prep.plan import PLAN, Plan, clear_up, spelling_of
+from data_prep.plan import PLAN, Plan, clear_up, given_tokenizer, spelling_of
 from data_prep.ragged import Ints, offsets
 from data_prep.sentences import cut_by, split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
@@ -254,9 +254,11 @@ def _sample(plan: Plan, number: int, path: Path) -> None:
 def make_tokenizer(plan: Plan) -> TokenizerFacts:
     """Put the tokenizer that was given, or one trained on the samples, into `out/tokenizer`, once."""
     config, directory = plan.config.tokenizer, plan.out / "tokenizer"
-    if not directory.is_dir():
+    if directory.is_dir():
+        tokenizer = load_tokenizer(directory)
+    else:
         if config.path is not None:
-            tokenizer = load_tokenizer(Path(config.path).expanduser(), spelling_of(config))
+            tokenizer = given_tokenizer(config)
         else:
             tokenizer = train_tokenizer(
                 lambda: _sampled_text(plan),
@@ -269,7 +271,7 @@ def make_tokenizer(plan: Plan) -> TokenizerFacts:
         temporary.mkdir(exist_ok=True)
         save_tokenizer(tokenizer, temporary, plan.config.max_len)
         temporary.rename(directory)
-    return _tokenizer(directory).facts
+    return tokenizer.facts
 
 
 @lru_cache(maxsize=1)
@@ -541,10 +543,9 @@ def masking_of(plan: Plan) -> Masking:
 # -- finish: the manifest ---------------------------------------------------------------------------------------------
 
 
-def finish(plan: Plan) -> Manifest:
+def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
     """Merge what the tasks left, write manifest.json last, clear up. Raises `UserError` if there are no samples."""
     config = plan.config
-    facts = _tokenizer(plan.out / "tokenizer").facts
     documents = document_statistics(plan)
     results = [json.loads(result_path(plan, Stage.reduce, n).read_text()) for n in range(num_tasks(plan, Stage.reduce))]
     for number, source in enumerate(documents["sources"]):

@@ -149,12 +149,12 @@ def _run_here(config, reverse=False):
     with claimed(plan) as complete:
         assert not complete
         (plan.work / "tmp").mkdir()
-        tasks.make_tokenizer(plan)
+        facts = tasks.make_tokenizer(plan)
         for stage in (Stage.map, Stage.reduce):
             numbers = range(tasks.num_tasks(plan, stage))
             for number in reversed(numbers) if reverse else numbers:
                 tasks.run_task(plan, stage, number)
-        tasks.finish(plan)
+        tasks.finish(plan, facts)
     return plan
 
 

@@ -98,12 +98,12 @@ def run_here(folder: Path, paths: str, words: Path) -> int:
     )  # fmt: skip
     with claimed(plan):
         (plan.work / "tmp").mkdir()
-        tasks.make_tokenizer(plan)
+        facts = tasks.make_tokenizer(plan)
         for stage in (Stage.map, Stage.reduce):
             for number in range(tasks.num_tasks(plan, stage)):
                 tasks.run_task(plan, stage, number)
             tasks.document_statistics(plan)
-        tasks.finish(plan)
+        tasks.finish(plan, facts)
     assert list(verify.faults(folder / "out")) == []
     return int(read_manifest(folder / "out").documents["kept"])
 
