@@ -32,7 +32,7 @@ IGNORED = -100  # the label of positions that do not count
 TOKENS_MULTIPLE = 256  # `bounded` fills a row up to a multiple of it
 _MASKED_MULTIPLE = 64
 _LENGTH_MULTIPLE = 16
-_CHUNK_SAMPLES = 512  # read, masked and packed at a time: numpy's cost per call is then nothing beside the work
+CHUNK_SAMPLES = 512  # read, masked and packed at a time: numpy's cost per call is then nothing beside the work
 
 
 class MicroBatch(NamedTuple):
@@ -284,7 +284,7 @@ def training_steps(
 ) -> Generator[list[MicroBatch], None, None]:
     """The micro-batches of the dataset's first `steps` optimizer steps, a list per step, prefetched by index."""
     accumulation = dataset.layout.accumulation
-    chunk = max(1, _CHUNK_SAMPLES // dataset.layout.micro_batch_size)
+    chunk = max(1, CHUNK_SAMPLES // dataset.layout.micro_batch_size)
     if workers:
         _start_deaf_forkserver()
     loader: DataLoader[MicroBatch | UserError] = DataLoader(
