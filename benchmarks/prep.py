@@ -1,15 +1,19 @@
 """Preparation beside its peers, on the same text: `python benchmarks/prep.py --books-small FILE [--books FILE]`.
 
-Ours is the whole command, text to finished shards, start-up included. Peers: `tokenizers.encode_batch` alone on the
-same sentences; `datasets.map` (tokenize, then group into full samples); and a straightforward Python port of BERT's
-create_pretraining_data, on a share of the text. Each peer runs in a process of its own and counts the CPU seconds of
-its work alone, all with the same tokenizer. Rounds alternate; medians are printed and written as JSON.
+Ours is the whole command with one worker, text to finished shards. Peers, each in a process of its own with the same
+tokenizer: `tokenizers.encode_batch` alone on the same sentences; `datasets.map` (tokenize, then group into full
+samples); and BERT's algorithm in plain Python (bert_port.py), whose ids are checked against ours.
+
+Speed is MB of text per CPU second, user and system. `whole` counts a process from its start to its end, `work` leaves
+out the start: for a peer what precedes its first document, for ours the whole command on a single document. Memory is
+the proportional set size of the process tree, in which a page that n processes share counts 1/n in each. Rounds
+alternate; medians of the rounds' ratios are printed, and written as JSON.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -17,19 +21,23 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 import zstandard
+from bert_port import write_samples
 
+from data_prep.encoder import Encoder
 from data_prep.manifest import read_manifest
 from data_prep.sentences import split_sentences
 from data_prep.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "prep.json"
-PORT_SHARE = 20  # the Python port runs on one document of so many
-PEERS = ("encode_batch", "datasets_map", "python_port")
+SHARES = {"encode_batch": 1, "datasets_map": 1, "bert_port": 20}  # of the small file: one document of so many
+BOOKS_SHARE = 5  # of the documents of the large file, for encode_batch
+Row = dict[str, float]
 
 
 def texts(path: Path) -> list[str]:
@@ -37,19 +45,19 @@ def texts(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in data.decode().splitlines()]
 
 
-# -- peers: each runs in a process of its own, and prints its CPU seconds and its MB ---------------------------------
+# -- peers: each runs in a process of its own, and prints the CPU seconds of its work and its MB ----------------------
 
 
-def encode_batch(documents: list[str], tokenizer: Path) -> None:
+def encode_batch(documents: Sequence[str], tokenizer: Path) -> float:
     backend = load_tokenizer(tokenizer).backend
     sentences = [sentence for text in documents for sentence in split_sentences(text)]
     started = time.process_time()
     for start in range(0, len(sentences), 1000):
         backend.encode_batch(sentences[start : start + 1000], add_special_tokens=False)
-    print(time.process_time() - started, sum(map(len, documents)) / 1e6)
+    return time.process_time() - started
 
 
-def datasets_map(documents: list[str], tokenizer: Path) -> None:
+def datasets_map(documents: Sequence[str], tokenizer: Path) -> float:
     import datasets
     from transformers import AutoTokenizer
 
@@ -62,136 +70,153 @@ def datasets_map(documents: list[str], tokenizer: Path) -> None:
         return {key: [values[i : i + 128] for i in range(0, total, 128)] for key, values in joined.items()}
 
     with tempfile.TemporaryDirectory() as folder:
-        table = datasets.Dataset.from_dict({"text": documents})
+        table = datasets.Dataset.from_dict({"text": list(documents)})
         started = time.process_time()
         table = table.map(
             lambda rows: fast(rows["text"], return_special_tokens_mask=True, verbose=False),
             batched=True, remove_columns=["text"], cache_file_name=f"{folder}/a.arrow",
         )  # fmt: skip
         table.map(group, batched=True, cache_file_name=f"{folder}/b.arrow")
-        print(time.process_time() - started, sum(map(len, documents)) / 1e6)
+        return time.process_time() - started
 
 
-def python_port(documents: list[str], tokenizer: Path) -> None:
-    """BERT's way, sentence by sentence and token by token, as its paper and appendix tell it."""
+def bert_port(documents: Sequence[str], tokenizer: Path) -> float:
     backend = load_tokenizer(tokenizer).backend
-    started, rng, room = time.process_time(), random.Random(1), 125
-    encoded = [
-        [backend.encode(s, add_special_tokens=False).tokens for s in split_sentences(text)] for text in documents
-    ]
-    words = list(backend.get_vocab())
-    written = 0
-    for document in encoded:
-        chunk: list[list[str]] = []
-        i = 0
-        while i < len(document):
-            chunk.append(document[i])
-            if i == len(document) - 1 or sum(map(len, chunk)) >= room:
-                cut = rng.randint(1, max(1, len(chunk) - 1))
-                a = [token for sentence in chunk[:cut] for token in sentence]
-                b: list[str] = []
-                if len(chunk) == 1 or rng.random() < 0.5:
-                    other = rng.choice(encoded)
-                    for sentence in other[rng.randrange(len(other)) :]:
-                        b += sentence
-                        if len(a) + len(b) >= room:
-                            break
-                    i -= len(chunk) - cut
-                else:
-                    b = [token for sentence in chunk[cut:] for token in sentence]
-                while len(a) + len(b) > room:
-                    longer = a if len(a) > len(b) else b
-                    longer.pop(0 if rng.random() < 0.5 else -1)
-                sample = ["[CLS]", *a, "[SEP]", *b, "[SEP]"]
-                places = [p for p, token in enumerate(sample) if token not in ("[CLS]", "[SEP]")]
-                rng.shuffle(places)
-                for place in sorted(places[: min(20, max(1, round(len(sample) * 0.15)))]):
-                    dice = rng.random()
-                    sample[place] = "[MASK]" if dice < 0.8 else sample[place] if dice < 0.9 else rng.choice(words)
-                ids = [backend.token_to_id(token) for token in sample]
-                written += len(json.dumps({"ids": ids, "second": len(b)}))
-                chunk = []
-            i += 1
-    assert written
-    print(time.process_time() - started, sum(map(len, documents)) / 1e6)
+    vocabulary = dict(sorted(backend.get_vocab().items()))
+    with tempfile.TemporaryFile("w") as file:
+        started = time.process_time()
+        sentences = [split_sentences(text) for text in documents]
+        tokens = write_samples(sentences, vocabulary, file)
+        seconds = time.process_time() - started
+        assert file.tell() > 0
+    ids = [vocabulary[token] for document in tokens for sentence in document for token in sentence]
+    flat = [sentence for document in sentences for sentence in document]
+    assert ids == Encoder(backend).encode(flat)[0].tolist(), "the port and we disagree about ids"
+    return seconds
+
+
+PEERS: dict[str, Callable[[Sequence[str], Path], float]] = {
+    "encode_batch": encode_batch,
+    "datasets_map": datasets_map,
+    "bert_port": bert_port,
+}
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def peer(name: str, path: Path, tokenizer: Path) -> float:
-    """MB per CPU second."""
+def measured(command: Sequence[str], environment: dict[str, str]) -> tuple[Row, str]:
+    """Run a command: CPU and wall seconds and the peak memory of its process tree, and what it printed."""
+    started, before = time.perf_counter(), os.times()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.DEVNULL)
+        peak = 0
+
+        def watch() -> None:
+            nonlocal peak
+            while process.poll() is None:
+                with contextlib.suppress(psutil.Error):
+                    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                    peak = max(peak, sum(each.memory_full_info().pss for each in tree))
+                time.sleep(0.05)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        code = process.wait()
+        wall = time.perf_counter() - started
+        watcher.join()
+        assert code == 0, command
+        output.seek(0)
+        printed = output.read()
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"cpu_seconds": cpu, "wall_seconds": wall, "peak_mb": peak / 1e6}, printed
+
+
+def peer(name: str, path: Path, tokenizer: Path, share: int) -> tuple[float, float]:
+    """MB per CPU second: of its work, and of its whole process."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, "--peer", name, "--books-small", str(path), "--tokenizer", str(tokenizer)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    seconds, megabytes = map(float, run.stdout.split()[-2:])
-    return megabytes / seconds
+    options = ["--books-small", str(path), "--tokenizer", str(tokenizer), "--share", str(share)]
+    row, printed = measured([sys.executable, __file__, "--peer", name, *options], environment)
+    seconds, megabytes = map(float, printed.split()[-2:])
+    return megabytes / seconds, megabytes / row["cpu_seconds"]
 
 
-def ours(path: Path, out: Path, tokenizer: Path, workers: int, *extra: str) -> dict[str, float]:
-    """The command: CPU and wall seconds, and the peak memory of its process tree."""
+def ours(path: Path, out: Path, tokenizer: Path, workers: int, *extra: str) -> Row:
     shutil.rmtree(out, ignore_errors=True)
     command = [
         sys.executable, "-m", "data_prep", "source=jsonl", f"source.paths=[{path}]", f"out={out}",
         f"tokenizer.path={tokenizer}", f"engine.workers={workers}", *extra,
     ]  # fmt: skip
-    started, before = time.perf_counter(), os.times()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak = 0
-
-    def watch() -> None:
-        nonlocal peak
-        while process.poll() is None:
-            try:
-                tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-                peak = max(peak, sum(each.memory_info().rss for each in tree))
-            except psutil.Error:
-                pass
-            time.sleep(0.05)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    watcher.join()
-    after = os.times()
-    assert code == 0, command
+    row, _ = measured(command, dict(os.environ))
     manifest = read_manifest(out)
     tokens = sum(split.tokens for split in manifest.splits.values())
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {
-        "cpu_seconds": cpu,
-        "wall_seconds": time.perf_counter() - started,
-        "peak_mb": peak / 1e6,
-        "megabytes": manifest.documents["bytes"] / 1e6,
-        "mb_per_cpu_second": manifest.documents["bytes"] / 1e6 / cpu,
-        "disk_ratio": sum(shard.bytes for shard in manifest.shards) / (2 * tokens),
-    }
+    megabytes = manifest.documents["bytes"] / 1e6
+    disk = sum(shard.bytes for shard in manifest.shards) / (2 * tokens)
+    return row | {"megabytes": megabytes, "mb_per_cpu_second": megabytes / row["cpu_seconds"], "disk_ratio": disk}
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    tokenizer = folder / "train" / "tokenizer"
-    train = ["source=jsonl", f"source.paths=[{options.books_small}]", f"out={folder / 'train'}", "engine.workers=2"]
+def small_round(path: Path, single: Path, folder: Path, tokenizer: Path, names: Sequence[str]) -> Row:
+    one = ours(path, folder / "out", tokenizer, 1)
+    start = ours(single, folder / "out", tokenizer, 1)
+    work = (one["megabytes"] - start["megabytes"]) / (one["cpu_seconds"] - start["cpu_seconds"])
+    row = {"ours": one["mb_per_cpu_second"], "ours_work": work, "start_seconds": start["cpu_seconds"]}
+    row |= {"peak_mb": one["peak_mb"], "disk_ratio": one["disk_ratio"]}
+    for name in names:
+        row[name], row[f"{name}_whole"] = peer(name, path, tokenizer, SHARES[name])
+    if "encode_batch" in names:
+        row["ours / encode_batch"] = one["mb_per_cpu_second"] / row["encode_batch"]
+    if "datasets_map" in names:
+        row["whole / datasets_map whole"] = one["mb_per_cpu_second"] / row["datasets_map_whole"]
+        row["work / datasets_map work"] = work / row["datasets_map"]
+    if "bert_port" in names:
+        row["ours / bert_port"] = one["mb_per_cpu_second"] / row["bert_port"]
+        row["work / bert_port work"] = work / row["bert_port"]
+    return row
+
+
+def books_round(path: Path, folder: Path, tokenizer: Path) -> Row:
+    one = ours(path, folder / "out", tokenizer, 1)
+    row = {f"one_worker {key}": value for key, value in one.items()}
+    row["encode_batch"], _ = peer("encode_batch", path, tokenizer, BOOKS_SHARE)
+    row["ours / encode_batch"] = one["mb_per_cpu_second"] / row["encode_batch"]
+    row["bert_port"], _ = peer("bert_port", path, tokenizer, BOOKS_SHARE * 50)
+    row["ours / bert_port"] = one["mb_per_cpu_second"] / row["bert_port"]
+    two = ours(path, folder / "out", tokenizer, 2)
+    row["two_workers peak_mb"] = two["peak_mb"]
+    row["one / two workers, wall"] = one["wall_seconds"] / two["wall_seconds"]
+    row["two / one workers, cpu"] = two["cpu_seconds"] / one["cpu_seconds"]
+    return row
+
+
+def medians(rounds: Sequence[Row]) -> Row:
+    return {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Row]:
+    tokenizer, single = folder / "train" / "tokenizer", folder / "single.jsonl"
+    train = ["source=jsonl", f"source.paths=[{options.books_small}]", f"out={folder / 'train'}"]
     subprocess.run([sys.executable, "-m", "data_prep", *train], cwd=ROOT, check=True, capture_output=True)
+    single.write_text(json.dumps({"text": texts(options.books_small)[0]}) + "\n")
     names = [name for name in PEERS if name not in options.skip]
-    rounds: list[dict[str, float]] = []
+    load = os.getloadavg()[0]
+    small, large = [], []
     for _ in range(options.rounds):
-        one = ours(options.books_small, folder / "one", tokenizer, 1)
-        row = {"ours": one["mb_per_cpu_second"], "peak_mb": one["peak_mb"], "disk_ratio": one["disk_ratio"]}
-        row |= {name: peer(name, options.books_small, tokenizer) for name in names}
-        two = ours(options.books_small, folder / "two", tokenizer, 2)
-        row["two_workers"] = one["wall_seconds"] / two["wall_seconds"]
-        rounds.append(row)
-    small = {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
-    ratios = {f"ours / {name}": statistics.median(row["ours"] / row[name] for row in rounds) for name in names}
-    bare = ours(options.books_small, folder / "bare", tokenizer, 1, "masking.baked_draws=0")["disk_ratio"]
-    result: dict[str, object] = {"books_small": small, "ratios": ratios, "disk_ratio_without_masks": bare}
-    if options.books:
-        large = ours(options.books, folder / "large", tokenizer, 1)
-        large_two = ours(options.books, folder / "large2", tokenizer, 2)
-        result["books"] = large
-        result["books_ratio_to_encode_batch"] = large["mb_per_cpu_second"] / small["encode_batch"]
-        result["books_two_workers"] = large["wall_seconds"] / large_two["wall_seconds"]
-        result["memory_150_to_12_mb"] = large["peak_mb"] / small["peak_mb"]
+        small.append(small_round(options.books_small, single, folder, tokenizer, names))
+        print(small[-1], file=sys.stderr)
+        if options.books:
+            large.append(books_round(options.books, folder, tokenizer))
+            print(large[-1], file=sys.stderr)
+    result = {"machine": {"load_at_start": load, "cores": float(os.cpu_count() or 0), "rounds": float(options.rounds)}}
+    bare = ours(options.books_small, folder / "out", tokenizer, 1, "masking.baked_draws=0")
+    result["books_small"] = medians(small) | {"disk_ratio without masks": bare["disk_ratio"]}
+    if large:
+        result["books"] = medians(large)
+        full = [ours(p, folder / "out", tokenizer, 1, "bucket_mib=4") for p in (options.books_small, options.books)]
+        result["memory"] = {
+            "books / books_small": result["books"]["one_worker peak_mb"] / result["books_small"]["peak_mb"],
+            "bucket_mib=4, books / books_small": full[1]["peak_mb"] / full[0]["peak_mb"],
+        }
     return result
 
 
@@ -205,20 +230,21 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], choices=PEERS)
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--tokenizer", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.books_small is None:
         print("prep: name a corpus: --books-small FILE.jsonl.zst (or CLOZE_BOOKS_SMALL)")
         return
     if options.peer:
-        documents = texts(options.books_small)
-        documents = documents[::PORT_SHARE] if options.peer == "python_port" else documents
-        globals()[options.peer](documents, options.tokenizer)
+        documents = texts(options.books_small)[:: options.share]
+        seconds = PEERS[options.peer](documents, options.tokenizer)
+        print(seconds, sum(len(text.encode()) for text in documents) / 1e6)
         return
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
-    for key, value in result.items():
-        for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-            print(f"{key + ' ' + name:44} {number:10.3f}")
+    for part, row in result.items():
+        for name, number in row.items():
+            print(f"{part:12} {name:36} {number:10.3f}")
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -31,11 +31,11 @@ _PROBES = 8  # slots from a word's own on in which it may lie
 _COLUMNS = 3  # of eight bytes; longer words are not remembered: they seldom come twice
 
 # The ideographs around which BERT puts spaces (Devlin et al. 2019, multilingual model).
-_IDEOGRAPHS = (
+IDEOGRAPH_RANGES = (
     *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F)),
     *((0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F)),
 )
-IDEOGRAPHS = "".join(f"{chr(first)}-{chr(last)}" for first, last in _IDEOGRAPHS)
+IDEOGRAPHS = "".join(f"{chr(first)}-{chr(last)}" for first, last in IDEOGRAPH_RANGES)
 _DASHES_AND_QUOTES = (0x2010, 0x2027)  # all of them punctuation, often stuck to words
 
 _SPACE, _SINGLE, _WORD = range(3)  # what a byte of UTF-8 is: between words, a word by itself, or part of one
@@ -74,7 +74,7 @@ class Encoder:
         self._lowercase = is_bert and normalizer.lowercase
         self.spaces_ideographs = is_bert and normalizer.handle_chinese_chars
         self._is_single = np.zeros(0x10000, bool)  # characters beyond ASCII that are words by themselves
-        for first, last in (_DASHES_AND_QUOTES, *(_IDEOGRAPHS[:3] if self.spaces_ideographs else ())):
+        for first, last in (_DASHES_AND_QUOTES, *(IDEOGRAPH_RANGES[:3] if self.spaces_ideographs else ())):
             self._is_single[first : last + 1] = True
         self._table = _Table()
         self.cached = (
