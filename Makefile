@@ -7,7 +7,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 DEMO ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-chaos test-cluster test-soak lint format bench clean
+.PHONY: help setup demo test test-chaos test-cluster test-soak lint format docs bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,9 +57,13 @@ format: setup ## Rewrite the sources as `lint` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: setup ## Build the site into site/; a broken link is an error
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build
+
 bench: setup ## Run every benchmark: a table each, and JSON beside it
 	@for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean: ## Remove caches and build outputs; shards, runs and models stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

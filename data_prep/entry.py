@@ -102,7 +102,7 @@ def help_text(config_name: str, schema: type[Any]) -> str:
         "--cfg job prints the composed configuration, --multirun sweeps, --hydra-help tells Hydra's own flags.",
     ]
     codes = ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
-    return "\n".join([*lines, f"Exit codes: {codes} (README.md)."])
+    return "\n".join([*lines, f"Exit codes: {codes} (docs/faults.md)."])
 
 
 def keys(config_name: str, schema: type[Any]) -> list[Key]:

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a Cloze command's exit status means (documented in README.md)."""
+    """What a Cloze command's exit status means (documented in docs/faults.md)."""
 
     OK = 0
     USAGE = 64  # bad configuration or input: the one line on stderr says what, where and what to do

@@ -1,0 +1,278 @@
+"""What README and docs/ say holds: commands compose, keys and messages exist, the walk-through runs as it stands."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from data_prep import entry
+from data_prep.config import PrepConfig
+from data_prep.errors import ExitCode
+from docs import hooks
+from finetune.config import FinetuneConfig, SuiteConfig
+from launch.__main__ import parse
+from pretrain import plan
+from pretrain.config import TrainConfig
+from tests.support import ROOT, Trainer, environment
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+SCHEMAS: dict[str, tuple[str, type[Any]]] = {
+    "data_prep": ("prep", PrepConfig),
+    "pretrain.train": ("train", TrainConfig),
+    "finetune": ("finetune", FinetuneConfig),
+    "finetune.suite": ("suite", SuiteConfig),
+}
+OTHER_PROGRAMS = {"cd", "curl", "git", "grep", "pytest", "ray", "ssh", "wandb", ".venv/bin/pre-commit"}
+NOT_RUN = "<!-- not run"
+
+
+class Block(NamedTuple):
+    line: int
+    commands: list[list[str]]
+    is_run: bool
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    """The shell blocks of a page. In a `console` block commands follow `$ `, in a plain one the first word tells."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    fence, start = None, 0
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if fence is None:
+            fence, start = line[3:], number
+            continue
+        body = "\n".join(lines[start + 1 : number]).replace("\\\n", " ").split("\n")
+        if fence == "console":
+            body = [line[2:] for line in body if line.startswith("$ ")]
+        elif fence not in ("bash", "sh"):
+            body = [line for line in body if line.startswith(("python -m ", "deepspeed ", "make ", "sbatch "))]
+        commands = [command for line in body if (command := shlex.split(line, comments=True))]
+        if commands:
+            yield Block(start + 1, commands, is_run=not (start and lines[start - 1].startswith(NOT_RUN)))
+        fence = None
+
+
+def overrides_of(arguments: list[str]) -> list[str]:
+    """Overrides without what is left out (…), and of a sweep its first run."""
+    if "--multirun" in arguments:
+        arguments = [re.sub(r"(?<==)([^\[{,]+),.*", r"\1", one) for one in arguments if one != "--multirun"]
+    return [one for one in arguments if "…" not in one]
+
+
+def composes(config_name: str, schema: type[Any], arguments: list[str]) -> None:
+    """With what a block leaves out filled in, where a key must be given."""
+    given = {one.partition("=")[0] for one in arguments}
+    source = next((one[7:] for one in arguments if one.startswith("source=")), "docstrings")
+    required = [key.name for key in entry.keys(config_name, schema) if key.default == "required"]
+    required += ["source.paths"] if config_name == "prep" and source != "docstrings" else []
+    filled = [f"{key}={'[x]' if key == 'source.paths' else 'x'}" for key in required if key not in given]
+    filled += ["init_from=x"] if config_name == "train" and "init_from" not in given else []
+    if "engine=array" in arguments and "engine.num_tasks" not in given:
+        filled += ["engine.task_index=0", "engine.num_tasks=1"]  # Slurm's
+    entry.compose(config_name, schema, [*filled, *arguments])
+
+
+def check(command: list[str]) -> None:
+    """Raises where the program, the module, the target, the extra, the option or a key does not exist."""
+    program, *arguments = command
+    if program in OTHER_PROGRAMS:
+        return
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {one for one in arguments if "=" not in one} <= set(targets)
+    elif program == "pip":
+        project = (ROOT / "pyproject.toml").read_text()
+        for extra in re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*?)\]", " ".join(arguments)))):
+            assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
+    elif program == "sbatch":
+        check(shlex.split(arguments[arguments.index("--wrap") + 1]))
+    elif program == "deepspeed":
+        first = next(i for i, one in enumerate(arguments) if one.endswith((".py", "pretrain.train")))
+        assert arguments[first] in ("pretrain/train.py", "pretrain.train")
+        composes("train", TrainConfig, overrides_of(arguments[first + 1 :]))
+    else:
+        assert program == "python", command
+        assert arguments[0] == "-m", command
+        check_module(arguments[1], arguments[2:])
+
+
+def check_module(module: str, arguments: list[str]) -> None:
+    spec = find_spec(module)
+    assert spec, module
+    if spec.submodule_search_locations:
+        spec = find_spec(f"{module}.__main__")
+    assert spec
+    assert spec.origin
+    if module in SCHEMAS:
+        composes(*SCHEMAS[module], overrides_of(arguments))
+    elif module == "launch":
+        words = arguments[1:] if arguments[:1] in (["check"], ["slurm"]) else arguments
+        composes("train", TrainConfig, overrides_of(list(parse(overrides_of(words)).overrides)))
+    elif module == "pretrain.plan":
+        plan.composed(arguments)
+    else:
+        source = Path(spec.origin).read_text()
+        assert all(f'"{one}"' in source for one in arguments if one.startswith("-")), arguments
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist_and_compose(page: Path) -> None:
+    for block in blocks(page):
+        for command in block.commands:
+            try:
+                check(command)
+            except Exception as error:
+                raise AssertionError(f"{page.name}:{block.line}: {shlex.join(command)}: {error}") from error
+
+
+def test_the_check_finds_mistakes() -> None:
+    for line in (
+        "python -m data_prep out=x max_length=128",
+        "python -m data_preparation out=x",
+        "python -m launch hosts=h runn=x",
+        "python -m pretrain.export runs/x out/x --forced",
+        "deepspeed pretrain/train.py model=huge",
+        "make tests",
+        "pip install 'cloze[everything]'",
+        "rm -rf x",
+    ):
+        with pytest.raises((AssertionError, entry.UserError, entry.HydraException)):
+            check(shlex.split(line))
+
+
+def test_keys_in_the_text_exist() -> None:
+    """`optim.lr`, `data.workers=2` in running text and tables; the first part tells that it is one of ours."""
+    known = {key.name for name, schema in SCHEMAS.values() for key in entry.keys(name, schema)}
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    files = re.compile(r"\.(py|md|json|jsonl|yaml|tsv|npy|tar|txt|safetensors)\b")
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for code in re.findall(r"`([a-z_]+\.[a-z_.]+)(?:=[^`]*)?`", prose):
+            if code.partition(".")[0] in sections and not files.search(code) and page.name != "formats.md":
+                assert code in known or code.endswith("."), f"{page.name}: {code}"
+
+
+def test_messages_in_the_text_exist() -> None:
+    """What faults.md quotes stands in the sources, but for what varies (…)."""
+    folders = ("data_prep", "pretrain", "finetune", "launch")
+    sources = "".join(path.read_text() for folder in folders for path in sorted((ROOT / folder).glob("*.py")))
+    literal = re.sub(r'"\s*\n\s*f?"', "", sources)  # literals that go on in the next line
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]*[: ][^`]*)` \|", text, re.MULTILINE)
+    assert len(quoted) > 15
+    for message in quoted:
+        for part in (part.strip(" :=") for part in message.split("…")):
+            assert part in literal, f"{message}: {part!r} is in no source"
+
+
+def test_exit_codes_are_told() -> None:
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == list(ExitCode)
+
+
+def test_the_reference_has_every_key_and_option() -> None:
+    text = hooks.reference()
+    for name, schema in SCHEMAS.values():
+        for key in entry.keys(name, schema):
+            assert key.default is None or f"| `{key.name}` |" in text
+            assert key.default is None or key.meaning, key.name
+        for options in entry.groups(schema).values():
+            assert all(f"| `{option}` |" in text for option in options)
+    assert not re.search(r"^\| `\w+` \|\s*\|$", text, re.MULTILINE), "an option without a word on what it is"
+    assert "lost_after=S" in text
+    assert "| `mfu` |" in text
+
+
+def test_links_from_the_root_lead_into_the_site() -> None:
+    assert hooks.relinked("[a](docs/data.md#x) [b](LICENSE) [c](https://x.y) [d](CHANGELOG.md)") == (
+        f"[a](data.md#x) [b]({hooks.REPOSITORY}LICENSE) [c](https://x.y) [d](changelog.md)"
+    )
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = {next(iter(page.values())) for section in navigation for page in next(iter(section.values()))}
+    assert listed == {*hooks.pages(), *(path.name for path in (ROOT / "docs").glob("*.md"))}
+
+
+# README's walk-through, at a small size
+
+SMALL = {
+    "data_prep": ["tokenizer.vocab_size=400", "val_fraction=0.1", "max_len=32"],
+    "deepspeed": ["steps=2", "eval.every=2", "checkpoint.every=2", "wandb.mode=disabled", "precision=fp32"],
+    "finetune": ["epochs=1", "max_len=16"],
+}
+SMALL["deepspeed"] += ["model.hidden_size=32", "model.intermediate_size=64", "data.workers=0", "micro_batch_size=64"]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the files that the walk-through names, and nothing else."""
+    words = [f"{a}{b}" for a in ("ba", "ko", "mi", "ru", "ta") for b in ("n", "lo", "se", "ti", "wu")]
+    texts = [
+        " ".join(" ".join(words[(i * j + k * (i % 7 + 1)) % 25] for k in range(9)) + "." for j in range(12))
+        for i in range(1, 61)
+    ]
+    (tmp_path / "books-small.jsonl.zst").write_bytes(_zstd("".join(json.dumps({"text": t}) + "\n" for t in texts)))
+    for name in ("train.tsv", "dev.tsv"):
+        rows = "".join(f"{text[:40]}\t{number % 2}\n" for number, text in enumerate(texts))
+        (tmp_path / name).write_text(f"sentence\tlabel\n{rows}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _zstd(text: str) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor().compress(text.encode())
+
+
+def run(command: list[str], trainer: Trainer, cwd: Path) -> None:
+    """Run one command of the walk-through, small: training in forked processes, preparation in a fresh one."""
+    program, *arguments = command
+    if program == "deepspeed":
+        overrides = [one for one in arguments if "=" in one]
+        done = trainer.run(*overrides, *SMALL["deepspeed"], "runs_root=runs", ranks=2, cwd=cwd)
+        assert done.codes == (0, 0), done.stderrs
+        return
+    assert program == "python"
+    module, rest = arguments[1], arguments[2:] + SMALL.get(arguments[1], [])
+    if module.startswith("data_prep"):
+        subprocess.run([sys.executable, "-m", module, *rest], cwd=cwd, env=environment(), check=True, timeout=100)
+        return
+    sys.argv = [module, *rest]
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(f"{module}.__main__" if module == "finetune" else module, run_name="__main__", alter_sys=True)
+    assert stop.value.code == 0, command
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its file open
+def test_the_walk_through_runs(
+    workplace: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(os, "environ", os.environ | {"DS_ACCELERATOR": "cpu"})
+    for block in blocks(ROOT / "README.md"):
+        for command in block.commands if block.is_run else []:
+            run(command, trainer, workplace)
+    for made in ("shards/books/manifest.json", "runs/books/report.html", "out/books/model.safetensors"):
+        assert (workplace / made).is_file(), made
+    assert "accuracy" in json.loads((workplace / "out/sst2/metrics.json").read_text())
+    python = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    for source in python:
+        exec(compile(source, "README.md", "exec"), {})
+
+
+def test_blocks_of_readme_and_tutorial_are_run_or_say_why_not() -> None:
+    for page in ("README.md", "docs/tutorial.md"):
+        found = list(blocks(ROOT / page))
+        assert sum(not block.is_run for block in found) == (ROOT / page).read_text().count(NOT_RUN)
+        assert all(not block.is_run for block in found) == (page != "README.md")
