@@ -1,0 +1,92 @@
+"""`python -m finetune.probe out/books "The [MASK] sat."`: what an encoder knows before any fine-tuning.
+
+Texts with [MASK] are filled in; texts without are compared by their mean hidden states, which is crude, but tells
+whether anything was learned (Reimers and Gurevych 2019, table 1, have it for BERT).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForMaskedLM
+from transformers.utils import logging
+
+from data_prep.errors import ExitCode, UserError
+from finetune.train import load_tokenizer
+
+
+def fill_masks(folder: Path, texts: Sequence[str], top: int = 5) -> list[list[list[tuple[str, float]]]]:
+    """For each text and each of its [MASK]s, the likeliest tokens with their probabilities."""
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for text in texts:
+        inputs = tokenizer(text, truncation=True, max_length=model.config.max_position_embeddings, return_tensors="pt")
+        with torch.inference_mode():
+            probabilities_TV = model(**inputs).logits[0].softmax(-1)
+        best = [row.topk(top) for row in probabilities_TV[inputs.input_ids[0] == tokenizer.mask_token_id]]
+        found.append(
+            [
+                list(zip(tokenizer.convert_ids_to_tokens(b.indices.tolist()), b.values.tolist(), strict=True))
+                for b in best
+            ]
+        )
+    return found
+
+
+def mean_states(folder: Path, texts: Sequence[str]) -> Tensor:
+    """The mean last hidden state of each text's tokens, padding and specials left out, scaled to length 1: [N, H]."""
+    tokenizer = load_tokenizer(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    limit = model.config.max_position_embeddings
+    inputs: Any = tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=limit,
+        padding=True,
+        return_tensors="pt",
+        return_special_tokens_mask=True,
+    )
+    own_NT = 1 - inputs.pop("special_tokens_mask")
+    with torch.inference_mode():
+        states_NTH = model(**inputs).last_hidden_state
+    sums_NH = (states_NTH * own_NT[..., None]).sum(1)
+    return torch.nn.functional.normalize(sums_NH, dim=-1)  # of the sum as of the mean
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m finetune.probe", description="Fill gaps, or compare texts.")
+    parser.add_argument("model", type=Path, help="directory made by `python -m pretrain.export`")
+    parser.add_argument("texts", nargs="+", help="with [MASK]: filled in; without: their similarities, each with each")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    gaps = [text for text in arguments.texts if "[MASK]" in text]
+    plain = [text for text in arguments.texts if "[MASK]" not in text]
+    try:
+        for text, masks in zip(gaps, fill_masks(arguments.model, gaps) if gaps else [], strict=True):
+            print(text)
+            for best in masks:
+                print("   " + "  ".join(f"{token} {share:.0%}" for token, share in best))
+        if plain:
+            states_NH = mean_states(arguments.model, plain)
+            for text, row in zip(plain, states_NH @ states_NH.T, strict=True):
+                print("  ".join(f"{value:5.2f}" for value in row.tolist()) + f"  {text}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (OSError, ValueError) as error:
+        print(
+            f"error: {arguments.model}: cannot be loaded ({str(error).splitlines()[0]}); export it again",
+            file=sys.stderr,
+        )
+        return ExitCode.USAGE
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
