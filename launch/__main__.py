@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ Ctrl-C or SIGTERM stops after the step at hand with a checkpoint (exit 75); the 
   restarts=N      start again after a fault of a node or a rank, so often within an hour [3 with hosts=, else 0]
   lost_after=S    seconds without a word after which a node counts as lost [45]
   ssh=COMMAND     how to reach a host ['ssh']
+  sbatch=OPTIONS  more directives for slurm's script: sbatch='--partition=big --account=me'
   --dry-run       print the deepspeed command of each host (of Slurm: the script) and stop
 
 `check` trains nothing: it compares the hosts (versions, code, configuration, data, clocks, disks, GPUs), sums over all
@@ -50,20 +51,24 @@ class Options:
     overrides: tuple[str, ...] = ()
 
 
-def parse(arguments: Sequence[str]) -> Options:
+_READERS: dict[str, Callable[[str], Any]] = {
+    "hosts": Path,
+    "procs": lambda value: None if value == "auto" else _at_least(1, value),
+    "restarts": lambda value: _at_least(0, value),
+    "lost_after": lambda value: float(_at_least(3, value)),
+    "ssh": lambda value: tuple(shlex.split(value)),
+}
+_SLURM_READERS: dict[str, Callable[[str], Any]] = {
+    "nodes": lambda value: _at_least(1, value),
+    "gpus_per_node": lambda value: _at_least(1, value),
+    "time": str,
+    "sbatch": lambda value: tuple(shlex.split(value)),
+}
+
+
+def parse(arguments: Sequence[str], *, slurm: bool = False) -> Options:
     """Raises `UserError` for anything that is neither ours nor an override."""
-    readers: dict[str, Callable[[str], Any]] = {
-        "hosts": Path,
-        "procs": lambda value: None if value == "auto" else _at_least(1, value),
-        "restarts": lambda value: _at_least(0, value),
-        "lost_after": lambda value: float(_at_least(3, value)),
-        "ssh": lambda value: tuple(shlex.split(value)),
-        "nodes": lambda value: _at_least(1, value),
-        "gpus_per_node": lambda value: _at_least(1, value),
-        "time": str,
-        "sbatch": lambda value: tuple(shlex.split(value)),
-    }
-    assert {*readers, "dry_run", "overrides"} == {field.name for field in fields(Options)}
+    readers = _SLURM_READERS if slurm else _READERS
     own: dict[str, Any] = {}
     overrides: list[str] = []
     for argument in arguments:
@@ -130,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
         print(entry.help_text("train", TrainConfig))
         return ExitCode.OK
     what = arguments[0] if arguments and arguments[0] in ("check", "slurm") else None
-    options = parse(arguments[1:] if what else arguments)
+    options = parse(arguments[1:] if what else arguments, slurm=what == "slurm")
     config = entry.compose("train", TrainConfig, options.overrides)  # a typo is told once, not by every rank
     if what == "slurm":
         from launch.slurm import submit

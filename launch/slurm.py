@@ -51,6 +51,7 @@ def script(options: "Options", config: TrainConfig, folder: Path) -> str:
     task = shlex.join(
         [sys.executable, "-m", "launch.slurm", f"world_size={ranks}", *options.overrides],
     )
+    requeue = f'if [ "$code" = {ExitCode.STOPPED.value} ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
     return "\n".join(
         [
             "#!/bin/bash",
@@ -58,7 +59,7 @@ def script(options: "Options", config: TrainConfig, folder: Path) -> str:
             f"cd {shlex.quote(str(Path.cwd()))} || exit {ExitCode.USAGE.value}",
             f"srun --kill-on-bad-exit=1 --wait={_STOP_SECONDS_BEFORE} {task}",
             "code=$?",
-            f'if [ "$code" = {ExitCode.STOPPED.value} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+            *([requeue] if config.stop_at is None else []),  # with stop_at it would stop at once, again and again
             'exit "$code"',
             "",
         ]

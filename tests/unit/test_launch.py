@@ -242,7 +242,7 @@ def test_the_hosts_that_the_batch_can_be_split_over() -> None:
 
 
 def slurm_script(tmp_path: Path, *arguments: str) -> str:
-    options = parse(["nodes=4", "gpus_per_node=8", "time=24:00:00", *arguments])
+    options = parse(["nodes=4", "gpus_per_node=8", "time=24:00:00", *arguments], slurm=True)
     overrides = ("data.path=x", f"runs_root={tmp_path}", "run=a", "global_batch_size=1024")
     config = compose("train", TrainConfig, (*overrides, *options.overrides))
     return script(options, config, tmp_path / "a")
@@ -258,6 +258,9 @@ def test_a_slurm_script_says_what_slurm_must_do(tmp_path: Path) -> None:
     assert "srun --kill-on-bad-exit=1 " in text
     assert " world_size=32 optim.lr=1e-3\n" in text
     assert subprocess.run(["bash", "-n"], input=text.encode(), check=False).returncode == 0
+    assert "scontrol requeue" in text
+    assert "requeue " not in slurm_script(tmp_path, "stop_at=5"), "it would stop at once, for ever"
+    assert parse(["nodes=4"]).overrides == ("nodes=4",), "which training refuses"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_a_slurm_script_says_what_slurm_must_do(tmp_path: Path) -> None:
     [("time=tomorrow", "must be minutes"), ("micro_batch_size=5", "not a multiple"), ("runs_root=a b", "no blanks")],
 )
 def test_what_slurm_cannot_do_is_one_line(tmp_path: Path, argument: str, words: str) -> None:
-    options = parse(["nodes=4", "gpus_per_node=8", "time=60", argument])
+    options = parse(["nodes=4", "gpus_per_node=8", "time=60", argument], slurm=True)
     arguments = ("data.path=x", "run=a", "global_batch_size=1024", *options.overrides)
     config = compose("train", TrainConfig, arguments)
     with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$"):
