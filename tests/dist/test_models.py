@@ -62,3 +62,21 @@ def test_compiled_layers_train_as_plain_ones(trainer: Trainer, corpus: Path) -> 
     assert compiled.codes == (0, 0), compiled.stderrs
     assert compiled.series("train/loss") == pytest.approx(plain.series("train/loss"), abs=1e-5)
     assert compiled.series("eval/loss") == pytest.approx(plain.series("eval/loss"), abs=1e-5)
+
+
+def test_the_slowest_rank_is_named(trainer: Trainer, corpus: Path) -> None:
+    slow = (
+        "import os, time; from pretrain.model import PackedBert; forward = PackedBert.forward; "
+        "wait = 0.05 * int(os.environ['RANK']); "
+        "PackedBert.forward = lambda self, batch: (time.sleep(wait), forward(self, batch))[1]"
+    )
+    result = trainer.run(f"data.path={corpus}", "steps=3", ranks=2, before=slow)
+    assert result.codes == (0, 0), result.stderrs
+    line = result.metrics[-1]
+    assert line["time/slowest_rank"] == 1
+    assert line["time/work_max_seconds"] - line["time/work_min_seconds"] > 0.05  # two micro-batches a step
+    assert line["time/step_seconds"] >= line["time/work_max_seconds"]
+    assert line["train/pairs"] == 16  # a step's, at log.every=1
+    assert 16 <= line["train/masked_tokens"] <= 16 * 20
+    assert 0 < line["data/padding_fraction"] < 1
+    assert line["memory/peak_gib"] > 0.05

@@ -1,0 +1,310 @@
+"""Training on a CPU beside Hugging Face's Trainer: `python benchmarks/train_cpu.py --source books-small.jsonl.zst`.
+
+The same samples of real text, the same model (BERT-mini, vocabulary 30,522, dropout 0.1), fp32, one thread:
+
+- ours: the training command (zero=0: as unsharded as the peer), packed rows, MLM head on masked positions;
+- peer: `Trainer` over `BertForPreTraining`, rows padded to the batch's longest, head on every position;
+- bare: DeepSpeed's engine on ready-made micro-batches, for what our loop (loading included) adds.
+
+Every round runs ours and the peer in processes of their own, in turns; figures are CPU seconds of the process (others
+use the machine too) after warm-up steps; medians of the rounds' ratios. Also the share of the CPU's matmul peak.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_prep import entry
+from pretrain import dist, train
+from pretrain.config import TrainConfig
+from pretrain.engine import Engine
+from pretrain.loader import IGNORED, Corpus, bounded
+from pretrain.loop import Progress
+from pretrain.loss import pretraining_loss
+from pretrain.throughput import training_flops
+
+WARMUP, STEPS = 1, 3
+BATCH = {128: 32, 512: 8}  # samples; about 4,000 tokens
+BAR, OVERHEAD_BAR = 2.5, 0.03
+
+
+def prepare(source: Path, out: Path, max_len: int) -> Path:
+    if not (out / "manifest.json").exists():
+        command = [
+            sys.executable, "-m", "data_prep", "source=jsonl", f"source.paths=[{source}]", f"out={out}",
+            f"max_len={max_len}", "tokenizer.vocab_size=30522", "engine.workers=1",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+def config_of(corpus: Path, folder: Path, model: str) -> TrainConfig:
+    size = BATCH[Corpus(corpus).manifest.max_len]
+    overrides = [
+        f"model={model}", f"data.path={corpus}", f"runs_root={folder}", "run=bench", "zero=0", "precision=fp32",
+        f"global_batch_size={size}", f"micro_batch_size={size}", f"steps={WARMUP + STEPS}", "data.workers=0",
+        "eval.max_samples=4", "checkpoint.every=0", "log.every=1", "wandb.mode=disabled", "optim.clip=1",
+    ]  # fmt: skip
+    return entry.compose("train", TrainConfig, overrides)
+
+
+class Clock:
+    """CPU seconds of this process at each step's end."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def mark(self) -> None:
+        self.marks.append(time.process_time())
+
+    def seconds(self) -> float:
+        """Of the steps after the warm-up."""
+        return self.marks[WARMUP + STEPS - 1] - self.marks[WARMUP - 1]
+
+
+def ours(corpus: Path, folder: Path, model: str) -> float:
+    """Seconds of the training command itself."""
+    clock, update = Clock(), Engine.step
+
+    def step(self: Engine, lr: float) -> object:
+        result = update(self, lr)
+        clock.mark()
+        return result
+
+    Engine.step = step
+    assert train.main(config_of(corpus, folder, model)) == 0
+    return clock.seconds()
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """The run's samples in its order, as Hugging Face's collators want them."""
+
+    def __init__(self, corpus: Corpus, seed: int, count: int) -> None:
+        self.corpus, self.seed, self.count = corpus, seed, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        batch = self.corpus.training_batch(self.seed, np.asarray([index]))
+        labels = torch.full_like(batch.input_ids_T, IGNORED)
+        labels[batch.masked_index_M] = batch.mlm_labels_M
+        return {
+            "input_ids": batch.input_ids_T,
+            "token_type_ids": batch.token_type_ids_T,
+            "labels": labels,
+            "next_sentence_label": batch.nsp_labels_N[0],
+        }
+
+
+def padded(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    fillers = {"input_ids": 0, "token_type_ids": 0, "labels": IGNORED}
+    pad = torch.nn.utils.rnn.pad_sequence
+    batch = {key: pad([row[key] for row in rows], True, filler) for key, filler in fillers.items()}
+    ones = [torch.ones_like(row["input_ids"]) for row in rows]
+    labels = torch.stack([row["next_sentence_label"] for row in rows])
+    return batch | {"attention_mask": pad(ones, True, 0), "next_sentence_label": labels}
+
+
+def peer(corpus: Path, folder: Path, model: str) -> float:
+    """Seconds of Hugging Face's Trainer."""
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from pretrain.model import hugging_face_model
+
+    config, data, clock = config_of(corpus, folder, model), Corpus(corpus), Clock()
+    facts, size = data.manifest.tokenizer, config.micro_batch_size
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: object) -> SequentialSampler:
+            return SequentialSampler(self.train_dataset)
+
+    class Marks(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            clock.mark()
+
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=size, max_steps=WARMUP + STEPS, learning_rate=1e-4,
+        weight_decay=0.01, max_grad_norm=1.0, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+        logging_steps=1, remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    InOrder(
+        model=hugging_face_model(config.model, facts, vocab_rows=facts.vocab_size),
+        args=arguments,
+        train_dataset=Rows(data, config.seed, size * (WARMUP + STEPS)),
+        data_collator=padded,
+        callbacks=[Marks()],
+    ).train()
+    return clock.seconds()
+
+
+def overhead(corpus: Path, folder: Path, model: str, rounds: int) -> float:
+    """Share of time that our loop adds to DeepSpeed's engine: one engine, used in turns; the quickest of each counts."""
+    config = config_of(corpus, folder, model)
+    process = dist.start()
+    data = Corpus(corpus)
+    engine, rows = train.build_engine(config, data, process, None)
+    size = config.micro_batch_size
+    batches = [bounded(data.training_batch(config.seed, np.arange(i * size, (i + 1) * size))) for i in range(STEPS)]
+    raw = engine._deepspeed
+
+    def bare() -> None:
+        for batch in batches:
+            loss = pretraining_loss(
+                raw(batch), batch.mlm_labels_M, batch.nsp_labels_N, weights=config.loss, masked=batch.num_masked,
+                pairs=size,
+            ).loss  # fmt: skip
+            raw.backward(loss)
+            raw.step()
+
+    loop = loop_over(config, engine, data, process, rows, folder)
+    seconds: dict[str, list[float]] = {"bare": [], "loop": []}
+    for number in range(rounds + 1):
+        for name, work in (("bare", bare), ("loop", loop))[:: 1 if number % 2 else -1]:
+            start = time.process_time()
+            work()
+            seconds[name].append(time.process_time() - start)
+    dist.finish()
+    return min(seconds["loop"][1:]) / min(seconds["bare"][1:]) - 1.0  # what others disturb only takes longer
+
+
+def loop_over(
+    config: TrainConfig, engine: Engine, data: Corpus, process: dist.Process, rows: int, folder: Path
+) -> Callable[[], None]:
+    """`STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
+    from pretrain.loader import Layout, MicroBatches, training_steps
+    from pretrain.loop import Run, Window, rate_of, seed_dropout, timed
+    from pretrain.telemetry import open_telemetry
+    from pretrain.throughput import Throughput
+    from pretrain.watchdog import StopRequest, Watchdog
+
+    telemetry = open_telemetry(config, folder, is_main=True, resume_step=None, wandb_id=None, resolved={})
+    size = config.micro_batch_size
+    run = Run(
+        config=config, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,
+        throughput=Throughput(None), writer=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
+        progress=Progress(), vocab_rows=rows, config_yaml="",
+    )  # fmt: skip
+    window = Window(run)
+
+    def loop() -> None:
+        dataset = MicroBatches(data.directory, config.seed, Layout(0, 1, size, size), run.progress.samples)
+        for loaded, wait in timed(training_steps(dataset, steps=STEPS, workers=0, prefetch=1, pin_memory=False)):
+            micro_batches, _ = window.agree(loaded, wait)
+            for number, batch in enumerate(micro_batches):
+                seed_dropout(config.seed, run.progress.step, number, 0)
+                window.stopwatch.mark()
+                engine.backward(batch, window.loss_of)
+            rate = rate_of(config, run.progress)
+            window.stepped(rate, engine.step(rate))
+            if run.progress.step % config.log.every == 0:
+                window.log()
+
+    return loop
+
+
+def matmul_peak() -> float:
+    """Best fp32 FLOP/s of a product of this CPU, one thread, by CPU time."""
+    left, right = torch.randn(1536, 1536), torch.randn(1536, 1536)
+    best = 0.0
+    for _ in range(12):
+        start = time.process_time()
+        left @ right
+        best = max(best, 2 * 1536**3 / (time.process_time() - start))
+    return best
+
+
+def work_of(corpus: Path, model: str) -> tuple[int, float]:
+    """(real tokens, model FLOPs) of the steps after the warm-up."""
+    data = Corpus(corpus)
+    config = config_of(corpus, Path(), model)
+    size = config.micro_batch_size
+    batch = data.training_batch(config.seed, np.arange(WARMUP * size, (WARMUP + STEPS) * size))
+    rows = -(-data.manifest.tokenizer.vocab_size // config.model.pad_vocab_to) * config.model.pad_vocab_to
+    numbers = batch.num_tokens, batch.tokens_squared, batch.num_masked, STEPS * size
+    return batch.num_tokens, training_flops(config.model, rows, *numbers)
+
+
+def worker(task: str, corpus: Path, model: str, rounds: int) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tasks: dict[str, Callable[[], float]] = {
+            "ours": lambda: ours(corpus, folder, model),
+            "peer": lambda: peer(corpus, folder, model),
+            "overhead": lambda: overhead(corpus, folder, model, rounds),
+        }
+        print(f"FOUND {tasks[task]()} {matmul_peak()}")
+
+
+def measured(task: str, corpus: Path, model: str, rounds: int) -> tuple[float, float]:
+    """(seconds, matmul peak) of a worker process."""
+    command = [sys.executable, __file__, "--worker", task, "--corpus", str(corpus), "--model", model]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [*command, "--rounds", str(rounds)], capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    _, seconds, peak = next(line for line in done.stdout.splitlines() if line.startswith("FOUND")).split()
+    return float(seconds), float(peak)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, help="JSON lines of text, plain or zstd")
+    parser.add_argument("--work", type=Path, help="keep the prepared corpora here")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments.worker, arguments.corpus, arguments.model, arguments.rounds)
+        return
+    if not arguments.source:
+        parser.error("--source is needed")
+    result: dict[str, object] = {"load_at_start": os.getloadavg()[0], "model": arguments.model, "threads": 1}
+    with tempfile.TemporaryDirectory() as name:
+        work = arguments.work or Path(name)
+        for max_len in BATCH:
+            corpus = prepare(arguments.source.resolve(), work / str(max_len), max_len)
+            tokens, flops = work_of(corpus, arguments.model)
+            rounds = [
+                [measured(task, corpus, arguments.model, 0) for task in ("ours", "peer")]
+                for _ in range(arguments.rounds)
+            ]
+            ratio = statistics.median(theirs / mine for (mine, _), (theirs, _) in rounds)
+            rate = statistics.median(tokens / mine for (mine, _), _ in rounds)
+            share = statistics.median(flops / mine / peak for (mine, peak), _ in rounds)
+            added, _ = measured("overhead", corpus, arguments.model, 4)
+            result[f"{max_len}"] = {
+                "tokens_per_cpu_second": rate, "times_trainer": ratio, "share_of_matmul_peak": share,
+                "loop_overhead": added, "seconds": rounds,
+            }  # fmt: skip
+            print(
+                f"{max_len:4} tokens  {rate:8,.0f} real tokens per CPU second  {ratio:.2f}x Trainer (bar {BAR})  "
+                f"{share:.0%} of the matmul peak  loop adds {added:+.1%} (bar {OVERHEAD_BAR:.0%})",
+                flush=True,
+            )
+    result["load_at_end"] = os.getloadavg()[0]
+    out = Path(__file__).parent / "results" / "train_cpu.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
