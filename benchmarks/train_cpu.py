@@ -152,7 +152,7 @@ def peer(corpus: Path, folder: Path, model: str) -> float:
 
 
 def overhead(corpus: Path, folder: Path, model: str, rounds: int) -> float:
-    """Share of time that our loop adds to DeepSpeed's engine: one engine, used in turns; the quickest of each counts."""
+    """Share of time that our loop adds to DeepSpeed's engine, used in turns; the quickest of each counts."""
     config = config_of(corpus, folder, model)
     process = dist.start()
     data = Corpus(corpus)
