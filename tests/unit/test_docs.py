@@ -7,7 +7,9 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from data_prep.config import PrepConfig
 from data_prep.errors import ExitCode
 from docs import hooks
 from finetune.config import FinetuneConfig, SuiteConfig
-from launch.__main__ import parse
+from launch.__main__ import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
 from tests.support import ROOT, Trainer, environment
@@ -152,8 +154,10 @@ def test_the_check_finds_mistakes() -> None:
 
 
 def test_keys_in_the_text_exist() -> None:
-    """`optim.lr`, `data.workers=2` in running text and tables; the first part tells that it is one of ours."""
+    """`optim.lr` (the first part tells that it is one of ours) and `zero=2` in running text and tables."""
     known = {key.name for name, schema in SCHEMAS.values() for key in entry.keys(name, schema)}
+    options = {option.name for option in fields(Options)} | {option.name for option in fields(plan.PlanConfig)}
+    keys = known | options | {group for _, schema in SCHEMAS.values() for group in entry.groups(schema)}
     sections = {name.partition(".")[0] for name in known if "." in name}
     files = re.compile(r"\.(py|md|json|jsonl|yaml|tsv|npy|tar|txt|safetensors)\b")
     for page in PAGES:
@@ -161,6 +165,8 @@ def test_keys_in_the_text_exist() -> None:
         for code in re.findall(r"`([a-z_]+\.[a-z_.]+)(?:=[^`]*)?`", prose):
             if code.partition(".")[0] in sections and not files.search(code) and page.name != "formats.md":
                 assert code in known or code.endswith("."), f"{page.name}: {code}"
+        for code in re.findall(r"`([a-z_.]+)=[^`]*`", prose):
+            assert code in keys, f"{page.name}: {code}="
 
 
 def test_messages_in_the_text_exist() -> None:
@@ -201,6 +207,14 @@ def test_links_from_the_root_lead_into_the_site() -> None:
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = {next(iter(page.values())) for section in navigation for page in next(iter(section.values()))}
     assert listed == {*hooks.pages(), *(path.name for path in (ROOT / "docs").glob("*.md"))}
+
+
+def test_one_version_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] == version
 
 
 # README's walk-through, at a small size
