@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -42,7 +42,7 @@ Row = dict[str, float]
 
 def texts(path: Path) -> list[str]:
     data = zstandard.ZstdDecompressor().stream_reader(path.open("rb")).read()
-    return [json.loads(line)["text"] for line in data.decode().splitlines()]
+    return [json.loads(line)["text"] for line in data.splitlines()]
 
 
 # -- peers: each runs in a process of its own, and prints the CPU seconds of its work and its MB ----------------------
@@ -193,31 +193,27 @@ def medians(rounds: Sequence[Row]) -> Row:
     return {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Row]:
-    tokenizer, single = folder / "train" / "tokenizer", folder / "single.jsonl"
+def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Row]]:
+    """The result so far, after every round."""
+    tokenizer, single, out = folder / "train" / "tokenizer", folder / "single.jsonl", folder / "out"
+    machine = {"load_at_start": os.getloadavg()[0], "cores": float(os.cpu_count() or 0)}
     train = ["source=jsonl", f"source.paths=[{options.books_small}]", f"out={folder / 'train'}"]
     subprocess.run([sys.executable, "-m", "data_prep", *train], cwd=ROOT, check=True, capture_output=True)
     single.write_text(json.dumps({"text": texts(options.books_small)[0]}) + "\n")
     names = [name for name in PEERS if name not in options.skip]
-    load = os.getloadavg()[0]
-    small, large = [], []
-    for _ in range(options.rounds):
+    small, large, memory = [], [], []
+    for number in range(1, options.rounds + 1):
         small.append(small_round(options.books_small, single, folder, tokenizer, names))
-        print(small[-1], file=sys.stderr)
+        result = {"machine": machine | {"rounds": float(number)}, "books_small": medians(small)}
+        bare = ours(options.books_small, out, tokenizer, 1, "masking.baked_draws=0")
+        result["books_small"]["disk_ratio without masks"] = bare["disk_ratio"]
         if options.books:
             large.append(books_round(options.books, folder, tokenizer))
-            print(large[-1], file=sys.stderr)
-    result = {"machine": {"load_at_start": load, "cores": float(os.cpu_count() or 0), "rounds": float(options.rounds)}}
-    bare = ours(options.books_small, folder / "out", tokenizer, 1, "masking.baked_draws=0")
-    result["books_small"] = medians(small) | {"disk_ratio without masks": bare["disk_ratio"]}
-    if large:
-        result["books"] = medians(large)
-        full = [ours(p, folder / "out", tokenizer, 1, "bucket_mib=4") for p in (options.books_small, options.books)]
-        result["memory"] = {
-            "books / books_small": result["books"]["one_worker peak_mb"] / result["books_small"]["peak_mb"],
-            "bucket_mib=4, books / books_small": full[1]["peak_mb"] / full[0]["peak_mb"],
-        }
-    return result
+            full = [ours(p, out, tokenizer, 1, "bucket_mib=4")["peak_mb"] for p in (options.books_small, options.books)]
+            row = {"books / books_small": large[-1]["one_worker peak_mb"] / small[-1]["peak_mb"]}
+            memory.append(row | {"books / books_small, bucket_mib=4": full[1] / full[0]})
+            result |= {"books": medians(large), "memory": medians(memory)}
+        yield result
 
 
 def main() -> None:
@@ -241,11 +237,12 @@ def main() -> None:
         print(seconds, sum(len(text.encode()) for text in documents) / 1e6)
         return
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(options, Path(folder))
-    for part, row in result.items():
-        for name, number in row.items():
-            print(f"{part:12} {name:36} {number:10.3f}")
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        for result in measure(options, Path(folder)):
+            RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+            for part, row in result.items():
+                for name, number in row.items():
+                    print(f"{part:12} {name:36} {number:10.3f}")
+            print(flush=True)
 
 
 if __name__ == "__main__":
