@@ -37,6 +37,7 @@ class DataConfig:
     columns: list[str] | None = doc(
         "columns of the text, or of both texts, and then of the label; null: the task's own"
     )
+    repair_tags: bool = doc("spell entities anew that do not begin or end as BIO or BIOES has it (ner)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ Knows nothing of models. Texts are read whole: data for fine-tuning are small.
 import csv
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import fsspec
@@ -18,6 +20,7 @@ from finetune.tasks import TASKS, Family, Layout, Task
 
 _ANSWER = ("text", "answer_start")
 
+Entity = tuple[str, int, int]  # type, first word, word after the last
 Row = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
 
 
@@ -203,17 +206,48 @@ def examples(rows: Sequence[Row], config: FinetuneConfig) -> list[Example]:
     return found
 
 
-def sentences(rows: Sequence[Row]) -> list[Sentence]:
-    """Words and tags; `UserError` for the first tag that breaks the scheme: BIO or, where E or S occur, BIOES."""
-    found = [Sentence(tuple(row["words"]), tuple(row["tags"])) for _, row in rows]
-    closed = any(tag[:2] in ("E-", "S-") for sentence in found for tag in sentence.tags)
-    for (where, row), sentence in zip(rows, found, strict=True):
-        before = "O"
-        for number, tag in enumerate([*sentence.tags, "O"], row["line"]):
+def sentences(rows: Sequence[Row], *, repair: bool = False) -> list[Sentence]:
+    """Words and tags; `UserError` for the first tag that breaks the scheme: BIO or, where E or S occur, BIOES.
+
+    With `repair`, entities that do not begin or end as they should are spelled anew, as `entities` reads them.
+    """
+    closed = any(tag[:2] in ("E-", "S-") for _, row in rows for tag in row["tags"])
+    found, num_repaired = [], 0
+    for where, row in rows:
+        tags = row["tags"]
+        if repair and any(_tag_fault(a, b, closed) for a, b in pairwise(["O", *tags, "O"])):
+            tags = _spelled(entities(tags), len(tags), closed)
+            num_repaired += 1
+        for number, (before, tag) in enumerate(pairwise(["O", *tags, "O"]), row["line"]):
             if fault := _tag_fault(before, tag, closed):
-                raise UserError(f"{where}: line {number}: {fault}")
-            before = tag
+                raise UserError(f"{where}: line {number}: {fault}; or repair all such by data.repair_tags=true")
+        found.append(Sentence(tuple(row["words"]), tuple(tags)))
+    if num_repaired:
+        print(f"{rows[0][0]}: the tags of {num_repaired} of {len(rows)} sentences were repaired", file=sys.stderr)
     return found
+
+
+def entities(tags: Sequence[str]) -> set[Entity]:
+    """Entities of BIO or BIOES tags; of a model's faulty ones as CoNLL's script has it: a new type begins an entity."""
+    found, start, kind, ended = set(), 0, "", True
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, _, new = tag.partition("-")
+        if kind and (ended or prefix in "BSO" or new != kind):
+            found.add((kind, start, i))
+            kind = ""
+        if prefix != "O" and not kind:
+            start, kind = i, new
+        ended = prefix in "ES"
+    return found
+
+
+def _spelled(found: set[Entity], num_words: int, closed: bool) -> list[str]:
+    tags = ["O"] * num_words
+    for kind, start, end in found:
+        tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
+        if closed:
+            tags[end - 1] = f"{'S' if end == start + 1 else 'E'}-{kind}"
+    return tags
 
 
 def _tag_fault(before: str, tag: str, closed: bool) -> str | None:

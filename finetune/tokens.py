@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from finetune.config import FinetuneConfig, Head
-from finetune.data import Sentence, both_sets, label_names, sentences
+from finetune.data import Sentence, both_sets, entities, label_names, sentences
 from finetune.techniques import IGNORED
 from finetune.train import Prepared, Scores, load_model, load_teacher, load_tokenizer, max_tokens
 
 _HEAD = AutoModelForTokenClassification
 _NEVER = -1e4  # the score of a transition out of a position that is not there
-
-Entity = tuple[str, int, int]  # type, first word, word after the last
 
 
 class Crf(nn.Module):
@@ -77,7 +75,7 @@ def load_tagger(folder: Path) -> Any:
 
 def prepare(config: FinetuneConfig) -> Prepared:
     """Shapes of predictions: [N, T, L] emissions; a word is judged by its first piece, one that was cut off is "O"."""
-    train, dev = (sentences(rows) for rows in both_sets(config))
+    train, dev = (sentences(rows, repair=config.data.repair_tags) for rows in both_sets(config))
     tokenizer = load_tokenizer(Path(config.model))
     names = label_names([tag for s in train for tag in s.tags], [tag for s in dev for tag in s.tags], config)
     ids = {name: number for number, name in enumerate(names)}
@@ -118,20 +116,6 @@ def prepare(config: FinetuneConfig) -> Prepared:
         teacher=load_teacher(config, _HEAD, names, tokenizer),
         facts={"dev_examples": len(dev), "labels": names, "head": config.head.value},
     )
-
-
-def entities(tags: Sequence[str]) -> set[Entity]:
-    """Entities of BIO or BIOES tags; of a model's faulty ones as CoNLL's script has it: a new type begins an entity."""
-    found, start, kind, ended = set(), 0, "", True
-    for i, tag in enumerate([*tags, "O"]):
-        prefix, _, new = tag.partition("-")
-        if kind and (ended or prefix in "BSO" or new != kind):
-            found.add((kind, start, i))
-            kind = ""
-        if prefix != "O" and not kind:
-            start, kind = i, new
-        ended = prefix in "ES"
-    return found
 
 
 def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Scores:

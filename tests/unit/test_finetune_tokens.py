@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from data_prep.errors import UserError
 from finetune.__main__ import finetune
-from finetune.data import sentences
+from finetune.data import entities, sentences
 from finetune.techniques import IGNORED
-from finetune.tokens import Crf, entities, entity_scores, load_tagger
+from finetune.tokens import Crf, entity_scores, load_tagger
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 CONLL = "{}/train.conll"
@@ -76,6 +76,14 @@ def test_entities_of_spelled_tags(spans: list[tuple[str, int]], closed: bool) ->
     assert entities(tags) == expected
     if tags and "O" in tags:
         assert sentences([("x", {"words": tags, "tags": tags, "line": 1}), CLOSED if closed else OPEN])
+
+
+@given(st.lists(st.sampled_from(["O", "B-X", "I-X", "I-Y", "B-Y"]), min_size=1), st.booleans())
+def test_repaired_tags_are_sound_and_mean_what_they_meant(tags: list[str], closed: bool) -> None:
+    tags = [*tags, "S-X"] if closed else tags
+    repaired = sentences([("x", {"words": tags, "tags": tags, "line": 1})], repair=True)[0].tags
+    assert entities(repaired) == entities(tags)
+    assert sentences([("x", {"words": tags, "tags": list(repaired), "line": 1})])
 
 
 OPEN = ("x", {"words": ["a"], "tags": ["B-X"], "line": 9})
