@@ -62,7 +62,7 @@ docs: setup ## Build the site into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build
 
 bench: setup ## Run every benchmark: a table each, and JSON beside it
-	@for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; PYTHONPATH=. $(BIN)/python "$$file" || exit 1; done
 
 clean: ## Remove caches and build outputs; shards, runs and models stay
 	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

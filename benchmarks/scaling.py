@@ -1,4 +1,4 @@
-"""What a run needs of the network, and how it scales: `python benchmarks/scaling.py`.
+"""What a run needs of the network, and how it scales: `PYTHONPATH=. python benchmarks/scaling.py`.
 
 Two gloo ranks train a small model under each ZeRO stage while every collective of torch.distributed is counted: that
 gives the bytes per parameter and step, for one micro-batch a step and for two. A model of rings (below) then turns them
