@@ -18,17 +18,23 @@ _POLL_SECONDS = 1.0
 class StopRequest:
     """SIGTERM, SIGINT or SIGUSR1 asks for an orderly end; the loop agrees on the step with the other ranks.
 
-    A second signal changes nothing. Must be made in the main thread.
+    So does the death of the launcher that set this rank: nobody would be left to end the others. A second signal
+    changes nothing. Must be made in the main thread, before the process group.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._signalled = False
+        self._launcher = os.getppid() if "RANK" in os.environ else None
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self.requested = True
+        self._signalled = True
+
+    @property
+    def requested(self) -> bool:
+        return self._signalled or (self._launcher is not None and os.getppid() != self._launcher)
 
 
 class Watchdog:
