@@ -1,5 +1,6 @@
 """Classifying a sentence or a pair of sentences, or giving it a number."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from finetune.data import Example, both_sets, examples, label_names, majority
 from finetune.tasks import TASKS, Family
 from finetune.train import Prepared, Scores, load_model, load_teacher, load_tokenizer, max_tokens
 
+_UNBALANCED = 0.9  # share of one label in data.dev that is warned of
 _HEAD = AutoModelForSequenceClassification
 
 
@@ -31,6 +33,10 @@ def prepare(config: FinetuneConfig) -> Prepared:
     if not regression:
         names = label_names([e.label for e in train], [e.label for e in dev], config)
         head = {"names": names}
+        share = majority([example.label for example in dev])
+        if share > _UNBALANCED:
+            many = f"data.dev={config.data.dev}: {share:.1%} of the examples have one label"
+            print(f"warning: {many}: accuracy says little, look at macro_f1 and matthews", file=sys.stderr)
     targets = [
         _numbers(dataset, config) if regression else [names.index(example.label) for example in dataset]
         for dataset in (train, dev)

@@ -191,6 +191,10 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
 
     Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "fine-tuning is one process, which uses all GPUs that it sees: start it by `python -m finetune`"
+        )
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: not empty; name another directory")
@@ -248,7 +252,7 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
 
 
 def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
-    steps = -(-len(prepared.train) // config.batch_size) * config.epochs
+    steps = -(-len(prepared.train) // (config.batch_size * max(1, torch.cuda.device_count()))) * config.epochs
     often = "epoch" if config.patience else "no"
     return TrainingArguments(
         output_dir=str(folder),

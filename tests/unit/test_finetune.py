@@ -103,6 +103,20 @@ def test_pairs_in_jsonl_and_the_same_seed_twice(tmp_path: Path, model: Path) -> 
     assert bodies[0] == bodies[1]
 
 
+def test_an_unbalanced_dev_set_is_warned_of(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.tsv").write_text(GOOD)
+    (tmp_path / "dev.tsv").write_text(GOOD + "c\tx\n" * 18)
+    assert finetune(config(tmp_path, model, "epochs=1"))["accuracy"] in (0.05, 0.95)
+    assert "dev.tsv: 95.0% of the examples have one label: accuracy says little" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["majority"] == 0.95
+
+
+def test_several_processes_are_refused(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="fine-tuning is one process"):
+        finetune(config(tmp_path, model))
+
+
 def test_regression_learns_a_number(tmp_path: Path, model: Path) -> None:
     rng = np.random.default_rng(3)
     rows = []
