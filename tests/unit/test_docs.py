@@ -120,7 +120,11 @@ def check_module(module: str, arguments: list[str]) -> None:
         composes(*SCHEMAS[module], overrides_of(arguments))
     elif module == "launch":
         words = arguments[1:] if arguments[:1] in (["check"], ["slurm"]) else arguments
-        composes("train", TrainConfig, overrides_of(list(parse(overrides_of(words)).overrides)))
+        composes(
+            "train",
+            TrainConfig,
+            overrides_of(list(parse(overrides_of(words), slurm=arguments[:1] == ["slurm"]).overrides)),
+        )
     elif module == "pretrain.plan":
         plan.composed(arguments)
     else:
@@ -136,6 +140,8 @@ def test_commands_exist_and_compose(page: Path) -> None:
                 check(command)
             except Exception as error:
                 raise AssertionError(f"{page.name}:{block.line}: {shlex.join(command)}: {error}") from error
+    for module in re.findall(r"`python -m ([\w.]+)", page.read_text(encoding="utf-8")):
+        assert find_spec(module), f"{page.name}: python -m {module}"
 
 
 def test_the_check_finds_mistakes() -> None:
@@ -159,11 +165,11 @@ def test_keys_in_the_text_exist() -> None:
     options = {option.name for option in fields(Options)} | {option.name for option in fields(plan.PlanConfig)}
     keys = known | options | {group for _, schema in SCHEMAS.values() for group in entry.groups(schema)}
     sections = {name.partition(".")[0] for name in known if "." in name}
-    files = re.compile(r"\.(py|md|json|jsonl|yaml|tsv|npy|tar|txt|safetensors)\b")
-    for page in PAGES:
+    files = re.compile(r"\.(py|md|json|jsonl|yaml|tsv|npy|tar|txt|safetensors|onnx)\b")
+    for page in [page for page in PAGES if page.name not in ("LOG.md", "formats.md")]:
         prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for code in re.findall(r"`([a-z_]+\.[a-z_.]+)(?:=[^`]*)?`", prose):
-            if code.partition(".")[0] in sections and not files.search(code) and page.name != "formats.md":
+            if code.partition(".")[0] in sections and not files.search(code):
                 assert code in known or code.endswith("."), f"{page.name}: {code}"
         for code in re.findall(r"`([a-z_.]+)=[^`]*`", prose):
             assert code in keys, f"{page.name}: {code}="
