@@ -56,7 +56,7 @@ def write_card(folder: Path, name: str, run: Path, state: TrainingState, config:
         data = None
     manifest = _manifest(config, state)
     objective = _OBJECTIVES.get(manifest.objective if manifest else "", "masked language modelling")
-    trained = {"optimizer steps": f"{state.step:,}", "samples": f"{state.samples:,}", "tokens": f"{state.tokens:,}"}
+    trained = {"steps": f"{state.step:,}", "samples": f"{state.samples:,}", "tokens": f"{state.tokens:,}"}
     recipe = {**(run_facts(data) if data else {}), **trained}
     recipe.pop("corpus", None)  # a path of somebody's machine
     parts = [_HEAD.format(name=name, objective=objective, tags=config["model"].get("architecture", "bert"))]
@@ -117,7 +117,8 @@ def _corpus(manifest: Manifest) -> str:
     rows = [("documents kept", f"{documents['kept']:,} of {documents['read']:,}")]
     rows += [(f"dropped: {reason}", f"{count:,}") for reason, count in documents["dropped"].items() if count]
     rows += [
-        ("samples in a pass", f"{passes[0].samples:,} of up to {manifest.max_len} tokens; {len(passes)} passes"),
+        ("samples in a pass", f"{passes[0].samples:,} of up to {manifest.max_len} tokens"),
+        ("passes", f"{len(passes)}"),
         ("tokens in a pass", f"{passes[0].tokens:,}"),
         ("vocabulary", f"{manifest.tokenizer.vocab_size:,} WordPieces"),
         ("masking", f"{manifest.masking.probability:.0%} of the tokens, by {manifest.masking.strategy}"),

@@ -49,7 +49,7 @@ def test_card_tells_corpus_recipe_curves_and_limits(tmp_path: Path, corpus: Path
     passes = manifest.splits["pass-00"]
     for fact in (
         "next-sentence prediction", f"| tokens in a pass | {passes.tokens:,} |", "| tokens | 345,678 |",
-        "| optimizer steps | 1,200 |", "| peak learning rate | 0.001 |", "| held-out MLM loss | 9.500 → 3.167 |",
+        "| steps | 1,200 |", "| peak learning rate | 0.001 |", "| held-out MLM loss | 9.500 → 3.167 |",
         'AutoTokenizer.from_pretrained("books")', f"shows it no more than {manifest.max_len}"[6:], "512 tokens at once",
     ):  # fmt: skip
         assert fact in text, fact
