@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def _short(data: bytes) -> str:
 def _source_hash() -> str:
     parts = []
     for package in _SOURCES:
-        root = Path(str(resources.files(package)))
+        root = Path(__file__).resolve().parents[1] / package
         files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
         parts += [f"{package}/{path.relative_to(root)}\0".encode() + path.read_bytes() for path in files]
     return _short(b"".join(parts))
