@@ -185,6 +185,16 @@ class ExpectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchRampConfig:
+    start: int | None = doc("global batch size of the first step, which grows in multiples of it; null: no ramp")
+    steps: int = doc("optimizer steps after which it is global_batch_size")
+
+    def __post_init__(self) -> None:
+        _require(self.start is None or self.start >= 1, f"batch_ramp.start={self.start}: must be at least 1")
+        _require(self.steps >= 1, f"batch_ramp.steps={self.steps}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     mlm_weight: float = doc("weight of the masked-LM loss")
     nsp_weight: float = doc("weight of the next-sentence loss")
@@ -300,6 +310,7 @@ class TrainConfig:
     world_size: int | None = doc(
         "ranks to insist on (launch sets it): deepspeed trains locally where it finds no hostfile; null takes any"
     )
+    batch_ramp: BatchRampConfig
     steps: int = doc("optimizer steps of the whole run: the schedule ends there")
     stop_at: int | None = doc("stop in an orderly way at this optimizer step, with a checkpoint and exit code 75")
     log: LogConfig
@@ -325,6 +336,11 @@ class TrainConfig:
         for key in ("global_batch_size", "micro_batch_size", "steps"):
             _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
         _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
+        start = self.batch_ramp.start
+        _require(
+            start is None or self.global_batch_size % start == 0,
+            f"batch_ramp.start={start}: must divide global_batch_size={self.global_batch_size}",
+        )
         if self.expect.init_from and not self.init_from:
             raise UserError(
                 "init_from: this recipe goes on from other weights; add init_from=<run of the phase before>"
@@ -340,6 +356,22 @@ class TrainConfig:
     def offload(self) -> bool:
         """Whether fp32 weights and moments stay in the CPU's memory, and are updated there."""
         return self.zero.endswith("_offload")
+
+
+def batch_size(step: int, config: TrainConfig) -> int:
+    """Samples of optimizer step `step`: a pure function, so that a resumed run takes the same ones."""
+    ramp = config.batch_ramp
+    if ramp.start is None or step >= ramp.steps:
+        return config.global_batch_size
+    multiples = config.global_batch_size // ramp.start
+    return ramp.start * (1 + step * (multiples - 1) // ramp.steps)
+
+
+def total_samples(config: TrainConfig) -> int:
+    """Samples of all optimizer steps of a run."""
+    ramp_steps = min(config.steps, config.batch_ramp.steps)
+    ramped = sum(batch_size(step, config) for step in range(ramp_steps))
+    return ramped + (config.steps - ramp_steps) * config.global_batch_size
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:

@@ -105,14 +105,20 @@ class Engine:
         if self.stage and isinstance(optimizer, ShardedOptimizer):
             self._tell_pieces(optimizer)
 
-    def backward(self, batch: MicroBatch, loss_of: Callable[[tuple[Tensor, Tensor], MicroBatch], Tensor]) -> None:
-        """Forward and backward of one micro-batch. `loss_of(logits, batch)` is this rank's share of the global loss."""
+    def backward(
+        self, batch: MicroBatch, loss_of: Callable[[tuple[Tensor, Tensor], MicroBatch], Tensor], *, last: bool = True
+    ) -> None:
+        """Forward and backward of one micro-batch, the `last` of its step or not.
+
+        `loss_of(logits, batch)` is this rank's share of the global loss.
+        """
+        self._deepspeed.set_gradient_accumulation_boundary(last)
         with self._autocast():
             logits = self._deepspeed(batch)
         # DeepSpeed averages gradients over ranks; our loss is already a share of the whole, so undo that.
         loss = loss_of(logits, batch) * self.process.world_size
         self._deepspeed.backward(loss, scale_wrt_gas=False)
-        if not self._deepspeed.is_gradient_accumulation_boundary():
+        if not last:
             self._deepspeed.step()  # counts the micro-batch; no update
 
     def step(self, lr: float) -> StepResult:
@@ -179,8 +185,7 @@ class Engine:
         """
         for name, parameter in self._parameters():
             self._set(parameter, WEIGHT, weights[name])
-        for _ in range(self._deepspeed.gradient_accumulation_steps()):
-            self.backward(sample, lambda logits, _: (logits[0].float().sum() + logits[1].float().sum()) * 0.0)
+        self.backward(sample, lambda logits, _: (logits[0].float().sum() + logits[1].float().sum()) * 0.0, last=True)
         if not self.step(0.0).applied:
             raise UserError(
                 "the checkpoint's weights give outputs that are not finite; remove it to resume from another"

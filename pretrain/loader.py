@@ -280,16 +280,19 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
 
 
 def training_steps(
-    dataset: MicroBatches, *, steps: int, workers: int, prefetch: int, pin_memory: bool
+    dataset: MicroBatches, *, steps: int | Sequence[int], workers: int, prefetch: int, pin_memory: bool
 ) -> Generator[list[MicroBatch], None, None]:
-    """The micro-batches of the dataset's first `steps` optimizer steps, a list per step, prefetched by index."""
-    accumulation = dataset.layout.accumulation
+    """The micro-batches of the dataset's first optimizer steps, a list per step, prefetched by index.
+
+    `steps` counts them, or says how many micro-batches each has, where the batch grows.
+    """
+    accumulations = [dataset.layout.accumulation] * steps if isinstance(steps, int) else steps
     chunk = max(1, CHUNK_SAMPLES // dataset.layout.micro_batch_size)
     if workers:
         _start_deaf_forkserver()
     loader: DataLoader[MicroBatch | UserError] = DataLoader(
         dataset,
-        sampler=range(steps * accumulation),
+        sampler=range(sum(accumulations)),
         batch_size=chunk,
         collate_fn=list,
         num_workers=workers,
@@ -298,13 +301,15 @@ def training_steps(
         pin_memory=pin_memory,
     )
     step: list[MicroBatch] = []
-    for item in chain.from_iterable(loader):
+    sizes = iter(accumulations)
+    size = next(sizes, 0)
+    for item in chain.from_iterable(loader):  # no name for the iterator: a traceback would keep its processes alive
         if isinstance(item, UserError):
             raise item
         step.append(item)
-        if len(step) == accumulation:
+        if len(step) == size:
             yield step
-            step = []
+            step, size = [], next(sizes, 0)
 
 
 def _start_deaf_forkserver() -> None:

@@ -73,7 +73,8 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         for number, batch in enumerate(micro_batches):
             seed_dropout(config.seed, progress.step, number, run.process.rank)
             window.stopwatch.mark()
-            run.engine.backward(batch.to(run.process.device), window.loss_of)
+            last = number == len(micro_batches) - 1
+            run.engine.backward(batch.to(run.process.device), window.loss_of, last=last)
         rate = rate_of(config, progress)
         window.stepped(rate, run.engine.step(rate))
 

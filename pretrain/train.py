@@ -25,7 +25,7 @@ from pretrain import checkpoint, dist
 from pretrain.attention import choose_kernel
 from pretrain.cache import local_corpus
 from pretrain.checkpoint import Snapshot
-from pretrain.config import RESUME_CHECKS, Access, TrainConfig, accumulation_steps
+from pretrain.config import RESUME_CHECKS, Access, TrainConfig, accumulation_steps, batch_size, total_samples
 from pretrain.dist import Process
 from pretrain.engine import Engine
 from pretrain.initialize import initialize
@@ -52,7 +52,8 @@ def main(config: TrainConfig) -> int:
             raise UserError(
                 f"world_size={config.world_size}: there are {process.world_size} ranks; correct it, or the hostfile"
             )
-        accumulation_steps(config.global_batch_size, config.micro_batch_size, process.world_size)
+        for size in (config.global_batch_size, config.batch_ramp.start or config.global_batch_size):
+            accumulation_steps(size, config.micro_batch_size, process.world_size)
         data = config.data
         only = [VAL] if data.access is Access.stream else None  # the rest is streamed
         corpus = Corpus(local_corpus(data.path, data.cache_dir, data.cache_gib, only))
@@ -204,9 +205,10 @@ def steps_ahead(parts: Run) -> Generator[list[MicroBatch], None, None]:
         parts.progress.samples,
         Streaming(data.path, data.lanes, data.window) if streamed else None,
     )
+    stretch = process.world_size * config.micro_batch_size
     return training_steps(
         dataset,
-        steps=config.steps - parts.progress.step,
+        steps=[batch_size(step, config) // stretch for step in range(parts.progress.step, config.steps)],
         workers=min(data.workers, 1) if streamed else data.workers,  # a stream fetches by threads
         prefetch=data.prefetch,
         pin_memory=process.device.type == "cuda",
@@ -295,15 +297,17 @@ def describe(
     """What is about to happen, in three lines."""
     accumulation = accumulation_steps(config.global_batch_size, config.micro_batch_size, process.world_size)
     samples = sum(corpus.pass_sizes)
-    epochs = config.steps * config.global_batch_size / max(1, samples / corpus.manifest.passes)
+    epochs = total_samples(config) / max(1, samples / corpus.manifest.passes)
     start = f"resuming at step {progress.step}" if progress.step else "starting"
+    ramp = config.batch_ramp
+    ramped = f" (from {ramp.start} at first, in {ramp.steps} steps)" if ramp.start else ""
     return (
         f"run {path}: {start} of {config.steps}, "
         f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters)\n"
         f"data {corpus.directory}: {samples:,} samples of up to {corpus.manifest.max_len} tokens, {epochs:.2f} epochs\n"
         f"{process.world_size} x {process.device.type}, ZeRO {config.zero}, {config.precision.value}: "
         f"global batch {config.global_batch_size} = {process.world_size} ranks x {accumulation} accumulation steps "
-        f"x micro-batch {config.micro_batch_size}"
+        f"x micro-batch {config.micro_batch_size}{ramped}"
     )
 
 

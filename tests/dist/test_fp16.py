@@ -20,7 +20,9 @@ pretrain.engine.check_precision = lambda *_: None
 """
 ALWAYS_NAN = """
 real = pretrain.engine.Engine.backward
-pretrain.engine.Engine.backward = lambda self, batch, loss_of: real(self, batch, lambda *a: loss_of(*a) * float("nan"))
+pretrain.engine.Engine.backward = lambda self, batch, loss_of, last: real(
+    self, batch, lambda *a: loss_of(*a) * float("nan"), last=last
+)
 """
 SMALL_SCALE = "deepspeed.extra={fp16:{initial_scale_power:2,hysteresis:1}}"
 

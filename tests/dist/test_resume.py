@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pretrain import checkpoint
 from tests.support import Result, Trainer, make_corpus
 
-TIMINGS = ("throughput/", "data/wait_fraction", "time")
+TIMINGS = ("throughput/", "data/wait_fraction", "memory/", "time")
 
 
 def timeless(result: Result) -> list[dict[str, Any]]:
@@ -117,6 +117,21 @@ def test_across_stages_and_world_sizes(trainer: Trainer, corpus: Path, tmp_path:
     for key in ("train/loss", "train/grad_norm", "eval/mlm_loss", "eval/nsp_loss"):
         assert result.series(key) == pytest.approx(whole.series(key), abs=tolerance), key
     assert result.series("samples") == whole.series("samples")
+
+
+def test_a_growing_batch_resumes_with_the_same_samples(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    """4, 8, 12, then 16 samples a step, on other layouts and a resume inside the ramp."""
+    overrides = (f"data.path={corpus}", "batch_ramp.start=4", "batch_ramp.steps=3")
+    whole = trainer.run(*overrides, "zero=0")
+    assert whole.code == 0, whole.stderr
+    assert whole.series("samples") == [4, 12, 24, 40, 56, 72]
+    result = chain(trainer, tmp_path, overrides, [(2, 2, 2, 2), (5, 3, 1, 4), (6, 1, 2, 1)])
+    assert result.series("samples") == whole.series("samples")
+    for key in ("train/loss", "train/grad_norm"):
+        assert result.series(key) == pytest.approx(whole.series(key), abs=1e-5), key
+    refused = trainer.run(*overrides, "micro_batch_size=8")
+    assert refused.code == 64
+    assert "global_batch_size=4: not a multiple of micro_batch_size=8" in refused.errors[0]
 
 
 def test_the_newest_whole_checkpoint_is_taken(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:

@@ -173,11 +173,11 @@ from pretrain.engine import Engine
 
 calls, real = 0, Engine.backward
 
-def backward(self, batch, loss_of):
+def backward(self, batch, loss_of, last):
     global calls
     calls += 1
     poison = float("nan") if self.process.rank == 1 and calls == 5 else 1.0
-    real(self, batch, lambda *arguments: loss_of(*arguments) * poison)
+    real(self, batch, lambda *arguments: loss_of(*arguments) * poison, last=last)
 
 Engine.backward = backward
 """

@@ -1,7 +1,7 @@
 """The schema of conf/train.yaml: every option composes, every bad value is one line, batch arithmetic helps."""
 
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_prep import entry
 from data_prep.errors import UserError
-from pretrain.config import Precision, TrainConfig, accumulation_steps
+from pretrain.config import BatchRampConfig, Precision, TrainConfig, accumulation_steps, batch_size, total_samples
 from pretrain.train import plain
 from tests.support import ROOT
 
@@ -99,6 +99,9 @@ BAD: list[tuple[str, Any]] = [
     *(("schedule__power", value) for value in (0, -1, INF, NAN)),
     ("schedule__kind", "triangle"),
     *((f"loss__{key}", value) for key in ("mlm_weight", "nsp_weight") for value in (-1.0, NAN, INF)),
+    ("batch_ramp__start", 0),
+    ("batch_ramp__start", 3),
+    ("batch_ramp__steps", 0),
     ("log__every", 0),
     ("eval__every", -1),
     ("eval__max_samples", -1),
@@ -133,6 +136,21 @@ def test_values_at_the_edge_are_fine() -> None:
 
 
 # Batch arithmetic
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 50), st.integers(1, 120))
+def test_the_batch_grows_evenly(start: int, multiples: int, ramp_steps: int, steps: int) -> None:
+    tree = {"steps": steps, "global_batch_size": start * multiples}
+    config = replace(BASE, **tree, batch_ramp=BatchRampConfig(start=start, steps=ramp_steps))
+    sizes = [batch_size(step, config) for step in range(steps)]
+    assert sizes[0] == start
+    assert all(size % start == 0 for size in sizes)
+    assert sizes == sorted(sizes)
+    assert set(sizes[ramp_steps:]) <= {start * multiples}
+    for step, size in enumerate(sizes[:ramp_steps]):  # within one multiple of the straight line
+        assert 0 <= start + step * (start * multiples - start) / ramp_steps - size < start
+    assert total_samples(config) == sum(sizes)
 
 
 @settings(max_examples=500, deadline=None)

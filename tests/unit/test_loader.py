@@ -184,12 +184,14 @@ Steps = Callable[..., list[list[MicroBatch]]]
 
 
 def test_steps_with_and_without_workers(corpus: Path) -> None:
-    """Starting at position 48 is going on after three steps of 16."""
+    """Starting at position 48 is going on after three steps of 16, or after six micro-batches where steps differ."""
     whole = MicroBatches(corpus, 7, Layout(1, 2, 4, 16))
     rest = MicroBatches(corpus, 7, Layout(1, 2, 4, 16), first_position=48)
-    expected = [[whole[i] for i in range(2 * step, 2 * step + 2)] for step in range(3, 8)]
-    for workers in (0, 2):
-        steps = list(training_steps(rest, steps=5, workers=workers, prefetch=2, pin_memory=False))
+    even: list[list[int]] = [[6, 7], [8, 9], [10, 11], [12, 13], [14, 15]]
+    growing: list[list[int]] = [[6], [7], [8, 9], [10, 11, 12], [13, 14, 15]]
+    for workers, indices, counts in ((0, even, 5), (2, even, 5), (0, growing, [1, 1, 2, 3, 3])):
+        expected = [[whole[i] for i in step] for step in indices]
+        steps = list(training_steps(rest, steps=counts, workers=workers, prefetch=2, pin_memory=False))
         assert len(steps) == 5
         for step, wanted in zip(steps, expected, strict=True):
             assert all(isinstance(b, MicroBatch) and same(a, b) for a, b in zip(step, wanted, strict=True))
