@@ -3,12 +3,10 @@
 Ours builds packed micro-batches with live masks (draw 1: nothing baked) as a loader process does, many at a time. What
 reading alone costs where no block is in the reader's cache, as with corpora far larger than that, is told apart. Peers
 build padded batches: Hugging Face's `DataCollatorForLanguageModeling` from lists of ids, and that collator behind plain
-`webdataset` over tars with one member per sample and, where it is installed, behind litdata. Rounds alternate, so that
-a drift of the machine meets all; the medians and their ratios are printed and written as JSON.
+`webdataset` over tars with one member per sample. Rounds alternate, so that a drift of the machine meets all; the medians and their ratios are printed and written as JSON.
 """
 
 import argparse
-import importlib.util
 import json
 import random
 import statistics
@@ -59,20 +57,6 @@ def one_member_tars(rows: list[dict[str, list[int]]], folder: Path) -> str:
     return str(path)
 
 
-def litdata_of(rows: list[dict[str, list[int]]], folder: Path) -> Iterable[dict[str, list[int]]] | None:
-    if not importlib.util.find_spec("litdata"):
-        return None
-    from litdata import StreamingDataset
-    from litdata.streaming.writer import BinaryWriter
-
-    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-    for number, row in enumerate(rows):
-        writer[number] = {key: np.asarray(values) for key, values in row.items()}
-    writer.done()
-    writer.merge()
-    return StreamingDataset(str(folder), shuffle=True)
-
-
 def rate(build: Callable[[], object], samples: int) -> float:
     """Samples per second of CPU time: other users of the machine do not count."""
     start = time.process_time()
@@ -103,15 +87,12 @@ def measure(corpus: Path, size: int, rounds: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         tar = one_member_tars(rows[:2048], Path(folder))
         plain = webdataset.WebDataset(tar, shardshuffle=False).decode()
-        lit = litdata_of(rows[:2048], Path(folder) / "lit")
         for _ in range(rounds):
             rates = {
                 "cloze": rate(lambda: packed(16_384), 16_384),
                 "collator": rate(lambda: padded(rows[:2048]), 2048),
                 "webdataset": rate(lambda: padded(sample["json"] for sample in plain), 2048),
             }
-            if lit is not None:
-                rates["litdata"] = rate(lambda: padded(lit), 2048)
             for peer, value in rates.items():
                 found.setdefault(peer, []).append(value)
     return found
