@@ -3,7 +3,8 @@
 Ours builds packed micro-batches with live masks (draw 1: nothing baked) as a loader process does, many at a time. What
 reading alone costs where no block is in the reader's cache, as with corpora far larger than that, is told apart. Peers
 build padded batches: Hugging Face's `DataCollatorForLanguageModeling` from lists of ids, and that collator behind plain
-`webdataset` over tars with one member per sample. Rounds alternate, so that a drift of the machine meets all; the medians and their ratios are printed and written as JSON.
+`webdataset` over tars with one member per sample. Rounds alternate, so that a drift of the machine meets all; the
+medians and their ratios are printed and written as JSON.
 """
 
 import argparse
