@@ -144,12 +144,12 @@ def test_dry_run_and_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 def test_an_agent_that_hears_no_more_ends_its_ranks() -> None:
     ours, launchs = os.pipe()
     with io.FileIO(ours) as stream, io.FileIO(launchs, "w") as pipe:
-        orders = Orders(stream, lost_after=0.5)
-        for _ in range(8):
-            time.sleep(0.1)
+        orders = Orders(stream, lost_after=1.5)
+        for _ in range(4):
+            time.sleep(0.5)
             pipe.write(b"beat\n")
             assert not orders.asked("end")
-        time.sleep(0.6)
+        time.sleep(1.7)
         assert orders.asked("end")
         assert not orders.asked("kill")
         patient = Orders(stream, lost_after=0)  # of a run on this machine
