@@ -150,7 +150,7 @@ def _small_file(url: str) -> bytes:
             return bytes(file.read())
     except ImportError as error:
         raise UserError(f"{url}: {error}; pip install 'cloze[http]', 'cloze[s3]' or 'cloze[gcs]'") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # every store's client has exceptions of its own, for missing credentials above all
         raise UserError(f"{url}: cannot be read ({error}); check the path and your credentials") from error
 
 
