@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from data_prep.errors import DiskError, UserError
+from data_prep.errors import DiskError, TrainingError, UserError
 from finetune import techniques
 from finetune.config import Adversary, FinetuneConfig, Head, Init, facts
 from finetune.tasks import TASKS
@@ -174,11 +175,8 @@ class TaskTrainer(Trainer):
                 moved = words - kept
                 if moved.norm() > adversary.epsilon:
                     words.copy_(kept + techniques.ascent(moved, adversary.epsilon))
-            for (
-                parameter,
-                clean,
-            ) in gradients.items():  # only the last disturbance is learned from, beside the clean batch
-                parameter.grad = clean if last else None
+            for parameter, clean in gradients.items():
+                parameter.grad = clean if last else None  # learned from: the clean batch and the last disturbance
             super().training_step(model, inputs, *rest)
             gradient = words.grad
         with torch.no_grad():
@@ -192,9 +190,7 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
     Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "fine-tuning is one process, which uses all GPUs that it sees: start it by `python -m finetune`"
-        )
+        raise UserError("fine-tuning is one process that uses every GPU it sees: start it by `python -m finetune`")
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: not empty; name another directory")
@@ -207,9 +203,9 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
     try:
         for seed in range(config.seed, config.seed + config.num_seeds):
             model, by_seed[seed] = _train(config, prepared, seed, temporary / "checkpoints")
-            if by_seed[seed][main] > max((s[main] for n, s in by_seed.items() if n != seed), default=-2.0):
+            best = max(by_seed, key=lambda seed: by_seed[seed][main])
+            if best == seed:
                 model.save_pretrained(temporary)
-                best = seed
         prepared.tokenizer.save_pretrained(temporary)
         shutil.rmtree(temporary / "checkpoints", ignore_errors=True)
         means = {name: statistics.fmean(s[name] for s in by_seed.values()) for name in by_seed[best]}
@@ -247,8 +243,12 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
         callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
     )
     trainer.train()
-    scores = prepared.score(trainer.predict(prepared.dev).predictions, model)
-    return model.merge_and_unload() if config.lora.rank else model, scores
+    predictions = trainer.predict(prepared.dev).predictions
+    if not all(
+        np.isfinite(array).all() for array in (predictions if isinstance(predictions, tuple) else [predictions])
+    ):
+        raise TrainingError(f"optim.lr={config.optim.lr}: training with seed {seed} diverged; lower it")
+    return model.merge_and_unload() if config.lora.rank else model, prepared.score(predictions, model)
 
 
 def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data_prep import entry
-from data_prep.errors import UserError
+from data_prep.errors import TrainingError, UserError
 from finetune import classification
 from finetune.__main__ import finetune, main
 from finetune.classification import correlations, scores
@@ -109,6 +109,13 @@ def test_an_unbalanced_dev_set_is_warned_of(tmp_path: Path, model: Path, capsys:
     assert finetune(config(tmp_path, model, "epochs=1"))["accuracy"] in (0.05, 0.95)
     assert "dev.tsv: 95.0% of the examples have one label: accuracy says little" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["majority"] == 0.95
+
+
+def test_divergence_is_told(tmp_path: Path, model: Path) -> None:
+    write_three(tmp_path)
+    with pytest.raises(TrainingError, match=r"optim\.lr=1e\+30: training with seed 1 diverged") as caught:
+        finetune(config(tmp_path, model, "optim.lr=1e30", "epochs=3"))
+    assert caught.value.exit_code == 70
 
 
 def test_several_processes_are_refused(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,14 +243,18 @@ def test_class_weights_reach_the_loss(folder: Path, model: Path) -> None:
 def test_a_smaller_model_learns_from_a_teacher_alone(
     folder: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The student's labels are wrong, and it follows the teacher; its hidden states are of another width."""
-    assert finetune(config(folder, model, "epochs=40", f"out={folder}/teacher"))["accuracy"] == 1
+    """The student's labels are wrong, and it follows the teacher; it has half the layers, and another width."""
+    rows = ["sentence\tlabel", *["good film\tx", "the bad film\ty"] * 12]
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text("\n".join(rows))
+    large = write_tiny_bert(tmp_path_factory.mktemp("large"), layers=2)
     small = write_tiny_bert(tmp_path_factory.mktemp("small"), layers=1, hidden=16)
-    text = (folder / "train.tsv").read_text()
-    (folder / "train.tsv").write_text(text.replace("\tx", "\t?").replace("\ty", "\tx").replace("\t?", "\ty"))
-    own = [f"distill.teacher={folder}/teacher", "distill.weight=1", "distill.hidden=0.1", "epochs=20", "optim.lr=0.01"]
+    assert finetune(config(folder, large, "epochs=20", f"out={folder}/teacher"))["accuracy"] == 1
+    (folder / "train.tsv").write_text("\n".join([rows[0], *["good film\ty", "the bad film\tx"] * 12]))
+    own = [f"distill.teacher={folder}/teacher", "distill.weight=1", "distill.hidden=0.1", "epochs=30", "optim.lr=0.01"]
     assert finetune(config(folder, small, *own))["accuracy"] == 1
-    assert finetune(config(folder, small, "epochs=20", "optim.lr=0.01", f"out={folder}/alone"))["accuracy"] == 0
+    alone = ["epochs=30", "optim.lr=0.01", f"out={folder}/alone"]
+    assert finetune(config(folder, small, *alone))["accuracy"] == 0
     other = write_tiny_bert(tmp_path_factory.mktemp("other"), words=["good", "bad"])
     with pytest.raises(UserError, match=r"distill\.teacher=.*: has another vocabulary"):
         finetune(config(folder, other, *own, f"out={folder}/c"))
