@@ -12,7 +12,7 @@ Shapes: S sentences, B bytes of their text in UTF-8, W words, T tokens, all one 
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from data_prep.ragged import Ints, offsets, ranges
 Ids = npt.NDArray[np.uint32]
 Keys = npt.NDArray[np.uint64]
 
+_PORTION_CHARACTERS = 2**18  # encoded at a time
 _SLOT_BITS = 18  # of the table: 10 MB in all
 _MAX_WORDS = 150_000  # remembered; beyond that it starts afresh
 _PROBES = 8  # slots from a word's own on in which it may lie
@@ -87,15 +88,19 @@ class Encoder:
     def encode(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
         """Ids of all sentences (u32 [T]) and the length of each (int64 [S]).
 
-        Call it with some 100 KB of text at a time: it needs about 50 bytes per character while it works.
+        While it works it needs about 50 bytes per character of a portion.
         """
         if not sentences:
             return np.zeros(0, np.uint32), np.zeros(0, np.int64)
-        return self._gather(sentences) if self.cached else self._reference(sentences)
+        encode = self._gather if self.cached else self._reference
+        begins_S = offsets(np.fromiter(map(len, sentences), np.int64, len(sentences)))[:-1]
+        cuts = [0, *(np.flatnonzero(np.diff(begins_S // _PORTION_CHARACTERS)) + 1).tolist(), len(sentences)]
+        ids, lengths = zip(*(encode(sentences[begin:end]) for begin, end in pairwise(cuts)), strict=True)
+        return np.concatenate(ids), np.concatenate(lengths)
 
     def _gather(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
         if self._table.num_words > _MAX_WORDS:
-            self._table = _Table()
+            self._table.clear()
         text = "\n".join(sentences)
         if text.count("\n") >= len(sentences):  # line breaks are spaces to BERT
             text = "\n".join([sentence.replace("\n", " ") for sentence in sentences])
@@ -180,6 +185,13 @@ class _Table:
         self.ids = np.zeros(0, np.uint32)
         self._keys = np.zeros((_COLUMNS, size), np.uint64)
         self._taken = bytearray(size)
+
+    def clear(self) -> None:
+        """In place: megabytes that come and go make the heap grow."""
+        self.num_words, self.ids = 0, self.ids[:0].copy()
+        self._keys.fill(0)
+        self.counts.fill(0)
+        self._taken[:] = bytes(len(self._taken))
 
     def find(self, keys_CxW: Keys) -> Ints:
         """The slot of each word, -1 where it has none."""

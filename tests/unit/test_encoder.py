@@ -46,6 +46,12 @@ def test_ids_are_those_of_tokenizers(encoder, sentences):
     assert encoded(encoder, sentences) == reference(encoder._tokenizer, sentences)
 
 
+def test_portions_change_nothing(encoder, monkeypatch):
+    monkeypatch.setattr(encoder_module, "_PORTION_CHARACTERS", 10)
+    sentences = ["", "the cat", "", "caf\u00e9 " * 5, "x", "", "the red hats of the cat", ""]
+    assert encoded(encoder, sentences) == reference(encoder._tokenizer, sentences)
+
+
 def test_text_that_spells_a_special_token_is_text(encoder):
     specials = {encoder._tokenizer.token_to_id(t) for t in ("[SEP]", "[MASK]", "[CLS]", "[PAD]")}
     ids_T, _ = encoder.encode(["[SEP] [MASK]", "a[CLS]b", "[PAD]"])
