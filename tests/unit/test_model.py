@@ -151,6 +151,7 @@ def test_modernbert_equals_hugging_faces_beyond_its_window() -> None:
 def test_compiled_layers_are_not_built_again_for_each_batch() -> None:
     """Rows of one to three times 256 tokens, samples of 16 to 48: at most three builds, none after the third batch."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model, plain = packed(small()).train(), packed(small()).train()
     model.compile_layers(backend="aot_eager")  # traces and differentiates as any backend, and needs no compiler
     graphs, shapes = [], set()
@@ -399,9 +400,11 @@ def test_cross_entropy_is_computed_in_fp32() -> None:
 def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:
     model = packed(small())
     names = {parameter: name for name, parameter in model.named_parameters()}
-    decay, rest = parameter_groups(model.named_parameters(), 0.01)
-    assert (decay["weight_decay"], rest["weight_decay"]) == (0.01, 0.0)
-    decayed = {names[parameter] for parameter in decay["params"]}
+    layers, others, rest = parameter_groups(model.named_parameters(), 0.01)
+    assert [group["weight_decay"] for group in (layers, others, rest)] == [0.01, 0.01, 0.0]
+    assert all(".layer." in names[parameter] for parameter in layers["params"])
+    assert not any(".layer." in names[parameter] for parameter in others["params"])
+    decayed = {names[parameter] for parameter in [*layers["params"], *others["params"]]}
     spared = {names[parameter] for parameter in rest["params"]}
     assert decayed | spared == set(names.values())
     assert not decayed & spared
