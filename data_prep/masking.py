@@ -109,10 +109,10 @@ def _choose_tokens(keys_N: U64, first_N: Ints, total_N: Ints, counts_N: Ints) ->
     """Of each sample the positions with the smallest hashes, exactly as many as `counts_N` says."""
     width = int(total_N.max())
     counters_L = np.arange(1, width + 1, dtype=np.uint64) * _GOLDEN
-    hashes_NxL = mix64(keys_N[:, None] + counters_L[None, :])
+    ranked_NxL = mix64(keys_N[:, None] + counters_L[None, :])
     # The position rides in the low bits: one sort gives the order of the hashes and where they were.
-    positions_L = np.arange(width, dtype=np.uint64)
-    ranked_NxL = (hashes_NxL & ~np.uint64(0xFFFF)) | positions_L[None, :]
+    ranked_NxL &= ~np.uint64(0xFFFF)
+    ranked_NxL |= np.arange(width, dtype=np.uint64)[None, :]
     ranked_NxL[np.arange(width)[None, :] >= total_N[:, None] - 1] = _NEVER  # padding, and the last [SEP]
     rows = np.arange(len(total_N))
     ranked_NxL[rows, 0] = _NEVER  # [CLS]
@@ -222,7 +222,7 @@ def mix64(x: U64) -> U64:
     Products wrap around, which numpy does silently for arrays.
     """
     x = x ^ (x >> np.uint64(30))
-    x = x * np.uint64(0xBF58476D1CE4E5B9)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
     x *= np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)

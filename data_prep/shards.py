@@ -260,11 +260,11 @@ def _array(
 
 
 class OpenBlock(NamedTuple):
-    """A decoded block with where each of its samples ends."""
+    """A decoded block and where each of its n samples lies in it."""
 
     block: Block
-    ends: npt.NDArray[np.int64]  # token offset of the end of each sample
-    mask_ends: list[npt.NDArray[np.int64]]  # the same in the masks of each baked draw
+    # i32 [n, 4 + 2 * draws]: length of the first segment, label, first token, end; first mask and end of each draw
+    table: npt.NDArray[np.int32]
     first_id: int
 
 
@@ -280,8 +280,11 @@ class Samples(NamedTuple):
 
 
 def open_block(block: Block, first_id: int) -> OpenBlock:
-    mask_ends = [masks.counts_N.cumsum(dtype=np.int64) for masks in block.masks]
-    return OpenBlock(block, block.lengths_Nx2[:, 1].cumsum(dtype=np.int64), mask_ends, first_id)
+    columns: list[npt.NDArray[np.integer]] = [block.lengths_Nx2[:, 0], block.random_next_N]
+    for counts_N in (block.lengths_Nx2[:, 1], *(masks.counts_N for masks in block.masks)):
+        ends_N = counts_N.cumsum(dtype=np.int32)
+        columns += [ends_N - counts_N, ends_N]
+    return OpenBlock(block, np.stack(columns, axis=1, dtype=np.int32), first_id)
 
 
 def collect(rows: Sequence[tuple[OpenBlock, int]], draw: int, dtype: np.dtype[Any]) -> Samples:
@@ -290,29 +293,29 @@ def collect(rows: Sequence[tuple[OpenBlock, int]], draw: int, dtype: np.dtype[An
         return Samples(
             np.zeros(0, dtype), np.zeros((0, 2), np.uint16), np.zeros(0, np.uint8), np.zeros(0, np.uint64), None
         )
-    blocks, ones = [opened.block for opened, _ in rows], [slice(i, i + 1) for _, i in rows]
-    spans = [_span(opened.ends, i) for opened, i in rows]
+    blocks = [opened.block for opened, _ in rows]
+    table_NxC = np.concatenate([opened.table[i : i + 1] for opened, i in rows])
+    first_N, labels_N, starts_N, ends_N = table_NxC[:, :4].T
+    spans = list(map(slice, starts_N.tolist(), ends_N.tolist()))
     words = [block.word_starts_T for block in blocks if block.word_starts_T is not None]
     masks = None
     if draw < len(blocks[0].masks):
-        drawn, places = [block.masks[draw] for block in blocks], [_span(o.mask_ends[draw], i) for o, i in rows]
+        drawn = [block.masks[draw] for block in blocks]
+        mask_starts_N, mask_ends_N = table_NxC[:, 4 + 2 * draw : 6 + 2 * draw].T
+        places = list(map(slice, mask_starts_N.tolist(), mask_ends_N.tolist()))
         masks = Masks(
-            np.asarray([place.stop - place.start for place in places], np.uint16),
+            (mask_ends_N - mask_starts_N).astype(np.uint16),
             _pieces([one.positions_M for one in drawn], places),
             _pieces([one.tokens_M for one in drawn], places).astype(np.uint32),
         )
     return Samples(
         _pieces([block.tokens_T for block in blocks], spans),
-        _pieces([block.lengths_Nx2 for block in blocks], ones),
-        _pieces([block.random_next_N for block in blocks], ones),
-        np.asarray([opened.first_id + i for opened, i in rows], dtype=np.uint64),
+        np.stack([first_N, ends_N - starts_N], axis=1).astype(np.uint16),
+        labels_N.astype(np.uint8),
+        np.asarray([opened.first_id + i for opened, i in rows], np.uint64),
         masks,
         _pieces(words, spans) if words else None,
     )
-
-
-def _span(ends: npt.NDArray[np.int64], i: int) -> slice:
-    return slice(int(ends[i - 1]) if i else 0, int(ends[i]))
 
 
 def _pieces(arrays: Sequence[npt.NDArray[Any]], spans: Sequence[slice]) -> npt.NDArray[Any]:
@@ -328,6 +331,7 @@ class Split:
         self._directory, self._manifest, self._shards = directory, manifest, shards
         counts = [np.zeros(0, np.int64), *(shard.blocks.samples for shard in shards)]
         self._block_ends = np.concatenate(counts).cumsum()
+        self._block_starts = self._block_ends - np.concatenate(counts)
         self._first_blocks = [0, *accumulate(len(shard.blocks) for shard in shards)]
         self._readers: dict[int, ShardReader] = {}
         self._cache: OrderedDict[int, OpenBlock] = OrderedDict()
@@ -344,10 +348,8 @@ class Split:
         if len(indices_N) and not 0 <= int(indices_N.min()) <= int(indices_N.max()) < len(self):
             raise IndexError(f"sample index outside 0 … {len(self) - 1}")
         blocks_N = np.searchsorted(self._block_ends, indices_N, side="right")
-        rows = []
-        for index, number in zip(indices_N.tolist(), blocks_N.tolist(), strict=True):
-            opened = self._open(number)
-            rows.append((opened, index - (int(self._block_ends[number]) - len(opened.block.random_next_N))))
+        opened = [self._cache.get(number) or self._open(number) for number in blocks_N.tolist()]
+        rows = list(zip(opened, (indices_N - self._block_starts[blocks_N]).tolist(), strict=True))
         return collect(rows, draw, token_dtype(self._manifest.tokenizer.vocab_size))
 
     def blocks(self) -> Iterator[tuple[ShardEntry, int, Block]]:
@@ -360,17 +362,13 @@ class Split:
                 start += samples
 
     def _open(self, number: int) -> OpenBlock:
-        opened = self._cache.get(number)
-        if opened is not None:
-            return opened
         shard_number = bisect_right(self._first_blocks, number) - 1
         shard, first_block = self._shards[shard_number], self._first_blocks[shard_number]
         reader = self._readers.get(shard_number)
         if reader is None:
             reader = self._readers[shard_number] = ShardReader(self._directory, shard, self._manifest)
         block = reader.block(number - first_block)
-        before_shard = int(self._block_ends[first_block - 1]) if first_block else 0
-        first = int(self._block_ends[number]) - len(block.random_next_N) - before_shard
+        first = int(self._block_starts[number] - self._block_starts[first_block])
         opened = open_block(block, (shard.id << _SAMPLE_BITS) + first)
         self._cache[number] = opened
         if len(self._cache) > self._cached_blocks:
