@@ -209,6 +209,7 @@ class LossConfig:
 class LogConfig:
     every: int = doc("optimizer steps between two lines of metrics")
     tensorboard: bool = doc("also write TensorBoard events")
+    sinks: list[str] = doc("sinks of your own for metrics, each as module:factory; see docs/training.md")
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"log.every={self.every}: must be at least 1")
@@ -280,6 +281,7 @@ class WandbConfig:
     project: str = doc("W&B project")
     entity: str | None = doc("W&B user or team")
     tags: list[str] = doc("W&B tags")
+    artifact: bool = doc("also send the newest checkpoint as an artifact when the run ends")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ metrics.jsonl is the source of truth; every other sink may fail without harm. Ra
 a `Telemetry` without sinks. Knows nothing of the training loop, and never touches a device.
 """
 
+import importlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from data_prep.errors import DiskError, UserError
+from data_prep.errors import DiskError, ExitCode, UserError
 from pretrain.config import TrainConfig, WandbMode
 
 REDACTED = "[redacted]"
@@ -176,6 +177,7 @@ class WandbSink:
     def __init__(self, config: TrainConfig, run_dir: Path, run_id: str, resolved: Mapping[str, Any]) -> None:
         self._run: Any = None
         self._offline = False
+        self._run_dir, self._artifact = run_dir, config.wandb.artifact
         with _Harmless(self._fail):
             self._open(config, run_dir, run_id, resolved)
 
@@ -230,6 +232,14 @@ class WandbSink:
             return
         with _Harmless(self._fail):
             folder = Path(self._run.dir).parent
+            if exit_code not in (ExitCode.OK, ExitCode.STOPPED):
+                self._run.alert(
+                    title=f"{self._run_dir.name} failed", text=f"exit code {exit_code}, see {self._run_dir}"
+                )
+            latest = self._run_dir / "checkpoints" / "LATEST"
+            if self._artifact and latest.exists():
+                checkpoint = latest.parent / latest.read_text().strip()
+                self._run.log_artifact(str(checkpoint), name=f"{self._run_dir.name}-checkpoint", type="checkpoint")
             self._run.finish(exit_code=exit_code)
             if self._offline:
                 _say(f"W&B: send this run with  wandb sync {folder}")
@@ -303,6 +313,46 @@ class TensorBoardSink:
 
     def close(self, exit_code: int) -> None:
         self._writer.close()
+
+
+class HarmlessSink:
+    """A sink whose first fault costs one warning and ends it, never the run."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self._name = name
+        self._sink: Sink | None = sink
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        with _Harmless(self._fail):
+            if self._sink:
+                self._sink.log(step, metrics)
+
+    def rollback(self, step: int) -> None:
+        with _Harmless(self._fail):
+            if self._sink:
+                self._sink.rollback(step)
+
+    def close(self, exit_code: int) -> None:
+        with _Harmless(self._fail):
+            if self._sink:
+                self._sink.close(exit_code)
+
+    def _fail(self, error: BaseException) -> None:
+        self._sink = None
+        _say(f"{self._name}: off for this run: {_first_line(error)}; metrics.jsonl has everything")
+
+
+def sink_of_your_own(name: str, run_dir: Path, resume_step: int | None, resolved: Mapping[str, Any]) -> Sink:
+    """What `module:factory` makes of (run directory, step to resume from or None, configuration without secrets).
+
+    Raises `UserError` where there is no such factory.
+    """
+    module, _, factory = name.partition(":")
+    try:
+        make: Callable[[Path, int | None, Mapping[str, Any]], Sink] = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"log.sinks=[{name}]: {error}; name it as module:factory, on PYTHONPATH") from error
+    return HarmlessSink(name, make(run_dir, resume_step, redact(resolved)))
 
 
 class Console:
@@ -442,7 +492,8 @@ def open_telemetry(
         return Telemetry([], None, wandb_id)
     sinks: list[Sink] = [JsonlSink(run_dir / METRICS_NAME, resume_step)]
     if config.log.tensorboard:
-        sinks.append(TensorBoardSink(run_dir / "tensorboard", resume_step))
+        sinks.append(HarmlessSink("TensorBoard", TensorBoardSink(run_dir / "tensorboard", resume_step)))
+    sinks += [sink_of_your_own(name, run_dir, resume_step, resolved) for name in config.log.sinks]
     if config.wandb.mode is not WandbMode.disabled:
         wandb_id = _wandb_id(run_dir, wandb_id)
         sinks.append(WandbSink(config, run_dir, wandb_id, resolved))

@@ -26,6 +26,7 @@ from pretrain.telemetry import (
     open_telemetry,
     redact,
     redact_overrides,
+    sink_of_your_own,
 )
 
 
@@ -210,6 +211,61 @@ def test_wandb_without_a_key_writes_an_offline_run_that_reads_back(
     metrics = [record.metric for record in records if record.HasField("metric")]
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
     assert next(record.exit.exit_code for record in records if record.HasField("exit")) == 0
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_a_failed_run_alerts_and_its_newest_checkpoint_is_an_artifact(tmp_path: Path) -> None:
+    newest = tmp_path / "checkpoints" / "step-00000002"
+    newest.mkdir(parents=True)
+    (newest / "state.json").write_text("{}")
+    (tmp_path / "checkpoints" / "LATEST").write_text(newest.name + "\n")
+    sink = WandbSink(config("wandb.artifact=true"), tmp_path, "abc", {})
+    sink.log(1, {"x": 1.0})
+    sink.close(70)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    records = finished_wandb_records(next(folder.glob("*.wandb")))
+    (alert,) = [record.alert for record in records if record.HasField("alert")]
+    assert alert.title == f"{tmp_path.name} failed"
+    assert "exit code 70" in alert.text
+    artifacts = [record.request.log_artifact.artifact for record in records if record.HasField("request")]
+    artifacts += [record.artifact for record in records if record.HasField("artifact")]
+    (artifact,) = [artifact for artifact in artifacts if artifact.name]
+    assert (artifact.name, artifact.type) == (f"{tmp_path.name}-checkpoint", "checkpoint")
+    assert [entry.path for entry in artifact.manifest.contents] == ["state.json"]
+
+
+OWN_SINK = """
+class Own:
+    def __init__(self, run_dir, resume_step, resolved):
+        self.path = run_dir / "own.txt"
+        self.path.write_text(f"{resume_step} {resolved['api_key']}\\n")
+    def log(self, step, metrics):
+        if step == 3: raise RuntimeError("the tracker is gone")
+        self.path.write_text(self.path.read_text() + f"{step} {metrics['x']}\\n")
+    def rollback(self, step): pass
+    def close(self, exit_code): self.path.write_text("closed")
+"""
+
+
+def test_a_sink_of_ones_own_gets_everything_and_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_sink_of_a_test.py").write_text(OWN_SINK)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = config("log.sinks=[own_sink_of_a_test:Own]", "wandb.mode=disabled")
+    telemetry = open_telemetry(
+        asked, tmp_path, is_main=True, resume_step=None, wandb_id=None, resolved={"api_key": "hunter2"}
+    )
+    for step in range(5):
+        telemetry.log(step, {"x": step / 2})
+    telemetry.close(0)
+    assert (tmp_path / "own.txt").read_text() == "None [redacted]\n0 0.0\n1 0.5\n2 1.0\n"
+    off = "own_sink_of_a_test:Own: off for this run: the tracker is gone; metrics.jsonl has everything\n"
+    assert capsys.readouterr().err.count(off) == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+    for wrong in ("nowhere:Own", "own_sink_of_a_test:Other", "own_sink_of_a_test", ""):
+        with pytest.raises(UserError, match=r"log\.sinks=\[.*module:factory"):
+            sink_of_your_own(wrong, tmp_path, None, {})
 
 
 def fake_wandb(monkeypatch: pytest.MonkeyPatch, **members: Any) -> None:
