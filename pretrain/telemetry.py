@@ -358,8 +358,11 @@ def sink_of_your_own(name: str, run_dir: Path, resume_step: int | None, resolved
 class Console:
     """What rank 0 shows on stderr: a progress bar on a terminal, else one plain line per log interval."""
 
-    def __init__(self, steps: int, start_step: int = 0, terminal: bool | None = None) -> None:
-        self._steps = steps
+    def __init__(
+        self, steps: int, start_step: int = 0, terminal: bool | None = None, seconds_left: float = math.inf
+    ) -> None:
+        """`seconds_left` of a time budget end the run, if `steps` do not do so first."""
+        self._steps, self._deadline = steps, time.monotonic() + seconds_left
         self._times: deque[tuple[int, float]] = deque([(start_step, time.monotonic())], maxlen=32)
         self._progress: Progress | None = None
         if sys.stderr.isatty() if terminal is None else terminal:
@@ -398,7 +401,9 @@ class Console:
 
     def _eta_seconds(self) -> float | None:
         (first, start), (last, now) = self._times[0], self._times[-1]
-        return (self._steps - last) * (now - start) / (last - first) if last > first else None
+        if last == first:
+            return None
+        return max(0.0, min((self._steps - last) * (now - start) / (last - first), self._deadline - now))
 
 
 def train_line(metrics: Mapping[str, float], eta_seconds: float | None) -> str:
@@ -483,8 +488,11 @@ def open_telemetry(
     resume_step: int | None,
     wandb_id: str | None,
     resolved: Mapping[str, Any],
+    seconds: float = 0.0,
 ) -> Telemetry:
-    """The telemetry that `config` asks for. `wandb_id` is a checkpoint's; `resolved` the whole configuration as data.
+    """The telemetry that `config` asks for of a run that has trained for `seconds`.
+
+    `wandb_id` is a checkpoint's; `resolved` the whole configuration as data.
 
     Raises `UserError` when TensorBoard is asked for and not there, `DiskError` when metrics.jsonl cannot be written.
     """
@@ -497,7 +505,8 @@ def open_telemetry(
     if config.wandb.mode is not WandbMode.disabled:
         wandb_id = _wandb_id(run_dir, wandb_id)
         sinks.append(WandbSink(config, run_dir, wandb_id, resolved))
-    return Telemetry(sinks, Console(config.steps, resume_step or 0), wandb_id)
+    seconds_left = math.inf if config.budget.hours is None else 3600 * config.budget.hours - seconds
+    return Telemetry(sinks, Console(config.steps, resume_step or 0, seconds_left=seconds_left), wandb_id)
 
 
 def _wandb_id(run_dir: Path, from_checkpoint: str | None) -> str:

@@ -129,6 +129,7 @@ def build(
         resume_step=progress.step if snapshot else None,
         wandb_id=snapshot.state.wandb_id if snapshot else None,
         resolved=resolved,
+        seconds=progress.seconds,
     )
     say(process, describe(config, path, corpus, process, engine, progress))
     for mismatch in config.expect.unmet(corpus.manifest):

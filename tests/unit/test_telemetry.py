@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import struct
 import sys
 import time
@@ -400,6 +401,12 @@ def test_console_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) ->
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("step 100/300  loss 6.123  mlm 5.900  nsp 0.650  lr 1.0e-04  12.3k tok/s  eta 0:00:0")
     assert second == "eval 100/300  mlm_loss 5.500  mlm_accuracy 21.1%"
+
+
+def test_the_eta_of_a_run_with_a_time_budget_is_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(10**9, terminal=False, seconds_left=3600.0)
+    console.log(1, {"train/loss": 1.0})
+    assert re.search(r"eta (1:00:00|0:59:5\d)$", capsys.readouterr().err.strip())
 
 
 def test_console_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
