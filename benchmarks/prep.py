@@ -105,8 +105,11 @@ PEERS: dict[str, Callable[[Sequence[str], Path], float]] = {
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measured(command: Sequence[str], environment: dict[str, str]) -> tuple[Row, str]:
-    """Run a command: CPU and wall seconds and the peak memory of its process tree, and what it printed."""
+def measured(command: Sequence[str], environment: dict[str, str], watched: bool = True) -> tuple[Row, str]:
+    """Run a command: CPU and wall seconds and the peak memory of its process tree, and what it printed.
+
+    To watch the memory takes time of a core, which is not to spare where every core has a worker.
+    """
     started, before = time.perf_counter(), os.times()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.DEVNULL)
@@ -114,7 +117,7 @@ def measured(command: Sequence[str], environment: dict[str, str]) -> tuple[Row, 
 
         def watch() -> None:
             nonlocal peak
-            while process.poll() is None:
+            while watched and process.poll() is None:
                 with contextlib.suppress(psutil.Error):
                     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
                     peak = max(peak, sum(each.memory_full_info().pss for each in tree))
@@ -142,13 +145,13 @@ def peer(name: str, path: Path, tokenizer: Path, share: int) -> tuple[float, flo
     return megabytes / seconds, megabytes / row["cpu_seconds"]
 
 
-def ours(path: Path, out: Path, tokenizer: Path, workers: int, *extra: str) -> Row:
+def ours(path: Path, out: Path, tokenizer: Path, workers: int, *extra: str, watched: bool = True) -> Row:
     shutil.rmtree(out, ignore_errors=True)
     command = [
         sys.executable, "-m", "data_prep", "source=jsonl", f"source.paths=[{path}]", f"out={out}",
         f"tokenizer.path={tokenizer}", f"engine.workers={workers}", *extra,
     ]  # fmt: skip
-    row, _ = measured(command, dict(os.environ))
+    row, _ = measured(command, dict(os.environ), watched)
     manifest = read_manifest(out)
     tokens = sum(split.tokens for split in manifest.splits.values())
     megabytes = manifest.documents["bytes"] / 1e6
@@ -184,7 +187,8 @@ def books_round(path: Path, folder: Path, tokenizer: Path) -> Row:
     row["ours / bert_port"] = one["mb_per_cpu_second"] / row["bert_port"]
     two = ours(path, folder / "out", tokenizer, 2)
     row["two_workers peak_mb"] = two["peak_mb"]
-    row["one / two workers, wall"] = one["wall_seconds"] / two["wall_seconds"]
+    alone, both = (ours(path, folder / "out", tokenizer, workers, watched=False) for workers in (1, 2))
+    row["one / two workers, wall"] = alone["wall_seconds"] / both["wall_seconds"]
     row["two / one workers, cpu"] = two["cpu_seconds"] / one["cpu_seconds"]
     return row
 
