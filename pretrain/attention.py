@@ -1,7 +1,8 @@
-"""Attention inside each sample of a packed row, by one of four kernels that give the same result.
+"""Attention inside each sample of a packed row, by one of five kernels that give the same result.
 
-`sdpa` pads q, k and v to a rectangle: the reference, and the only one for CPUs and fp32. `varlen` (torch's) and `flash`
-(the flash-attn package) take the row as it is; `flex` compiles a block mask. Only `sdpa` and `flash` know dropout.
+`sdpa` pads q, k and v to a rectangle: the reference, and the one for fp32 on GPUs. `varlen` (torch's) and `flash` (the
+flash-attn package) take the row as it is; `flex` compiles a block mask; `cpu` (cpu_attention.py) goes from sample to
+sample. `sdpa`, `flash` and `cpu` know dropout.
 Shapes: T tokens of a row, N samples, L longest sample, H heads, D head width, B blocks of a row.
 """
 
@@ -17,7 +18,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
 from data_prep.errors import UserError
+from pretrain import cpu_attention
 from pretrain.config import Attention, ModelConfig, Precision
+from pretrain.cpu_attention import Samples
 from pretrain.loader import TOKENS_MULTIPLE, MicroBatch
 
 PACKED_ATTENTION = "cloze_packed"  # under this name Hugging Face's modules find `packed_attention`
@@ -49,7 +52,7 @@ class Blocks(NamedTuple):
     local: BlockMask | None  # for layers with a sliding window
 
 
-Packing = Padded | Segments | Blocks
+Packing = Padded | Segments | Blocks | Samples
 
 
 def choose_kernel(model: ModelConfig, device: torch.device, precision: Precision) -> Attention:
@@ -57,11 +60,15 @@ def choose_kernel(model: ModelConfig, device: torch.device, precision: Precision
     wanted, has_flash = model.attention, importlib.util.find_spec("flash_attn") is not None
     obstacle = _obstacle(model, device, precision)
     if wanted is Attention.auto:
+        if device.type == "cpu":
+            return Attention.cpu
         if obstacle or (model.attention_dropout and not has_flash):
             return Attention.sdpa
         return Attention.flash if model.attention_dropout else Attention.varlen
     if wanted is Attention.flex and device.type == "cpu":
         raise UserError("model.attention=flex: torch does not train with it on a CPU; use model.attention=auto")
+    if wanted is Attention.cpu and device.type != "cpu":
+        raise UserError("model.attention=cpu: the model is on a GPU; use model.attention=auto")
     if wanted in (Attention.varlen, Attention.flash) and obstacle:
         raise UserError(f"model.attention={wanted.value}: {obstacle}; use model.attention=auto")
     if wanted is Attention.flash and not has_flash:
@@ -82,10 +89,12 @@ def _obstacle(model: ModelConfig, device: torch.device, precision: Precision) ->
 
 
 def packing(kernel: Attention, batch: MicroBatch, window: int | None = None) -> Packing:
-    """What `kernel` must know of a micro-batch; once per forward pass, for all layers. Never waits for the device."""
+    """What `kernel` must know of a micro-batch; once per forward pass, for all layers. Never waits for a GPU."""
     num_tokens = len(batch.input_ids_T)
     if kernel is Attention.sdpa:
         return _padded(batch.cu_seqlens, num_tokens, batch.max_seqlen)
+    if kernel is Attention.cpu:
+        return Samples(batch.cu_seqlens.tolist(), batch.max_seqlen)
     if kernel is Attention.flex:
         blocks = _block_mask(batch.cu_seqlens, num_tokens, None)
         return Blocks(blocks, None if window is None else _block_mask(batch.cu_seqlens, num_tokens, window))
@@ -117,6 +126,10 @@ def packed_attention(
     qkv = query_1xHxTxD, key_1xHxTxD, value_1xHxTxD
     if isinstance(packing, Padded):
         out_TxHxD = _sdpa(*qkv, packing, scaling, dropout, sliding_window)
+    elif isinstance(packing, Samples):
+        out_TxHxD = cpu_attention.attend(*(x[0] for x in qkv), packing, scaling, dropout, sliding_window).transpose(
+            0, 1
+        )
     elif isinstance(packing, Segments):
         out_TxHxD = _varlen(*qkv, packing, scaling, dropout, sliding_window)
     else:

@@ -32,6 +32,7 @@ class Attention(Enum):
     flash = "flash"
     flex = "flex"
     sdpa = "sdpa"
+    cpu = "cpu"
 
 
 class OptimizerKind(Enum):
@@ -97,7 +98,7 @@ class ModelConfig:
     dropout: float = doc("dropout on embeddings and hidden states, probability")
     attention_dropout: float = doc("dropout on attention weights, probability")
     attention: Attention = doc(
-        "kernel: varlen (torch's, no dropout), flash (flash-attn), flex (no dropout), sdpa (padded), or auto"
+        "kernel: varlen (torch's, no dropout), flash (flash-attn), flex (no dropout), sdpa (padded), cpu, or auto"
     )
     pad_vocab_to: int = doc("rows of the embedding matrix are rounded up to a multiple of this; removed at export")
     activation_checkpointing: bool = doc(

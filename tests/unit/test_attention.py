@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pretrain import attention
+from pretrain import attention, cpu_attention
 from pretrain.attention import choose_kernel, packed_attention, packing
 from pretrain.config import Attention, ModelConfig, Precision
+from pretrain.cpu_attention import Samples
+from pretrain.cpu_attention import attend as attend_on_cpu
 from pretrain.loader import TOKENS_MULTIPLE, MicroBatch, bounded
 from pretrain.model import PackedBert
 from tests.unit.test_model import FACTS, losses_of, make_batch, small
 
 HEADS, WIDTH, SCALE = 2, 8, 0.3
 KERNELS = [Attention.sdpa, Attention.flex, Attention.varlen, Attention.flash]
+CPU_KERNELS = [*KERNELS, Attention.cpu]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [[5], [40, 1, 17], [200, 30, 129, 7]]
 
@@ -107,7 +110,7 @@ def attend(kernel: Attention, lengths: list[int], window: int | None, device: to
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("window", [None, 4, 65])
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
 def test_kernels_on_a_cpu(
     kernel: Attention, lengths: list[int], window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +165,7 @@ def wide(kernel: Attention) -> ModelConfig:
         (small(attention=Attention.varlen), CPU, Precision.bf16, "varlen: needs a GPU"),
         (small(attention=Attention.flash), CPU, Precision.bf16, "flash: needs a GPU"),
         (small(attention=Attention.flex), CPU, Precision.bf16, "flex: torch does not train with it on a CPU"),
+        (small(attention=Attention.cpu), CUDA, Precision.bf16, "cpu: the model is on a GPU"),
         (small(attention=Attention.varlen), CUDA, Precision.fp32, "varlen: has no fp32"),
         (wide(Attention.varlen), CUDA, Precision.bf16, "not 12"),
         (small(attention=Attention.flash), CUDA, Precision.bf16, "flash-attn is not installed"),
@@ -174,6 +178,38 @@ def test_a_kernel_that_cannot_run_is_one_line(
     with pytest.raises(UserError, match=line) as caught:
         choose_kernel(model, device, precision)
     assert "\n" not in str(caught.value)
+
+
+def drawn(qkv: list[Tensor], lengths: list[int], dropout: float, seed: int) -> Tensor:
+    """The CPU kernel with the dropout that follows from `seed`, [H, T, D]."""
+    torch.manual_seed(seed)
+    samples = Samples([0, *torch.tensor(lengths).cumsum(0).tolist()], max(lengths))
+    return attend_on_cpu(*qkv, samples, SCALE, dropout, None)
+
+
+@pytest.mark.parametrize("chunk", [1, 2**20])
+def test_dropout_on_a_cpu(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With values that are the identity, what comes out are the weights: 0, or the softmax over 1 - p."""
+    monkeypatch.setattr(cpu_attention, "_CHUNK_SCORES", chunk)  # one head at a time, or all
+    torch.manual_seed(1)
+    lengths, heads, dropout = [64, 1, 63], 3, 0.1
+    query, key = (torch.randn(heads, sum(lengths), 64, dtype=torch.float64) for _ in range(2))
+    value = torch.cat([torch.eye(64, dtype=torch.float64)[:length] for length in lengths]).expand(heads, -1, -1)
+    whole = drawn([query, key, value], lengths, 0.0, 1)
+    thinned = drawn([query, key, value], lengths, dropout, 1)
+    kept = (thinned != 0)[whole != 0]
+    torch.testing.assert_close(thinned[thinned != 0], (whole / (1 - dropout))[thinned != 0], atol=0, rtol=1e-5)
+    deviation = (dropout * (1 - dropout) / kept.numel()) ** 0.5
+    assert abs(1 - kept.double().mean().item() - dropout) < 4 * deviation
+    assert torch.equal(thinned, drawn([query, key, value], lengths, dropout, 1))
+    assert not torch.equal(thinned, drawn([query, key, value], lengths, dropout, 2))
+
+
+def test_gradients_through_dropout_on_a_cpu() -> None:
+    """Against finite differences: forward and backward pass draw alike."""
+    torch.manual_seed(1)
+    qkv = [torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    assert torch.autograd.gradcheck(lambda *x: drawn(list(x), [5, 1, 3], 0.5, 3), qkv)
 
 
 @pytest.mark.parametrize("kernel", [Attention.varlen, Attention.flex])
