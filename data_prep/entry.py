@@ -1,9 +1,10 @@
 """The one place that knows Hydra: command line -> composed YAML -> frozen dataclass -> `main` -> exit code.
 
 Every command calls `run`. Past it there is no OmegaConf object: typos, wrong types and missing values have been
-refused with one line that names the nearest valid key.
+refused with one line that names the nearest valid key. What takes arguments instead of keys is a `command`.
 """
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -90,9 +91,13 @@ def help_text(config_name: str, schema: type[Any]) -> str:
         "suite": "python -m finetune.suite",
     }
     command = commands.get(config_name, f"python -m {config_name}")
-    lines = [f"{command} [key=value ...]", "", "Groups (group=option):"]
-    for group, options in groups(schema).items():
-        lines.append(f"  {group:12} {' '.join(options)}")
+    lines = [f"{command} [key=value ...]"]
+    if there := groups(schema):
+        lines += [
+            "",
+            "Groups (group=option):",
+            *(f"  {name:12} {' '.join(options)}" for name, options in there.items()),
+        ]
     lines += ["", "Keys (key=value; default in brackets):"]
     for key in keys(config_name, schema):
         if key.meaning:
@@ -133,8 +138,33 @@ def groups(schema: type[Any]) -> dict[str, list[str]]:
     return found
 
 
-def guarded(action: Callable[[], int], schema: type[Any]) -> int:
-    """Run `action`; a user's mistake becomes one line on stderr and an exit code."""
+class _Help(argparse.HelpFormatter):
+    """Defaults in brackets, as those of keys."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default in (None, False, argparse.SUPPRESS)
+        return action.help if plain else f"{action.help} [%(default)s]"
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """For `python -m {module}`, a command that takes arguments instead of keys."""
+    return argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=_Help)
+
+
+def command(arguments: argparse.ArgumentParser) -> Callable[[Callable[[argparse.Namespace], int]], Callable[..., int]]:
+    """Make `main(options)` a `main(argv)`, of the process where none is given, that returns an exit code."""
+
+    def with_parser(main: Callable[[argparse.Namespace], int]) -> Callable[..., int]:
+        return lambda argv=None: guarded(lambda: main(arguments.parse_args(argv)))
+
+    return with_parser
+
+
+def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
+    """Run `action`; a user's mistake becomes one line on stderr and an exit code. No schema: no keys."""
     try:
         return int(action())
     except PeerFailed as error:
@@ -143,9 +173,11 @@ def guarded(action: Callable[[], int], schema: type[Any]) -> int:
         _complain(str(error), everywhere=error.one_rank_only)
         return int(error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
+        if schema is None:
+            raise
         _complain(_explain(error, schema))
         return int(ExitCode.USAGE)
-    except SystemExit as stop:  # argparse inside Hydra exits 2 after its own line
+    except SystemExit as stop:  # argparse exits 2 after its own line
         return int(ExitCode.USAGE) if stop.code == 2 else int(stop.code or 0)
 
 

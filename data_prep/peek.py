@@ -1,7 +1,7 @@
 """`python -m data_prep.peek DIR --n 3`: what the model will see, decoded, in colour on a terminal."""
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from tokenizers import Tokenizer
 
+from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, pass_name, read_manifest
 from data_prep.masking import draw_masks
@@ -18,6 +19,16 @@ from data_prep.tokenizer import MASK, load_tokenizer
 
 _LABELS = {"nsp": ("is next", "random next"), "sop": ("in order", "swapped"), "none": ("one segment", "")}
 _MASKED, _REPLACED, _KEPT, _ANSWER, _HEADING = "bold red", "bold magenta", "bold yellow", "green", "bold cyan"
+
+PARSER = entry.parser(
+    "data_prep.peek",
+    "Show samples of a finished corpus. shown{answer}: to be predicted is the answer; the model sees [MASK], a random "
+    "token, or the answer itself.",
+)
+PARSER.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
+PARSER.add_argument("--n", type=int, default=3, help="samples to show")
+PARSER.add_argument("--split", default=pass_name(0), help="pass-00, pass-01, …, or val")
+PARSER.add_argument("--seed", type=int, default=0, help="which samples: the same seed shows the same")
 
 
 def peek(directory: Path, split: str, count: int, seed: int) -> Iterator[Text]:
@@ -82,30 +93,14 @@ def _append_word(text: Text, word: str, shown: str | None, is_first: bool) -> No
     text.append(shown, style=style).append(f"{{{word}}}", style=_ANSWER)
 
 
-def main(arguments: Sequence[str]) -> int:
+@entry.command(PARSER)
+def main(options: Namespace) -> int:
     """Print samples; one line and exit code 64 if that cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.peek",
-        description="Show samples of a finished corpus. shown{answer}: to be predicted is the answer; the model sees "
-        "[MASK], a random token, or the answer itself.",
-    )
-    parser.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
-    parser.add_argument("--n", type=int, default=3, help="samples to show")
-    parser.add_argument("--split", default=pass_name(0), help="pass-00, pass-01, …, or val")
-    parser.add_argument("--seed", type=int, default=0, help="which samples: the same seed shows the same")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as stop:
-        return ExitCode.USAGE if stop.code else ExitCode.OK
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        for text in peek(options.directory, options.split, max(0, options.n), abs(options.seed)):
-            console.print(text)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for text in peek(options.directory, options.split, max(0, options.n), abs(options.seed)):
+        console.print(text)
     return ExitCode.OK
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,9 +4,9 @@ Lengths, tokens per source, drops by reason, use of the vocabulary, what masks a
 and decoded samples. Needs no network to make or to read; bars are CSS, so that they follow the reader's theme.
 """
 
-import argparse
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import VAL, Manifest, pass_name, read_manifest
 from data_prep.masking import num_predictions
@@ -23,6 +24,10 @@ from data_prep.shards import Split
 from data_prep.tokenizer import load_tokenizer
 
 REPORT_NAME = "report.html"
+
+PARSER = entry.parser("data_prep.report", "Make a page about a corpus.")
+PARSER.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
+PARSER.add_argument("--out", type=Path, help=f"where to write it [DIR/{REPORT_NAME}]")
 
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
 _BINS = 32
@@ -194,30 +199,20 @@ def _decoded(directory: Path, manifest: Manifest) -> str:
     return note + "".join(f"<pre>{escape(text)}</pre>" for text in shown)
 
 
-def main(arguments: Sequence[str]) -> int:
+@entry.command(PARSER)
+def main(options: Namespace) -> int:
     """Write the page beside the manifest, or where `--out` says."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.report", description="Make a page about a corpus.")
-    parser.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
-    parser.add_argument("--out", type=Path, help=f"where to write it [DIR/{REPORT_NAME}]")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as stop:
-        return ExitCode.USAGE if stop.code else ExitCode.OK
     out: Path = options.out or options.directory / REPORT_NAME
+    page = report(options.directory)
     try:
-        page = report(options.directory)
         temporary = out.with_name(f".{out.name}.{os.getpid()}")
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except OSError as error:
-        print(f"error: {out}: cannot be written ({error.strerror}); name another file with --out", file=sys.stderr)
-        return ExitCode.USAGE
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
     print(f"{out}: {len(page.encode()) / 1e3:,.0f} kB")
     return ExitCode.OK
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

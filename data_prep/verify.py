@@ -1,19 +1,23 @@
 """`python -m data_prep.verify DIR`: is a corpus what its manifest says? One line per fault, exit 64 if there is any."""
 
-import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.entry import command, parser
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, ShardEntry, read_manifest
 from data_prep.masking import draw_masks
 from data_prep.ragged import Ints, offsets
 from data_prep.shards import Block, ShardReader, sample_ids
 from data_prep.tokenizer import load_tokenizer
+
+PARSER = parser("data_prep.verify", "Check a finished corpus: every checksum, count and mask.")
+PARSER.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
 
 
 def faults(directory: Path) -> Iterator[str]:
@@ -97,14 +101,10 @@ def _block_faults(block: Block, shard_id: int, start: int, manifest: Manifest) -
             yield f"mask draw {draw} is not what the mask function gives"
 
 
-def main(arguments: Sequence[str]) -> int:
+@command(PARSER)
+def main(options: Namespace) -> int:
     """Print the faults, or that there is none."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description="Check a finished corpus.")
-    parser.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
-    try:
-        directory: Path = parser.parse_args(arguments).directory
-    except SystemExit as stop:
-        return ExitCode.USAGE if stop.code else ExitCode.OK
+    directory: Path = options.directory
     found = 0
     for fault in faults(directory):
         found += 1
@@ -118,4 +118,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -5,13 +5,13 @@ Every step is a command that a user could type; this module prints and runs them
 what guessing would reach. Run again, it goes on where it stopped.
 """
 
-import argparse
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -238,13 +238,13 @@ def run_child(command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.demo", description="Text to shards to pretraining to a Hugging Face model, in minutes."
-    )
-    parser.add_argument("--fresh", action="store_true", help="first remove what an earlier demo made")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="training overrides, such as steps=300")
-    options = parser.parse_args(arguments)
+PARSER = entry.parser("launch.demo", "Text to shards to pretraining to a Hugging Face model, in minutes.")
+PARSER.add_argument("--fresh", action="store_true", help="first remove what an earlier demo made")
+PARSER.add_argument("overrides", nargs="*", metavar="key=value", help="training overrides, such as steps=300")
+
+
+@entry.command(PARSER)
+def main(options: Namespace) -> int:
     paths = Paths()
     if options.fresh:
         for path in paths:
@@ -256,4 +256,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig))
+    sys.exit(main())

@@ -10,7 +10,6 @@ fragments keyed by name and range, and rank 0 puts them together: no collective,
 `python -m pretrain.checkpoint runs/x` lists and verifies.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ import re
 import shutil
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_prep import entry
 from data_prep.errors import DiskError, ExitCode, UserError
 
 _NAME = re.compile(r"step-([0-9]{8,})")
@@ -387,15 +388,16 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m pretrain.checkpoint", description="List and verify checkpoints.")
-    parser.add_argument("run", type=Path, help="run directory, or its checkpoints directory")
-    run = parser.parse_args().run
-    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+PARSER = entry.parser("pretrain.checkpoint", "List and verify checkpoints.")
+PARSER.add_argument("run", type=Path, help="run directory, or its checkpoints directory")
+
+
+@entry.command(PARSER)
+def main(options: Namespace) -> int:
+    folder = options.run / "checkpoints" if (options.run / "checkpoints").is_dir() else options.run
     found = list_checkpoints(folder)
     if not found:
-        print(f"error: {folder}: holds no checkpoints; name a run directory", file=sys.stderr)
-        return ExitCode.USAGE
+        raise UserError(f"{folder}: holds no checkpoints; name a run directory")
     damaged = 0
     for path in found:
         faults = verify(path)

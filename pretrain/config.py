@@ -377,6 +377,11 @@ def total_samples(config: TrainConfig) -> int:
     return ramped + (config.steps - ramp_steps) * config.global_batch_size
 
 
+def padded_vocab_size(vocab_size: int, multiple: int) -> int:
+    """Rows of the embedding matrix."""
+    return -(-vocab_size // multiple) * multiple
+
+
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
     """Micro-batches per optimizer step and rank. Raises `UserError` naming the nearest sizes that divide."""
     per_step = micro_batch_size * world_size

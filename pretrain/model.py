@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForPreTraining, ModernBertConfig, Moder
 from data_prep.errors import UserError
 from data_prep.manifest import TokenizerFacts
 from pretrain.attention import PACKED_ATTENTION, packing
-from pretrain.config import Architecture, Attention, ModelConfig
+from pretrain.config import Architecture, Attention, ModelConfig, padded_vocab_size
 from pretrain.loader import MicroBatch
 
 VOCABULARY_ROWS = frozenset(  # parameters with a row per token, of either architecture: only these are padded
@@ -23,10 +23,6 @@ VOCABULARY_ROWS = frozenset(  # parameters with a row per token, of either archi
         "model.embeddings.tok_embeddings.weight", "decoder.bias",
     }
 )  # fmt: skip
-
-
-def padded_vocab_size(vocab_size: int, multiple: int) -> int:
-    return -(-vocab_size // multiple) * multiple
 
 
 def hugging_face_model(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_rows: int) -> PreTrainedModel:

@@ -16,9 +16,16 @@ from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
 from data_prep.schema import doc
-from pretrain.config import ZERO, Architecture, Attention, ModelConfig, Precision, TrainConfig, accumulation_steps
-from pretrain.loss import CHUNK_ELEMENTS
-from pretrain.model import PackedBert, padded_vocab_size
+from pretrain.config import (
+    ZERO,
+    Architecture,
+    Attention,
+    ModelConfig,
+    Precision,
+    TrainConfig,
+    accumulation_steps,
+    padded_vocab_size,
+)
 from pretrain.schedule import learning_rate
 from pretrain.throughput import GPUS, training_flops
 
@@ -109,6 +116,8 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
     byte per element for each of two dropouts; statistics of norms and softmax in fp32. At stage 0 autocast leaves the
     norms' tensors in fp32. Checkpointing keeps a layer's input, and recomputes one layer at a time.
     """
+    from pretrain.loss import CHUNK_ELEMENTS  # here, and below: transformers takes seconds, and --help none of them
+
     model, size = config.model, 4 if config.precision is Precision.fp32 else 2
     h, f, tokens = model.hidden_size, model.intermediate_size, shape.tokens
     gated = model.architecture is Architecture.modernbert
@@ -162,6 +171,8 @@ def corpus_options(options: PlanConfig, manifest: Manifest) -> PlanConfig:
 
 def parameters_of(model: ModelConfig, vocab_size: int) -> int:
     """Counted on a model without storage."""
+    from pretrain.model import PackedBert
+
     facts = TokenizerFacts(fingerprint="", vocab_size=vocab_size, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
     with torch.device("meta"):
         module = PackedBert(model, facts, max_len=1)

@@ -5,13 +5,13 @@ make or to read. Curves are inline SVG by matplotlib, coloured by CSS so that th
 theme.
 """
 
-import argparse
 import io
 import json
 import math
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,10 +22,13 @@ import yaml
 
 from data_prep import entry
 from data_prep.errors import DiskError, ExitCode, UserError
-from pretrain.config import TrainConfig
 from pretrain.telemetry import METRICS_NAME
 
 REPORT_NAME = "report.html"
+
+PARSER = entry.parser("pretrain.report", "One HTML page about one run, or over several.")
+PARSER.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/demo")
+PARSER.add_argument("--out", type=Path, help=f"page to write [the first run's {REPORT_NAME}]")
 
 _MAX_POINTS = 1000  # per curve: more would only make the page heavy
 _PALETTE = ("#2f7ed8", "#d95f02", "#1b9e77", "#c2478f", "#8a6fd1", "#a6761d", "#d64550", "#5b8c2a")
@@ -333,16 +336,11 @@ def _details(run: RunData) -> str:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.report", description="One HTML page about one run, or over several."
-    )
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/demo")
-    parser.add_argument("--out", type=Path, help=f"page to write [the first run's {REPORT_NAME}]")
-    options = parser.parse_args(arguments)
+@entry.command(PARSER)
+def main(options: Namespace) -> int:
     print(write_report(options.run_dirs, options.out or options.run_dirs[0] / REPORT_NAME))
     return ExitCode.OK
 
 
 if __name__ == "__main__":
-    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig))
+    sys.exit(main())

@@ -15,10 +15,10 @@ from data_prep.errors import UserError
 from data_prep.masking import draw_masks
 from data_prep.shards import Samples, sample_ids
 from pretrain import loss
-from pretrain.config import Architecture, Attention, LossConfig, ModelConfig
+from pretrain.config import Architecture, Attention, LossConfig, ModelConfig, padded_vocab_size
 from pretrain.loader import MicroBatch, bounded, pack
 from pretrain.loss import pretraining_loss
-from pretrain.model import VOCABULARY_ROWS, PackedBert, hugging_face_model, padded_vocab_size
+from pretrain.model import VOCABULARY_ROWS, PackedBert, hugging_face_model
 from pretrain.optim import parameter_groups
 from tests.support import PAD, default_masking, random_block, tokenizer_facts
 
