@@ -26,8 +26,8 @@ tags: [{tags}]
 # {name}
 
 An encoder pretrained by {objective} with Cloze.
-
-```python
+"""
+_LOADING = """```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 model, tokenizer = AutoModelForMaskedLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
@@ -60,6 +60,7 @@ def write_card(folder: Path, name: str, run: Path, state: TrainingState, config:
     recipe = {**(run_facts(data) if data else {}), **trained}
     recipe.pop("corpus", None)  # a path of somebody's machine
     parts = [_HEAD.format(name=name, objective=objective, tags=config["model"].get("architecture", "bert"))]
+    parts.append(_section("loading", _LOADING.format(name=name)))
     parts.append("## Corpus\n\n" + (_corpus(manifest) if manifest else "It was not at hand when this was written.\n"))
     parts.append("## Recipe\n\n" + table(("", ""), [*recipe.items()]))
     if data and _draw(data, folder / CURVES):
@@ -87,19 +88,24 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def push(folder: Path, repository: str, *, private: bool, endpoint: str | None = None) -> str:
-    """Upload `folder` to the hub as whoever is logged in; returns its address. Raises `UserError` where refused."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    """Upload `folder` to the hub as whoever is logged in; returns its address. Raises `UserError` where refused.
 
+    The card then says how to load it from there.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if get_token() is None:
+        raise UserError(f"--push {repository}: nobody is logged in; run `hf auth login`, or set HF_TOKEN")
     hub = HfApi(endpoint=endpoint)
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
+        replace_section(folder, "loading", _LOADING.format(name=repository))
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by Cloze")
-    except LocalTokenNotFoundError as error:
-        raise UserError(f"--push {repository}: nobody is logged in; run `hf auth login`, or set HF_TOKEN") from error
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"--push {repository}: refused ({first}); the model is in {folder}: try again") from error
+    except Exception as error:  # besides the client's own, those of its HTTP library, which is not always the same
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"--push {repository}: failed ({told}); the model is in {folder}: repeat the command"
+        ) from error
     return f"{hub.endpoint}/{repository}"
 
 

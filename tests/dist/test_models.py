@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from pretrain.export import export
+from pretrain.hugging_face import export
 from tests.support import Trainer, make_corpus
 
 MODERNBERT = (

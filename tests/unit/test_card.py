@@ -1,7 +1,9 @@
 """The model card from a run's own files, and its upload to a hub that stands on this machine."""
 
 import base64
+import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,12 +13,14 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from huggingface_hub import constants
 
 from data_prep.errors import UserError
 from data_prep.manifest import manifest_sha256, read_manifest
+from pretrain import export
 from pretrain.card import push, replace_section, write_card
 from pretrain.checkpoint import TrainingState
-from tests.support import make_corpus
+from tests.support import Trainer, free_port, make_corpus
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +81,14 @@ def test_a_section_is_replaced_and_nothing_else(tmp_path: Path, corpus: Path) ->
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as an upload needs: it keeps what was committed, and says no to a wrong token."""
+    """As much of the hub as an upload needs: it keeps what was committed, and says no to a wrong token.
+
+    Weights go by way of LFS, as the real one has it: asked for an address, put there, then named in the commit.
+    """
 
     files: ClassVar[dict[str, bytes]] = {}
+    large: ClassVar[dict[str, bytes]] = {}  # by sha256
+    down: ClassVar[bool] = False
     created: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
@@ -92,15 +101,32 @@ class Hub(BaseHTTPRequestHandler):
             return self._answer({"url": f"{root}/ann/books", "name": "ann/books"})
         if self.path.endswith("/preupload/main"):
             names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
             return self._answer(
-                {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+                {"files": [{"path": name, "uploadMode": modes[name], "shouldIgnore": False} for name in names]}
+            )
+        if self.path.endswith("/info/lfs/objects/batch"):
+            if self.down:
+                return self._answer({"error": "the store is down"}, 400)
+            wanted = json.loads(body)["objects"]
+            where = {one["oid"]: {"upload": {"href": f"{root}/lfs/{one['oid']}"}} for one in wanted}
+            return self._answer(
+                {"transfer": "basic", "objects": [{**one, "actions": where[one["oid"]]} for one in wanted]}
             )
         if self.path.endswith("/commit/main"):
             for line in map(json.loads, body.splitlines()):
+                if line["key"] == "lfsFile":
+                    self.files[line["value"]["path"]] = self.large[line["value"]["oid"]]
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return self._answer({"commitUrl": f"{root}/ann/books/commit/1", "commitOid": "1", "success": True})
         return self._answer({}, 200 if self.path.endswith("validate-yaml") else 404)
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        assert self.path == f"/lfs/{hashlib.sha256(body).hexdigest()}"
+        self.large[self.path.removeprefix("/lfs/")] = body
+        self._answer({})
 
     def do_GET(self) -> None:
         known = self.headers.get("Authorization") == "Bearer right"
@@ -121,6 +147,9 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("HF_TOKEN", "right")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # Xet's own store is no plain HTTP
+    for kept in (Hub.files, Hub.large, Hub.created):
+        kept.clear()
     server = HTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -130,16 +159,84 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
+CLIENTS_OWN = pytest.mark.filterwarnings(
+    "ignore:Use 'content=:DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@CLIENTS_OWN
 def test_push_uploads_every_file(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "README.md").write_text("---\ntags: [bert]\n---\n# books\n")
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     assert push(tmp_path, "ann/books", private=True, endpoint=hub).endswith("/ann/books")
     assert Hub.files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert Hub.created[0]["name"] == "books"
     assert Hub.created[0].get("private") is True or Hub.created[0].get("visibility") == "private"
     monkeypatch.setenv("HF_TOKEN", "wrong")
-    with pytest.raises(UserError, match=r"--push ann/books: refused \(.*401.*\); the model is in") as caught:
+    assert Hub.large
+    with pytest.raises(UserError, match=r"--push ann/books: failed \(.*401.*\); the model is in .*repeat") as caught:
         push(tmp_path, "ann/books", private=True, endpoint=hub)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"--push a b: refused"):
+    with pytest.raises(UserError, match=r"--push a b: failed"):
         push(tmp_path, "a b", private=True, endpoint=hub)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"nobody is logged in; run `hf auth login`, or set HF_TOKEN"):
+        push(tmp_path, "ann/books", private=True, endpoint=hub)
+
+
+def test_a_hub_that_is_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "right")
+    with pytest.raises(UserError, match=r"--push ann/books: failed \(.*\); the model is in") as caught:
+        push(tmp_path, "ann/books", private=True, endpoint=f"http://127.0.0.1:{free_port()}")
+    assert "\n" not in str(caught.value)
+
+
+@CLIENTS_OWN
+def test_the_command_pushes_and_after_a_fault_the_same_command_does(
+    hub: str,
+    trainer: Trainer,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In between the suite has written its table: what is pushed in the end has it, and loads by the hub's name."""
+    run = trainer.run(f"data.path={corpus}", "steps=2", "checkpoint.every=1").run
+    out = tmp_path / "out"
+    arguments = [str(run), str(out), "--push", "ann/books", "--public"]
+    monkeypatch.setattr(constants, "ENDPOINT", hub)
+    monkeypatch.setattr(Hub, "down", True)
+    assert export.main(arguments) == 64
+    told = capsys.readouterr()
+    assert "exported; logits equal the trainer's" in told.out
+    assert "the store is down" in told.err
+    assert told.err.count("\n") == 1
+    assert replace_section(out, "evaluation", "a table")
+    monkeypatch.setattr(Hub, "down", False)
+    assert export.main(arguments) == 0
+    assert f"pushed to {hub}/ann/books" in capsys.readouterr().out
+    assert Hub.created[-1].get("private") is False or Hub.created[-1].get("visibility") == "public"
+    assert Hub.files == {path.name: path.read_bytes() for path in out.iterdir()}
+    card = Hub.files["README.md"].decode()
+    assert "a table" in card
+    assert 'AutoTokenizer.from_pretrained("ann/books")' in card
+    # another checkpoint is another model
+    assert export.main([str(run / "checkpoints" / "step-00000001"), str(out)]) == 64
+    assert "not empty; name another directory, or add --force" in capsys.readouterr().err
+
+
+def test_what_export_says_of_files_in_the_way_and_of_a_lost_tokenizer(
+    trainer: Trainer, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trainer.run(f"data.path={corpus}", "steps=1", "checkpoint.every=1").run
+    (tmp_path / "file").write_text("")
+    for force in ([], ["--force"]):
+        assert export.main([str(run), str(tmp_path / "file"), *force]) == 64
+        assert capsys.readouterr().err == f"error: {tmp_path}/file: {tmp_path}/file is a file; name another directory\n"
+    shutil.rmtree(run / "tokenizer")
+    assert export.main([str(run), str(tmp_path / "out")]) == 64
+    assert (
+        capsys.readouterr().err == f"error: {run}/tokenizer: the run's tokenizer is missing; copy the corpus's there\n"
+    )
