@@ -1,6 +1,8 @@
 """Entry: `python -m finetune task=classification model=out/books data.train=a.tsv data.dev=b.tsv out=out/task`."""
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
@@ -18,13 +20,18 @@ _MODULES = {
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
     """Fine-tune as `config` says and write its `out`; returns the scores, averaged over the seeds."""
-    try:  # here: transformers takes seconds, and --help none of them
-        from finetune.train import run
+    prepare = preparation(config)
+    from finetune.train import run
 
-        prepare = import_module(f"finetune.{_MODULES[TASKS[config.task].family]}").prepare
+    return run(config, prepare)
+
+
+def preparation(config: FinetuneConfig) -> Callable[[FinetuneConfig], Any]:
+    """What makes a `train.Prepared` of the task. Imported here: transformers takes seconds, and --help none of them."""
+    try:
+        return import_module(f"finetune.{_MODULES[TASKS[config.task].family]}").prepare  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         raise UserError(f"task={config.task}: needs {error.name}: pip install 'cloze[finetune]'") from None
-    return run(config, prepare)
 
 
 def main(config: FinetuneConfig) -> int:

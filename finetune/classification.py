@@ -13,9 +13,10 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from data_prep.errors import UserError
 from finetune.config import FinetuneConfig
-from finetune.data import Example, both_sets, examples, label_names, majority
+from finetune.data import Example, both_sets, examples, label_names, majority, mismatched_rows
 from finetune.tasks import TASKS, Family
-from finetune.train import Prepared, Scores, load_model, load_teacher, load_tokenizer, max_tokens
+from finetune.train import Prepared, Scores, load_model, load_teacher, max_tokens
+from pretrain.hugging_face import load_tokenizer
 
 _UNBALANCED = 0.9  # share of one label in data.dev that is warned of
 _HEAD = AutoModelForSequenceClassification
@@ -24,6 +25,7 @@ _HEAD = AutoModelForSequenceClassification
 def prepare(config: FinetuneConfig) -> Prepared:
     """Shapes of predictions: [N, labels] logits, or [N, 1] numbers."""
     train, dev = (examples(rows, config) for rows in both_sets(config))
+    more = examples(rows, config) if (rows := mismatched_rows(config)) else []
     if (train[0].second is None) != (dev[0].second is None):
         raise UserError("data.dev: one of data.train and data.dev has pairs, the other sentences")
     tokenizer = load_tokenizer(Path(config.model))
@@ -31,32 +33,40 @@ def prepare(config: FinetuneConfig) -> Prepared:
     names: list[str] = []
     head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if not regression:
-        names = label_names([e.label for e in train], [e.label for e in dev], config)
+        names = label_names([e.label for e in train], [e.label for e in (*dev, *more)], config)
         head = {"names": names}
         share = majority([example.label for example in dev])
         if share > _UNBALANCED:
             many = f"data.dev={config.data.dev}: {share:.1%} of the examples have one label"
             print(f"warning: {many}: accuracy says little, look at macro_f1 and matthews", file=sys.stderr)
     targets = [
-        _numbers(dataset, config) if regression else [names.index(example.label) for example in dataset]
-        for dataset in (train, dev)
+        [float(example.label) if regression else names.index(example.label) for example in dataset]
+        for dataset in (train, [*dev, *more])
     ]
-    gold = np.asarray(targets[1])
+    gold, num_dev = np.asarray(targets[1]), len(dev)
 
-    def score(predicted_NL: Any, _: Any) -> Scores:
-        return (
-            correlations(gold, predicted_NL[:, 0]) if regression else scores(gold, predicted_NL.argmax(-1), len(names))
-        )
+    def decide(predicted_NL: Any, _: Any) -> list[Any]:
+        return list((predicted_NL[:, 0] if regression else predicted_NL.argmax(-1)).tolist())
+
+    def score(answers: Sequence[Any]) -> Scores:
+        given = np.asarray(answers)
+        if regression:
+            return correlations(gold, given)
+        found = scores(gold[:num_dev], given[:num_dev], len(names))
+        if more:
+            found["mismatched_accuracy"] = float(accuracy_score(gold[num_dev:], given[num_dev:]))
+        return found
 
     return Prepared(
         tokenizer=tokenizer,
         make_model=lambda: load_model(config, _HEAD, **head),
         train=_encoded(train, targets[0], tokenizer, max_tokens(config)),
-        dev=_encoded(dev, targets[1], tokenizer, max_tokens(config)),
+        dev=_encoded([*dev, *more], targets[1], tokenizer, max_tokens(config)),
         collate=DataCollatorWithPadding(tokenizer),
+        decide=decide,
         score=score,
         num_labels=len(names) or None,
-        teacher=load_teacher(config, _HEAD, names, tokenizer),
+        teacher=load_teacher(config, _HEAD, names or None, tokenizer),
         facts={"dev_examples": len(dev)}
         | ({"labels": names, "majority": majority([example.label for example in dev])} if names else {}),
     )
@@ -82,23 +92,6 @@ def correlations(gold_N: npt.NDArray[np.float64], numbers_N: npt.NDArray[np.floa
         "spearman": float(spearmanr(gold_N, numbers_N).statistic) if varied else 0.0,
         "mse": float(np.mean((gold_N - numbers_N) ** 2)),
     }
-
-
-def _numbers(dataset: Sequence[Example], config: FinetuneConfig) -> list[float]:
-    low, high = TASKS[config.task].label_range or (float("-inf"), float("inf"))
-    numbers = []
-    for example in dataset:
-        try:
-            number = float(example.label)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high or abs(number) == float("inf"):
-            wanted = f"a number from {low:g} to {high:g}" if low > float("-inf") else "a number"
-            raise UserError(
-                f"data: task={config.task}: label {example.label!r} of {example.first[:40]!r}: must be {wanted}"
-            )
-        numbers.append(number)
-    return numbers
 
 
 def _encoded(dataset: Sequence[Example], labels: Sequence[float], tokenizer: Any, max_len: int) -> list[dict[str, Any]]:

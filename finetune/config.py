@@ -1,12 +1,15 @@
 """The schemas of conf/finetune/*.yaml. Pure: what each task is stands in tasks.py."""
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.schema import doc
 from finetune.tasks import SUITES, TASKS, Family
+
+_CLASSES = Family.classification
 
 
 class Init(Enum):
@@ -17,6 +20,11 @@ class Init(Enum):
 class Head(Enum):
     linear = "linear"
     crf = "crf"  # a linear-chain conditional random field over the words' tags (token classification)
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"  # autocast; the weights stay fp32
 
 
 class Adversary(Enum):
@@ -34,6 +42,7 @@ def require(condition: bool, message: str) -> None:
 class DataConfig:
     train: str | None = doc("file (.tsv .csv .jsonl .json .conll, also compressed) or hub:NAME@CONFIG:SPLIT; null: hub")
     dev: str | None = doc("the same for evaluation")
+    mismatched: str | None = doc("scored beside dev: MNLI's mismatched half, say; null: the hub's where dev is its")
     columns: list[str] | None = doc(
         "columns of the text, or of both texts, and then of the label; null: the task's own"
     )
@@ -43,12 +52,14 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     lr: float = doc("peak learning rate of AdamW")
+    crf_lr: float = doc("that of a CRF's own weights (head=crf): at the encoder's they would hardly move")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
     warmup_fraction: float = doc("share of the steps in which the learning rate rises; then it falls linearly to 0")
     layer_decay: float = doc("the learning rate of each layer is that of the layer above times this; 1: all the same")
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"optim.lr={self.lr}: must be positive")
+        for key in ("lr", "crf_lr"):
+            require(getattr(self, key) > 0, f"optim.{key}={getattr(self, key)}: must be positive")
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: cannot be negative")
         require(0 <= self.warmup_fraction <= 1, f"optim.warmup_fraction={self.warmup_fraction}: must be in [0, 1]")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay}: must be in (0, 1]")
@@ -126,6 +137,7 @@ class FinetuneConfig:
         "stop after so many epochs without a better score on data.dev, and keep the best; 0: never stop"
     )
     batch_size: int = doc("samples per optimizer step on each device")
+    precision: Precision = doc("of the matrix products in training: fp32, or bf16, faster on GPUs")
     max_len: int = doc("tokens per sample at most; longer ones are cut, or for questions slid over")
     stride: int = doc("tokens that neighbouring windows of a long context share (question answering)")
     top_sentences: int = doc("sentences in a summary (summarization)")
@@ -157,7 +169,9 @@ class FinetuneConfig:
             self.loss.is_plain or not plain_only, f"loss: {why} has a loss of its own; leave loss.* at its defaults"
         )
         distills = self.distill.teacher is not None
-        require(not (distills and plain_only), f"distill.teacher: {why} cannot be distilled; leave it null")
+        require(not (distills and crf), "distill.teacher: a CRF cannot be distilled; leave head=linear")
+        single = family is _CLASSES or self.data.mismatched is None
+        require(single, f"data.mismatched: task={self.task} has none; leave it null")
         require(not (distills and self.loss.r_drop), "distill.teacher: excludes loss.r_drop; set one of them")
         frozen_words = self.lora.rank > 0 or self.freeze_layers >= 0
         disturbed = self.adversary.kind is not Adversary.none
@@ -177,7 +191,7 @@ class SuiteConfig:
     data: str | None = doc("directory with TASK/train.* and TASK/dev.*; tasks it lacks are left out; null: the hub")
     baseline: bool = doc("compare with random weights of the same architecture: twice the time")
     num_seeds: int = doc("runs of each task, with the seeds 1, 2, …; at least 2, for the deviation")
-    epochs: int = doc("passes over each task's training data")
+    epochs: int | None = doc("passes over each task's training data; null: 3, of the small sets 5 or 10")
     batch_size: int = doc("samples per optimizer step")
     max_len: int = doc("tokens per sample at most")
     lr: float = doc("peak learning rate")
@@ -192,6 +206,5 @@ class SuiteConfig:
 
 
 def facts(config: FinetuneConfig) -> dict[str, Any]:
-    """What metrics.json repeats of the configuration."""
-    keys = ("task", "model", "epochs", "seed", "num_seeds", "batch_size", "max_len")
-    return {key: getattr(config, key) for key in keys} | {"init": config.init.value, "lr": config.optim.lr}
+    """The configuration as metrics.json repeats it."""
+    return dict(json.loads(json.dumps(asdict(config), default=lambda choice: choice.value)))

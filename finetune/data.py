@@ -4,12 +4,14 @@ Knows nothing of models. Texts are read whole: data for fine-tuning are small.
 """
 
 import csv
+import hashlib
 import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
@@ -50,17 +52,43 @@ class Document(NamedTuple):
 
 def both_sets(config: FinetuneConfig) -> tuple[list[Row], list[Row]]:
     """Rows of data.train and data.dev. Raises `UserError` where either is missing, empty or malformed."""
-    task, sets = TASKS[config.task], []
+    task, found = TASKS[config.task], []
     for name, split in (("train", "train"), ("dev", task.dev_split)):
         source = getattr(config.data, name) or (f"hub:{task.hub}:{split}" if task.hub else None)
         if source is None:
             raise UserError(f"data.{name}: task={config.task} needs a file; add data.{name}=… to the command line")
-        where = f"data.{name}={source}"
-        rows = _hub_rows(source, where) if source.startswith("hub:") else _file_rows(source, where, task)
-        if not rows:
-            raise UserError(f"{where}: holds no examples")
-        sets.append(rows)
-    return sets[0], sets[1]
+        found.append(_rows(source, f"data.{name}={source}", task))
+    return found[0], found[1]
+
+
+def mismatched_rows(config: FinetuneConfig) -> list[Row]:
+    """Rows of data.mismatched; none where there is no such set."""
+    task, source = TASKS[config.task], config.data.mismatched
+    if source is None and config.data.dev is None and task.mismatched_split:
+        source = f"hub:{task.hub}:{task.mismatched_split}"
+    return _rows(source, f"data.mismatched={source}", task) if source else []
+
+
+def sha256(config: FinetuneConfig) -> dict[str, str]:
+    """Of what is read: the data's files, and the directories of models but for their cards, which change later."""
+    data = {f"data.{name}": getattr(config.data, name) for name in ("train", "dev", "mismatched")}
+    found = {}
+    for key, name in {**data, "model": config.model, "distill.teacher": config.distill.teacher}.items():
+        path = Path(name or "")
+        files = [path] if path.is_file() else sorted(one for one in path.glob("*") if one.suffix not in (".md", ".svg"))
+        if name and (files := [file for file in files if file.is_file()]):
+            digest = hashlib.sha256()
+            for file in files:
+                digest.update(file.read_bytes())
+            found[key] = digest.hexdigest()
+    return found
+
+
+def _rows(source: str, where: str, task: Task) -> list[Row]:
+    rows = _hub_rows(source, where) if source.startswith("hub:") else _file_rows(source, where, task)
+    if not rows:
+        raise UserError(f"{where}: holds no examples")
+    return rows
 
 
 def _file_rows(path: str, where: str, task: Task) -> list[Row]:
@@ -82,8 +110,7 @@ def _file_rows(path: str, where: str, task: Task) -> list[Row]:
 def _table_rows(text: str, where: str, task: Task, *, quoted: bool) -> list[Row]:
     """CSV as Python's csv module reads it; in TSV a quotation mark is text, as in GLUE's files."""
     if quoted:
-        reader = csv.reader(io.StringIO(text, newline=""))
-        lines = [(reader.line_num, cells) for cells in reader if cells]
+        lines = list(_csv_lines(text, where))
     else:
         split = (line.rstrip("\r") for line in text.split("\n"))
         lines = [(number, line.split("\t")) for number, line in enumerate(split, 1) if line.strip()]
@@ -94,12 +121,26 @@ def _table_rows(text: str, where: str, task: Task, *, quoted: bool) -> list[Row]
         header = list(task.header)
     else:
         lines = lines[1:]
-    rows = []
+    rows, num_short = [], 0
     for number, cells in lines:
+        if len(cells) < len(header) and task.has_short_rows:
+            num_short += 1
+            continue
         if len(cells) != len(header):
             raise UserError(f"{where}: line {number}: {len(cells)} columns where the header has {len(header)}")
         rows.append((f"{where}: line {number}", dict(zip(header, cells, strict=True))))
+    if num_short:
+        print(f"{where}: {num_short} lines with too few columns were left out", file=sys.stderr)
     return rows
+
+
+def _csv_lines(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(max(len(text), 1))  # the module's own is 131,072 characters
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if cells)
+    except csv.Error as error:
+        raise UserError(f"{where}: line {reader.line_num}: {error}; mend it") from None
 
 
 def _jsonl_rows(text: str, where: str) -> list[Row]:
@@ -169,6 +210,8 @@ def _hub_rows(source: str, where: str) -> list[Row]:
         raise UserError(f"{where}: needs datasets: pip install 'cloze[hub]'") from None
     name, _, split = source.removeprefix("hub:").rpartition(":")
     name, _, subset = name.partition("@")
+    if not name or not split:
+        raise UserError(f"{where}: NAME and SPLIT are needed: hub:NAME:SPLIT, or hub:NAME@CONFIG:SPLIT")
     disable_progress_bars()
     try:
         data = load_dataset(name, subset or None, split=split)
@@ -194,16 +237,39 @@ def examples(rows: Sequence[Row], config: FinetuneConfig) -> list[Example]:
     layout = next((names for names in layouts if {*names} <= rows[0][1].keys()), None)
     found = []
     for where, row in rows:
-        if layout is None or any(row.get(name) in (None, "") for name in layout):
+        if layout is None or not {*layout} <= row.keys():
             wanted = " or ".join(", ".join(names) for names in ([layout] if layout else layouts))
-            there = ", ".join(name for name, value in row.items() if name and value not in (None, "")) or "none"
+            there = ", ".join(filter(None, row)) or "none"
             raise UserError(f"{where}: the columns {wanted} are needed, there are {there}; data.columns names others")
+        if faulty := [name for name in layout if row[name] in (None, "") or isinstance(row[name], list | dict)]:
+            raise UserError(f"{where}: {faulty[0]} is {json.dumps(row[faulty[0]])[:40]}; a text is needed there")
         if str(row[layout[-1]]) not in task.unlabelled:
             texts = [str(row[name]) for name in layout[:-1]]
-            found.append(Example(texts[0], texts[1] if len(texts) > 1 else None, str(row[layout[-1]])))
+            label = _checked_label(str(row[layout[-1]]), where, config.task)
+            found.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
     if not found:
         raise UserError(f"{rows[0][0]}: no example has a label")
     return found
+
+
+def _checked_label(label: str, where: str, name: str) -> str:
+    """The label under its name, or the number. Raises `UserError` for one that the task does not have."""
+    task = TASKS[name]
+    if task.family is Family.regression:
+        low, high = task.label_range or (float("-inf"), float("inf"))
+        try:
+            number = float(label)
+        except ValueError:
+            number = float("nan")
+        if not low <= number <= high or abs(number) == float("inf"):
+            wanted = f"a number from {low:g} to {high:g}" if low > float("-inf") else "a number"
+            raise UserError(f"{where}: task={name}: label {label!r}: must be {wanted}")
+    elif task.labels and label not in task.labels:
+        if not (label.isdecimal() and int(label) < len(task.labels)):
+            shown = f"{', '.join(task.labels)} or 0 to {len(task.labels) - 1}"
+            raise UserError(f"{where}: task={name}: label {label!r}: must be {shown}; task=classification takes any")
+        return task.labels[int(label)]
+    return label
 
 
 def sentences(rows: Sequence[Row], *, repair: bool = False) -> list[Sentence]:
@@ -211,6 +277,11 @@ def sentences(rows: Sequence[Row], *, repair: bool = False) -> list[Sentence]:
 
     With `repair`, entities that do not begin or end as they should are spelled anew, as `entities` reads them.
     """
+    for where, row in rows:
+        if not {"words", "tags"} <= row.keys():
+            raise UserError(
+                f"{where}: words and tags are needed, there are {', '.join(row)}; name a file in CoNLL's format"
+            )
     closed = any(tag[:2] in ("E-", "S-") for _, row in rows for tag in row["tags"])
     found, num_repaired = [], 0
     for where, row in rows:
@@ -218,7 +289,7 @@ def sentences(rows: Sequence[Row], *, repair: bool = False) -> list[Sentence]:
         if repair and any(_tag_fault(a, b, closed) for a, b in pairwise(["O", *tags, "O"])):
             tags = _spelled(entities(tags), len(tags), closed)
             num_repaired += 1
-        for number, (before, tag) in enumerate(pairwise(["O", *tags, "O"]), row["line"]):
+        for number, (before, tag) in enumerate(pairwise(["O", *tags, "O"]), row.get("line", 1)):
             if fault := _tag_fault(before, tag, closed):
                 raise UserError(f"{where}: line {number}: {fault}; or repair all such by data.repair_tags=true")
         found.append(Sentence(tuple(row["words"]), tuple(tags)))
@@ -273,6 +344,8 @@ def questions(rows: Sequence[Row]) -> list[Question]:
     for number, (where, row) in enumerate(rows):
         if missing := [name for name in ("question", "context", "answers") if row.get(name) is None]:
             raise UserError(f"{where}: no {' and no '.join(missing)}; there are {', '.join(row)}")
+        if faulty := [name for name in ("question", "context") if not isinstance(row[name], str)]:
+            raise UserError(f"{where}: {faulty[0]} is {json.dumps(row[faulty[0]])[:40]}; a text is needed there")
         answers = row["answers"]
         try:
             if isinstance(answers, dict):
@@ -301,16 +374,11 @@ def documents(rows: Sequence[Row]) -> list[Document]:
 
 
 def label_names(train: Sequence[str], dev: Sequence[str], config: FinetuneConfig) -> list[str]:
-    """Labels in the order of their ids: numbers by value, else by name. Raises `UserError` for unusable ones."""
-    found, expected = {*train}, TASKS[config.task].num_labels
+    """Labels in the order of their ids: the task's, else by value or name. Raises `UserError` for unusable ones."""
+    found = {*train}
     names = sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found)
     if len(names) < 2:
         raise UserError(f"data.train={config.data.train}: every label is {names[0]!r}; there is nothing to learn")
-    if expected and len(names) > expected:
-        shown = ", ".join(names[:10])
-        raise UserError(
-            f"data.train={config.data.train}: task={config.task} has {expected} labels, there are {len(names)}: {shown}"
-        )
     if unknown := sorted({*dev} - found):
         raise UserError(
             f"data.dev={config.data.dev}: has labels that data.train lacks: {', '.join(unknown[:5])}; "
@@ -319,7 +387,7 @@ def label_names(train: Sequence[str], dev: Sequence[str], config: FinetuneConfig
     if len({*dev}) == 1:
         one = f"every label is {dev[0]!r}: scores would say nothing; add examples of the others"
         raise UserError(f"data.dev={config.data.dev}: {one}")
-    return names
+    return [*TASKS[config.task].labels] or names
 
 
 def majority(labels: Sequence[str]) -> float:

@@ -4,25 +4,32 @@ Texts with [MASK] are filled in; texts without are compared by their mean hidden
 whether anything was learned (Reimers and Gurevych 2019, table 1, have it for BERT).
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import AutoModel, AutoModelForMaskedLM
-from transformers.utils import logging
+from data_prep import entry
+from data_prep.errors import ExitCode
 
-from data_prep.errors import ExitCode, UserError
-from finetune.train import load_tokenizer
+if TYPE_CHECKING:  # torch and transformers take seconds, and --help none of them
+    from torch import Tensor
+
+PARSER = entry.parser("finetune.probe", "Fill gaps, or compare texts, without fine-tuning.")
+PARSER.add_argument("model", type=Path, help="directory made by `python -m pretrain.export`")
+PARSER.add_argument("texts", nargs="+", help="with [MASK]: filled in; without: their similarities, each with each")
 
 
 def fill_masks(folder: Path, texts: Sequence[str], top: int = 5) -> list[list[list[tuple[str, float]]]]:
     """For each text and each of its [MASK]s, the likeliest tokens with their probabilities."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    from pretrain.hugging_face import load_pretrained, load_tokenizer
+
     tokenizer = load_tokenizer(folder)
-    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_pretrained(AutoModelForMaskedLM, folder, purpose="filling gaps")
     found = []
     for text in texts:
         inputs = tokenizer(text, truncation=True, max_length=model.config.max_position_embeddings, return_tensors="pt")
@@ -38,10 +45,15 @@ def fill_masks(folder: Path, texts: Sequence[str], top: int = 5) -> list[list[li
     return found
 
 
-def mean_states(folder: Path, texts: Sequence[str]) -> Tensor:
+def mean_states(folder: Path, texts: Sequence[str]) -> "Tensor":
     """The mean last hidden state of each text's tokens, padding and specials left out, scaled to length 1: [N, H]."""
+    import torch
+    from transformers import AutoModel
+
+    from pretrain.hugging_face import load_pretrained, load_tokenizer
+
     tokenizer = load_tokenizer(folder)
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_pretrained(AutoModel, folder)
     limit = model.config.max_position_embeddings
     inputs: Any = tokenizer(
         list(texts),
@@ -58,33 +70,21 @@ def mean_states(folder: Path, texts: Sequence[str]) -> Tensor:
     return torch.nn.functional.normalize(sums_NH, dim=-1)  # of the sum as of the mean
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m finetune.probe", description="Fill gaps, or compare texts.")
-    parser.add_argument("model", type=Path, help="directory made by `python -m pretrain.export`")
-    parser.add_argument("texts", nargs="+", help="with [MASK]: filled in; without: their similarities, each with each")
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    gaps = [text for text in arguments.texts if "[MASK]" in text]
-    plain = [text for text in arguments.texts if "[MASK]" not in text]
-    try:
-        for text, masks in zip(gaps, fill_masks(arguments.model, gaps) if gaps else [], strict=True):
-            print(text)
-            for best in masks:
-                print("   " + "  ".join(f"{token} {share:.0%}" for token, share in best))
-        if plain:
-            states_NH = mean_states(arguments.model, plain)
-            for text, row in zip(plain, states_NH @ states_NH.T, strict=True):
-                print("  ".join(f"{value:5.2f}" for value in row.tolist()) + f"  {text}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (OSError, ValueError) as error:
-        print(
-            f"error: {arguments.model}: cannot be loaded ({str(error).splitlines()[0]}); export it again",
-            file=sys.stderr,
-        )
-        return ExitCode.USAGE
+@entry.command(PARSER)
+def main(options: Namespace) -> int:
+    from pretrain.hugging_face import be_quiet
+
+    be_quiet()
+    gaps = [text for text in options.texts if "[MASK]" in text]
+    plain = [text for text in options.texts if "[MASK]" not in text]
+    for text, masks in zip(gaps, fill_masks(options.model, gaps) if gaps else [], strict=True):
+        print(text)
+        for best in masks:
+            print("   " + "  ".join(f"{token} {share:.0%}" for token, share in best))
+    if plain:
+        states_NH = mean_states(options.model, plain)
+        for text, row in zip(plain, states_NH @ states_NH.T, strict=True):
+            print("  ".join(f"{value:5.2f}" for value in row.tolist()) + f"  {text}")
     return ExitCode.OK
 
 

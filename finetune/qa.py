@@ -17,8 +17,10 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
 from data_prep.errors import UserError
 from finetune.config import FinetuneConfig
 from finetune.data import Question, both_sets, questions
-from finetune.train import Prepared, Scores, load_model, load_tokenizer, max_tokens
+from finetune.train import Prepared, Scores, load_model, load_teacher, max_tokens
+from pretrain.hugging_face import load_tokenizer
 
+_HEAD = AutoModelForQuestionAnswering
 _MAX_ANSWER = 30  # tokens of an answer at most
 _PUNCTUATION = re.compile(rf"[{re.escape(string.punctuation)}\u3000-\u303f\uff00-\uffef]")  # ASCII, Chinese
 
@@ -34,24 +36,25 @@ def prepare(config: FinetuneConfig) -> Prepared:
     dev_features, owners, offsets = windows(dev, tokenizer, limit, config.stride)
     with_none = any(not question.answers for question in train)
 
-    def score(logits: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], _: Any) -> Scores:
+    def decide(logits: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], _: Any) -> list[str]:
         best: dict[int, tuple[float, str]] = {}
         nothing: dict[int, float] = {}
         for starts_T, ends_T, owner, own in zip(*logits, owners, offsets, strict=True):
             candidate = best_span(starts_T[: len(own)], ends_T[: len(own)], own, dev[owner].context)
             best[owner] = max(best.get(owner, (-np.inf, "")), candidate)
             nothing[owner] = min(nothing.get(owner, np.inf), float(starts_T[0] + ends_T[0]))
-        answers = ["" if with_none and nothing[i] > best[i][0] else best[i][1] for i in range(len(dev))]
-        return answer_scores(answers, [question.answers for question in dev])
+        return ["" if with_none and nothing[i] > best[i][0] else best[i][1] for i in range(len(dev))]
 
     return Prepared(
         tokenizer=tokenizer,
-        make_model=lambda: load_model(config, AutoModelForQuestionAnswering),
+        make_model=lambda: load_model(config, _HEAD),
         train=train_features,
         dev=dev_features,
         collate=DataCollatorWithPadding(tokenizer),
-        score=score,
+        decide=decide,
+        score=lambda answers: answer_scores(answers, [question.answers for question in dev]),
         label_columns=("start_positions", "end_positions"),
+        teacher=load_teacher(config, _HEAD, None, tokenizer),
         facts={"dev_examples": len(dev), "dev_windows": len(dev_features)},
     )
 

@@ -5,15 +5,19 @@ the same seeds. The table goes to `out` as Markdown and JSON and into the model 
 """
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig, Init, SuiteConfig, facts
+from finetune.data import sha256
 from finetune.tasks import SUITES, TASKS
 from pretrain.card import replace_section, table
 
@@ -35,8 +39,9 @@ def main(config: SuiteConfig) -> int:
                 print(f"{task}, {init.value} weights", flush=True)
                 finetune(wanted)
             body = json.loads((where / "metrics.json").read_text(encoding="utf-8"))
-            if any(body.get(key) != value for key, value in facts(wanted).items()):
-                raise UserError(f"{where}: was made with other settings; remove it, or name another out")
+            now, then = {**facts(wanted), **sha256(wanted)}, {**body.get("config", {}), **body.get("sha256", {})}
+            if other := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
+                raise UserError(f"{where}: was made with another {', '.join(other)}; remove it, or name another out")
             results.setdefault(task, {})[init.value] = body
     text = markdown(results, [task for task in names if task not in settings])
     (out / "results.md").write_text(text, encoding="utf-8")
@@ -50,36 +55,54 @@ def main(config: SuiteConfig) -> int:
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], missing: Sequence[str]) -> str:
-    """Mean and standard deviation over the seeds of each task's own score, in percent."""
-    rows = []
+    """Mean and standard deviation over the seeds of each task's own score, in percent, and of the tasks' average."""
+    rows, by_task = [], []
     for task, by_init in results.items():
-        score = TASKS[task].score
-        cells = [f"{100 * body[score]:.1f} ± {100 * body['std'][score]:.1f}" for body in by_init.values()]
-        if "random" in by_init:
-            cells.append(f"{100 * (by_init['pretrained'][score] - by_init['random'][score]):+.1f}")
-        rows.append([task, score, *cells])
+        halves = []
+        for name, score in ((task, TASKS[task].score), (f"{task}, mismatched", "mismatched_accuracy")):
+            if score in by_init["pretrained"]:
+                halves.append([[run[score] for run in body["by_seed"].values()] for body in by_init.values()])
+                rows.append([name, score, *_cells(halves[-1])])
+        by_task.append(np.mean(halves, axis=0))
+    rows.append(["average", "", *_cells(np.mean(by_task, axis=0).tolist())])
     columns = ["task", "score, %", "this model", "random weights", "difference"]
-    some = next(iter(results.values()))["pretrained"]
+    own = {task: by_init["pretrained"]["config"] for task, by_init in results.items()}
+    epochs, some = ", ".join(f"{task} {one['epochs']}" for task, one in own.items()), next(iter(own.values()))
     note = (
-        f"On the development sets; mean and standard deviation of {some['num_seeds']} seeds. {some['epochs']} epochs, "
-        f"batch {some['batch_size']}, learning rate {some['lr']:g}, {some['max_len']} tokens."
+        f"On the development sets; mean and standard deviation of {some['num_seeds']} seeds. Batch "
+        f"{some['batch_size']}, learning rate {some['optim']['lr']:g}, {some['max_len']} tokens; epochs: "
+        f"{epochs}. In the average the halves of MNLI are one task."
     )
     left_out = f" No data: {', '.join(missing)}." if missing else ""
     return f"{table(columns[: len(rows[0])], rows)}\n{note}{left_out}\n"
 
 
+def _cells(by_init: Sequence[Sequence[float]]) -> list[str]:
+    """Of the seeds' scores with pretrained, and perhaps with random, weights."""
+    means = [100 * statistics.fmean(scores) for scores in by_init]
+    cells = [f"{mean:.1f} ± {100 * statistics.stdev(scores):.1f}" for mean, scores in zip(means, by_init, strict=True)]
+    return [*cells, *(f"{means[0] - other:+.1f}" for other in means[1:])]
+
+
 def _settings(config: SuiteConfig, task: str) -> FinetuneConfig | None:
     """How to learn `task`; None where `data` lacks it."""
-    train = dev = None
+    base = entry.compose("finetune", FinetuneConfig, ["model=any", "out=any"])
+    own = {key: getattr(config, key) for key in ("model", "num_seeds", "batch_size", "max_len")}
+    data, epochs = base.data, config.epochs or TASKS[task].epochs
     if config.data is not None:
         folder = Path(config.data) / task
-        train, dev = (next(map(str, sorted(folder.glob(f"{name}.*"))), None) for name in ("train", "dev"))
+        train, dev = _file(folder, "train"), _file(folder, "dev") or _file(folder, "dev_matched")
         if train is None or dev is None:
             return None
-    base = entry.compose("finetune", FinetuneConfig, ["model=any", "out=any"])
-    own = {key: getattr(config, key) for key in ("model", "num_seeds", "epochs", "batch_size", "max_len")}
-    data, optim = replace(base.data, train=train, dev=dev), replace(base.optim, lr=config.lr)
-    return replace(base, task=task, data=data, optim=optim, **own)
+        data = replace(data, train=train, dev=dev, mismatched=_file(folder, "dev_mismatched"))
+    return replace(base, task=task, data=data, epochs=epochs, optim=replace(base.optim, lr=config.lr), **own)
+
+
+def _file(folder: Path, stem: str) -> str | None:
+    found = sorted(map(str, folder.glob(f"{stem}.*")))
+    if len(found) > 1:
+        raise UserError(f"data: which is {stem}? {', '.join(found)}; leave one of them there")
+    return next(iter(found), None)
 
 
 if __name__ == "__main__":

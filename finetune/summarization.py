@@ -19,7 +19,8 @@ from finetune.config import FinetuneConfig
 from finetune.data import Document, both_sets, documents
 from finetune.qa import normal_words
 from finetune.techniques import IGNORED
-from finetune.train import Prepared, Scores, load_model, load_teacher, load_tokenizer, max_tokens
+from finetune.train import Prepared, Scores, load_model, load_teacher, max_tokens
+from pretrain.hugging_face import load_tokenizer
 
 _HEAD, _NAMES = AutoModelForTokenClassification, ["left out", "summary"]
 _METRICS = ("rouge1", "rouge2", "rougeL")
@@ -39,13 +40,16 @@ def prepare(config: FinetuneConfig) -> Prepared:
     limit = max_tokens(config)
     dev_features = encoded(dev, tokenizer, limit, config.top_sentences)
 
-    def score(logits_NT2: npt.NDArray[np.float32], _: Any) -> Scores:
+    def decide(logits_NT2: npt.NDArray[np.float32], _: Any) -> list[str]:
         summaries = []
         for logits_T2, feature, document in zip(logits_NT2, dev_features, dev, strict=True):
             known_T = np.asarray(feature["labels"]) != IGNORED
             margins = (logits_T2[: len(known_T), 1] - logits_T2[: len(known_T), 0])[known_T]
             chosen = sorted(np.argsort(-margins, kind="stable")[: config.top_sentences])
             summaries.append(" ".join(document.sentences[i] for i in chosen))
+        return summaries
+
+    def score(summaries: Sequence[str]) -> Scores:
         leading = [" ".join(document.sentences[: config.top_sentences]) for document in dev]
         lead = rouge(leading, [document.summary for document in dev])["rougeL"]
         return {**rouge(summaries, [document.summary for document in dev]), "lead_rougeL": lead}
@@ -56,6 +60,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
         train=encoded(train, tokenizer, limit, config.top_sentences),
         dev=dev_features,
         collate=DataCollatorForTokenClassification(tokenizer),
+        decide=decide,
         score=score,
         num_labels=2,
         teacher=load_teacher(config, _HEAD, _NAMES, tokenizer),

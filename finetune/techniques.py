@@ -6,6 +6,7 @@ Shapes: N examples or words, L labels, H hidden units.
 
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,17 +18,36 @@ from finetune.config import LossConfig, OptimConfig
 IGNORED = -100  # label of positions that have none
 
 
+Learned = list[tuple[Tensor, Tensor]]  # logits [N, L] and labels [N], or numbers [N] and numbers [N]
+
+
+def learned(outputs: Any, labels: Mapping[str, Tensor]) -> Learned:
+    """What a model says of what it has to learn: of the labels that are known; of numbers; of starts and of ends."""
+    if "start_positions" in labels:
+        return [
+            (outputs.start_logits.float(), labels["start_positions"]),
+            (outputs.end_logits.float(), labels["end_positions"]),
+        ]
+    wanted = labels["labels"]
+    if wanted.is_floating_point():
+        return [(outputs.logits.float().squeeze(-1), wanted)]
+    return [(outputs.logits.float()[wanted != IGNORED], wanted[wanted != IGNORED])]
+
+
+def mean_loss(of: Learned, loss: LossConfig, weights_L: Tensor | None) -> Tensor:
+    return torch.stack([task_loss(logits, labels, loss, weights_L) for logits, labels in of]).mean()
+
+
 def task_loss(logits_NL: Tensor, labels_N: Tensor, loss: LossConfig, weights_L: Tensor | None) -> Tensor:
-    """Cross-entropy, smoothed (Szegedy et al. 2016, section 7) or focal (Lin et al. 2017, equation 5)."""
+    """Cross-entropy, smoothed (Szegedy et al. 2016, section 7) or focal (Lin et al. 2017, eq. 5); MSE of numbers."""
+    if labels_N.is_floating_point():
+        return nn.functional.mse_loss(logits_NL, labels_N)
     smoothing = loss.label_smoothing
     each_N = nn.functional.cross_entropy(logits_NL, labels_N, weights_L, reduction="none", label_smoothing=smoothing)
-    known_N = labels_N != IGNORED
-    targets_N = labels_N.clamp(min=0)
     if loss.focal_gamma:
-        right_N = logits_NL.softmax(-1).gather(-1, targets_N[:, None]).squeeze(-1)
+        right_N = logits_NL.softmax(-1).gather(-1, labels_N[:, None]).squeeze(-1)
         each_N = (1 - right_N) ** loss.focal_gamma * each_N
-    shares_N = known_N.to(each_N.dtype) if weights_L is None else weights_L[targets_N] * known_N
-    return each_N.sum() / shares_N.sum()
+    return each_N.mean() if weights_L is None else each_N.sum() / weights_L[labels_N].sum()
 
 
 def balanced_weights(labels_N: Tensor, num_labels: int) -> Tensor:
@@ -43,7 +63,9 @@ def symmetric_kl(first_NL: Tensor, second_NL: Tensor) -> Tensor:
 
 
 def soft_targets(student_NL: Tensor, teacher_NL: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student), both softened by T, mean over N (Hinton et al. 2015, section 2)."""
+    """T^2 KL(teacher || student), both softened by T, mean over N (Hinton et al. 2015, section 2); of numbers, MSE."""
+    if student_NL.ndim == 1:
+        return nn.functional.mse_loss(student_NL, teacher_NL)
     student, teacher = (student_NL / temperature).log_softmax(-1), (teacher_NL / temperature).log_softmax(-1)
     return temperature**2 * (teacher.exp() * (teacher - student)).sum(-1).mean()
 
@@ -63,17 +85,15 @@ def depth(name: str, num_layers: int) -> int:
 
 def parameter_groups(model: nn.Module, optim: OptimConfig, num_layers: int) -> list[dict[str, Any]]:
     """Groups for AdamW: the learning rate falls by `layer_decay` per layer (Howard and Ruder 2018, section 3.2)."""
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((depth(name, num_layers), parameter.ndim > 1), []).append(parameter)
+            lr = optim.lr * optim.layer_decay ** (num_layers + 1 - depth(name, num_layers))
+            lr = optim.crf_lr if re.search(r"\bcrf\.", name) else lr
+            groups.setdefault((lr, parameter.ndim > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": optim.lr * optim.layer_decay ** (num_layers + 1 - level),
-            "weight_decay": optim.weight_decay if decays else 0.0,
-        }
-        for (level, decays), parameters in groups.items()
+        {"params": parameters, "lr": lr, "weight_decay": optim.weight_decay if decays else 0.0}
+        for (lr, decays), parameters in groups.items()
     ]
 
 
@@ -115,11 +135,14 @@ class Teacher(nn.Module):
         self.project = nn.Linear(narrow, wide, bias=False) if narrow != wide else nn.Identity()
         self.ratio = teacher.config.num_hidden_layers / student.config.num_hidden_layers
 
-    def forward(self, inputs: dict[str, Tensor], student: Any, known_BT: Tensor, temperature: float) -> tuple[Any, Any]:
+    def forward(
+        self, inputs: dict[str, Tensor], labels: Mapping[str, Tensor], student: Any, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         """(soft-target loss, mean squared error of the hidden states at the attended tokens)."""
         with torch.no_grad():
             own = self.teacher.eval()(**inputs, output_hidden_states=True)
-        soft = soft_targets(student.logits[known_BT], own.logits[known_BT], temperature)
+        pairs = zip(learned(student, labels), learned(own, labels), strict=True)
+        soft = torch.stack([soft_targets(mine, its, temperature) for (mine, _), (its, _) in pairs]).mean()
         attended_BT = inputs["attention_mask"].bool()
         errors = [
             nn.functional.mse_loss(

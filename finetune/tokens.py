@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-from finetune.config import FinetuneConfig, Head
+from finetune.config import FinetuneConfig, Head, Init
 from finetune.data import Sentence, both_sets, entities, label_names, sentences
 from finetune.techniques import IGNORED
-from finetune.train import Prepared, Scores, load_model, load_teacher, load_tokenizer, max_tokens
+from finetune.train import Prepared, Scores, load_model, load_teacher, max_tokens
+from pretrain.hugging_face import load_pretrained, load_tokenizer
 
 _HEAD = AutoModelForTokenClassification
 _NEVER = -1e4  # the score of a transition out of a position that is not there
@@ -65,12 +66,24 @@ class Crf(nn.Module):
 
 def load_tagger(folder: Path) -> Any:
     """A written model, with its `crf` if it has one: `model.crf.best(logits of the words' first pieces)`."""
-    model = _HEAD.from_pretrained(folder)
-    own = {name: value for name, value in load_file(folder / "model.safetensors").items() if name.startswith("crf.")}
-    if own:
-        model.crf = Crf(model.config.num_labels)
-        model.crf.load_state_dict({name.removeprefix("crf."): value for name, value in own.items()})
+    model = load_pretrained(_HEAD, folder, purpose="a tagger")
+    if any(name.startswith("crf.") for name in _weights(folder)):
+        model.crf = crf_of(folder, model.config.num_labels)
     return model
+
+
+def crf_of(folder: Path | None, num_tags: int) -> Crf:
+    """The CRF of the model in `folder`, or a new one where it has none for so many tags."""
+    crf, weights = Crf(num_tags), _weights(folder) if folder else {}
+    own = {name: weights.get(f"crf.{name}") for name in crf.state_dict()}
+    if all(value is not None and value.shape[-1] == num_tags for value in own.values()):
+        crf.load_state_dict(own)
+    return crf
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / "model.safetensors"
+    return dict(load_file(path)) if path.is_file() else {}
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
@@ -87,10 +100,10 @@ def prepare(config: FinetuneConfig) -> Prepared:
     def make_model() -> Any:
         model = load_model(config, _HEAD, names)
         if config.head is Head.crf:
-            model.crf = Crf(len(names))
+            model.crf = crf_of(Path(config.model) if config.init is Init.pretrained else None, len(names))
         return model
 
-    def score(emissions_NTL: npt.NDArray[np.float32], model: Any) -> Scores:
+    def decide(emissions_NTL: npt.NDArray[np.float32], model: Any) -> list[list[str]]:
         predicted = []
         for emissions_TL, feature, words, tags in zip(emissions_NTL, dev_features, dev_words, gold, strict=True):
             guessed = ["O"] * len(tags)
@@ -103,7 +116,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
                 for word, number in zip(words, chosen, strict=True):
                     guessed[word] = names[number]
             predicted.append(guessed)
-        return entity_scores(gold, predicted)
+        return predicted
 
     return Prepared(
         tokenizer=tokenizer,
@@ -111,7 +124,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
         train=train_features,
         dev=dev_features,
         collate=DataCollatorForTokenClassification(tokenizer),
-        score=score,
+        decide=decide,
+        score=lambda answers: entity_scores(gold, answers),
         num_labels=len(names),
         teacher=load_teacher(config, _HEAD, names, tokenizer),
         facts={"dev_examples": len(dev), "labels": names, "head": config.head.value},

@@ -1,6 +1,6 @@
 """What all tasks share: loading the model, training it by Hugging Face's Trainer for each seed, writing the best.
 
-A family of tasks gives a `Prepared`: its data as features, a way to make its model, and a way to score predictions.
+A family of tasks gives a `Prepared`: its data as features, a way to make its model, to read its predictions, to score.
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 import shutil
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,73 +17,71 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 
-from data_prep.errors import DiskError, TrainingError, UserError
+from data_prep.errors import TrainingError, UserError
 from finetune import techniques
-from finetune.config import Adversary, FinetuneConfig, Head, Init, facts
+from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
+from finetune.data import sha256
 from finetune.tasks import TASKS
+from pretrain.hugging_face import (
+    be_quiet,
+    load_pretrained,
+    load_tokenizer,
+    loading,
+    refuse_occupied,
+    replaced_directory,
+)
 
 Scores = dict[str, float]
 Features = Sequence[dict[str, Any]]
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_SECONDS = 10.0  # between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A task as the Trainer takes it; `score` is given the predictions for `dev`, in its order, and the model."""
+    """A task as the Trainer takes it. From the predictions for `dev` and the model `decide` tells an answer for each
+    example, and `score` how good these are.
+    """
 
     tokenizer: Any
     make_model: Callable[[], Any]
     train: Features
     dev: Features
     collate: Any
-    score: Callable[[Any, Any], Scores]
+    decide: Callable[[Any, Any], Sequence[Any]]
+    score: Callable[[Sequence[Any]], Scores]
     label_columns: Sequence[str] = ("labels",)
     num_labels: int | None = None  # None: no labels to weigh
     teacher: Any = None
     facts: dict[str, Any] = field(default_factory=dict)  # for metrics.json
 
 
-def load_tokenizer(folder: Path, key: str = "model") -> Any:
-    """Raises `UserError` where the directory holds no model with its tokenizer."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{key}={folder}: no config.json there; name a directory made by `python -m pretrain.export`")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise UserError(f"{key}={folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); export the model again")
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise _unloadable(key, folder, error) from error
-
-
-def load_model(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | None = None, **facts: Any) -> Any:
+def load_model(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | None = None, **head: Any) -> Any:
     """The model with the head of `auto_class`, for the labels `names`; its new layers are random, or all of it is."""
     folder = Path(config.model)
     if names is not None:
-        facts |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    try:
+        head |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    with loading(folder):
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = AutoConfig.from_pretrained(folder, **facts)
-        kind = auto_class.__name__.removeprefix("AutoModel")
-        before = described.get("id2label", {"0": "", "1": ""})
-        head_is_there = any(name.endswith(kind) for name in described.get("architectures") or [])
-        if names is not None and head_is_there and len(before) != len(names):
-            raise UserError(
-                f"model={folder}: was fine-tuned for {len(before)} labels ({', '.join(map(str, before.values()))}), "
-                f"the data have {len(names)}: {', '.join(names[:10])}; name the pretrained model"
-            )
-        if config.init is Init.random:
-            return auto_class.from_config(shape)
-        return auto_class.from_pretrained(folder, config=shape, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unloadable("model", folder, error) from error
+        shape = AutoConfig.from_pretrained(folder, **head)
+    kind = auto_class.__name__.removeprefix("AutoModel")
+    before = described.get("id2label", {"0": "", "1": ""})
+    head_is_there = any(name.endswith(kind) for name in described.get("architectures") or [])
+    if names is not None and head_is_there and len(before) != len(names):
+        raise UserError(
+            f"model={folder}: was fine-tuned for {len(before)} labels ({', '.join(map(str, before.values()))}), "
+            f"the data have {len(names)}: {', '.join(names[:10])}; name the pretrained model"
+        )
+    if config.init is Init.random:
+        return auto_class.from_config(shape)
+    return load_pretrained(auto_class, folder, config=shape)
 
 
-def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str], tokenizer: Any) -> Any:
-    """The model that distill.teacher names, or None. It must know the same tokens and the same labels."""
+def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | None, tokenizer: Any) -> Any:
+    """The model that distill.teacher names, or None. It must know the same tokens and, if any, `names`."""
     if config.distill.teacher is None:
         return None
     folder, key = Path(config.distill.teacher), "distill.teacher"
@@ -90,24 +89,30 @@ def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str], 
         raise UserError(
             f"{key}={folder}: has another vocabulary than model={config.model}; both need the same tokenizer"
         )
-    try:
-        teacher = auto_class.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unloadable(key, folder, error) from error
-    if [teacher.config.id2label[i] for i in range(teacher.config.num_labels)] != list(names):
+    teacher = load_pretrained(auto_class, folder, key, purpose="a teacher")
+    if names is not None and [teacher.config.id2label[i] for i in range(teacher.config.num_labels)] != list(names):
         shown = ", ".join(teacher.config.id2label.values())
         raise UserError(f"{key}={folder}: its labels are {shown}; data.train has {', '.join(names)}")
     return teacher
-
-
-def _unloadable(key: str, folder: Path, error: Exception) -> UserError:
-    return UserError(f"{key}={folder}: cannot be loaded ({str(error).splitlines()[0]}); export it again")
 
 
 def max_tokens(config: FinetuneConfig) -> int:
     """`max_len`, or fewer where the model has fewer positions. Call `load_tokenizer` first."""
     described = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))
     return min(config.max_len, int(described.get("max_position_embeddings", config.max_len)))
+
+
+class _Progress(TrainerCallback):
+    """Now and then a line on stderr, instead of Hugging Face's dictionaries on stdout."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.told = seed, time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        if "loss" in logs and time.monotonic() > self.told + _SECONDS:
+            step, loss = f"{state.global_step}/{state.max_steps}", float(logs["loss"])
+            print(f"seed {self.seed}  step {step}  loss {loss:.3f}", file=sys.stderr, flush=True)
+            self.told = time.monotonic()
 
 
 class TaskTrainer(Trainer):
@@ -140,20 +145,20 @@ class TaskTrainer(Trainer):
         loss, crf = self.cloze.loss, self.cloze.head is Head.crf
         if not model.training or (loss.is_plain and self.teacher is None and not crf):
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **rest)
-        texts = {name: value for name, value in inputs.items() if name != "labels"}
-        labels = inputs["labels"]
-        known = labels != techniques.IGNORED
+        labels = {name: inputs[name] for name in self.args.label_names}
+        texts = {name: value for name, value in inputs.items() if name not in labels}
         outputs = model(**texts, output_hidden_states=self.teacher is not None)
         if crf:
-            return self.model.crf(outputs.logits, labels)
-        value = techniques.task_loss(outputs.logits[known], labels[known], loss, self.weights)
+            return self.model.crf(outputs.logits.float(), labels["labels"])
+        learned = techniques.learned(outputs, labels)
+        value = techniques.mean_loss(learned, loss, self.weights)
         if loss.r_drop:
-            again = model(**texts).logits[known]
-            value = (value + techniques.task_loss(again, labels[known], loss, self.weights)) / 2
-            value = value + loss.r_drop * techniques.symmetric_kl(outputs.logits[known], again)
+            again = techniques.learned(model(**texts), labels)
+            value = (value + techniques.mean_loss(again, loss, self.weights)) / 2
+            value = value + loss.r_drop * techniques.symmetric_kl(learned[0][0], again[0][0])
         if self.teacher is not None:
             distill = self.cloze.distill
-            soft, hidden = self.teacher(texts, outputs, known, distill.temperature)
+            soft, hidden = self.teacher(texts, labels, outputs, distill.temperature)
             value = (1 - distill.weight) * value + distill.weight * soft + distill.hidden * hidden
         return value
 
@@ -192,15 +197,12 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("fine-tuning is one process that uses every GPU it sees: start it by `python -m finetune`")
     out = Path(config.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={out}: not empty; name another directory")
-    transformers_logging.set_verbosity_error()  # it would tell at length that the classifier is new
-    transformers_logging.disable_progress_bar()
-    prepared = prepare(config)
+    refuse_occupied(out, "out=")
+    be_quiet()
+    prepared, read = prepare(config), sha256(config)
     main = TASKS[config.task].score
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     by_seed: dict[int, Scores] = {}
-    try:
+    with replaced_directory(out, "out=") as temporary:
         for seed in range(config.seed, config.seed + config.num_seeds):
             model, by_seed[seed] = _train(config, prepared, seed, temporary / "checkpoints")
             best = max(by_seed, key=lambda seed: by_seed[seed][main])
@@ -209,18 +211,12 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
         prepared.tokenizer.save_pretrained(temporary)
         shutil.rmtree(temporary / "checkpoints", ignore_errors=True)
         means = {name: statistics.fmean(s[name] for s in by_seed.values()) for name in by_seed[best]}
-        body = {**means, "score": main, **facts(config), **prepared.facts, "train_examples": len(prepared.train)}
+        body = {**means, "score": main, **prepared.facts, "train_examples": len(prepared.train)}
+        body |= {"config": facts(config), "sha256": read}
         if config.num_seeds > 1:
             body |= {"by_seed": by_seed, "model_of_seed": best}
             body["std"] = {name: statistics.stdev(s[name] for s in by_seed.values()) for name in means}
         (temporary / "metrics.json").write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise DiskError(f"out={out}: {error}; free space and run the same command again") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return means
 
 
@@ -231,6 +227,10 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
         techniques.freeze(model, config.freeze_layers, model.config.num_hidden_layers)
     if config.lora.rank:
         model = techniques.with_lora(model, config.lora.rank, config.lora.alpha, config.lora.dropout)
+
+    def scored(predictions: Any) -> Scores:
+        return prepared.score(prepared.decide(predictions, model))
+
     trainer = TaskTrainer(
         config,
         prepared,
@@ -239,16 +239,17 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
         train_dataset=prepared.train,
         eval_dataset=prepared.dev,
         data_collator=prepared.collate,
-        compute_metrics=(lambda found: prepared.score(found.predictions, model)) if config.patience else None,
-        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
+        compute_metrics=(lambda found: scored(found.predictions)) if config.patience else None,
+        callbacks=[_Progress(seed), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     predictions = trainer.predict(prepared.dev).predictions
     if not all(
         np.isfinite(array).all() for array in (predictions if isinstance(predictions, tuple) else [predictions])
     ):
         raise TrainingError(f"optim.lr={config.optim.lr}: training with seed {seed} diverged; lower it")
-    return model.merge_and_unload() if config.lora.rank else model, prepared.score(predictions, model)
+    return model.merge_and_unload() if config.lora.rank else model, scored(predictions)
 
 
 def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
@@ -263,6 +264,8 @@ def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: i
         warmup_steps=round(steps * config.optim.warmup_fraction),
         lr_scheduler_type="linear",
         seed=seed,
+        bf16=config.precision is Precision.bf16,
+        use_cpu=not torch.cuda.is_available(),
         eval_strategy=often,
         save_strategy=often,
         save_total_limit=1,
@@ -273,7 +276,7 @@ def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: i
         label_names=list(prepared.label_columns),
         remove_unused_columns=False,
         report_to="none",
-        logging_steps=max(1, steps // 10),
+        logging_steps=max(1, steps // 100),
         dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,
     )

@@ -5,9 +5,10 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,13 +18,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data_prep import entry
 from data_prep.errors import TrainingError, UserError
-from finetune import classification
+from finetune import classification, data
+from finetune import train as training
 from finetune.__main__ import finetune, main
 from finetune.classification import correlations, scores
-from finetune.config import FinetuneConfig
-from finetune.data import Example, both_sets, examples
+from finetune.config import FinetuneConfig, facts
+from finetune.data import Example, both_sets, examples, label_names, mismatched_rows
 from finetune.tasks import SUITES, TASKS
-from finetune.train import run
+from finetune.train import Prepared, TaskTrainer, run
 from tests.unit.tiny_bert import WORDS, config, write_tiny_bert
 
 
@@ -80,12 +82,15 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, model: Path) -> Non
     write_tsv(tmp_path / "dev.tsv", 16, 2)
     seen: list[np.ndarray] = []
 
-    def given(logits: np.ndarray, _: object) -> dict[str, float]:
+    def decide(logits: np.ndarray, _: object) -> list[float]:
         seen.append(logits)
-        return {"accuracy": [0.5, 0.8, 0.7, 0.6, 0.8, 0.8][len(seen) - 1]}
+        return [[0.5, 0.8, 0.7, 0.6, 0.8, 0.8][len(seen) - 1]]
+
+    def score(answers: Sequence[float]) -> dict[str, float]:
+        return {"accuracy": answers[0]}
 
     settings = config(tmp_path, model, "epochs=9", "patience=2")
-    run(settings, lambda config: replace(classification.prepare(config), score=given))
+    run(settings, lambda config: replace(classification.prepare(config), decide=decide, score=score))
     assert len(seen) == 4 + 2  # the last two are the evaluation at the end
     assert (seen[4] == seen[1]).all()
     assert (seen[4] != seen[3]).any()
@@ -100,7 +105,51 @@ def test_pairs_in_jsonl_and_the_same_seed_twice(tmp_path: Path, model: Path) -> 
         assert main(config(tmp_path, model, "epochs=1", f"out={tmp_path / out}", suffix="jsonl")) == 0
         bodies.append(json.loads((tmp_path / out / "metrics.json").read_text()))
         assert bodies[-1]["labels"] == ["0", "1", "2"]
+        assert bodies[-1].pop("config") == facts(
+            config(tmp_path, model, "epochs=1", f"out={tmp_path / out}", suffix="jsonl")
+        )
     assert bodies[0] == bodies[1]
+
+
+def test_another_seed_is_another_run(tmp_path: Path, model: Path) -> None:
+    """Each seed gives its own new layers, its own order and its own dropout."""
+    write_tsv(tmp_path / "train.tsv", 32, 1)
+    write_tsv(tmp_path / "dev.tsv", 8, 2)
+    seen: list[np.ndarray] = []
+    heads: list[torch.Tensor] = []
+
+    def prepare(config: FinetuneConfig) -> Prepared:
+        found = classification.prepare(config)
+
+        def make_model() -> Any:
+            model = found.make_model()
+            heads.append(model.classifier.weight.detach().clone())
+            return model
+
+        def decide(logits: np.ndarray, model: Any) -> Sequence[Any]:
+            seen.append(logits)
+            return found.decide(logits, model)
+
+        return replace(found, make_model=make_model, decide=decide)
+
+    def order(seed: int) -> list[int]:
+        settings = config(tmp_path, model, f"seed={seed}")
+        prepared = classification.prepare(settings)
+        arguments = training._arguments(settings, prepared, tmp_path, seed)
+        trainer = TaskTrainer(
+            settings, prepared, model=prepared.make_model(), args=arguments, train_dataset=[*range(32)]
+        )
+        trainer.data_collator = lambda rows: {"rows": torch.as_tensor(rows)}
+        return torch.cat([batch["rows"] for batch in trainer.get_train_dataloader()]).tolist()
+
+    run(config(tmp_path, model, "epochs=1", "num_seeds=2"), prepare)
+    assert np.abs(seen[0] - seen[1]).max() > 1e-3
+    run(config(tmp_path, model, "epochs=1", "seed=2", f"out={tmp_path}/two"), prepare)
+    assert np.array_equal(seen[1], seen[2])
+    assert not torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[1], heads[2])
+    assert order(1) == order(1) != order(2)
+    assert sorted(order(1)) == [*range(32)]
 
 
 def test_an_unbalanced_dev_set_is_warned_of(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +184,7 @@ def test_regression_learns_a_number(tmp_path: Path, model: Path) -> None:
     result = finetune(config(tmp_path, model, "task=stsb", "epochs=6"))
     assert result["pearson"] > 0.9
     (tmp_path / "dev.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t7\n")
-    with pytest.raises(UserError, match=r"label '7' of 'a': must be a number from 0 to 5"):
+    with pytest.raises(UserError, match=r"data\.dev=.*dev\.tsv: line 2: .*label '7': must be a number from 0 to 5"):
         finetune(config(tmp_path, model, "task=stsb", f"out={tmp_path}/b"))
 
 
@@ -150,12 +199,13 @@ def read(folder: Path, text: str | bytes, *overrides: str, name: str = "train.ts
 @pytest.mark.parametrize(
     ("task", "text", "expected"),
     [
-        ("cola", "gj04\t1\t\tA sentence.\ngj04\t0\t*\tBad is.\n", Example("A sentence.", None, "1")),
-        ("cola", "sentence\tlabel\nA.\t1\n", Example("A.", None, "1")),
-        ("sst2", 'sentence\tlabel\n"quoted\t0\r\n', Example('"quoted', None, "0")),
-        ("mrpc", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\ta\tb\n", Example("a", "b", "1")),
+        ("cola", "gj04\t1\t\tA sentence.\ngj04\t0\t*\tBad is.\n", Example("A sentence.", None, "acceptable")),
+        ("cola", "sentence\tlabel\nA.\t1\n", Example("A.", None, "acceptable")),
+        ("sst2", 'sentence\tlabel\n"quoted\t0\r\n', Example('"quoted', None, "negative")),
+        ("mrpc", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\ta\tb\n", Example("a", "b", "equivalent")),
         ("stsb", "index\tsentence1\tsentence2\tscore\n0\ta\tb\t4.5\n", Example("a", "b", "4.5")),
-        ("qqp", "id\tquestion1\tquestion2\tis_duplicate\n0\ta\tb\t1\n", Example("a", "b", "1")),
+        ("qqp", "id\tquestion1\tquestion2\tis_duplicate\n0\ta\tb\t1\n", Example("a", "b", "duplicate")),
+        ("qqp", "id\tquestion1\tquestion2\tis_duplicate\n0\ta\n1\ta\tb\t0\n", Example("a", "b", "not_duplicate")),
         (
             "mnli",
             "index\tsentence1\tsentence2\tgold_label\n0\tx\ty\t-\n1\ta\tb\tneutral\n",
@@ -163,8 +213,8 @@ def read(folder: Path, text: str | bytes, *overrides: str, name: str = "train.ts
         ),
         ("qnli", "index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n", Example("a", "b", "entailment")),
         ("rte", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n", Example("a", "b", "entailment")),
-        ("wnli", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1\n", Example("a", "b", "1")),
-        ("chnsenticorp", "label\ttext_a\n1\t好\n", Example("好", None, "1")),
+        ("wnli", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1\n", Example("a", "b", "entailment")),
+        ("chnsenticorp", "label\ttext_a\n1\t好\n", Example("好", None, "positive")),
     ],
 )
 def test_the_files_of_the_benchmarks(task: str, text: str, expected: Example, tmp_path: Path) -> None:
@@ -203,12 +253,74 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         both_sets(absent)
 
 
+HUB_NAMES = {  # in the hub's order, which gives the ids
+    "cola": ("unacceptable", "acceptable"), "sst2": ("negative", "positive"),
+    "mrpc": ("not_equivalent", "equivalent"), "qqp": ("not_duplicate", "duplicate"),
+    "mnli": ("entailment", "neutral", "contradiction"), "qnli": ("entailment", "not_entailment"),
+    "rte": ("entailment", "not_entailment"), "wnli": ("not_entailment", "entailment"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", HUB_NAMES)
+def test_a_label_of_the_hub_is_that_of_the_files(task: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Number i of the hub, number i of a file, and the name are one label, whose id is i; F1 is of the second."""
+    names = HUB_NAMES[task]
+    texts = TASKS[task].layouts[0][:-1]
+    kinds = dict.fromkeys(texts, datasets.Value("string")) | {"label": datasets.ClassLabel(names=list(names))}
+    columns = dict.fromkeys(texts, ["a"] * 9) | {"label": [i % len(names) for i in range(9)]}
+    data = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: data)
+    settings = entry.compose("finetune", FinetuneConfig, [f"task={task}", "model=m", "out=o"])
+    of_hub = [example.label for example in examples(both_sets(settings)[0], settings)]
+    for labels in (of_hub, [names[i % len(names)] for i in range(9)]):
+        rows = "\n".join(["\t".join([*texts, "label"]), *("\t".join(["a"] * len(texts) + [one]) for one in labels)])
+        assert [example.label for example in read(tmp_path, rows, f"task={task}")] == of_hub
+    assert label_names(of_hub, of_hub, settings) == list(names)
+    gold = np.asarray([names.index(label) for label in of_hub])
+    if len(names) == 2:
+        assert scores(gold, np.ones(9, dtype=int), 2)["f1"] == pytest.approx(2 * 4 / 9 / (1 + 4 / 9))
+
+
+@pytest.mark.parametrize("label", ["7", "-1", "good"])
+def test_labels_that_a_task_does_not_have(label: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"train\.tsv: line 3: task=sst2: label '{label}': must be negative, positive or 0 to 1"
+    ):
+        read(tmp_path, f"sentence\tlabel\na\t0\nb\t{label}\n", "task=sst2")
+
+
+def test_mismatched_examples_are_scored_beside_dev(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ["sentence1\tsentence2\tgold_label", *["good\tfilm\tneutral", "bad\tfilm\tentailment"] * 20]
+    (tmp_path / "train.tsv").write_text("\n".join(rows))
+    (tmp_path / "dev.tsv").write_text("\n".join(rows[:11]))
+    wrong = "good\tfilm\tentailment", "bad\tfilm\tneutral", "good\tfilm\tneutral", "bad\tfilm\tcontradiction"
+    (tmp_path / "other.tsv").write_text("\n".join([rows[0], *wrong]))
+    own = ["task=mnli", "epochs=10", f"data.mismatched={tmp_path}/other.tsv"]
+    with pytest.raises(UserError, match=r"labels that data\.train lacks: contradiction"):
+        finetune(config(tmp_path, model, *own))
+    (tmp_path / "other.tsv").write_text("\n".join([rows[0], *wrong[:3]]))
+    result = finetune(config(tmp_path, model, *own))
+    assert (result["accuracy"], result["mismatched_accuracy"]) == (1, pytest.approx(1 / 3))
+    asked: list[str] = []
+    monkeypatch.setattr(data, "_hub_rows", lambda source, _: asked.append(source) or [("x", {})])
+    mismatched_rows(entry.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))
+    assert asked == ["hub:nyu-mll/glue@mnli:validation_mismatched"]
+    with pytest.raises(UserError, match=r"data\.mismatched: task=stsb has none"):
+        config(tmp_path, model, "task=stsb", "data.mismatched=x")
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
 def put(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(text) and None
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:100]) and None
 
 
 def fill_out(folder: Path) -> None:
@@ -235,7 +347,7 @@ SINGLE = "sentence\tlabel\na\tx\n"
         ),
         (
             put("dev.tsv", "sentence\tlabel\na\t\n"),
-            r"dev\.tsv: line 2: the columns sentence, label .*, there are sentence;",
+            r'dev\.tsv: line 2: label is ""; a text is needed there',
         ),
         (put("dev.tsv", "sentence\tlabel\na\tx\textra\n"), r"line 2: 3 columns where the header has 2"),
         (put("dev.tsv", "sentence\tlabel\na\tz\n"), r"labels that data\.train lacks: z; data\.train has x, y"),
@@ -249,6 +361,8 @@ SINGLE = "sentence\tlabel\na\tx\n"
         (lambda f: [(f / "model" / n).unlink() for n in ("vocab.txt", "tokenizer.json")] and None, r"has no tokenizer"),
         (put("model/config.json", '{"model_type": "nope"}'), r"model=.*: cannot be loaded"),
         (remove("model/model.safetensors"), r"model=.*: cannot be loaded"),
+        (truncate("model/model.safetensors"), r"model=.*: cannot be loaded"),
+        (put("out", "a file"), r"out=.*/out: .*/out is a file; name another directory"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -271,13 +385,27 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
         ('{"sentence": "a", "label": 1}\n{"sentence"\n', "line 2: not JSON"),
         ("[1]\n", "line 1: not a JSON object"),
         (b"\xff\xfe", "UTF-8"),
+        ('{"sentence": ["a", "b"], "label": 1}', r'line 1: sentence is \["a", "b"\]; a text is needed there'),
     ):
         with pytest.raises(UserError, match=fault):
             read(tmp_path, text, name="a.jsonl")
-    with pytest.raises(UserError, match="task=sst2 has 2 labels, there are 3: 0, 1, 7"):
-        finetune(config(tmp_path, write_tiny_bert(tmp_path / "m"), "task=sst2", f"data.train={write_three(tmp_path)}"))
+    with pytest.raises(UserError, match=r"data\.train=hub:foo: NAME and SPLIT are needed: hub:NAME:SPLIT"):
+        read(tmp_path, "", "data.train='hub:foo'")
     with pytest.raises(UserError, match=r"data\.train: task=classification needs a file"):
         both_sets(entry.compose("finetune", FinetuneConfig, ["model=m", "out=o"]))
+
+
+def test_a_long_field_of_a_csv_file(tmp_path: Path) -> None:
+    """Longer than Python's csv module takes by itself."""
+    text = "a " * 100_000
+    assert read(tmp_path, f'sentence,label\n"{text}",x\n', name="a.csv") == [Example(text, None, "x")]
+
+
+def test_out_below_a_file(tmp_path: Path, model: Path) -> None:
+    write_three(tmp_path)
+    with pytest.raises(UserError, match=r"out=.*dev\.tsv/x: .*dev\.tsv is a file; name another") as caught:
+        finetune(config(tmp_path, model, f"out={tmp_path}/dev.tsv/x"))
+    assert caught.value.exit_code == 64
 
 
 def write_three(folder: Path) -> Path:
@@ -292,7 +420,7 @@ def write_three(folder: Path) -> Path:
         "epochs=0", "max_len=2", "optim.lr=0", "task=nope", "batch_size=x", "head=crf", "optim.layer_decay=0",
         "loss.label_smoothing=1", "freeze_layers=-2", "[lora.rank=2,freeze_layers=1]",
         "[adversary.kind=fgm,lora.rank=2]",
-        "[task=regression,loss.r_drop=1]", "[task=ner,head=crf,loss.balanced=true]",
+        "optim.crf_lr=0", "[task=regression,loss.r_drop=1]", "[task=ner,head=crf,loss.balanced=true]",
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_before_anything_is_read(bad: str, tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_scores_by_hand() -> None:
         ({"question": "q", "context": "film", "answers": {"text": ["film"], "answer_start": [-4]}}, r"does not have"),
         ({"question": "q", "context": "film", "answers": {"text": ["film"]}}, r"answers need text and answer_start"),
         ({"query": "q", "context": "film"}, r"line 1: no question and no answers; there are query, context"),
+        ({"question": "q", "context": 5, "answers": []}, r"line 1: context is 5; a text is needed there"),
+        ({"question": 1, "context": "film", "answers": []}, r"line 1: question is 1; a text is needed there"),
         ({"question": "film " * 70, "context": "film", "answers": []}, r"max_len=64: a question has 70 tokens"),
     ],
 )

@@ -100,6 +100,54 @@ def test_faulty_predictions_count_as_conll_counts_them() -> None:
     assert entity_scores([["O"]], [["O"]])["f1"] == 0
 
 
+def conlleval(gold: list[str], guessed: list[str]) -> tuple[int, int, int]:
+    """Right, found and true entities as CoNLL's script `conlleval` counts them: tag by tag, by what begins and ends."""
+
+    def split(tag: str) -> tuple[str, str]:
+        return (tag[0], tag[2:]) if tag != "O" else ("O", "")
+
+    def ends(before: tuple[str, str], tag: tuple[str, str]) -> bool:
+        pairs = {("B", "B"), ("B", "O"), ("I", "B"), ("I", "O"), ("B", "S"), ("I", "S")}
+        return before[0] in "ES" or (before[0], tag[0]) in pairs or (before[0] != "O" and before[1] != tag[1])
+
+    def starts(before: tuple[str, str], tag: tuple[str, str]) -> bool:
+        pairs = {("E", "E"), ("E", "I"), ("O", "E"), ("O", "I"), ("S", "E"), ("S", "I")}
+        return tag[0] in "BS" or (before[0], tag[0]) in pairs or (tag[0] != "O" and before[1] != tag[1])
+
+    right = found = true = 0
+    inside = False
+    was_g, was_p = ("O", ""), ("O", "")
+    for g, p in itertools.zip_longest(map(split, [*gold, "O"]), map(split, [*guessed, "O"])):
+        end_g, end_p = ends(was_g, g), ends(was_p, p)
+        if inside and (end_g or end_p):
+            right += end_g and end_p and was_g[1] == was_p[1]
+            inside = False
+        start_g, start_p = starts(was_g, g), starts(was_p, p)
+        inside = inside or (start_g and start_p and g[1] == p[1])
+        inside = inside and start_g == start_p
+        true += start_g
+        found += start_p
+        was_g, was_p = g, p
+    return right, found, true
+
+
+TAGS = st.lists(st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in "XY")]), max_size=9)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=4))
+def test_entity_scores_are_conlleval_s(pairs: list[tuple[list[str], list[str]]]) -> None:
+    """Of any tags, faulty ones too, BIO and BIOES mixed."""
+    gold, guessed = zip(*[(a[: len(b)], b[: len(a)]) for a, b in pairs], strict=True)
+    right, found, true = map(sum, zip(*map(conlleval, gold, guessed), strict=True))
+    if not any(gold):
+        return
+    scores = entity_scores(gold, guessed)
+    assert scores["precision"] == pytest.approx(right / max(1, found))
+    assert scores["recall"] == pytest.approx(right / max(1, true))
+    assert scores["f1"] == pytest.approx(2 * right / max(1, found + true))
+
+
 def write_conll(path: Path, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     lines = ["-DOCSTART- O", ""]
@@ -130,6 +178,33 @@ def test_learns_entities(head: str, tmp_path: Path, model: Path) -> None:
     if head == "linear":
         cut = finetune(config(tmp_path, model, *own, "max_len=5", f"out={tmp_path}/cut", suffix="conll"))
         assert cut["recall"] < 0.8 < cut["precision"]
+
+
+def test_a_crf_learns_at_a_rate_of_its_own(tmp_path: Path, model: Path) -> None:
+    """At the defaults I-LOC becomes likelier after B-LOC than after O; at the encoder's rate, 1e-5, it would not."""
+    write_conll(tmp_path / "train.conll", 120, 1)
+    write_conll(tmp_path / "dev.conll", 10, 2)
+    finetune(config(tmp_path, model, "task=ner", "head=crf", "optim.lr=1e-5", suffix="conll"))
+    tagger = load_tagger(tmp_path / "out")
+    ids = tagger.config.label2id
+    moves = tagger.crf.transitions[:, ids["I-LOC"]].detach()
+    assert float(moves[ids["B-LOC"]] - moves[ids["O"]]) > 0.02
+    # fine-tuned again, it begins with what it has
+    finetune(
+        config(
+            tmp_path, tmp_path / "out", "task=ner", "head=crf", "optim.crf_lr=1e-9", f"out={tmp_path}/b", suffix="conll"
+        )
+    )
+    again = load_tagger(tmp_path / "b").crf.transitions[:, ids["I-LOC"]].detach()
+    assert torch.allclose(again, moves, atol=1e-5)
+
+
+def test_rows_that_have_no_tags(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "train.jsonl").write_text('{"tokens": ["a"], "ner_tags": ["O"]}\n')
+    source = f"'hub:{tmp_path}/hub:train'"
+    with pytest.raises(UserError, match=r"row 0: words and tags are needed, there are tokens, ner_tags; name a file"):
+        finetune(config(tmp_path, model, "task=ner", f"data.train={source}", f"data.dev={source}"))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from data_prep import entry
 from data_prep.errors import UserError
@@ -51,15 +54,21 @@ def test_table_against_random_weights_and_a_second_call_that_keeps_it(
     assert list(body) == ["rte"]
     ours, random = (100 * body["rte"][init]["accuracy"] for init in ("pretrained", "random"))
     spread = [100 * body["rte"][init]["std"]["accuracy"] for init in ("pretrained", "random")]
+    config = body["rte"]["pretrained"]["config"]
+    assert (config["optim"]["lr"], config["epochs"], config["batch_size"]) == (1e-3, 1, 8)
     expected = (
         f"| rte | accuracy | {ours:.1f} ± {spread[0]:.1f} | {random:.1f} ± {spread[1]:.1f} | {ours - random:+.1f} |"
     )
     assert expected in text
-    assert "2 seeds. 1 epochs, batch 8, learning rate 0.001, 128 tokens. No data: cola." in text
+    assert "2 seeds. Batch 8, learning rate 0.001, 128 tokens; epochs: rte 1." in text
+    assert "one task. No data: cola." in text
+    assert text.count(expected.removeprefix("| rte | accuracy")) == 2  # the average of one task
     stamp = (tmp_path / "out" / "rte-random" / "metrics.json").stat().st_mtime_ns
     assert suite.main(settings(data, model, tmp_path / "out", "tasks=[rte]")) == 0
     assert (tmp_path / "out" / "rte-random" / "metrics.json").stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match=r"rte-pretrained: was made with other settings"):
+    with pytest.raises(
+        UserError, match=r"rte-pretrained: was made with another epochs; remove it, or name another out"
+    ):
         suite.main(settings(data, model, tmp_path / "out", "tasks=[rte]", "epochs=2"))
     with pytest.raises(UserError, match=r"data=.*: has no task of clue; tnews/train\.tsv, say, is needed"):
         suite.main(settings(data, model, tmp_path / "out", "suite=clue"))
@@ -67,8 +76,66 @@ def test_table_against_random_weights_and_a_second_call_that_keeps_it(
         settings(data, model, tmp_path, "tasks=[tnews]")
 
 
+def test_scores_of_another_model_or_other_data_are_not_taken_for_these(tmp_path: Path, data: Path) -> None:
+    """Under the same names: the model is exported anew, then the data change."""
+    model, own = write_tiny_bert(tmp_path / "model", layers=1), ["tasks=[sst2]", "baseline=false"]
+    (tmp_path / "data").mkdir()
+    shutil.copytree(data / "sst2", tmp_path / "data" / "sst2")
+    assert suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
+    (model / CARD).write_text("the table goes there")  # this is not another model
+    assert suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"sst2-pretrained: was made with another model; remove it"):
+        suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own))
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    assert suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
+    with (tmp_path / "data" / "sst2" / "dev.tsv").open("a") as file:
+        file.write("\ngood film\tthe film\t1")
+    with pytest.raises(UserError, match=r"sst2-pretrained: was made with another data\.dev; remove it"):
+        suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own))
+
+
+def test_mnli_has_two_halves_and_its_own_names(tmp_path: Path) -> None:
+    """GLUE's own files. In the average both halves are one task."""
+    model = write_tiny_bert(tmp_path / "model", layers=1)
+    for task, names in (("mnli", ("train", "dev_matched", "dev_mismatched")), ("rte", ("train", "dev"))):
+        (tmp_path / task).mkdir()
+        label = "gold_label" if task == "mnli" else "label"
+        rows = ["good\tfilm\tentailment", f"bad\tfilm\t{'neutral' if task == 'mnli' else 'not_entailment'}"] * 8
+        for name in names:
+            text = "\n".join([f"sentence1\tsentence2\t{label}", *rows[: 9 if name.endswith("mismatched") else 16]])
+            (tmp_path / task / f"{name}.tsv").write_text(text)
+    assert suite.main(settings(tmp_path, model, tmp_path / "out", "tasks=[mnli,rte]", "batch_size=2", "lr=1e-4")) == 0
+    body = json.loads((tmp_path / "out" / "results.json").read_text())
+    table = dict(re.findall(r"^\| ([^|]+) \| [^|]* \| ([^|]+) \|", (tmp_path / "out" / "results.md").read_text(), re.M))
+    runs = [list(body[task]["pretrained"]["by_seed"].values()) for task in ("mnli", "rte")]
+    averages = []
+    for mnli, rte in zip(*runs, strict=True):
+        averages.append(100 * ((mnli["accuracy"] + mnli["mismatched_accuracy"]) / 2 + rte["accuracy"]) / 2)
+    assert table["average"] == f"{statistics.fmean(averages):.1f} ± {statistics.stdev(averages):.1f}"
+    other = [100 * run["mismatched_accuracy"] for run in runs[0]]
+    assert table["mnli, mismatched"] == f"{statistics.fmean(other):.1f} ± {statistics.stdev(other):.1f}"
+    assert list(table) == ["task", "---", "mnli", "mnli, mismatched", "rte", "average"]
+
+
+def test_two_files_for_one_set_are_refused(tmp_path: Path) -> None:
+    """CLUE's folder of OCNLI has its training data in five sizes."""
+    (tmp_path / "ocnli").mkdir()
+    for name in ("train.3k.json", "train.50k.json", "dev.json"):
+        (tmp_path / "ocnli" / name).write_text("")
+    with pytest.raises(UserError, match=r"data: which is train\? .*train\.3k\.json, .*train\.50k\.json; leave one"):
+        suite.main(settings(tmp_path, tmp_path, tmp_path / "out", "suite=clue"))
+
+
+def test_small_sets_get_more_epochs(tmp_path: Path) -> None:
+    own = entry.compose("suite", SuiteConfig, [f"model={tmp_path}", "out=o"])
+    found = {task: getattr(suite._settings(own, task), "epochs", None) for task in ("rte", "mrpc", "qqp")}
+    assert found == {"rte": 10, "mrpc": 5, "qqp": 3}
+
+
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=cwd,
@@ -88,7 +155,10 @@ def test_a_grid_by_multirun(tmp_path: Path, data: Path) -> None:
     done = run("finetune", "--multirun", "task=sst2", "model=model", "epochs=1", *files, *grid, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     bodies = [json.loads((folder / "metrics.json").read_text()) for folder in sorted((tmp_path / "grid").iterdir())]
-    assert [body["lr"] for body in bodies] == [1e-4, 1e-3]
+    assert [body["config"]["optim"]["lr"] for body in bodies] == [1e-4, 1e-3]
+    # progress on stdout is what we print, and nobody tells of accelerators
+    assert len(done.stdout.splitlines()) == 4, done.stdout
+    assert done.stderr == ""
 
 
 def test_the_command_line_of_the_suite(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Each technique does what its paper claims: losses against formulas, disturbances by norm, layers by what moves."""
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
 from data_prep.errors import UserError
 from finetune import classification
 from finetune import train as training
-from finetune.__main__ import finetune
+from finetune.__main__ import finetune, preparation
 from finetune.config import LossConfig
 from finetune.techniques import IGNORED, balanced_weights, depth, soft_targets, symmetric_kl, task_loss
 from finetune.train import TaskTrainer, run
@@ -59,8 +61,7 @@ def test_losses_against_loops(seed: int, smoothing: float, gamma: float, weighte
         smoothed -= sum(share * float(weights[i]) * log_p[i] for i, share in enumerate(spread))
         total += weight
     given_weights = weights if weighted else None
-    with_ignored = torch.cat([labels, torch.tensor([IGNORED])]), torch.cat([logits, logits[:1]])
-    found = task_loss(with_ignored[1], with_ignored[0], loss_of(focal_gamma=gamma), given_weights)
+    found = task_loss(logits, labels, loss_of(focal_gamma=gamma), given_weights)
     assert float(found) == pytest.approx(focal / total)
     found = task_loss(logits, labels, loss_of(label_smoothing=smoothing), given_weights)
     assert float(found) == pytest.approx(smoothed / total)
@@ -210,18 +211,23 @@ def test_adversarial_gradients_are_the_sum_of_both_passes(
     assert torch.allclose(sums[0], sums[1], atol=1e-6)
 
 
-def first_loss(folder: Path, model: Path, *overrides: str) -> tuple[float, list[torch.Tensor]]:
-    """The loss of one batch in training mode, and the logits of each forward pass that it took."""
+def first_pass(folder: Path, model: Path, *overrides: str) -> tuple[float, TaskTrainer, dict[str, Any], list[Any]]:
+    """The loss of one batch in training mode, what gave it, and the outputs of each forward pass that it took."""
     settings_ = config(folder, model, *overrides)
-    prepared = classification.prepare(settings_)
+    prepared = preparation(settings_)(settings_)
     torch.manual_seed(5)
     network = prepared.make_model().train()
-    seen: list[torch.Tensor] = []
-    network.register_forward_hook(lambda _module, _inputs, output: seen.append(output.logits.detach()))
+    seen: list[Any] = []
+    network.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     arguments = training._arguments(settings_, prepared, folder / "none", 1)
     trainer = TaskTrainer(settings_, prepared, model=network, args=arguments, train_dataset=prepared.train)
     batch = prepared.collate([*prepared.train])
-    return float(trainer.compute_loss(network, dict(batch)).detach()), seen
+    return float(trainer.compute_loss(network, dict(batch)).detach()), trainer, batch, seen
+
+
+def first_loss(folder: Path, model: Path, *overrides: str) -> tuple[float, list[torch.Tensor]]:
+    loss, _, _, seen = first_pass(folder, model, *overrides)
+    return loss, [output.logits.detach() for output in seen]
 
 
 def test_r_drop_adds_the_kl_of_two_dropout_draws(folder: Path, model: Path) -> None:
@@ -238,6 +244,150 @@ def test_class_weights_reach_the_loss(folder: Path, model: Path) -> None:
     labels = torch.tensor([0 if i % 4 else 1 for i in range(16)])
     expected = torch.nn.functional.cross_entropy(logits, labels, weight=torch.tensor([16 / 24, 16 / 8]))
     assert loss == pytest.approx(float(expected))
+
+
+def test_smoothing_and_focus_reach_the_loss(folder: Path, model: Path) -> None:
+    labels = torch.tensor([0 if i % 4 else 1 for i in range(16)])
+    loss, (logits,) = first_loss(folder, model, "loss.label_smoothing=0.3")
+    smoothed = float(torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3))
+    assert loss == pytest.approx(smoothed)
+    loss, (logits,) = first_loss(folder, model, "loss.focal_gamma=2")
+    p = logits.softmax(-1)[torch.arange(16), labels]
+    assert loss == pytest.approx(float(-((1 - p) ** 2 * p.log()).mean()))
+    assert abs(smoothed - float(torch.nn.functional.cross_entropy(logits, labels))) > 1e-4
+
+
+def write_questions(folder: Path) -> None:
+    rows = [
+        {"id": str(i), "question": "who met", "context": "the very bad film was ann", "answers": [answer]}
+        for i, answer in enumerate([{"text": "ann", "answer_start": 22}, {"text": "film", "answer_start": 13}] * 4)
+    ]
+    for name in ("train.jsonl", "dev.jsonl"):
+        (folder / name).write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize(
+    ("task", "auto_class"),
+    [
+        ("classification", AutoModelForSequenceClassification), ("regression", AutoModelForSequenceClassification),
+        ("squad", AutoModelForQuestionAnswering),
+    ],
+)  # fmt: skip
+def test_a_teacher_s_part_of_the_loss(
+    task: str, auto_class: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By a loop over Hugging Face's outputs: 2 layers of the student beside layers 0, 2 and 4 of the teacher's 4."""
+    if task == "squad":
+        write_questions(folder)
+        tasked = {}
+    else:
+        rows = [f"{'good' if i % 4 else 'bad'} film\t{0 if i % 4 else 1}" for i in range(16)]
+        for name in ("train.tsv", "dev.tsv"):
+            (folder / name).write_text("\n".join(["sentence\tlabel", *rows]))
+        tasked = (
+            {"num_labels": 1} if task == "regression" else {"id2label": {0: "0", 1: "1"}, "label2id": {"0": 0, "1": 1}}
+        )
+    student = write_tiny_bert(tmp_path_factory.mktemp("small"), layers=2)
+    large = write_tiny_bert(tmp_path_factory.mktemp("large"), layers=4)
+    torch.manual_seed(9)
+    teacher = auto_class.from_pretrained(large, **tasked)
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False).mul_(1.5)  # unlike the student
+    teacher.eval().save_pretrained(folder / "teacher")
+    AutoTokenizer.from_pretrained(large).save_pretrained(folder / "teacher")
+    own = [f"task={task}", f"distill.teacher={folder}/teacher", "distill.weight=0.25", "distill.temperature=3"]
+    own += [
+        "distill.hidden=0.7",
+        *([f"data.{name}={folder}/{name}.jsonl" for name in ("train", "dev")] if task == "squad" else []),
+    ]
+    loss, _, batch, (output,) = first_pass(folder, student, *own)
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    with torch.no_grad():
+        its = teacher(**texts, output_hidden_states=True)
+    soft = hard = 0.0
+    names = ("start", "end") if task == "squad" else ("",)
+    for name in names:
+        logits, wanted = (getattr(one, f"{name}_logits" if name else "logits").detach() for one in (output, its))
+        labels = batch[f"{name}_positions" if name else "labels"]
+        for mine, theirs, label in zip(logits.tolist(), wanted.tolist(), labels.tolist(), strict=True):
+            if task == "regression":
+                hard += (mine[0] - label) ** 2 / len(labels)
+                soft += (mine[0] - theirs[0]) ** 2 / len(labels)
+                continue
+            p = [math.exp(value / 3) / sum(math.exp(other / 3) for other in theirs) for value in theirs]
+            q = [math.exp(value / 3) / sum(math.exp(other / 3) for other in mine) for value in mine]
+            share = len(names) * len(labels)
+            soft += 9 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / share
+            hard -= math.log(math.exp(mine[label]) / sum(map(math.exp, mine))) / share
+    hidden, real = 0.0, batch["attention_mask"].bool()
+    for layer, hers in enumerate((0, 2, 4)):
+        mine = output.hidden_states[layer].detach()
+        hidden += float(((mine - its.hidden_states[hers])[real] ** 2).mean()) / 3
+    assert hidden > 0.01
+    assert soft > 1e-5
+    assert loss == pytest.approx(0.75 * hard + 0.25 * soft + 0.7 * hidden, rel=1e-4)
+
+
+def test_teachers_that_cannot_teach(folder: Path, model: Path) -> None:
+    with pytest.raises(UserError, match=r"distill\.teacher=.*: has no classifier\.bias, as a teacher needs"):
+        finetune(config(folder, model, f"distill.teacher={model}"))
+    with pytest.raises(UserError, match=r"distill\.teacher: a CRF cannot be distilled"):
+        config(folder, model, "task=ner", "head=crf", "distill.teacher=x")
+
+
+class Kept(TaskTrainer):
+    """The trainer that `run` makes, to look at afterwards."""
+
+    made: Any = None
+
+    def __init__(self, *rest: Any, **more: Any) -> None:
+        super().__init__(*rest, **more)
+        Kept.made = self
+        self.rates: list[list[float]] = []
+
+    def training_step(self, *rest: Any) -> Any:
+        self.rates.append([group["lr"] for group in self.optimizer.param_groups])
+        return super().training_step(*rest)
+
+
+def test_the_learning_rate_rises_and_falls_and_weights_decay(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 steps, of which a quarter rise; the weights of norms and the biases do not decay."""
+    monkeypatch.setattr(training, "TaskTrainer", Kept)
+    own = ["epochs=10", "batch_size=8", "optim.warmup_fraction=0.25", "optim.weight_decay=0.3"]
+    run(config(folder, model, *own), classification.prepare)
+    expected = [3e-3 * (step / 5 if step < 5 else (20 - step) / 15) for step in range(20)]
+    for rates in zip(*Kept.made.rates, strict=True):
+        assert rates == pytest.approx(expected)
+    named = {id(parameter): name for name, parameter in Kept.made.model.named_parameters()}
+    for group in Kept.made.optimizer.param_groups:
+        for parameter in group["params"]:
+            name = named.pop(id(parameter))
+            assert group["weight_decay"] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.3), name
+    assert not named
+
+
+def test_bf16_is_autocast(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bf16, weights and what is written in fp32; the predictions are still finite numbers."""
+    seen: set[torch.dtype] = set()
+    prepare = classification.prepare
+
+    def watching(settings_: Any) -> Any:
+        prepared = prepare(settings_)
+
+        def make_model() -> Any:
+            network = prepared.make_model()
+            network.bert.encoder.layer[0].output.dense.register_forward_hook(lambda m, i, o: seen.add(o.dtype))
+            return network
+
+        return replace(prepared, make_model=make_model)
+
+    run(config(folder, model, "epochs=1", "precision=bf16", "loss.label_smoothing=0.1"), watching)
+    assert torch.bfloat16 in seen
+    assert {value.dtype for value in weights_of(folder / "out").values() if value.is_floating_point()} == {
+        torch.float32
+    }
 
 
 def test_a_smaller_model_learns_from_a_teacher_alone(
