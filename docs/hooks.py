@@ -6,6 +6,7 @@ mkdocs calls `on_files`; the rest needs no mkdocs.
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ COMMANDS = (
     ("Pretraining", "deepspeed pretrain/train.py key=value …", "train", TrainConfig, CONF),
     ("Fine-tuning", "python -m finetune key=value …", "finetune", FinetuneConfig, CONF / "finetune"),
     ("Suites of tasks", "python -m finetune.suite key=value …", "suite", SuiteConfig, CONF / "finetune"),
+)
+WITH_ARGUMENTS = (
+    *("data_prep.verify", "data_prep.peek", "data_prep.report", "pretrain.checkpoint", "pretrain.report"),
+    *("pretrain.export", "finetune.probe", "finetune.compress", "launch.demo"),
 )
 
 
@@ -83,6 +88,9 @@ def _reference_lines() -> Iterator[str]:
     for field in fields(plan.PlanConfig):
         value = getattr(plan.DEFAULTS, field.name)
         yield f"| `{field.name}` | {_default(str(value))} | {_cell(field.metadata['help'])} |"
+    yield from ("", "## Commands with arguments", "")
+    for name in WITH_ARGUMENTS:
+        yield from ("```text", import_module(name).PARSER.format_help().strip(), "```", "")
 
 
 def _default(value: str) -> str:

@@ -8,12 +8,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from data_prep.manifest import VAL, Manifest, manifest_sha256, read_manifest
-from pretrain.checkpoint import TrainingState
 from pretrain.report import RunData, read_run, run_facts, thinned
+
+if TYPE_CHECKING:  # it brings torch, which the --help of a suite does without
+    from pretrain.checkpoint import TrainingState
 
 CARD, CURVES = "README.md", "curves.svg"
 
@@ -48,7 +50,7 @@ The licence depends on the corpus and is for whoever publishes the model to stat
 """
 
 
-def write_card(folder: Path, name: str, run: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
+def write_card(folder: Path, name: str, run: Path, state: "TrainingState", config: Mapping[str, Any]) -> None:
     """Write README.md into `folder`, and curves.svg where `run` has metrics; `config` is what the run was made with."""
     try:
         data: RunData | None = read_run(run, name)
@@ -109,7 +111,7 @@ def push(folder: Path, repository: str, *, private: bool, endpoint: str | None =
     return f"{hub.endpoint}/{repository}"
 
 
-def _manifest(config: Mapping[str, Any], state: TrainingState) -> Manifest | None:
+def _manifest(config: Mapping[str, Any], state: "TrainingState") -> Manifest | None:
     """The corpus's manifest, where the corpus is at hand and is still what was trained on."""
     folder = Path(config["data"]["path"])
     try:

@@ -88,6 +88,9 @@ def random_block(
         labels.append(label)
     tokens_T = np.asarray(rows, dtype=token_dtype(vocab_size))
     lengths_Nx2 = np.asarray(lengths, dtype=np.uint16).reshape(-1, 2)
+    word_starts_T = None
+    if masking and masking.strategy != "token":
+        word_starts_T = np.asarray([token < len(SPECIALS) or rng.random() < 0.6 for token in rows])
     masks = tuple(
         draw_masks(
             tokens_T,
@@ -96,10 +99,11 @@ def random_block(
             draw,
             masking or default_masking(),
             tokenizer_facts(vocab_size).mask_vocabulary,
+            word_starts_T,
         )
         for draw in range(baked_draws)
     )
-    return Block(tokens_T, lengths_Nx2, np.asarray(labels, dtype=np.uint8), masks)
+    return Block(tokens_T, lengths_Nx2, np.asarray(labels, dtype=np.uint8), masks, word_starts_T)
 
 
 def default_masking(**changes: Any) -> Masking:

@@ -26,7 +26,9 @@ from launch.__main__ import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
 from tests.support import ROOT, Trainer, environment
+from tests.unit.tiny_bert import write_tiny_bert
 
+PACKAGES = ("data_prep", "pretrain", "finetune", "launch")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "data_prep": ("prep", PrepConfig),
@@ -177,12 +179,12 @@ def test_keys_in_the_text_exist() -> None:
 
 def test_messages_in_the_text_exist() -> None:
     """What faults.md quotes stands in the sources, but for what varies (…)."""
-    folders = ("data_prep", "pretrain", "finetune", "launch")
-    sources = "".join(path.read_text() for folder in folders for path in sorted((ROOT / folder).glob("*.py")))
+    sources = "".join(path.read_text() for folder in PACKAGES for path in sorted((ROOT / folder).glob("*.py")))
     literal = re.sub(r'"\s*\n\s*f?"', "", sources)  # literals that go on in the next line
     text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
-    quoted = re.findall(r"^\| `([^`]*[: ][^`]*)` \|", text, re.MULTILINE)
-    assert len(quoted) > 15
+    cells = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
+    quoted = [message for cell in cells for message in re.findall(r"`([^`]*[: ][^`]*)`", cell)]
+    assert len(quoted) > 60
     for message in quoted:
         for part in (part.strip(" :=") for part in message.split("…")):
             assert part in literal, f"{message}: {part!r} is in no source"
@@ -202,8 +204,21 @@ def test_the_reference_has_every_key_and_option() -> None:
         for options in entry.groups(schema).values():
             assert all(f"| `{option}` |" in text for option in options)
     assert not re.search(r"^\| `\w+` \|\s*\|$", text, re.MULTILINE), "an option without a word on what it is"
+    sources = [path for folder in PACKAGES for path in (ROOT / folder).glob("*.py")]
+    parsers = {f"{path.parent.name}.{path.stem}" for path in sources if "PARSER = " in path.read_text()}
+    assert parsers == {*hooks.WITH_ARGUMENTS}
+    assert all(f"usage: python -m {name} " in text for name in parsers)
+    assert re.search(r"--split SPLIT +pass-00, pass-01, …, or val \[pass-00\]", text)
     assert "lost_after=S" in text
     assert "| `mfu` |" in text
+
+
+def test_help_is_quick() -> None:
+    """It needs neither torch nor transformers, which take seconds; `plan` knows GPUs by way of torch."""
+    quick = ("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite")
+    for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
+        source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", source], env=environment(), check=False).returncode == 0, forbidden
 
 
 def test_links_from_the_root_lead_into_the_site() -> None:
@@ -292,8 +307,35 @@ def test_the_walk_through_runs(
         exec(compile(source, "README.md", "exec"), {})
 
 
-def test_blocks_of_readme_and_tutorial_are_run_or_say_why_not() -> None:
-    for page in ("README.md", "docs/tutorial.md"):
+TASKS = {  # files that docs/finetuning.md names, for a tiny model
+    "a.tsv": "sentence\tlabel\n" + "good film\tx\nbad film\ty\n" * 4,
+    "glue/rte/train.tsv": "sentence1\tsentence2\tlabel\n" + "good\tfilm\tentailment\nbad\tfilm\tnot_entailment\n" * 4,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_blocks_of_fine_tuning_run(
+    tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One after another, as a reader would, on the cheapest data that will do."""
+    write_tiny_bert(tmp_path / "out" / "books", layers=1)
+    for name, text in TASKS.items():
+        for path in (tmp_path / name, tmp_path / name.replace("train", "dev").replace("a.tsv", "b.tsv")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setitem(SMALL, "finetune.suite", ["num_seeds=2", "epochs=1", "tasks=[rte]", "max_len=16"])
+    for block in blocks(ROOT / "docs" / "finetuning.md"):
+        for command in block.commands if block.is_run else []:
+            run(command, trainer, tmp_path)
+    for made in ("out/sst2/model.safetensors", "out/grid/5e-05-32/metrics.json", "out/glue/results.md"):
+        assert (tmp_path / made).is_file(), made
+    assert (tmp_path / "out" / "sst2-onnx" / "model-int8.onnx").is_file()
+
+
+def test_blocks_are_run_or_say_why_not() -> None:
+    for page in ("README.md", "docs/tutorial.md", "docs/finetuning.md"):
         found = list(blocks(ROOT / page))
         assert sum(not block.is_run for block in found) == (ROOT / page).read_text().count(NOT_RUN)
-        assert all(not block.is_run for block in found) == (page != "README.md")
+        assert all(not block.is_run for block in found) == (page == "docs/tutorial.md")
