@@ -7,7 +7,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 DEMO ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-chaos test-cluster test-soak lint format docs bench clean
+.PHONY: help setup demo test test-chaos test-cluster test-soak lint format docs sbom bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ format: setup ## Rewrite the sources as `lint` wants them
 docs: setup ## Build the site into site/; a broken link is an error
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build
+
+sbom: setup ## What Cloze runs with, as CycloneDX: build/sbom.json
+	@[ -x build/sbom/bin/cyclonedx-py ] || { $(BIN)/python -m venv build/sbom && \
+	  build/sbom/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt cyclonedx-bom; }
+	build/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o build/sbom.json $(BIN)/python
 
 bench: setup ## Run every benchmark: a table each, and JSON beside it
 	@for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; PYTHONPATH=. $(BIN)/python "$$file" || exit 1; done
