@@ -67,9 +67,27 @@ def test_the_commands_find_their_configuration(python: Path, tmp_path: Path) -> 
     )
 
 
-def test_a_corpus_is_prepared_and_verified(python: Path, tmp_path: Path) -> None:
+def test_from_text_to_a_fine_tuned_model(python: Path, tmp_path: Path) -> None:
+    """Prepare, verify, train, export, fine-tune, a suite: each a command, from the wheel alone."""
+
+    def run(*command: str) -> str:
+        return _run([str(python), "-m", *command], tmp_path)
+
     text = "\n\n".join(f"This is document {i}. It has a second sentence. And a third one, too." for i in range(60))
     (tmp_path / "a.txt").write_text(text)
-    prepare = ["data_prep", "source=text", "source.paths=[a.txt]", "out=shards", "max_len=32", "engine.workers=1"]
-    _run([str(python), "-m", *prepare, "tokenizer.vocab_size=200"], tmp_path)
-    assert "is sound" in _run([str(python), "-m", "data_prep.verify", "shards"], tmp_path)
+    prepare = ["source=text", "source.paths=[a.txt]", "out=shards", "max_len=32", "engine.workers=1"]
+    run("data_prep", *prepare, "tokenizer.vocab_size=200")
+    assert "is sound" in run("data_prep.verify", "shards")
+    tiny = ["model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "model.max_positions=32"]
+    small = ["precision=fp32", "global_batch_size=8", "micro_batch_size=8", "steps=3", "data.workers=0", "eval.every=0"]
+    run("pretrain.train", "run=r", "data.path=shards", *tiny, *small, "wandb.mode=disabled")
+    assert "logits equal the trainer's" in run("pretrain.export", "runs/r", "out/r")
+    rows = ["sentence1\tsentence2\tlabel", *["this document\thas\tentailment", "a third one\ttoo\tnot_entailment"] * 4]
+    (tmp_path / "rte").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "rte" / name).write_text("\n".join(rows))
+    own = ["suite=glue", "data=.", "num_seeds=2", "epochs=1", "batch_size=8", "baseline=false"]
+    assert "| rte | accuracy |" in run("finetune.suite", "model=out/r", "out=out/glue", *own)
+    files = [f"data.{name}=rte/{name}.tsv" for name in ("train", "dev")]
+    assert "accuracy" in run("finetune", "task=rte", "model=out/glue/rte-pretrained", "out=out/rte", "epochs=1", *files)
+    assert (tmp_path / "out" / "rte" / "model.safetensors").is_file()
