@@ -224,9 +224,12 @@ def test_exported_logits_equal_the_trainers(exported: Path, finished: Path) -> N
 
 
 def test_what_export_refuses(exported: Path, finished: Path) -> None:
-    again = export("runs/r", "out/r", cwd=finished)
-    assert again.returncode == 64
-    assert again.stderr == "error: out/r: not empty; name another directory, or add --force to replace it\n"
+    written = (exported / "model.safetensors").stat().st_mtime_ns
+    assert export("runs/r", "out/r", cwd=finished).returncode == 0  # it is there already
+    assert (exported / "model.safetensors").stat().st_mtime_ns == written
+    other = export("runs/r/checkpoints/step-00000003", "out/r", cwd=finished)
+    assert other.returncode == 64
+    assert other.stderr == "error: out/r: not empty; name another directory, or add --force to replace it\n"
     before = sorted(path.name for path in exported.iterdir())
     forced = export("runs/r/checkpoints/step-00000003", "out/r", "--force", cwd=finished)
     assert forced.returncode == 0
