@@ -145,8 +145,8 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        plain = action.default in (None, False, argparse.SUPPRESS)
-        return action.help if plain else f"{action.help} [%(default)s]"
+        plain = (None, False, argparse.SUPPRESS)
+        return action.help if any(action.default is one for one in plain) else f"{action.help} [%(default)s]"
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:

@@ -66,6 +66,7 @@ def replaced_directory(out: Path, key: str = "", *, force: bool | None = None) -
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         refuse_occupied(out, key, force=force)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
         temporary.mkdir(parents=True)
         yield temporary
         refuse_occupied(out, key, force=force)
