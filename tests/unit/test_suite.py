@@ -158,7 +158,7 @@ def test_a_grid_by_multirun(tmp_path: Path, data: Path) -> None:
     assert [body["config"]["optim"]["lr"] for body in bodies] == [1e-4, 1e-3]
     # progress on stdout is what we print, and nobody tells of accelerators
     assert len(done.stdout.splitlines()) == 4, done.stdout
-    assert done.stderr == ""
+    assert all(line.startswith("seed ") for line in done.stderr.splitlines()), done.stderr  # progress, where it is slow
 
 
 def test_the_command_line_of_the_suite(tmp_path: Path) -> None:
