@@ -13,6 +13,7 @@ from data_prep.errors import UserError
 from data_prep.manifest import read_manifest
 from pretrain import plan
 from pretrain.config import Architecture, Attention, ModelConfig, TrainConfig
+from pretrain.model import PackedBert
 from pretrain.plan import activation_bytes, check_memory, composed, corpus_options, draw_schedule, parameters_of
 from tests.support import tokenizer_facts
 from tests.unit.test_attention import row_of
@@ -28,7 +29,7 @@ def config_of(model: ModelConfig, **changes: Any) -> TrainConfig:
 def kept_bytes(model: ModelConfig, dtype: torch.dtype) -> int:
     """What autograd keeps of a forward pass over full samples, parameters and indices apart."""
     facts = tokenizer_facts(61)
-    module = plan.PackedBert(model, facts, max_len=LENGTH).to(dtype).train()
+    module = PackedBert(model, facts, max_len=LENGTH).to(dtype).train()
     row = row_of([LENGTH] * SAMPLES, torch.device("cpu"))
     batch = row._replace(masked_index_M=torch.arange(8), nsp_labels_N=torch.zeros(SAMPLES, dtype=torch.long))
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
