@@ -112,6 +112,17 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert str(runs[1]) in text
 
 
+def test_curves_over_tokens(tmp_path: Path) -> None:
+    """As two runs with different batches want to be compared."""
+    run = make_run(tmp_path / "a")
+    assert main([str(run), "--x", "tokens", "--out", str(tmp_path / "r.html")]) == 0
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert "tokens" in re.findall(r"^\w+$", text, re.MULTILINE)
+    assert read_run(run, "a").series("train/lr", "tokens") == ([64_000, 128_000, 192_000], [1e-4] * 3)
+    assert read_run(run, "a").series("eval/mlm_loss", "tokens") == ([192_000], [3.25])
+    assert entry.guarded(lambda: main([str(run), "--x", "epochs"]), TrainConfig) == 64
+
+
 def test_null_is_a_gap_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     with (run / "metrics.jsonl").open("a") as file:
