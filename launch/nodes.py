@@ -5,6 +5,7 @@ variables with secrets in them) is data on the agent's stdin.
 """
 
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -48,9 +49,11 @@ class Node:
     def __init__(self, host: str, mark: str, ssh: Sequence[str], lost_after: float) -> None:
         self.host = host
         self.hello: Hello | None = None
-        # A session of its own: Ctrl-C is for launch, which then asks for an orderly end.
+        # A session of its own: Ctrl-C is for launch, which then asks for an orderly end. Without what tells how launch
+        # was reached itself, by a tunnel perhaps: an agent takes that for how launch reached it.
         self._process = subprocess.Popen(
             on_host(host, ("launch.agent", f"{mark}:{host}"), ssh, lost_after),
+            env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

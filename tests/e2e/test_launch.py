@@ -66,6 +66,7 @@ if mode == "kill_agent":
 while not stopped:
     time.sleep(0.05)
 time.sleep(1)  # saving
+assert mode != "fail", "the save failed"
 note("saved", True)
 status(75)
 """
@@ -97,7 +98,7 @@ def launch(here: Path, mode: str, *rest: str) -> int:
 
 
 def in_a_process(here: Path, mode: str) -> subprocess.Popen[bytes]:
-    """`launch` as a process of its own, so that it can be sent signals."""
+    """`launch` as a process of its own, in a group of its own as a shell makes it, so that it can be sent signals."""
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -105,7 +106,7 @@ from pathlib import Path
 from test_launch import launch
 sys.exit(launch(Path({str(here)!r}), {mode!r}))
 """
-    return subprocess.Popen([sys.executable, "-c", code])
+    return subprocess.Popen([sys.executable, "-c", code], process_group=0)
 
 
 def wait_for(here: Path, *names: str) -> None:
@@ -148,9 +149,41 @@ def test_a_second_signal_kills(stub: Path) -> None:
     process = in_a_process(stub, "deaf")
     wait_for(stub, "ready-0", "ready-1")
     process.send_signal(signal.SIGINT)
-    time.sleep(1)
+    time.sleep(2)
     assert process.poll() is None, "the first signal waits for the ranks"
     process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 70
+    assert alive(stub) == []
+
+
+def test_ctrl_c_stops_this_job_only(stub: Path) -> None:
+    """As a terminal sends it, to the whole group; a second job on the machine goes on."""
+    folders = [stub / "one", stub / "other"]
+    jobs = []
+    for folder in folders:
+        folder.mkdir()
+        jobs.append(in_a_process(folder, "obey"))
+    try:
+        for folder in folders:
+            wait_for(folder, "ready-0", "ready-1")
+        os.killpg(jobs[0].pid, signal.SIGINT)
+        assert jobs[0].wait(60) == 75
+        assert alive(folders[0]) == []
+        time.sleep(1)
+        assert jobs[1].poll() is None
+        assert len(alive(folders[1])) == 4
+        assert not (folders[1] / "saved-0").exists()
+    finally:
+        jobs[1].send_signal(signal.SIGTERM)
+        assert jobs[1].wait(60) == 75
+    assert alive(folders[1]) == []
+
+
+def test_a_stop_that_fails_is_no_orderly_stop(stub: Path) -> None:
+    """75 would say that there is a checkpoint."""
+    process = in_a_process(stub, "fail")
+    wait_for(stub, "ready-0", "ready-1")
+    process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 70
     assert alive(stub) == []
 
