@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -132,7 +132,7 @@ class WandbSink:
         run_dir: Path,
         run_id: str,
         resolved: Mapping[str, Any],
-        history: Sequence[Mapping[str, Any]] = (),
+        history: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self._run: Any = None
         self._run_dir, self._artifact = run_dir, config.wandb.artifact
@@ -419,7 +419,7 @@ def open_telemetry(
     sinks += [HarmlessSink(name, make) for name, make in own.items()]
     if config.wandb.mode is not WandbMode.disabled:
         run_id = wandb_id = _wandb_id(run_dir, wandb_id)
-        history = [json.loads(line) for line in _lines_through(metrics, resume_step)]
+        history = (json.loads(line) for line in _lines_through(metrics, resume_step))
         sinks.append(HarmlessSink("W&B", lambda: WandbSink(config, run_dir, run_id, resolved, history)))
     seconds_left = math.inf if config.budget.hours is None else 3600 * config.budget.hours - seconds
     return Telemetry(sinks, Console(config.steps, resume_step or 0, seconds_left=seconds_left), wandb_id)

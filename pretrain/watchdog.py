@@ -11,22 +11,24 @@ from types import FrameType
 
 from data_prep.errors import ExitCode
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _POLL_SECONDS = 1.0
 
 
 class StopRequest:
-    """SIGTERM, SIGINT or SIGUSR1 asks for an orderly end; the loop agrees on the step with the other ranks.
+    """SIGTERM, SIGINT, SIGUSR1 or SIGHUP asks for an orderly end; the loop agrees on the step with the other ranks.
 
     So does the death of the launcher that set this rank: nobody would be left to end the others. A second signal
-    changes nothing. Must be made in the main thread, before the process group.
+    changes nothing; SIGHUP, of a closed terminal, nothing where our caller ignores it (nohup). Must be made in the main
+    thread, before the process group.
     """
 
     def __init__(self) -> None:
         self._signalled = False
         self._launcher = os.getppid() if "RANK" in os.environ else None
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame

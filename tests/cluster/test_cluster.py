@@ -82,7 +82,7 @@ def test_a_killed_rank(cluster: Cluster, corpus: Path, tmp_path: Path, undisturb
     rank.kill()
     assert run.wait() == 0, run.output
     assert "hunter" not in run.output + "".join(shown)
-    assert "node2: a rank died" in run.output
+    assert "launch: node1: ended; node2: a rank died; restart 1 of 3" in run.output
     assert "restart 1 of 3" in run.output
     assert_same(run.losses, undisturbed)
 
@@ -132,10 +132,11 @@ def test_a_rank_that_stands_still(
 ) -> None:
     run = Training(cluster, tmp_path, f"data.path={corpus}", *LONG, "watchdog.seconds=8")
     run.wait_for(45)
-    (rank,) = cluster.ranks(2)
+    (rank,) = cluster.ranks(1)
     rank.send_signal(signal.SIGSTOP)
     assert run.wait() == 0, run.output
-    assert "node1: no progress" in run.output
+    assert "node2: no progress" in run.output
+    assert "\nnode2: error: rank 1: no progress for" in run.output, "its lines bear its name"
     assert_same(run.losses, undisturbed)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from launch.command import LOCALHOST
 from launch.supervise import Job, supervise
+from tests.support import environment, free_port, rank_environment
 
 ODD = [
     "a={0..3}",
@@ -186,6 +187,21 @@ def test_a_stop_that_fails_is_no_orderly_stop(stub: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 70
     assert alive(stub) == []
+
+
+def test_a_check_whose_ranks_do_not_meet_is_one_line(tmp_path: Path) -> None:
+    """As with a firewall that drops what it does not like: the second rank is never heard of."""
+    code = "import sys; from pathlib import Path; from launch import speed; speed._START_SECONDS = 3; "
+    code += "sys.exit(speed.main(Path(sys.argv[1]), ['a', 'b']))"
+    ours = environment() | rank_environment(0, 2, free_port()) | {"CROSS_RANK": "0", "GLOO_SOCKET_IFNAME": "eth9"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=ours, timeout=100, check=False
+    )
+    assert done.returncode == 64, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "error: a, b: no connection between their ranks over GLOO_SOCKET_IFNAME=eth9 (silence for 3 s)"
+    )
 
 
 def test_a_killed_launcher_is_a_failure_without_orphans(stub: Path) -> None:
