@@ -19,7 +19,7 @@ from tests.support import Trainer, read_metrics
 FAULTS = int(os.environ.get("CLOZE_SOAK_FAULTS", "20"))
 LIMIT_SECONDS = min(900, 120 + 45 * FAULTS)
 SETTINGS = (
-    "steps=20000", "checkpoint.every=10", "checkpoint.keep_last=2", "watchdog.seconds=10", "watchdog.start_seconds=40",
+    "steps=20000", "checkpoint.every=10", "checkpoint.keep_last=2", "watchdog.seconds=10", "watchdog.start_seconds=60",
 )  # fmt: skip
 LAUNCH = ("restarts=100", "lost_after=6")
 KINDS = ("rank", "rank", "stop", "agent", "launcher", "connection", "link", "node")
