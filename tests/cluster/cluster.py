@@ -49,6 +49,7 @@ class Cluster:
         self.hosts.write_text("".join(f"node{node} slots=1\n" for node in NODES))
         self.ssh_config = folder / "ssh_config"
         self._sshd: dict[int, subprocess.Popen[bytes]] = {}
+        self._started: list[subprocess.Popen[bytes]] = []
         for name in self.names.values():
             _run("ip", "netns", "add", name)
         links = {node: f"cz{os.getpid()}-{node}"[-15:] for node in NODES}
@@ -145,11 +146,15 @@ class Cluster:
         env = environment() | {"DS_ACCELERATOR": "cpu", "PATH": _PATH} | dict(more or {})
         del env["PYTHONPATH"]  # the working directory is enough, as on a real cluster
         with log.open("wb") as file:
-            return subprocess.Popen(full, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            process = subprocess.Popen(full, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        self._started.append(process)
+        return process
 
     def close(self) -> None:
         for node in NODES:
             self.kill(node)
+        for process in self._started:
+            process.wait()
         for name in self.names.values():
             _run("ip", "netns", "delete", name)
 

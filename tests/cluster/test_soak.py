@@ -74,7 +74,7 @@ def test_random_faults(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
         restarts = -1
         for fault in range(1, FAULTS + 1):
             starting, before, restarts = run.restarts > restarts, reached(run), run.restarts
-            if starting and rng.random() < 0.4:
+            if starting and rng.random() < 0.5:
                 run.wait_until(lambda: any(cluster.ranks(node) for node in NODES))
                 time.sleep(rng.uniform(0, 6))
                 where = "in a start"
