@@ -41,10 +41,10 @@ test: setup ## Unit tests, 2-process tests and end-to-end tests
 test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (10 minutes)
 	$(BIN)/python -m pytest -s tests/chaos
 
-test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight (needs root; 8 minutes)
+test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight (needs root; 12 minutes)
 	$(BIN)/python -m pytest -s tests/cluster/test_cluster.py
 
-test-soak: setup ## Twenty random faults in one run on two nodes (needs root; at most 15 minutes)
+test-soak: setup ## Random faults in one run on two nodes (needs root; CLOZE_SOAK_FAULTS=20: at most 15 minutes)
 	$(BIN)/python -m pytest -s tests/cluster/test_soak.py
 
 lint: setup ## Format check, lint, types, import contracts

@@ -7,6 +7,8 @@ refused with one line that names the nearest valid key. What takes arguments ins
 import argparse
 import dataclasses
 import difflib
+import errno
+import io
 import json
 import os
 import re
@@ -44,6 +46,7 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
     `--local_rank=N`, which the `deepspeed` launcher puts into argv, is dropped (DeepSpeed issue 5357). `--help` prints
     the groups and keys of `schema`; `--cfg job`, `--multirun` and Hydra's other flags work as usual.
     """
+    outlive_terminal()
     arguments = _without_local_rank(sys.argv[1:])
     if "--help" in arguments or "-h" in arguments:
         print(help_text(config_name, schema))
@@ -163,8 +166,36 @@ def command(arguments: argparse.ArgumentParser) -> Callable[[Callable[[argparse.
     return with_parser
 
 
-def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
-    """Run `action`; a user's mistake becomes one line on stderr and an exit code. No schema: no keys."""
+def outlive_terminal() -> None:
+    """From now on stdout and stderr drop what nobody can read: neither a closed terminal nor `| head` ends a run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):  # somebody else's
+            continue
+        stream.flush()
+        raw = _Patient(stream.fileno(), "w", closefd=False)
+        buffer: Any = raw if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(raw)  # raw: python -u
+        how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, stream.errors, **how))
+
+
+class _Patient(io.FileIO):
+    """A file descriptor whose reader may go away."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            return len(data)
+
+
+def guarded(action: Callable[[], int], schema: type[Any] | None = None, options: Sequence[str] = ()) -> int:
+    """Run `action`; a user's mistake becomes one line on stderr and an exit code. No schema: no keys.
+
+    `options` are what the command takes besides the keys of `schema`: a typo may mean one of them.
+    """
     try:
         return int(action())
     except PeerFailed as error:
@@ -175,7 +206,7 @@ def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if schema is None:
             raise
-        _complain(_explain(error, schema))
+        _complain(_explain(error, schema, options))
         return int(ExitCode.USAGE)
     except SystemExit as stop:  # argparse exits 2 after its own line
         return int(ExitCode.USAGE) if stop.code == 2 else int(stop.code or 0)
@@ -242,8 +273,9 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _explain(error: Exception, schema: type[Any]) -> str:
+def _explain(error: Exception, schema: type[Any], options: Sequence[str] = ()) -> str:
     """One line for a Hydra or OmegaConf error, with the nearest valid name where a name is wrong."""
+    names = [*options, *(name for name, _ in _names(schema))]
     message = str(error)
     first = message.strip().splitlines()[0].rstrip(".")
     if match := re.search(r"Could not (?:find|load) '?([\w-]+)/([\w/.-]+)'", message):
@@ -252,11 +284,11 @@ def _explain(error: Exception, schema: type[Any]) -> str:
         return f"{group}={option}: no such option{_nearest(option, options)}; there are {', '.join(options)}"
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match.group(1)
-        return f"{key}: no such key{_nearest(key, [name for name, _ in _names(schema)])}; --help lists them all"
+        return f"{key}: no such key{_nearest(key, names)}; --help lists them all"
     if match := re.search(r"Key '([^']+)' (?:not in|is not in)", message):
         full = re.search(r"full_key: (\S+)", message)
         key = full.group(1) if full else match.group(1)
-        return f"{key}: no such key{_nearest(key, [name for name, _ in _names(schema)])}; --help lists them all"
+        return f"{key}: no such key{_nearest(key, names)}; --help lists them all"
     if isinstance(error, MissingMandatoryValue) and (match := re.search(r"full_key: (\S+)", message)):
         return (
             f"{match.group(1)}: has no value; add {match.group(1)}=… to the command line (--help tells what it means)"

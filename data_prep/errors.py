@@ -36,3 +36,8 @@ class TrainingError(UserError):
     """Training cannot go on: non-finite or diverged."""
 
     exit_code = ExitCode.FAILED
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, for a line of ours."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

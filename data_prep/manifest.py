@@ -6,7 +6,6 @@ Format version 1; docs/formats.md describes it field by field.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.errors import UserError
+from data_prep.files import write_whole
 from data_prep.masking import STRATEGIES, Masking, MaskVocabulary
 
 FORMAT = "cloze-shards"
@@ -149,14 +149,9 @@ def as_list(array: npt.NDArray[Any]) -> Any:
 
 def write_manifest(directory: Path, manifest: Manifest) -> str:
     """Write manifest.json atomically, after everything it lists; return its sha256 (hex)."""
-    text = manifest_json(manifest)
-    temporary = directory / f".{NAME}.{os.getpid()}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / NAME)
-    return hashlib.sha256(text.encode()).hexdigest()
+    data = manifest_json(manifest).encode()
+    write_whole(directory / NAME, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def manifest_sha256(directory: Path) -> str:

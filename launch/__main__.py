@@ -4,15 +4,16 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from launch.command import LOCALHOST, Machine, forwarded, free_port, node_command, read_hostfile, this_machine
-from launch.supervise import Job, supervise
-from pretrain.config import TrainConfig, accumulation_steps
+from launch.supervise import LOST_AFTER_SECONDS, Job, supervise
+from pretrain.config import TrainConfig, check_ranks
 
 HELP = """python -m launch [check] [hosts=FILE] [option=value ...] [key=value ...]
 python -m launch slurm nodes=N gpus_per_node=N time=H:MM:SS [option=value ...] [key=value ...]
@@ -24,7 +25,8 @@ Ctrl-C or SIGTERM stops after the step at hand with a checkpoint (exit 75); the 
   hosts=FILE      DeepSpeed's hostfile: a line `host slots=N` each; ssh must work without a password
   procs=N         processes on this machine, without hosts= [auto]
   restarts=N      start again after a fault of a node or a rank, so often within an hour [3 with hosts=, else 0]
-  lost_after=S    seconds without a word after which a node counts as lost [45]
+  lost_after=S    seconds without a word after which a node counts as lost [30]
+  forward=NAMES   more environment variables for the other hosts, as prefixes: forward=MY_VAR,SENTRY_
   ssh=COMMAND     how to reach a host ['ssh']
   sbatch=OPTIONS  more directives for slurm's script: sbatch='--partition=big --account=me'
   --dry-run       print the deepspeed command of each host (of Slurm: the script) and stop
@@ -41,7 +43,8 @@ class Options:
     hosts: Path | None = None
     procs: int | None = None  # None: as many as there are devices
     restarts: int | None = None
-    lost_after: float = 45.0
+    lost_after: float = LOST_AFTER_SECONDS
+    forward: tuple[str, ...] = ()
     ssh: tuple[str, ...] = ("ssh",)
     nodes: int = 1
     gpus_per_node: int = 1
@@ -56,6 +59,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "procs": lambda value: None if value == "auto" else _at_least(1, value),
     "restarts": lambda value: _at_least(0, value),
     "lost_after": lambda value: float(_at_least(3, value)),
+    "forward": lambda value: tuple(filter(None, value.split(","))),
     "ssh": lambda value: tuple(shlex.split(value)),
 }
 _SLURM_READERS: dict[str, Callable[[str], Any]] = {
@@ -96,19 +100,34 @@ def _at_least(least: int, value: str) -> int:
 def job_of(options: Options, config: TrainConfig) -> Job:
     """The job on this machine, or on the hosts of the hostfile. Raises `UserError` where the batch does not fit."""
     hosts: dict[str, int | None] = {LOCALHOST: options.procs}
-    sizes = config.global_batch_size, config.micro_batch_size
+    overrides, run_dir = options.overrides, Path(config.runs_root) / config.run
     if options.hosts:
         if options.procs:
             raise UserError(f"procs={options.procs}: the hostfile tells how many; write slots=N there")
         slots = read_hostfile(options.hosts)
         hosts = dict(slots)
-        accumulation_steps(*sizes, sum(slots.values()))
+        check_ranks(config, sum(slots.values()))
+        overrides = tuple(one for one in overrides if not one.startswith("world_size="))  # fewer hosts may be left
+
+    def fits(ranks: int) -> bool:
+        try:
+            check_ranks(replace(config, world_size=None), ranks)
+        except UserError:
+            return False
+        return True
+
+    def alert(story: str) -> None:
+        from pretrain.telemetry import raise_alert
+
+        raise_alert(config, run_dir, story)
+
     return Job(
-        overrides=options.overrides,
+        overrides=overrides,
         hosts=hosts,
-        run_dir=str(Path(config.runs_root) / config.run),
-        batch_sizes=sizes,
-        environment=forwarded(os.environ),
+        run_dir=str(run_dir),
+        fits=fits,
+        alert=alert,
+        environment=forwarded(os.environ, options.forward),
         ssh=options.ssh,
         restarts=(3 if options.hosts else 0) if options.restarts is None else options.restarts,
         lost_after=options.lost_after,
@@ -118,14 +137,13 @@ def job_of(options: Options, config: TrainConfig) -> Job:
 
 def dry_run(job: Job) -> str:
     """What each host would run. Of a remote one we assume that it has the GPUs, and any free port."""
+    command = partial(node_command, job.overrides, hosts=job.hosts, module=job.module)
     if list(job.hosts) == [LOCALHOST]:
-        return str(node_command(job.overrides, this_machine(), job.hosts, port=free_port()))
+        return str(command(machine=this_machine(), port=free_port()))
     lines = []
     for rank, (host, slots) in enumerate(job.hosts.items()):
         machine = Machine(gpus=tuple(range(slots or 1)), cpus=slots or 1)
-        master = next(iter(job.hosts))
-        command = node_command(job.overrides, machine, job.hosts, node_rank=rank, master=master, port=29500)
-        lines.append(f"{host}: {command}")
+        lines.append(f"{host}: {command(machine=machine, node_rank=rank, master=next(iter(job.hosts)), port=29500)}")
     return "\n".join([*lines, "forwarded: " + (" ".join(sorted(job.environment)) or "nothing")])
 
 
@@ -134,23 +152,26 @@ def main(arguments: Sequence[str]) -> int:
         print(HELP)
         print(entry.help_text("train", TrainConfig))
         return ExitCode.OK
-    what = arguments[0] if arguments and arguments[0] in ("check", "slurm") else None
-    options = parse(arguments[1:] if what else arguments, slurm=what == "slurm")
+    what = next((argument for argument in arguments if argument in ("check", "slurm")), None)
+    options = parse([argument for argument in arguments if argument != what], slurm=what == "slurm")
     config = entry.compose("train", TrainConfig, options.overrides)  # a typo is told once, not by every rank
     if what == "slurm":
         from launch.slurm import submit
 
         return submit(options, config)
     job = job_of(options, config)
+    if what == "check":
+        from launch.check import check, measuring
+
+        if not options.dry_run:
+            return check(job, config)
+        job = measuring(job, config)
     if options.dry_run:
         print(dry_run(job))
         return ExitCode.OK
-    if what == "check":
-        from launch.check import check
-
-        return check(job, config)
     return supervise(job)
 
 
 if __name__ == "__main__":
-    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig))
+    entry.outlive_terminal()
+    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig, options=(*_READERS, *_SLURM_READERS)))

@@ -40,6 +40,7 @@ _LOOK_SECONDS = 0.5  # between two looks at all processes, which cost some milli
 _POLL_SECONDS = 0.1
 _LEFTOVERS_SECONDS = 2.0  # the same for what ranks that have ended left behind
 _FINISH_SECONDS = 60.0  # for the other ranks of the node to end after the first one
+_SIGTERMED = (-signal.SIGTERM, 256 - signal.SIGTERM)  # the launcher itself, or its rank whose code it passes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +124,15 @@ def run(command: Command, run_dir: Path | None, orders: Callable[[str], bool], m
 def true_exit_code(status: Path | None, launcher_code: int, *, stop_requested: bool) -> int:
     """What the launcher says if that is a code of ours, else an orderly end that training wrote down, else `CRASHED`.
 
-    Training writes 70 for whatever it raises: only the launcher knows whether it was a failure that it foresaw. A run
-    that was asked to stop before it could write anything counts as stopped: the same command goes on.
+    Training writes 70 for whatever it raises: only the launcher knows whether it was a failure that it foresaw. Ranks
+    that our SIGTERM killed, since they had not begun, count as stopped: the same command goes on.
     """
     if launcher_code in set(ExitCode):
         return launcher_code
     try:
         written = int(json.loads(status.read_bytes())["exit_code"]) if status else None
     except FileNotFoundError:
-        written = ExitCode.STOPPED if stop_requested else None
+        written = ExitCode.STOPPED if stop_requested and launcher_code in _SIGTERMED else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"warning: {status}: unreadable ({error}); calling the run failed", file=sys.stderr)
         written = None

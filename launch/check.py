@@ -16,7 +16,6 @@ from launch.supervise import Job, supervise
 from pretrain.config import TrainConfig
 
 _ANSWER_SECONDS = 120.0
-_LEAST_DISK_BYTES = 5 * 2**30
 _MOST_CLOCK_SECONDS = 5.0  # an answer takes up to a second to arrive from a busy host
 _MOST_MEMORY_MIB = 1000  # a GPU that has more in use is somebody else's
 _COLUMNS = ("python", "torch", "deepspeed", "code", "configuration", "data")
@@ -31,12 +30,25 @@ def check(job: Job, config: TrainConfig) -> int:
     if faults:
         print(*(f"error: {fault}" for fault in faults), sep="\n", file=sys.stderr)
         return ExitCode.USAGE
-    code = supervise(
-        replace(job, module="launch.speed", overrides=(config.runs_root, *job.hosts), run_dir=None, restarts=0)
-    )
+    code = supervise(measuring(job, config))
     if code == ExitCode.OK:
         print("fit to train")
+    elif code not in (ExitCode.USAGE, ExitCode.STOPPED):
+        print(f"error: {', '.join(job.hosts)}: their ranks ended before all was measured; see above", file=sys.stderr)
+        return ExitCode.USAGE
     return code
+
+
+def measuring(job: Job, config: TrainConfig) -> Job:
+    """The job that measures in the place of training."""
+    return replace(
+        job,
+        module="launch.speed",
+        overrides=(config.runs_root, *job.hosts),
+        environment={**job.environment, "TORCH_CPP_LOG_LEVEL": "ERROR"},  # its warnings would bury our one line
+        run_dir=None,
+        restarts=0,
+    )
 
 
 def ask(host: str, job: Job) -> dict[str, Any]:
@@ -73,13 +85,15 @@ def compare(found: Mapping[str, Mapping[str, Any]], slots: Mapping[str, int | No
             if facts["equal"][name] != right
         ]
     clocks = sorted(facts["clock"] for facts in good.values())
-    kinds = Counter(gpu["name"] for facts in good.values() for gpu in facts["gpus"])
+    kinds = Counter(gpu["name"] for facts in good.values() for gpu in facts["gpus"] if "error" not in gpu)
     for host, facts in good.items():
         off = facts["clock"] - clocks[len(clocks) // 2]
         if abs(off) > _MOST_CLOCK_SECONDS:
             faults.append(f"{host}: its clock is off by {off:+.1f} s; start an NTP client there")
-        if facts["disk_free_bytes"] < _LEAST_DISK_BYTES:
-            faults.append(f"{host}: {facts['disk_free_bytes'] / 2**30:.1f} GiB free for runs_root; make room")
+        for key, (free, needed) in facts["disks"].items():
+            if free < needed:
+                sizes = f"{free / 2**30:.1f} GiB free for {key}, {needed / 2**30:.1f} are needed"
+                faults.append(f"{host}: {sizes}; make room, or set {key} to a larger disk")
         if facts["data_missing"]:
             faults.append(f"{host}: {facts['data_missing']}: not there; copy the corpus, or share its directory")
         faults += _gpu_faults(host, facts["gpus"], slots[host], kinds)
@@ -87,19 +101,25 @@ def compare(found: Mapping[str, Mapping[str, Any]], slots: Mapping[str, int | No
 
 
 def _gpu_faults(host: str, gpus: Sequence[Mapping[str, str]], slots: int | None, kinds: Mapping[str, int]) -> list[str]:
-    faults = []
+    faults = [f"{host}: nvidia-smi: {gpu['error']}; repair its driver" for gpu in gpus if "error" in gpu]
+    if faults:
+        return faults
     if kinds and len(gpus) < (slots or 1):
         faults.append(f"{host}: {len(gpus)} GPUs for {slots or 1} processes; correct the hostfile, or repair the host")
     for number, gpu in enumerate(gpus[:slots]):
         where = f"{host}: GPU {number}"
         if gpu["name"] != max(kinds, key=lambda kind: kinds[kind]):
             faults.append(f"{where}: {gpu['name']}, others are not; all ranks would wait for the slower")
-        if int(gpu["memory.used"]) > _MOST_MEMORY_MIB:
-            faults.append(f"{where}: {gpu['memory.used']} MiB in use; end the process that has them")
-        errors = gpu["ecc.errors.uncorrected.volatile.total"]
-        if errors.isdecimal() and int(errors):
+        if (used := _number(gpu["memory.used"])) > _MOST_MEMORY_MIB:
+            faults.append(f"{where}: {used} MiB in use; end the process that has them")
+        if errors := _number(gpu["ecc.errors.uncorrected.volatile.total"]):
             faults.append(f"{where}: {errors} uncorrected memory errors; reset or replace it")
     return faults
+
+
+def _number(text: str) -> int:
+    """A figure of nvidia-smi's, which writes [N/A] for what a kind of GPU does not have."""
+    return int(text) if text.isdecimal() else 0
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -109,6 +129,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"{host:20} no answer")
             continue
         values = [f"{facts['equal'][name]:13}" for name in _COLUMNS]
-        rest = f"{facts['disk_free_bytes'] / 2**30:5.0f} GiB {facts['clock']:+8.2f} s  {len(facts['gpus'])}"
+        gpus = sum("error" not in gpu for gpu in facts["gpus"])
+        rest = f"{facts['disks']['runs_root'][0] / 2**30:5.0f} GiB {facts['clock']:+8.2f} s  {gpus}"
         lines.append(" ".join([f"{host:20}", *values, rest]))
     return "\n".join(lines)

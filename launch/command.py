@@ -25,6 +25,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _FORWARDED = (
     *("NCCL_", "GLOO_", "UCX_", "FI_", "CUDA_", "TORCH", "PYTORCH_", "DS_", "OMP_", "MKL_", "TOKENIZERS_", "PYTHON"),
     *("WANDB_", "HF_", "AWS_", "GOOGLE_", "FSSPEC_"),
+    *("LD_LIBRARY_PATH", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
 )
 
 
@@ -100,9 +101,10 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
-def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+def forwarded(environment: Mapping[str, str], more: Sequence[str] = ()) -> dict[str, str]:
     """The variables that other nodes get: those of libraries that training uses, but not this node's choice of GPUs."""
-    return {key: value for key, value in environment.items() if key.startswith(_FORWARDED) and key != _VISIBLE}
+    prefixes = (*_FORWARDED, *more)
+    return {key: value for key, value in environment.items() if key.startswith(prefixes) and key != _VISIBLE}
 
 
 def node_command(

@@ -19,7 +19,8 @@ from typing import Any
 from data_prep import entry
 from data_prep.errors import UserError
 from data_prep.manifest import NAME as MANIFEST_NAME
-from pretrain.config import TrainConfig
+from data_prep.manifest import Manifest, read_manifest
+from pretrain.config import Architecture, TrainConfig
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "webdataset", "hydra-core", "numpy")
 _SOURCES = ("data_prep", "pretrain", "launch", "conf")
@@ -40,7 +41,7 @@ def facts(overrides: Sequence[str]) -> dict[str, Any]:
             "data": config.data.path if remote else _short(manifest.read_bytes()) if manifest.exists() else "missing",
         },
         "data_missing": None if remote or manifest.exists() else str(manifest),
-        "disk_free_bytes": shutil.disk_usage(_existing(Path(config.runs_root))).free,
+        "disks": _disks(config, None if remote or not manifest.exists() else read_manifest(manifest.parent)),
         "gpus": _gpus(),
         "time": time.time(),  # the last, for it is compared with when it arrives
     }
@@ -66,16 +67,31 @@ def _source_hash() -> str:
     return _short(b"".join(parts))
 
 
+def _disks(config: TrainConfig, corpus: Manifest | None) -> dict[str, tuple[int, int]]:
+    """(bytes free, bytes needed) by the key that names the directory."""
+    model, vocabulary = config.model, corpus.tokenizer.vocab_size if corpus else 30_522
+    products = 3 if model.architecture is Architecture.modernbert else 2  # of the feed-forward part
+    layer = model.hidden_size * (4 * model.hidden_size + products * model.intermediate_size)
+    parameters = (vocabulary + model.max_positions) * model.hidden_size + model.num_layers * layer
+    checkpoints = 12 * parameters * (config.checkpoint.keep_last + 2)  # one in the making, and its shares
+    needed = {"runs_root": (config.runs_root, checkpoints)}
+    if config.data.cache_dir and corpus:
+        needed["data.cache_dir"] = (config.data.cache_dir, sum(shard.bytes for shard in corpus.shards))
+    return {key: (shutil.disk_usage(_existing(Path(path))).free, size) for key, (path, size) in needed.items()}
+
+
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def _gpus() -> list[dict[str, str]]:
-    """`_GPU_FIELDS` of each GPU, as nvidia-smi tells them; none where there is no nvidia-smi."""
+    """`_GPU_FIELDS` of each GPU, as nvidia-smi tells them, or its "error"; none where there is no nvidia-smi."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not shutil.which("nvidia-smi"):
         return []
     query = ("nvidia-smi", "--format=csv,noheader,nounits", f"--query-gpu={','.join(_GPU_FIELDS)}")
     done = subprocess.run(query, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return [{"error": ((done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"])[0]}]
     rows = [line.split(", ") for line in done.stdout.splitlines()]
     return [dict(zip(_GPU_FIELDS, row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS)]
 

@@ -4,7 +4,9 @@ Only the working directory and the interpreter's path pass a shell, quoted; what
 variables with secrets in them) is data on the agent's stdin.
 """
 
+import io
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -15,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from launch.agent import Hello, Task
 from launch.command import LOCALHOST
@@ -43,33 +46,43 @@ def on_host(host: str, module: Sequence[str], ssh: Sequence[str], lost_after: fl
 
 
 class Node:
-    """An agent that was started on a host."""
+    """An agent that was started on a host. What its ranks print comes with the `prefix`."""
 
-    def __init__(self, host: str, mark: str, ssh: Sequence[str], lost_after: float) -> None:
+    def __init__(self, host: str, mark: str, ssh: Sequence[str], lost_after: float, prefix: str = "") -> None:
         self.host = host
         self.hello: Hello | None = None
-        # A session of its own: Ctrl-C is for launch, which then asks for an orderly end.
+        # A session of its own: Ctrl-C is for launch, which then asks for an orderly end. Without what tells how launch
+        # was reached itself, by a tunnel perhaps: an agent takes that for how launch reached it.
         self._process = subprocess.Popen(
             on_host(host, ("launch.agent", f"{mark}:{host}"), ssh, lost_after),
+            env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if prefix else None,  # else the terminal itself, where there is one
             start_new_session=True,
             bufsize=0,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        pipes = ((self._process.stdout, sys.stdout, True), (self._process.stderr, sys.stderr, False))
+        self._readers = [
+            threading.Thread(
+                target=self._read, args=[io.BufferedReader(pipe), out, greets, prefix.encode()], daemon=True
+            )
+            for pipe, out, greets in pipes
+            if isinstance(pipe, io.RawIOBase)
+        ]
+        for reader in self._readers:
+            reader.start()
 
-    def _read(self) -> None:
-        """Take the agent's hello; pass on what the ranks print."""
-        stream = self._process.stdout
-        assert stream
-        with stream:
-            while self.hello is None and (line := stream.readline()):
-                with suppress(ValueError, TypeError):  # a login script may print first
-                    self.hello = Hello(**json.loads(line))
-            while data := stream.read(1 << 16):
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
+    def _read(self, pipe: io.BufferedReader, out: TextIO, greets: bool, prefix: bytes) -> None:
+        """Take the agent's hello, where it `greets`; pass on what the ranks print."""
+        with pipe:
+            for line in pipe:
+                if greets and self.hello is None:
+                    with suppress(ValueError, TypeError):  # a login script may print first
+                        self.hello = Hello(**json.loads(line))
+                    continue
+                out.buffer.write(prefix + line)
+                out.flush()
 
     def tell(self, line: str) -> None:
         """Send a line; it is lost where the agent is."""
@@ -96,12 +109,16 @@ class Node:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._reader.join(1)
+        for reader in self._readers:
+            reader.join(1)
 
 
 def connect(hosts: Sequence[str], mark: str, ssh: Sequence[str], lost_after: float) -> dict[str, Node]:
-    """Start an agent on each host, all at once; those that answer, in the order of `hosts`."""
-    nodes = [Node(host, mark, ssh, lost_after) for host in hosts]
+    """Start an agent on each host, all at once; those that answer, in the order of `hosts`.
+
+    The first one has rank 0, which speaks for the run; what the others print begins with the host's name.
+    """
+    nodes = [Node(host, mark, ssh, lost_after, f"{host}: " if number else "") for number, host in enumerate(hosts)]
     deadline = time.monotonic() + _HELLO_SECONDS
     while time.monotonic() < deadline and any(node.hello is None and node.code is None for node in nodes):
         time.sleep(_POLL_SECONDS)

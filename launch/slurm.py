@@ -2,7 +2,8 @@
 
 srun starts the ranks itself, one task per GPU: there is no ssh, no hostfile and no agent, since Slurm ends a step's
 tasks when one fails (--kill-on-bad-exit), signals them before the time is up (--signal), and starts a job again when a
-node dies (--requeue). A run that stopped with a checkpoint (exit 75) goes back into the queue by itself.
+node dies (--requeue). A run that stopped with a checkpoint goes back into the queue by itself: its tasks end with 0,
+since Slurm would kill those that are still ending after the first 75, and the script looks into status.json.
 
 The script is bash, written by us with every word quoted; srun hands overrides to the tasks without a shell.
 """
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import ExitCode, UserError
+from launch.agent import STATUS_NAME
 from launch.command import TRAINING_MODULE
-from pretrain.config import TrainConfig, accumulation_steps
+from pretrain.config import TrainConfig, check_ranks
 
 if TYPE_CHECKING:
     from launch.__main__ import Options
@@ -27,43 +29,61 @@ if TYPE_CHECKING:
 SCRIPT_NAME = "job.sbatch"
 
 _STOP_SECONDS_BEFORE = 120  # the ranks get SIGUSR1 so long before their time is up
+_LEAST_SECONDS = 600  # of a job: less leaves nothing to train in
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
 
 def script(options: "Options", config: TrainConfig, folder: Path) -> str:
     """The batch script. Raises `UserError` for a time that is none, and where the batch does not fit the ranks."""
-    if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", options.time):
-        raise UserError(f"time={options.time}: must be minutes, H:MM:SS or D-HH:MM:SS; add time=24:00:00, say")
+    if seconds_of(options.time) < _LEAST_SECONDS:
+        raise UserError(
+            f"time={options.time}: too short: ranks stop {_STOP_SECONDS_BEFORE} s before its end, and the job would be "
+            f"queued again for ever; give {_LEAST_SECONDS // 60} minutes at least"
+        )
     ranks = options.nodes * options.gpus_per_node
-    accumulation_steps(config.global_batch_size, config.micro_batch_size, ranks)
+    check_ranks(config, ranks)
     directives = [
         f"--job-name=cloze-{re.sub(r'[^A-Za-z0-9._-]', '_', config.run)}",
         f"--nodes={options.nodes}",
         f"--ntasks-per-node={options.gpus_per_node}",
         f"--gpus-per-node={options.gpus_per_node}",
+        f"--cpus-per-task={2 + config.data.workers}",  # the rank, what it does in the background, its loaders
         f"--time={options.time}",
         f"--signal=USR1@{_STOP_SECONDS_BEFORE}",
         "--requeue",
         "--open-mode=append",
         f"--output={_pattern(folder)}/slurm-%j.log",
-        *options.sbatch,
+        *map(shlex.quote, options.sbatch),
     ]
     task = shlex.join(
         [sys.executable, "-m", "launch.slurm", f"world_size={ranks}", *options.overrides],
     )
+    status = shlex.quote(str(folder.absolute() / STATUS_NAME))
+    stopped = f"""[ "$code" = 0 ] && grep -q '"exit_code": {ExitCode.STOPPED.value},' {status}"""
     requeue = f'if [ "$code" = {ExitCode.STOPPED.value} ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
     return "\n".join(
         [
             "#!/bin/bash",
             *(f"#SBATCH {directive}" for directive in directives),
             f"cd {shlex.quote(str(Path.cwd()))} || exit {ExitCode.USAGE.value}",
+            'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun does not take it from sbatch
             f"srun --kill-on-bad-exit=1 --wait={_STOP_SECONDS_BEFORE} {task}",
             "code=$?",
+            f"if {stopped}; then code={ExitCode.STOPPED.value}; fi",
             *([requeue] if config.stop_at is None else []),  # with stop_at it would stop at once, again and again
             'exit "$code"',
             "",
         ]
     )
+
+
+def seconds_of(time: str) -> int:
+    """Slurm's notation of a time limit, but for its MM:SS, which most people mean to be hours. Raises `UserError`."""
+    match = re.fullmatch(r"(\d+)|(?:(\d+)-)?(\d+):(\d\d):(\d\d)|(\d+)-(\d+)(?::(\d\d))?", time)
+    if not match:
+        raise UserError(f"time={time}: must be minutes, H:MM:SS or D-HH:MM:SS; add time=24:00:00, say")
+    lone, days, hours, minutes, seconds, *short = (int(part or 0) for part in match.groups())
+    return 60 * (lone + minutes + short[2] + 60 * (hours + short[1] + 24 * (days + short[0]))) + seconds
 
 
 def _pattern(folder: Path) -> str:
@@ -115,14 +135,17 @@ def first_host(nodelist: str) -> str:
 
 
 def main(overrides: Sequence[str]) -> None:
-    """Become the training process of this Slurm task."""
+    """Become the training process of this Slurm task. An orderly stop ends with 0: see above."""
     try:
         os.environ.update(rank_variables(os.environ))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     sys.argv[1:] = overrides
-    runpy.run_module(TRAINING_MODULE, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(TRAINING_MODULE, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        sys.exit(ExitCode.OK if stop.code == ExitCode.STOPPED else stop.code)
 
 
 if __name__ == "__main__":

@@ -9,31 +9,48 @@ ends with a fault, launch ends the others, and starts again on the hosts that an
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import NamedTuple
 from uuid import uuid4
 
 from data_prep.errors import ExitCode, UserError
 from launch.agent import CRASHED, ENDED, GRACE_SECONDS, Task
 from launch.command import TRAINING_MODULE
 from launch.nodes import LOST, Node, connect, is_local, tasks
-from pretrain.config import accumulation_steps
+
+LOST_AFTER_SECONDS = 30.0  # ranks then outlive a lost peer by that and twice an agent's grace at most: under a minute
 
 _POLL_SECONDS = 0.2
 _ORDERLY_SECONDS = 90.0  # for nodes to end by themselves after one that ended in an orderly way
-_WINDOW_SECONDS = 3600.0  # restarts are counted in it
-_FAULTS = {CRASHED, ENDED, LOST, ExitCode.STUCK}  # another start may help
-_STORIES = {
-    LOST: "lost",
-    ExitCode.STOPPED: "stopped",
-    CRASHED: "a rank died",
-    ENDED: "ended",
-    ExitCode.STUCK: "no progress",
-}
+_WINDOW_SECONDS = 3600.0  # restarts are counted in it, and hosts that do not answer are waited for
 _SHORT_SECONDS = 20.0  # a start that ends sooner doubles the pause before the next one
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 2.0, 60.0
+_AGAIN_SECONDS = 1.0  # signals that come closer together are one: a shell and the terminal both tell of a hang-up
+
+
+class End(NamedTuple):
+    """What a node's exit code means."""
+
+    story: str
+    code: ExitCode  # the run's own
+    again: bool  # another start may help
+
+
+# The gravest first: what a rank says of its failure counts before how its peers then ended.
+ENDS: dict[int, End] = {
+    ExitCode.USAGE: End("bad configuration or input", ExitCode.USAGE, again=False),
+    ExitCode.DISK: End("a disk is full or failing", ExitCode.DISK, again=False),
+    ExitCode.FAILED: End("training failed", ExitCode.FAILED, again=False),
+    ExitCode.STUCK: End("no progress", ExitCode.STUCK, again=True),
+    LOST: End("lost", ExitCode.FAILED, again=True),
+    CRASHED: End("a rank died", ExitCode.FAILED, again=True),
+    ENDED: End("ended", ExitCode.FAILED, again=True),
+    ExitCode.STOPPED: End("stopped", ExitCode.STOPPED, again=True),  # by somebody else, where launch did not ask
+    ExitCode.OK: End("finished", ExitCode.OK, again=False),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +60,21 @@ class Job:
     overrides: tuple[str, ...]
     hosts: Mapping[str, int | None]  # name -> processes; None, for a single host: as many as it has devices
     run_dir: str | None = None
-    batch_sizes: tuple[int, int] | None = None  # global and micro, which the number of ranks must fit
+    fits: Callable[[int], bool] = lambda ranks: True  # whether the run can go on with so many
     module: str = TRAINING_MODULE
     environment: Mapping[str, str]
     ssh: tuple[str, ...] = ("ssh",)
     restarts: int = 0  # at most, within an hour
     stops: bool = False  # training may stop without being asked (stop_at); else who stops is started again
-    lost_after: float = 45.0  # seconds without a word after which a node, or launch, is taken for lost
+    lost_after: float = LOST_AFTER_SECONDS  # without a word for so long a node, or launch, is taken for lost
+    alert: Callable[[str], None] = lambda story: None  # called where a fault ends the run
 
 
-def supervise(job: Job) -> int:
+def supervise(job: Job) -> ExitCode:
     """Run `job`, start it again after faults that another start may survive, and return its exit code.
 
-    The first SIGINT, SIGTERM, SIGHUP or SIGUSR1 asks every rank to stop in an orderly way; the second kills. When this
-    returns or raises, no process of the job is left on a host that answers.
+    The first SIGINT, SIGTERM, SIGHUP or SIGUSR1 asks every rank to stop in an orderly way; a second SIGINT or SIGTERM
+    kills. When this returns or raises, no process of the job is left on a host that answers.
     """
     mark = uuid4().hex
     faults: list[float] = []
@@ -67,25 +85,28 @@ def supervise(job: Job) -> int:
             nodes = _reach(job, mark, codes, stop)
             started = time.monotonic()
             try:
-                codes = {} if stop.asked else attempt(job, nodes, stop)
+                codes = attempt(job, nodes, stop) if nodes and not stop.asked else {}
             finally:
                 _close(nodes.values())
-            code = outcome(codes.values())
-            if stop.asked:
-                broken_off = ExitCode.STOPPED if stop.asked == 1 else ExitCode.FAILED
-                return broken_off if code in _FAULTS else code
-            if code not in _FAULTS and (code != ExitCode.STOPPED or job.stops or not job.restarts):
-                return code
+            end = outcome(codes.values())
+            if stop.asked:  # rank 0's node knows whether it did, with a checkpoint; else nothing had been started
+                first = next(iter(codes.values()), ExitCode.STOPPED)
+                return _end(first).code if first in (ExitCode.OK, ExitCode.STOPPED) else end.code
+            if not end.again or (end.code == ExitCode.STOPPED and (job.stops or not job.restarts)):
+                return end.code
             now = time.monotonic()
             faults = [*(fault for fault in faults if now - fault < _WINDOW_SECONDS), now]
-            story = "; ".join(
-                f"{host}: {_STORIES.get(code, f'exit code {code}')}" for host, code in codes.items() if code
+            story = (
+                "; ".join(f"{host}: {_end(code).story}" for host, code in codes.items() if code)
+                or "too few hosts answer"
             )
-            if len(faults) > job.restarts:
-                say(f"{story}; given up after {job.restarts} restarts within an hour" if job.restarts else story)
+            if len(faults) > job.restarts or not codes:
+                story += f"; given up after {len(faults) - 1} restarts within an hour" if job.restarts else ""
+                say(story)
                 lost = [host for host, code in codes.items() if code == LOST]
                 _close(connect(lost, mark, job.ssh, job.lost_after).values())  # its agent ends what is left there
-                return code if code in (ExitCode.STUCK, ExitCode.STOPPED) else ExitCode.FAILED
+                job.alert(story)
+                return end.code
             pause = min(_MAX_BACKOFF_SECONDS, 2 * pause) if now - started < _SHORT_SECONDS else _BACKOFF_SECONDS
             say(f"{story}; restart {len(faults)} of {job.restarts} in {pause:.0f} s")
             stop.sleep(pause)
@@ -108,12 +129,13 @@ def attempt(job: Job, nodes: Mapping[str, Node], stop: "Stop") -> dict[str, int]
     end_told: float | None = None
     while any(node.code is None for node in nodes.values()):
         now, order = time.monotonic(), None
-        ended = {node.code for node in nodes.values() if node.code is not None}
+        ended = [_end(node.code) for node in nodes.values() if node.code is not None]
         if ended and first_end is None:
             first_end = now
+        broken = any(end.again and end.code != ExitCode.STOPPED for end in ended)
         if stop.asked > told:
             told, order = stop.asked, "stop" if stop.asked == 1 else "kill"
-        elif first_end and not end_told and (ended & _FAULTS or now - first_end > _ORDERLY_SECONDS):
+        elif first_end and not end_told and (broken or now - first_end > _ORDERLY_SECONDS):
             end_told, order = now, "end"
         elif now - beat > job.lost_after / 6:
             order = "beat"
@@ -127,68 +149,70 @@ def attempt(job: Job, nodes: Mapping[str, Node], stop: "Stop") -> dict[str, int]
     return {host: LOST if node.code is None else node.code for host, node in nodes.items()}
 
 
-def outcome(codes: Iterable[int]) -> int:
-    """The run's exit code from its nodes'. What a rank says of its failure counts before how its peers then ended."""
-    found = set(codes)
-    for code in (ExitCode.USAGE, ExitCode.DISK, ExitCode.FAILED):
-        if code in found:
-            return code
-    if found & _FAULTS:
-        return ExitCode.STUCK if ExitCode.STUCK in found else CRASHED
-    return max(found, default=ExitCode.STOPPED)
+def outcome(codes: Iterable[int]) -> End:
+    """The run's end from its nodes' exit codes: the gravest of them. Without any, no node could be reached."""
+    found = {code if code in ENDS else CRASHED for code in codes} or {LOST}
+    return next(end for code, end in ENDS.items() if code in found)
+
+
+def _end(code: int) -> End:
+    return outcome([code])
 
 
 def _reach(job: Job, mark: str, before: Mapping[str, int] | None, stop: "Stop") -> dict[str, Node]:
     """Agents on the hosts to train on. At the first start, when no exit codes are from `before`, all must answer.
 
     A host that was lost and does not answer may still be training: it stops by itself after `lost_after` seconds, for
-    which we wait, and try once more. Then as many hosts train as the global batch can be split over.
+    which we wait, and try once more. Then as many hosts train as the global batch can be split over. While there are
+    none, we try again, for an hour: a switch that starts anew takes all of them away. Then the result is empty.
     """
     hosts = list(job.hosts)
-    nodes = connect(hosts, mark, job.ssh, job.lost_after)
-    missing = [host for host in hosts if host not in nodes]
-    if missing and before is None:
-        _close(nodes.values())
-        raise UserError(f"no answer from {', '.join(missing)}; see that `ssh HOST true` works without a password")
-    if any(before[host] == LOST for host in missing if before and host in before):
-        _close(nodes.values())
-        pause = job.lost_after + 2 * GRACE_SECONDS
-        say(f"no answer from {', '.join(missing)}; whatever trains there ends within {pause:.0f} s, waiting for that")
-        stop.sleep(pause)
+    deadline = time.monotonic() + _WINDOW_SECONDS
+    may_train = job.lost_after + 2 * GRACE_SECONDS  # seconds, where a host was lost
+    while True:
         nodes = connect(hosts, mark, job.ssh, job.lost_after)
-    if len(nodes) < len(hosts) and not stop.asked:
-        chosen = most_hosts({host: job.hosts[host] or 1 for host in nodes}, job.batch_sizes)
-        _close(node for host, node in nodes.items() if host not in chosen)
-        nodes = {host: nodes[host] for host in chosen}
-        say(f"going on without {', '.join(host for host in hosts if host not in nodes)}")
-    return nodes
+        missing = [host for host in hosts if host not in nodes]
+        if not missing or stop.asked:
+            return nodes
+        names = ", ".join(missing)
+        if before is None:
+            _close(nodes.values())
+            raise UserError(f"no answer from {names}; see that `ssh HOST true` works without a password")
+        if may_train and any(before.get(host) == LOST for host in missing):
+            pause, reason = may_train, f"whatever trains there ends within {may_train:.0f} s, waiting for that"
+        elif chosen := most_hosts({host: job.hosts[host] or 1 for host in nodes}, job.fits):
+            _close(node for host, node in nodes.items() if host not in chosen)
+            say(f"going on without {', '.join(host for host in hosts if host not in chosen)}")
+            return {host: nodes[host] for host in chosen}
+        else:
+            pause = _MAX_BACKOFF_SECONDS
+            reason = f"the global batch cannot be split over the others; trying again in {pause:.0f} s"
+        _close(nodes.values())
+        if time.monotonic() > deadline:
+            return {}
+        say(f"no answer from {names}; {reason}")
+        stop.sleep(pause)
+        may_train = 0.0
 
 
-def most_hosts(slots: Mapping[str, int], batch_sizes: tuple[int, int] | None) -> list[str]:
-    """The longest leading part of the hosts whose ranks the global batch splits over. Raises `UserError` for none."""
+def most_hosts(slots: Mapping[str, int], fits: Callable[[int], bool]) -> list[str]:
+    """The longest leading part of the hosts over whose ranks the run `fits`; [] for none."""
     hosts = list(slots)
-    for count in range(len(hosts), 0, -1):
-        try:
-            if batch_sizes:
-                accumulation_steps(*batch_sizes, sum(slots[host] for host in hosts[:count]))
-        except UserError:
-            continue
-        return hosts[:count]
-    raise UserError(
-        f"{len(hosts)} hosts are left, and the global batch cannot be split over them; repair the others and "
-        "run the same command again"
-    )
+    counts = range(len(hosts), 0, -1)
+    return hosts[: next((count for count in counts if fits(sum(slots[host] for host in hosts[:count]))), 0)]
 
 
 class Stop:
     """Signals received."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked = 0  # 1: to stop in an orderly way, 2: at once
+        self._interrupted: float | None = None  # when the first of those signals came that kill when repeated
+        self._said = False
 
     @contextmanager
     def on_signals(self) -> Iterator["Stop"]:
-        """Count signals inside, but those that our caller has us ignore (nohup)."""
+        """Note signals inside, but those that our caller has us ignore (nohup)."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         before = {number: signal.getsignal(number) for number in numbers}
         for number, handler in before.items():
@@ -201,16 +225,21 @@ class Stop:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.asked += 1
-        if self.asked == 1:
-            say("stopping after this step, with a checkpoint; once more kills")
+        del frame
+        self.asked = max(self.asked, 1)
+        if number in (signal.SIGINT, signal.SIGTERM):  # the others come as often as they like
+            self._interrupted = self._interrupted or time.monotonic()
+            if time.monotonic() - self._interrupted >= _AGAIN_SECONDS:
+                self.asked = 2
 
     def sleep(self, seconds: float) -> None:
-        """Until then, or until the next signal."""
+        """Until then, or until there is more to do."""
         before, end = self.asked, time.monotonic() + seconds
         while self.asked == before and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _POLL_SECONDS))
+        if self.asked and not self._said:
+            self._said = True
+            say("stopping after this step, with a checkpoint; another Ctrl-C kills")
 
 
 def say(text: str) -> None:

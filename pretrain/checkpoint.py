@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep import entry
-from data_prep.errors import DiskError, ExitCode, UserError
+from data_prep.errors import DiskError, ExitCode, UserError, first_line
 
 _NAME = re.compile(r"step-([0-9]{8,})")
 MANIFEST = "MANIFEST.json"
@@ -312,15 +312,13 @@ class Writer:
 
         def tell(uploaded: Future[None]) -> None:
             if not uploaded.cancelled() and (error := uploaded.exception()):
-                self._say(f"warning: {path} was not uploaded ({one_line(error)}); it goes on with the next checkpoint")
+                self._say(
+                    f"warning: {path} was not uploaded ({first_line(error)}); it goes on with the next checkpoint"
+                )
 
         self._uploading.cancel()  # has not begun, and this one is newer
         self._uploading = self._uploader.submit(self._upload, path)
         self._uploading.add_done_callback(tell)
-
-
-def one_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _share_path(temporary: Path, rank: int) -> Path:

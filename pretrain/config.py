@@ -271,9 +271,14 @@ class GuardConfig:
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
     seconds: int = doc("without progress for so long, write every thread's stack and exit 71; 0 never does")
+    start_seconds: int = doc(
+        "the same up to the end of the first step, in which ranks meet, a corpus is copied, kernels are built, and "
+        "after the last one, while trackers take what is left"
+    )
 
     def __post_init__(self) -> None:
-        _require(self.seconds >= 0, f"watchdog.seconds={self.seconds}: cannot be negative")
+        for key in ("seconds", "start_seconds"):
+            _require(getattr(self, key) >= 0, f"watchdog.{key}={getattr(self, key)}: cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,6 +385,14 @@ def total_samples(config: TrainConfig) -> int:
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
     """Rows of the embedding matrix."""
     return -(-vocab_size // multiple) * multiple
+
+
+def check_ranks(config: TrainConfig, world_size: int) -> None:
+    """Raises `UserError` where so many ranks are not those insisted on, or cannot share every batch of the run."""
+    if config.world_size not in (None, world_size):
+        raise UserError(f"world_size={config.world_size}: there are {world_size} ranks; correct it, or the hostfile")
+    for size in (config.global_batch_size, config.batch_ramp.start or config.global_batch_size):
+        accumulation_steps(size, config.micro_batch_size, world_size)
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:

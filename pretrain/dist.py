@@ -1,13 +1,17 @@
 """Processes and devices: who am I, how many are we, and the few collectives on host integers."""
 
+import argparse
 import atexit
 import functools
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
+import psutil
 import torch
 import torch.distributed as torch_dist
 
@@ -15,7 +19,7 @@ from data_prep.errors import UserError
 
 T = TypeVar("T")
 
-_CONTROL_TIMEOUT = timedelta(hours=1)  # the watchdog acts long before
+_CONTROL_TIMEOUT = timedelta(days=1)  # the watchdog acts long before
 
 
 class Process(NamedTuple):
@@ -73,6 +77,23 @@ class Process(NamedTuple):
 def environment_rank() -> int:
     """Rank before a process group exists: what the launcher set, else 0."""
     return int(os.environ.get("RANK", "0"))
+
+
+def check_hostfile() -> None:
+    """Raises `UserError` where deepspeed was given a hostfile that is not there: it would train here, alone."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-H", "--hostfile", type=Path)
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            words = process.cmdline()
+            if not {Path(word).name for word in words[:4]} & {"deepspeed", "deepspeed.launcher.runner"}:
+                continue
+            hostfile = parser.parse_known_args(words)[0].hostfile
+            if hostfile and not (process.cwd() / hostfile).is_file():
+                raise UserError(
+                    f"--hostfile={hostfile}: not there, and deepspeed would train on this machine alone; correct it, "
+                    "or leave it out"
+                )
 
 
 @functools.cache

@@ -91,7 +91,6 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     if saved != progress.step:
         save(run)
     run.writer.close()
-    run.process.barrier()  # the launcher kills the others 30 s after the first rank that leaves with an exit code
     return outcome
 
 
@@ -247,9 +246,11 @@ def rate_of(config: TrainConfig, progress: Progress) -> float:
 
 def evaluate_now(run: Run) -> int:
     """Evaluate, log, and return the step."""
+    progress = run.progress
     with run.throughput.pause():
-        run.telemetry.log(run.progress.step, evaluate(run.engine, run.corpus, run.config, run.process))
-    return run.progress.step
+        found = evaluate(run.engine, run.corpus, run.config, run.process)
+        run.telemetry.log(progress.step, {**found, "samples": progress.samples, "tokens": progress.tokens})
+    return progress.step
 
 
 def note_skipped(folder: Path, step: int, first: int, end: int) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import fsspec
 
-from data_prep.errors import UserError
-from pretrain.checkpoint import FILES, MANIFEST, TEMPORARY, let_go, one_line, step_of, verify
+from data_prep.errors import UserError, first_line
+from pretrain.checkpoint import FILES, MANIFEST, TEMPORARY, let_go, step_of, verify
 
 
 class Mirror:
@@ -51,7 +51,8 @@ class Mirror:
             return self._pull(folder, report)
         except Exception as error:  # fsspec's backends raise errors of many families
             raise UserError(
-                f"checkpoint.upload: {self._root} cannot be read ({one_line(error)}); check the network and credentials"
+                f"checkpoint.upload: {self._root} cannot be read ({first_line(error)}); check the network and "
+                "credentials"
             ) from error
 
     def _pull(self, folder: Path, report: Callable[[str], None]) -> Path | None:

@@ -8,7 +8,6 @@ theme.
 import io
 import json
 import math
-import os
 import re
 import sys
 from argparse import Namespace
@@ -21,14 +20,16 @@ from typing import Any
 import yaml
 
 from data_prep import entry
-from data_prep.errors import DiskError, ExitCode, UserError
-from pretrain.telemetry import METRICS_NAME
+from data_prep.errors import DiskError, ExitCode, UserError, first_line
+from data_prep.files import write_whole
+from pretrain.telemetry import AXES, METRICS_NAME
 
 REPORT_NAME = "report.html"
 
 PARSER = entry.parser("pretrain.report", "One HTML page about one run, or over several.")
 PARSER.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/demo")
 PARSER.add_argument("--out", type=Path, help=f"page to write [the first run's {REPORT_NAME}]")
+PARSER.add_argument("--x", choices=("step", *AXES), default="step", help="what curves are drawn over")
 
 _MAX_POINTS = 1000  # per curve: more would only make the page heavy
 _PALETTE = ("#2f7ed8", "#d95f02", "#1b9e77", "#c2478f", "#8a6fd1", "#a6761d", "#d64550", "#5b8c2a")
@@ -59,10 +60,10 @@ class RunData:
     config_yaml: str
     environment: Mapping[str, Any]
 
-    def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric; null becomes NaN."""
-        points = [(row["step"], row[name]) for row in self.metrics if name in row]
-        return [step for step, _ in points], [math.nan if value is None else float(value) for _, value in points]
+    def series(self, name: str, axis: str = "step") -> tuple[list[int], list[float]]:
+        """Steps (or what else is the `axis`) and values of one metric; null becomes NaN."""
+        points = [(row[axis], row[name]) for row in self.metrics if name in row and axis in row]
+        return [at for at, _ in points], [math.nan if value is None else float(value) for _, value in points]
 
 
 def read_run(directory: Path, label: str) -> RunData:
@@ -75,7 +76,7 @@ def read_run(directory: Path, label: str) -> RunData:
         config = yaml.safe_load(config_yaml)
         environment = json.loads(_text(directory / "environment.json") or "{}")
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{directory}: config.yaml or environment.json is damaged ({_first_line(error)})") from error
+        raise UserError(f"{directory}: config.yaml or environment.json is damaged ({first_line(error)})") from error
     return RunData(
         label=label,
         metrics=rows,
@@ -107,23 +108,19 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
-def write_report(run_dirs: Sequence[Path], out: Path, extra_sections: Sequence[tuple[str, str]] = ()) -> Path:
+def write_report(
+    run_dirs: Sequence[Path], out: Path, extra_sections: Sequence[tuple[str, str]] = (), axis: str = "step"
+) -> Path:
     """Write the page over `run_dirs` to `out`. `extra_sections` are (title, HTML) that stand after the summary.
 
     The HTML of an extra section is taken as it is; everything else is escaped. Raises `UserError` where a run has no
     metrics, `DiskError` where `out` cannot be written.
     """
     runs = [read_run(directory, label) for directory, label in zip(run_dirs, _labels(run_dirs), strict=True)]
-    page = _page(runs, extra_sections)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    page = _page(runs, extra_sections, axis)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
+        write_whole(out, page.encode())
     except OSError as error:
         raise DiskError(f"{out}: {error.strerror}; free space or choose another --out") from error
     return out
@@ -135,12 +132,12 @@ def _labels(run_dirs: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(directory) for directory in run_dirs]
 
 
-def _page(runs: Sequence[RunData], extra_sections: Sequence[tuple[str, str]]) -> str:
+def _page(runs: Sequence[RunData], extra_sections: Sequence[tuple[str, str]], axis: str) -> str:
     title = "Cloze: " + ", ".join(run.label for run in runs)
     charts = [
         f"<figure><figcaption>{escape(heading)}</figcaption>{svg}</figure>"
         for number, (heading, names, logarithmic) in enumerate(_CHARTS)
-        if (svg := _chart(runs, names, logarithmic, f"c{number}-"))
+        if (svg := _chart(runs, names, axis, logarithmic, f"c{number}-"))
     ]
     sections = [("Summary", _summary(runs)), *extra_sections]
     body = "".join(f"<section><h2>{escape(heading)}</h2>{html}</section>" for heading, html in sections)
@@ -188,7 +185,7 @@ def _legend(runs: Sequence[RunData]) -> str:
     return f'{colours}<span><i></i>training</span><span><i class="eval"></i>held-out</span>'
 
 
-def _chart(runs: Sequence[RunData], names: Sequence[str], logarithmic: bool, prefix: str) -> str:
+def _chart(runs: Sequence[RunData], names: Sequence[str], axis: str, logarithmic: bool, prefix: str) -> str:
     """One chart as inline SVG, or nothing where no run has the metrics. User's text never enters it."""
     from matplotlib import rc_context  # half a second: only where something is drawn
     from matplotlib.figure import Figure
@@ -200,16 +197,16 @@ def _chart(runs: Sequence[RunData], names: Sequence[str], logarithmic: bool, pre
         for index, run in enumerate(runs):
             colour = _PALETTE[index % len(_PALETTE)]
             for name in names:
-                steps, values = thinned(*run.series(name))
+                places, values = thinned(*run.series(name, axis))
                 drawn = drawn or any(math.isfinite(value) for value in values)
                 held_out = name.startswith("eval/")
                 look = {"linestyle": "--", "marker": "o", "markersize": 3} if held_out else {"linewidth": 1.3}
-                axes.plot(steps, values, color=colour, **look)
+                axes.plot(places, values, color=colour, **look)
         if not drawn:
             return ""
         if logarithmic:
             axes.set_yscale("log")
-        axes.set_xlabel("step", color=_INK)
+        axes.set_xlabel(axis, color=_INK)
         axes.grid(color=_GRID, linewidth=0.8)
         axes.tick_params(which="both", color=_GRID, labelcolor=_INK)
         for side, spine in axes.spines.items():
@@ -338,7 +335,7 @@ def _details(run: RunData) -> str:
 
 @entry.command(PARSER)
 def main(options: Namespace) -> int:
-    print(write_report(options.run_dirs, options.out or options.run_dirs[0] / REPORT_NAME))
+    print(write_report(options.run_dirs, options.out or options.run_dirs[0] / REPORT_NAME, axis=options.x))
     return ExitCode.OK
 
 

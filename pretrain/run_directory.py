@@ -20,6 +20,7 @@ from typing import IO, Any
 import torch
 
 from data_prep.errors import DiskError, UserError
+from data_prep.files import write_whole
 
 _PACKAGES = ("cloze", "torch", "deepspeed", "transformers", "tokenizers", "webdataset", "hydra-core", "numpy", "wandb")
 
@@ -44,17 +45,24 @@ class RunDirectory:
     def describe(self, config_yaml: str, tokenizer: Path, world_size: int) -> None:
         """Write what the run is made of."""
         try:
-            _replace(self.path / "config.yaml", config_yaml)
-            _replace(self.path / "environment.json", json.dumps(environment(world_size), indent=1) + "\n")
+            write_whole(self.path / "config.yaml", config_yaml.encode())
+            write_whole(self.path / "environment.json", f"{json.dumps(environment(world_size), indent=1)}\n".encode())
             shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
         except OSError as error:
             raise DiskError(f"{self.path}: {error}; free space and run the same command again") from error
+
+    def ranks_before(self) -> int | None:
+        """How many ranks the last start had, if there was one."""
+        try:
+            return int(json.loads((self.path / "environment.json").read_bytes())["world_size"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def write_status(self, exit_code: int, step: int) -> None:
         """How this start ended: DeepSpeed's launcher does not always tell."""
         body = {"exit_code": exit_code, "step": step, "time": time.time()}
         with suppress(OSError):  # a full disk was told of; the exit code says the rest
-            _replace(self.path / "status.json", json.dumps(body) + "\n")
+            write_whole(self.path / "status.json", f"{json.dumps(body)}\n".encode())
 
     def close(self) -> None:
         self._lock.close()
@@ -80,9 +88,3 @@ def environment(world_size: int) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "program": Path(sys.argv[0]).name,
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -25,7 +25,15 @@ from pretrain import checkpoint, dist
 from pretrain.attention import choose_kernel
 from pretrain.cache import local_corpus
 from pretrain.checkpoint import Snapshot
-from pretrain.config import RESUME_CHECKS, Access, TrainConfig, accumulation_steps, batch_size, total_samples
+from pretrain.config import (
+    RESUME_CHECKS,
+    Access,
+    TrainConfig,
+    accumulation_steps,
+    batch_size,
+    check_ranks,
+    total_samples,
+)
 from pretrain.dist import Process
 from pretrain.engine import Engine
 from pretrain.initialize import initialize
@@ -34,8 +42,9 @@ from pretrain.loop import LossSpike, Progress, Run, train
 from pretrain.mirror import Mirror
 from pretrain.model import PackedBert
 from pretrain.plan import check_memory
+from pretrain.redact import redact
 from pretrain.run_directory import RunDirectory
-from pretrain.telemetry import open_telemetry, redact
+from pretrain.telemetry import open_telemetry
 from pretrain.throughput import Throughput, peak_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
@@ -43,23 +52,20 @@ from pretrain.watchdog import StopRequest, Watchdog
 def main(config: TrainConfig) -> int:
     """One process of a run, from joining the group to leaving it. Returns the exit code."""
     stop = StopRequest()
-    process = dist.start()
+    path = Path(config.runs_root) / config.run
+    watchdog = Watchdog(config.watchdog.seconds, path, dist.environment_rank(), config.watchdog.start_seconds)
     progress = Progress()
     directory: RunDirectory | None = None
     code: int = ExitCode.FAILED
     try:
-        if config.world_size not in (None, process.world_size):
-            raise UserError(
-                f"world_size={config.world_size}: there are {process.world_size} ranks; correct it, or the hostfile"
-            )
-        for size in (config.global_batch_size, config.batch_ramp.start or config.global_batch_size):
-            accumulation_steps(size, config.micro_batch_size, process.world_size)
+        process = dist.start()
+        process.on_main(dist.check_hostfile)
+        check_ranks(config, process.world_size)
         data = config.data
         only = [VAL] if data.access is Access.stream else None  # the rest is streamed
         corpus = Corpus(local_corpus(data.path, data.cache_dir, data.cache_gib, only))
-        path = Path(config.runs_root) / config.run
         directory = process.here_on_main(lambda: RunDirectory(path))
-        code = run(config, path, directory, corpus, process, stop, progress)
+        code = run(config, path, directory, corpus, process, stop, watchdog, progress)
     except UserError as error:
         code = error.exit_code
         raise
@@ -67,6 +73,7 @@ def main(config: TrainConfig) -> int:
         if directory:
             directory.write_status(int(code), progress.step)
             directory.close()
+        watchdog.close()
     dist.finish()
     return code
 
@@ -78,6 +85,7 @@ def run(
     corpus: Corpus,
     process: Process,
     stop: StopRequest,
+    watchdog: Watchdog,
     progress: Progress,
 ) -> ExitCode:
     """Resume if there is something to resume, build the parts, train. `directory` is rank 0's."""
@@ -91,7 +99,7 @@ def run(
     if progress.step >= config.steps:
         say(process, f"{path}: already at step {progress.step} of {config.steps}; raise `steps` or name another run")
         return ExitCode.OK
-    parts = build(config, path, directory, corpus, process, stop, progress, snapshot, mirror)
+    parts = build(config, path, directory, corpus, process, stop, watchdog, progress, snapshot, mirror)
     code = ExitCode.FAILED
     try:
         code = train_guarded(parts)
@@ -100,8 +108,9 @@ def run(
             parts.writer.hurry()
         raise
     finally:
-        parts.watchdog.close()
+        watchdog.tick(slow=True)
         parts.telemetry.close(int(code))
+    process.barrier()  # launchers kill the others soon after the first rank that leaves, and rank 0 may need minutes
     return code
 
 
@@ -112,6 +121,7 @@ def build(
     corpus: Corpus,
     process: Process,
     stop: StopRequest,
+    watchdog: Watchdog,
     progress: Progress,
     snapshot: Snapshot | None,
     mirror: Mirror | None,
@@ -120,6 +130,9 @@ def build(
     resolved = plain(asdict(config))
     config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
     if directory:
+        before = directory.ranks_before()
+        if before not in (None, process.world_size):
+            say(process, f"{path}: {before} ranks before, {process.world_size} now; the global batches stay the same")
         directory.describe(config_yaml, corpus.directory / "tokenizer", process.world_size)
     engine, vocab_rows = build_engine(config, corpus, process, snapshot)
     telemetry = open_telemetry(
@@ -153,7 +166,7 @@ def build(
             say=telemetry.say,
             upload=mirror.push if mirror else None,
         ),
-        watchdog=Watchdog(config.watchdog.seconds, path, process.rank),
+        watchdog=watchdog,
         stop=stop,
         progress=progress,
         vocab_rows=vocab_rows,

@@ -11,22 +11,24 @@ from types import FrameType
 
 from data_prep.errors import ExitCode
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _POLL_SECONDS = 1.0
 
 
 class StopRequest:
-    """SIGTERM, SIGINT or SIGUSR1 asks for an orderly end; the loop agrees on the step with the other ranks.
+    """SIGTERM, SIGINT, SIGUSR1 or SIGHUP asks for an orderly end; the loop agrees on the step with the other ranks.
 
     So does the death of the launcher that set this rank: nobody would be left to end the others. A second signal
-    changes nothing. Must be made in the main thread, before the process group.
+    changes nothing; SIGHUP, of a closed terminal, nothing where our caller ignores it (nohup). Must be made in the main
+    thread, before the process group.
     """
 
     def __init__(self) -> None:
         self._signalled = False
         self._launcher = os.getppid() if "RANK" in os.environ else None
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -41,39 +43,46 @@ class Watchdog:
     """Exits 71 with every thread's stack on stderr and in `folder` when nothing called `tick` for `seconds`.
 
     A thread of its own: the main one may hang in a collective whose peer is dead, and DeepSpeed's time-outs do not
-    cover every process group. `seconds` = 0 never acts.
+    cover every process group. Before the first `tick`, and after one that tells of a `slow` part, it waits for
+    `slow_seconds` [as long as `seconds`]. 0 never acts.
     """
 
-    def __init__(self, seconds: float, folder: Path, rank: int) -> None:
-        self._seconds, self._folder, self._rank = seconds, folder, rank
-        self._last = time.monotonic()
+    def __init__(self, seconds: float, folder: Path, rank: int, slow_seconds: float | None = None) -> None:
+        self._seconds, self._slow_seconds = seconds, seconds if slow_seconds is None else slow_seconds
+        self._folder, self._rank = folder, rank
+        self._limit, self._last = self._slow_seconds, time.monotonic()
         self._done = threading.Event()
-        if seconds:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        if limits := [limit for limit in (self._seconds, self._slow_seconds) if limit]:
+            pause = min(_POLL_SECONDS, *(limit / 4 for limit in limits))
+            threading.Thread(target=self._watch, args=[pause], name="watchdog", daemon=True).start()
 
-    def tick(self) -> None:
+    def tick(self, *, slow: bool = False) -> None:
         """Progress was made."""
-        self._last = time.monotonic()
+        self._last = time.monotonic()  # first: the thread may look in between
+        self._limit = self._slow_seconds if slow else self._seconds
 
     def close(self) -> None:
         self._done.set()
 
-    def _watch(self) -> None:
-        while not self._done.wait(min(_POLL_SECONDS, self._seconds / 4)):
-            idle = time.monotonic() - self._last
-            if idle > self._seconds:
-                self._give_up(idle)
+    def _watch(self, pause: float) -> None:
+        while not self._done.wait(pause):
+            limit, idle = self._limit, time.monotonic() - self._last
+            if limit and idle > limit:
+                self.give_up(idle, limit)
 
-    def _give_up(self, idle_seconds: float) -> None:
+    def give_up(self, idle_seconds: float, limit: float) -> None:
+        """Tell where every thread is, and end the process."""
         path = self._folder / f"stacks-rank{self._rank}.txt"
+        key = "seconds" if limit == self._seconds else "start_seconds"
         print(
-            f"error: rank {self._rank}: no progress for {idle_seconds:.0f} s (watchdog.seconds={self._seconds:g}); "
+            f"error: rank {self._rank}: no progress for {idle_seconds:.0f} s (watchdog.{key}={limit:g}); "
             f"the stacks of all threads are in {path}",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # in its start a run may have none yet
             with path.open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
         finally:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Cluster:
         self.hosts.write_text("".join(f"node{node} slots=1\n" for node in NODES))
         self.ssh_config = folder / "ssh_config"
         self._sshd: dict[int, subprocess.Popen[bytes]] = {}
+        self._started: list[subprocess.Popen[bytes]] = []
         for name in self.names.values():
             _run("ip", "netns", "add", name)
         links = {node: f"cz{os.getpid()}-{node}"[-15:] for node in NODES}
@@ -138,35 +139,50 @@ class Cluster:
             self.start_sshd(node)
 
     def start(
-        self, command: Sequence[str], log: Path, more: Mapping[str, str] | None = None
+        self, command: Sequence[str], log: Path, more: Mapping[str, str] | None = None, node: int = 1
     ) -> subprocess.Popen[bytes]:
-        """Start a command on node 1, its output into `log`."""
-        full = ["ip", "netns", "exec", self.names[1], *command]
+        """Start a command on a node, its output into `log`."""
+        full = ["ip", "netns", "exec", self.names[node], *command]
         env = environment() | {"DS_ACCELERATOR": "cpu", "PATH": _PATH} | dict(more or {})
         del env["PYTHONPATH"]  # the working directory is enough, as on a real cluster
         with log.open("wb") as file:
-            return subprocess.Popen(full, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            process = subprocess.Popen(full, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        self._started.append(process)
+        return process
 
     def close(self) -> None:
         for node in NODES:
             self.kill(node)
+        for process in self._started:
+            process.wait()
         for name in self.names.values():
             _run("ip", "netns", "delete", name)
 
 
 class Training:
-    """A run by `python -m launch` on both nodes."""
+    """A run by `python -m launch` on both nodes; launch itself runs on the node `at`."""
 
-    def __init__(self, cluster: Cluster, folder: Path, *arguments: str, more: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        *arguments: str,
+        hosts: Path | None = None,
+        at: int = 1,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.run, self.log = folder / "run", folder / "log"
-        own = (f"hosts={cluster.hosts}", f"ssh=ssh -F {cluster.ssh_config}", f"runs_root={folder}", "run=run")
+        own = (f"hosts={hosts or cluster.hosts}", f"ssh=ssh -F {cluster.ssh_config}", f"runs_root={folder}", "run=run")
         command = [sys.executable, "-m", "launch", *own, *TINY, *arguments]
-        self.process = cluster.start(command, self.log, more)
+        self.process = cluster.start(command, self.log, more, at)
 
     def wait_for(self, step: int, seconds: float = 120) -> None:
+        self.wait_until(lambda: any(line["step"] >= step for line in read_metrics(self.run)), seconds)
+
+    def wait_until(self, is_so: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
-        while not any(line["step"] >= step for line in read_metrics(self.run)):
+        while not is_so():
             assert self.process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output
             time.sleep(0.05)
@@ -178,6 +194,10 @@ class Training:
             self.process.send_signal(signal.SIGINT)
             self.process.send_signal(signal.SIGKILL)
             raise AssertionError(self.output) from None
+
+    @property
+    def restarts(self) -> int:
+        return self.output.count("; restart ")
 
     @property
     def output(self) -> str:

@@ -237,6 +237,19 @@ def test_a_rank_that_hangs_is_noticed(trainer: Trainer, corpus: Path) -> None:
     assert "distributed_c10d.py" in stacks
 
 
+def test_a_rank_that_hangs_before_it_trains_is_noticed(trainer: Trainer, corpus: Path) -> None:
+    """The steps have a limit of their own, which these would not reach."""
+    hang = "import os, time\nif os.environ['RANK'] == '1': time.sleep(60)"
+    job = trainer.start(f"data.path={corpus}", "watchdog.start_seconds=3", ranks=2, before=hang)
+    end = time.monotonic() + 30
+    while job.codes()[0] is None and time.monotonic() < end:
+        time.sleep(0.02)
+    assert job.codes()[0] == 71
+    assert "no progress for 3 s (watchdog.start_seconds=3)" in (job.logs / "stderr-0").read_text()
+    assert 'dist.py"' in (job.run / "stacks-rank0.txt").read_text()
+    job.kill()
+
+
 def test_a_rank_that_dies_ends_the_other(trainer: Trainer, corpus: Path) -> None:
     job = trainer.start(f"data.path={corpus}", "steps=5000", "checkpoint.every=1", ranks=2)
     job.wait_for(3)

@@ -14,6 +14,7 @@ import pytest
 
 from launch.command import LOCALHOST
 from launch.supervise import Job, supervise
+from tests.support import environment, free_port, rank_environment
 
 ODD = [
     "a={0..3}",
@@ -66,6 +67,7 @@ if mode == "kill_agent":
 while not stopped:
     time.sleep(0.05)
 time.sleep(1)  # saving
+assert mode != "fail", "the save failed"
 note("saved", True)
 status(75)
 """
@@ -97,7 +99,7 @@ def launch(here: Path, mode: str, *rest: str) -> int:
 
 
 def in_a_process(here: Path, mode: str) -> subprocess.Popen[bytes]:
-    """`launch` as a process of its own, so that it can be sent signals."""
+    """`launch` as a process of its own, in a group of its own as a shell makes it, so that it can be sent signals."""
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -105,7 +107,7 @@ from pathlib import Path
 from test_launch import launch
 sys.exit(launch(Path({str(here)!r}), {mode!r}))
 """
-    return subprocess.Popen([sys.executable, "-c", code])
+    return subprocess.Popen([sys.executable, "-c", code], process_group=0)
 
 
 def wait_for(here: Path, *names: str) -> None:
@@ -148,11 +150,58 @@ def test_a_second_signal_kills(stub: Path) -> None:
     process = in_a_process(stub, "deaf")
     wait_for(stub, "ready-0", "ready-1")
     process.send_signal(signal.SIGINT)
-    time.sleep(1)
+    time.sleep(2)
     assert process.poll() is None, "the first signal waits for the ranks"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 70
     assert alive(stub) == []
+
+
+def test_ctrl_c_stops_this_job_only(stub: Path) -> None:
+    """As a terminal sends it, to the whole group; a second job on the machine goes on."""
+    folders = [stub / "one", stub / "other"]
+    jobs = []
+    for folder in folders:
+        folder.mkdir()
+        jobs.append(in_a_process(folder, "obey"))
+    try:
+        for folder in folders:
+            wait_for(folder, "ready-0", "ready-1")
+        os.killpg(jobs[0].pid, signal.SIGINT)
+        assert jobs[0].wait(60) == 75
+        assert alive(folders[0]) == []
+        time.sleep(1)
+        assert jobs[1].poll() is None
+        assert len(alive(folders[1])) == 4
+        assert not (folders[1] / "saved-0").exists()
+    finally:
+        jobs[1].send_signal(signal.SIGTERM)
+        assert jobs[1].wait(60) == 75
+    assert alive(folders[1]) == []
+
+
+def test_a_stop_that_fails_is_no_orderly_stop(stub: Path) -> None:
+    """75 would say that there is a checkpoint."""
+    process = in_a_process(stub, "fail")
+    wait_for(stub, "ready-0", "ready-1")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 70
+    assert alive(stub) == []
+
+
+def test_a_check_whose_ranks_do_not_meet_is_one_line(tmp_path: Path) -> None:
+    """As with a firewall that drops what it does not like: the second rank is never heard of."""
+    code = "import sys; from pathlib import Path; from launch import speed; speed._START_SECONDS = 3; "
+    code += "sys.exit(speed.main(Path(sys.argv[1]), ['a', 'b']))"
+    ours = environment() | rank_environment(0, 2, free_port()) | {"CROSS_RANK": "0", "GLOO_SOCKET_IFNAME": "eth9"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=ours, timeout=100, check=False
+    )
+    assert done.returncode == 64, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "error: a, b: no connection between their ranks over GLOO_SOCKET_IFNAME=eth9 (silence for 3 s)"
+    )
 
 
 def test_a_killed_launcher_is_a_failure_without_orphans(stub: Path) -> None:

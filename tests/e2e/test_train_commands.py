@@ -147,6 +147,17 @@ def test_a_damaged_shard_under_the_launcher(tmp_path: Path) -> None:
     assert all("pass-00/000000.tar: block 40: its checksum differs from the manifest's" in line for line in lines)
 
 
+def test_a_mistyped_hostfile_is_not_trained_without(corpus: Path, tmp_path: Path) -> None:
+    """DeepSpeed warns, among its other lines, and would train on this machine alone."""
+    by_hostfile = (DEEPSPEED[0], "--hostfile", "hosts.txt", *DEEPSPEED[1:], *BY_FILE[len(DEEPSPEED) :])
+    with started(by_hostfile, tmp_path, f"data.path={corpus}", "run=r") as command:
+        assert command.wait() == 64, command.stderr.read_text()
+        assert command.all_gone()
+    (line,) = (line for line in command.stderr.read_text().splitlines() if line.startswith("error: "))
+    assert line.startswith("error: --hostfile=hosts.txt: not there, and deepspeed would train on this machine alone")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "code"),
     [(["stop_at=2", "data.workers=1"], 75), (["global_batch_size=15"], 64), (["optim.beta2=1"], 64)],

@@ -223,6 +223,15 @@ def test_help_is_quick() -> None:
         assert subprocess.run([sys.executable, "-c", source], env=environment(), check=False).returncode == 0, forbidden
 
 
+def test_the_tables_of_scaling_are_the_benchmarks() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "scaling.json").read_text())["rows"]
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (\w+), ZeRO (\d) \| (.*) \|$", text, re.MULTILINE)
+    assert [(model, int(stage), cells.split(" | ")) for model, stage, cells in told] == [
+        (row["model"], row["stage"], [f"{share:.0%}" for share in row["efficiency"]]) for row in rows
+    ]
+
+
 def test_links_from_the_root_lead_into_the_site() -> None:
     assert hooks.relinked("[a](docs/data.md#x) [b](LICENSE) [c](https://x.y) [d](CHANGELOG.md)") == (
         f"[a](data.md#x) [b]({hooks.REPOSITORY}LICENSE) [c](https://x.y) [d](changelog.md)"

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ import pytest
 
 from data_prep.entry import compose
 from data_prep.errors import UserError
-from launch.__main__ import Options, main, parse
+from launch.__main__ import Options, job_of, main, parse
 from launch.agent import CRASHED, ENDED, Orders, true_exit_code
 from launch.check import compare, table
 from launch.command import LOCALHOST, Command, Machine, forwarded, node_command, read_hostfile, this_machine
+from launch.facts import facts
 from launch.nodes import LOST
-from launch.slurm import first_host, script
-from launch.supervise import most_hosts, outcome
+from launch.slurm import first_host, script, seconds_of
+from launch.supervise import Job, most_hosts, outcome
 from pretrain.config import TrainConfig
+from tests.support import environment
 
 ODD = (
     "a={0..3}",
@@ -121,6 +124,9 @@ def test_the_printed_command_is_what_a_shell_would_run(monkeypatch: pytest.Monke
         (None, 71, False, 71),
         (None, -9, False, CRASHED),
         (None, -15, True, 75),
+        (None, 256 - 15, True, 75),  # a rank that had not begun
+        (None, 256 - 9, True, CRASHED),  # perhaps in the middle of its save
+        ('{"exit_code": 70}', 1, True, CRASHED),  # the save failed
         ("{torn", 1, False, CRASHED),
         ("[]", 1, False, CRASHED),
     ],
@@ -137,8 +143,36 @@ def test_dry_run_and_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert main(["--dry-run", "procs=3", "run=a b", "data.path=x"]) == 0
     printed = capsys.readouterr().out
     assert printed.endswith("--module pretrain.train world_size=3 'run=a b' data.path=x\n")
+    assert main(["run=a", "check", "--dry-run", "procs=3", "data.path=x"]) == 0
+    assert capsys.readouterr().out.endswith("--module launch.speed runs localhost\n"), "of what check would run"
     with pytest.raises(UserError, match=r"micro_batch_size=0"):
         main(["--dry-run", "run=a", "data.path=x", "micro_batch_size=0"])
+
+
+def test_a_mistyped_option_is_one_of_launchs(capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "host=h", "run=a", "data.path=x"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        64,
+        "error: host: no such key (did you mean hosts?); --help lists them all\n",
+    )
+
+
+def test_who_reads_only_the_head_of_the_help_breaks_nothing() -> None:
+    """With a reader that is gone before the first byte, which `head` may be or not."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "launch", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
 
 
 def test_an_agent_that_hears_no_more_ends_its_ranks() -> None:
@@ -189,6 +223,9 @@ def test_a_wrong_hostfile_is_one_line(tmp_path: Path, text: str | None, words: s
 def test_what_other_nodes_get_of_the_environment() -> None:
     mine = {"NCCL_DEBUG": "INFO", "PATH": "/bin", "CUDA_VISIBLE_DEVICES": "1", "WANDB_API_KEY": "k", "MY_PASSWORD": "p"}
     assert forwarded(mine) == {"NCCL_DEBUG": "INFO", "WANDB_API_KEY": "k"}
+    more = {"MINE": "1", "SENTRY_DSN": "2", "https_proxy": "3", "LD_LIBRARY_PATH": "4"}
+    asked = parse(["forward=MINE,SENTRY_"]).forward
+    assert forwarded(mine | more, asked) == {"NCCL_DEBUG": "INFO", "WANDB_API_KEY": "k", **more}
 
 
 def test_the_hosts_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -213,32 +250,58 @@ def test_the_hosts_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("codes", "expected"),
+    ("codes", "expected", "again"),
     [
-        ([0, 0], 0),
-        ([75, 75], 75),
-        ([0, 75], 75),
-        ([70, CRASHED], 70),
-        ([64, ENDED], 64),
-        ([74, LOST], 74),
-        ([CRASHED, ENDED], CRASHED),
-        ([0, LOST], CRASHED),
-        ([71, CRASHED], 71),
-        ([75, ENDED], CRASHED),
-        ([], 75),
+        ([0, 0], 0, False),
+        ([75, 75], 75, True),
+        ([0, 75], 75, True),
+        ([70, CRASHED], 70, False),
+        ([64, ENDED], 64, False),
+        ([74, LOST], 74, False),
+        ([CRASHED, ENDED], 70, True),
+        ([0, LOST], 70, True),
+        ([71, CRASHED], 71, True),
+        ([75, ENDED], 70, True),
+        ([0, 120], 70, True),  # no code of an agent's
+        ([], 70, True),
     ],
 )
-def test_the_code_of_a_run_from_its_nodes(codes: list[int], expected: int) -> None:
-    assert outcome(codes) == expected
+def test_the_end_of_a_run_from_its_nodes(codes: list[int], expected: int, again: bool) -> None:
+    end = outcome(codes)
+    assert (end.code, end.again) == (expected, again)
 
 
-def test_the_hosts_that_the_batch_can_be_split_over() -> None:
+def job(tmp_path: Path, *arguments: str) -> Job:
+    options = parse([f"hosts={tmp_path / 'hosts'}", f"runs_root={tmp_path}", "run=a", "data.path=x", *arguments])
+    return job_of(options, compose("train", TrainConfig, options.overrides))
+
+
+def test_the_hosts_that_the_batch_can_be_split_over(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("".join(f"{host} slots=2\n" for host in "abc"))
     slots = {"a": 2, "b": 2, "c": 2}
-    assert most_hosts(slots, (24, 4)) == ["a", "b", "c"]
-    assert most_hosts(slots, (16, 4)) == ["a", "b"]
-    assert most_hosts(slots, None) == ["a", "b", "c"]
-    with pytest.raises(UserError, match="cannot be split"):
-        most_hosts(slots, (9, 4))
+
+    def chosen(*arguments: str) -> str:
+        return "".join(most_hosts(slots, job(tmp_path, "micro_batch_size=4", *arguments).fits))
+
+    assert chosen("global_batch_size=24") == "abc"
+    assert chosen("global_batch_size=48", "batch_ramp.start=24") == "abc"
+    (tmp_path / "hosts").write_text("a slots=1\n")
+    assert chosen("global_batch_size=16") == "ab"
+    assert chosen("global_batch_size=48", "batch_ramp.start=16") == "ab", "the ramp's first step must divide, too"
+    assert chosen("global_batch_size=4") == "", "1 rank at least would be left"
+    assert most_hosts(slots, lambda ranks: True) == ["a", "b", "c"]
+
+
+def test_a_world_size_of_the_users_own(tmp_path: Path) -> None:
+    """It must be that of the hostfile; when fewer hosts are left, it holds no more."""
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
+    asked = job(tmp_path, "world_size=4", "global_batch_size=128")
+    assert "world_size=4" not in asked.overrides
+    assert asked.fits(2)
+    with pytest.raises(UserError, match="world_size=3: there are 4 ranks; correct it, or the hostfile"):
+        job(tmp_path, "world_size=3")
+    with pytest.raises(UserError, match="global_batch_size=32: not a multiple of micro_batch_size=32 x 4 ranks"):
+        job(tmp_path, "global_batch_size=128", "batch_ramp.start=32", "micro_batch_size=32")
 
 
 def slurm_script(tmp_path: Path, *arguments: str) -> str:
@@ -258,14 +321,25 @@ def test_a_slurm_script_says_what_slurm_must_do(tmp_path: Path) -> None:
     assert "srun --kill-on-bad-exit=1 " in text
     assert " world_size=32 optim.lr=1e-3\n" in text
     assert subprocess.run(["bash", "-n"], input=text.encode(), check=False).returncode == 0
+    assert "--cpus-per-task=3\n" in text
     assert "scontrol requeue" in text
+    quoted = slurm_script(tmp_path, """sbatch=--comment="a b" --exclusive""")
+    assert "#SBATCH '--comment=a b'\n#SBATCH --exclusive\n" in quoted
     assert "requeue " not in slurm_script(tmp_path, "stop_at=5"), "it would stop at once, for ever"
     assert parse(["nodes=4"]).overrides == ("nodes=4",), "which training refuses"
 
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("time=tomorrow", "must be minutes"), ("micro_batch_size=5", "not a multiple"), ("runs_root=a b", "no blanks")],
+    [
+        ("time=tomorrow", "must be minutes"),
+        ("time=1:00", "must be minutes"),  # of Slurm one minute
+        ("time=9", "too short: ranks stop 120 s before its end"),
+        ("micro_batch_size=5", "not a multiple"),
+        ("batch_ramp.start=512", "global_batch_size=512: not a multiple"),
+        ("world_size=3", "there are 32 ranks"),
+        ("runs_root=a b", "no blanks"),
+    ],
 )
 def test_what_slurm_cannot_do_is_one_line(tmp_path: Path, argument: str, words: str) -> None:
     options = parse(["nodes=4", "gpus_per_node=8", "time=60", argument], slurm=True)
@@ -273,6 +347,14 @@ def test_what_slurm_cannot_do_is_one_line(tmp_path: Path, argument: str, words: 
     config = compose("train", TrainConfig, arguments)
     with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$"):
         script(options, config, Path(config.runs_root) / config.run)
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("1:30:00", 5400), ("2-3", 183_600), ("1-02:03", 93_780), ("1-02:03:04", 93_784)],
+)
+def test_slurms_times(time: str, seconds: int) -> None:
+    assert seconds_of(time) == seconds
 
 
 @pytest.mark.parametrize(
@@ -293,7 +375,7 @@ def test_the_first_host_of_slurms_list(nodelist: str, first: str) -> None:
 def host_facts(**changes: Any) -> dict[str, Any]:
     equal = {"python": "3.11", "torch": "2.13", "deepspeed": "0.19", "code": "c", "configuration": "f", "data": "d"}
     gpu = {"name": "H200", "memory.used": "3", "ecc.errors.uncorrected.volatile.total": "0"}
-    good = {"data_missing": None, "disk_free_bytes": 2**40, "gpus": [gpu, gpu], "clock": 0.1}
+    good = {"data_missing": None, "disks": {"runs_root": (2**40, 2**35)}, "gpus": [gpu, gpu], "clock": 0.1}
     return good | {key: changes[key] for key in changes if key in good} | {"equal": equal | changes.get("equal", {})}
 
 
@@ -308,13 +390,18 @@ GOOD_GPU, *_ = host_facts()["gpus"]
         ({"equal": {"code": "x"}}, "c: code is x, a has c"),
         ({"clock": -7.0}, "c: its clock is off by -7.1 s"),
         ({"clock": 1.9}, None),
-        ({"disk_free_bytes": 2**30}, "c: 1.0 GiB free"),
+        (
+            {"disks": {"runs_root": (2**40, 2), "data.cache_dir": (2**30, 2**31)}},
+            "1.0 GiB free for data.cache_dir, 2.0",
+        ),
         ({"data_missing": "/x/manifest.json"}, "c: /x/manifest.json: not there"),
         ({"gpus": [GOOD_GPU]}, "c: 1 GPUs for 2 processes"),
         ({"gpus": []}, "c: 0 GPUs for 2 processes"),
         ({"gpus": [GOOD_GPU, GOOD_GPU | {"name": "A100"}]}, "c: GPU 1: A100, others are not"),
         ({"gpus": [GOOD_GPU, GOOD_GPU, GOOD_GPU | {"name": "A100"}]}, None),  # one that is not asked for
         ({"gpus": [GOOD_GPU | {"memory.used": "9000"}, GOOD_GPU]}, "c: GPU 0: 9000 MiB in use"),
+        ({"gpus": [GOOD_GPU | {"memory.used": "[N/A]"}, GOOD_GPU]}, None),
+        ({"gpus": [{"error": "NVML is not there"}]}, "c: nvidia-smi: NVML is not there; repair its driver"),
         ({"gpus": [GOOD_GPU | {"ecc.errors.uncorrected.volatile.total": "2"}] * 2}, "2 uncorrected memory errors"),
         ({"gpus": [GOOD_GPU | {"ecc.errors.uncorrected.volatile.total": "[N/A]"}] * 2}, None),
     ],
@@ -326,6 +413,28 @@ def test_the_host_that_differs_is_named(changes: dict[str, Any], fault: str | No
     for line in faults:
         assert str(fault) in line
     assert len(table(found).splitlines()) == 4
+
+
+def test_gpus_that_are_broken_on_every_host_are_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'Failed to initialize NVML'\nexit 9\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    gpus = facts(["run=a", "data.path=x"])["gpus"]
+    found = {host: host_facts(gpus=gpus) for host in "ab"}
+    assert compare(found, dict.fromkeys(found, 8)) == [
+        f"{host}: nvidia-smi: Failed to initialize NVML; repair its driver" for host in "ab"
+    ]
+    assert table(found).splitlines()[1].endswith(" 0")
+
+
+def test_the_disk_must_hold_the_checkpoints(tmp_path: Path, corpus: Path) -> None:
+    told = facts(["run=a", f"data.path={corpus}", f"data.cache_dir={tmp_path}", "model=large"])["disks"]
+    weights = 335e6 - 30_522 * 1024  # of BERT-large, but for a vocabulary that is none here
+    assert told["runs_root"][1] == pytest.approx(5 * 12 * weights, rel=0.02)
+    assert told["data.cache_dir"][1] == sum(path.stat().st_size for path in corpus.glob("*/*.tar"))
 
 
 def test_a_host_that_does_not_answer_is_named() -> None:

@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import entry
 from data_prep.errors import UserError
-from pretrain.config import TrainConfig
 from pretrain.report import duration, main, read_run, thinned, write_report
 
 VOID = {"meta", "br", "link", "img"}
@@ -112,6 +110,17 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert str(runs[1]) in text
 
 
+def test_curves_over_tokens(tmp_path: Path) -> None:
+    """As two runs with different batches want to be compared."""
+    run = make_run(tmp_path / "a")
+    assert main([str(run), "--x", "tokens", "--out", str(tmp_path / "r.html")]) == 0
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert re.search(r"^ *tokens$", text, re.MULTILINE)
+    assert read_run(run, "a").series("train/lr", "tokens") == ([64_000, 128_000, 192_000], [1e-4] * 3)
+    assert read_run(run, "a").series("eval/mlm_loss", "tokens") == ([192_000], [3.25])
+    assert main([str(run), "--x", "epochs"]) == 64
+
+
 def test_null_is_a_gap_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     with (run / "metrics.jsonl").open("a") as file:
@@ -124,11 +133,11 @@ def test_null_is_a_gap_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
 
 def test_a_run_without_metrics_is_one_line_and_exit_64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in (tmp_path / "absent", tmp_path):
-        assert entry.guarded(lambda run=run: main([str(run)]), TrainConfig) == 64
+        assert main([str(run)]) == 64
         printed = capsys.readouterr()
         assert re.fullmatch(rf"error: {re.escape(str(run))}/metrics.jsonl: no metrics in it; [^\n]*\n", printed.err)
         assert printed.out == ""
-    assert entry.guarded(lambda: main([]), TrainConfig) == 64
+    assert main([]) == 64
     run = make_run(tmp_path / "a")
     (run / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"config\.yaml or environment.json is damaged"):

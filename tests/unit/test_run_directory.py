@@ -39,7 +39,9 @@ def test_what_it_tells(tmp_path: Path) -> None:
     tokenizer.mkdir()
     (tokenizer / "vocab.txt").write_text("[PAD]\n")
     directory = RunDirectory(tmp_path / "a")
+    assert directory.ranks_before() is None
     directory.describe("run: a\n", tokenizer, world_size=2)
+    assert directory.ranks_before() == 2
     directory.describe("run: a\nsteps: 3\n", tokenizer, world_size=4)  # every start tells anew
     directory.write_status(75, 12)
     directory.close()
@@ -67,7 +69,7 @@ def test_a_full_disk_is_one_line_and_hides_no_other_error(tmp_path: Path, monkey
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskError, match="No space left on device; free space and run the same command again"):
         directory.describe("run: a\n", tmp_path / "tokenizer", 1)
     directory.write_status(74, 3)  # the exit code tells it too

@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from data_prep.entry import compose
 from data_prep.errors import DiskError, UserError
 from pretrain.config import TrainConfig
+from pretrain.console import Console
+from pretrain.redact import redact, redact_overrides
 from pretrain.telemetry import (
-    Console,
+    HarmlessSink,
     JsonlSink,
     TensorBoardSink,
     WandbSink,
     open_telemetry,
-    redact,
-    redact_overrides,
+    raise_alert,
     sink_of_your_own,
 )
 
@@ -47,7 +48,7 @@ def test_jsonl_one_object_per_step_and_null_for_what_json_cannot_say(tmp_path: P
     sink = JsonlSink(path, None)
     sink.log(10, {"train/loss": 6.5, "samples": 640})
     assert lines(path) == [{"step": 10, "train/loss": 6.5, "samples": 640}]  # flushed at once
-    sink.log(10, {"eval/mlm_loss": 5.5})
+    sink.log(10, {"eval/mlm_loss": 5.5, "samples": 640})  # an evaluation bears the axes, too
     sink.log(20, {"train/loss": math.nan, "train/grad_norm": math.inf})
     sink.log(20, {})
     sink.close(0)
@@ -56,6 +57,11 @@ def test_jsonl_one_object_per_step_and_null_for_what_json_cannot_say(tmp_path: P
         {"step": 20, "train/loss": None, "train/grad_norm": None},
     ]
     assert next(iter(lines(path)[0])) == "step"
+    assert path.read_text().count('"samples"') == 1
+    sink = JsonlSink(path, 20)  # a resume may evaluate at its first step
+    sink.log(20, {"eval/mlm_loss": 5.25})
+    sink.close(0)
+    assert lines(path)[1] == {"step": 20, "train/loss": None, "train/grad_norm": None, "eval/mlm_loss": 5.25}
 
 
 @settings(deadline=None)
@@ -98,7 +104,7 @@ def test_jsonl_on_a_full_disk_is_one_line_with_its_exit_code() -> None:
     full = Path("/dev/full")
     sink = JsonlSink.__new__(JsonlSink)
     with full.open("r+b", buffering=0) as file:
-        sink._path, sink._last_step, sink._file = full, -1, file
+        sink._path, sink._row, sink._file = full, {"step": -1}, file
         with pytest.raises(DiskError, match="No space left on device; free space") as caught:
             sink.log(1, {"x": 1.0})
     assert caught.value.exit_code == 74
@@ -163,6 +169,16 @@ def finished_wandb_records(path: Path) -> list[Any]:
     raise AssertionError(f"{path} has no exit record among {len(records)}")
 
 
+def history(records: list[Any]) -> list[dict[str, Any]]:
+    """What was logged, without what W&B adds."""
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        if record.HasField("history"):
+            items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+            rows.append({key: json.loads(value) for key, value in items.items() if not key.startswith("_")})
+    return rows
+
+
 @pytest.fixture
 def no_wandb_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
@@ -182,13 +198,14 @@ def test_wandb_without_a_key_writes_an_offline_run_that_reads_back(
         config("wandb.tags=[a]"), tmp_path, is_main=True, resume_step=None, wandb_id=None, resolved=resolved
     )
     for step in (10, 20):
-        telemetry.log(step, {"train/loss": 5.0 + step, "samples": step * 64})
-    telemetry.log(10 + 10, {"eval/mlm_loss": 4.0})
-    telemetry.close(0)
-    printed = capfd.readouterr().err
+        telemetry.log(step, {"train/loss": 5.0 + step, "samples": step * 64, "tokens": step * 6400})
+    telemetry.log(20, {"eval/mlm_loss": 4.0, "eval/samples": 7, "samples": 1280, "tokens": 128_000})
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    printed = capfd.readouterr().err
     assert printed.count("no API key") == 1
-    assert f"wandb sync {folder}\n" in printed
+    assert f"wandb sync {folder}\n" in printed, "a run that is killed can be sent, too"
+    telemetry.close(0)
+    assert f"wandb sync {folder}\n" in capfd.readouterr().err
     assert telemetry.wandb_id == (tmp_path / "wandb_id").read_text().strip()
     for file in tmp_path.rglob("*"):
         assert file.is_dir() or b"hunter2" not in file.read_bytes(), file
@@ -198,20 +215,37 @@ def test_wandb_without_a_key_writes_an_offline_run_that_reads_back(
     sent = {update.key: json.loads(update.value_json) for update in run.config.update}
     assert sent["store"] == {"api_key": "[redacted]"}
     assert sent["data"] == {"path": "s3://[redacted]@host/books"}
-    history = [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-        for record in records
-        if record.HasField("history")
+    *rows, table = history(records)
+    assert rows == [
+        {"step": 10, "train/loss": 15.0, "samples": 640, "tokens": 64_000},
+        {"step": 20, "train/loss": 25.0, "samples": 1280, "tokens": 128_000},
+        {"step": 20, "eval/mlm_loss": 4.0, "eval/samples": 7, "samples": 1280, "tokens": 128_000},
     ]
-    ours = [{key: value for key, value in row.items() if not key.startswith("_")} for row in history]
-    assert ours == [
-        {"step": 10, "train/loss": 15.0, "samples": 640},
-        {"step": 20, "train/loss": 25.0, "samples": 1280},
-        {"step": 20, "eval/mlm_loss": 4.0},
-    ]
+    assert table["step"] == 20
+    shown = json.loads((folder / "files" / table["final_evaluation/path"]).read_text())
+    final = {"step": 20, "samples": 1280, "tokens": 128_000, "eval/mlm_loss": 4.0, "eval/samples": 7}
+    assert dict(shown["data"]) == final
     metrics = [record.metric for record in records if record.HasField("metric")]
+    assert {"step", "samples", "tokens"} <= {metric.name for metric in metrics}
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
     assert next(record.exit.exit_code for record in records if record.HasField("exit")) == 0
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_a_run_that_was_killed_and_resumed_offline_is_one_run(tmp_path: Path) -> None:
+    """Offline segments do not join: the newest one holds what counts of those before it."""
+    for resume_step, steps in ((None, (10, 20, 30)), (20, (25, 35))):
+        telemetry = open_telemetry(
+            config("log.every=5"), tmp_path, is_main=True, resume_step=resume_step, wandb_id=None, resolved={}
+        )
+        for step in steps:
+            telemetry.log(step, {"train/loss": math.nan if step == 10 else float(step), "samples": step})
+        telemetry.close(75)
+    newest = max((tmp_path / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime_ns)
+    records = finished_wandb_records(next(newest.glob("*.wandb")))
+    assert [row["step"] for row in history(records)] == [10, 20, 25, 35]
+    assert history(records)[0] == {"step": 10, "samples": 10}
+    assert next(record.run.run_id for record in records if record.HasField("run")) == telemetry.wandb_id
 
 
 @pytest.mark.usefixtures("no_wandb_key")
@@ -236,6 +270,8 @@ def test_a_failed_run_alerts_and_its_newest_checkpoint_is_an_artifact(tmp_path: 
 
 
 OWN_SINK = """
+class Down:
+    def __init__(self, run_dir, resume_step, resolved): raise RuntimeError("the tracker does not answer")
 class Own:
     def __init__(self, run_dir, resume_step, resolved):
         self.path = run_dir / "own.txt"
@@ -253,7 +289,7 @@ def test_a_sink_of_ones_own_gets_everything_and_does_no_harm(
 ) -> None:
     (tmp_path / "own_sink_of_a_test.py").write_text(OWN_SINK)
     monkeypatch.syspath_prepend(tmp_path)
-    asked = config("log.sinks=[own_sink_of_a_test:Own]", "wandb.mode=disabled")
+    asked = config("log.sinks=[own_sink_of_a_test:Own,own_sink_of_a_test:Down]", "wandb.mode=disabled")
     telemetry = open_telemetry(
         asked, tmp_path, is_main=True, resume_step=None, wandb_id=None, resolved={"api_key": "hunter2"}
     )
@@ -261,12 +297,14 @@ def test_a_sink_of_ones_own_gets_everything_and_does_no_harm(
         telemetry.log(step, {"x": step / 2})
     telemetry.close(0)
     assert (tmp_path / "own.txt").read_text() == "None [redacted]\n0 0.0\n1 0.5\n2 1.0\n"
-    off = "own_sink_of_a_test:Own: off for this run: the tracker is gone; metrics.jsonl has everything\n"
-    assert capsys.readouterr().err.count(off) == 1
+    printed = capsys.readouterr().err
+    for sink, reason in (("Own", "the tracker is gone"), ("Down", "the tracker does not answer")):
+        off = f"own_sink_of_a_test:{sink}: off for this run: {reason}; metrics.jsonl has everything\n"
+        assert printed.count(off) == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
     for wrong in ("nowhere:Own", "own_sink_of_a_test:Other", "own_sink_of_a_test", ""):
         with pytest.raises(UserError, match=r"log\.sinks=\[.*module:factory"):
-            sink_of_your_own(wrong, tmp_path, None, {})
+            sink_of_your_own(wrong)
 
 
 def fake_wandb(monkeypatch: pytest.MonkeyPatch, **members: Any) -> None:
@@ -305,7 +343,7 @@ def test_wandb_faults_cost_one_line_and_never_the_run(
 
     fake_wandb(monkeypatch, init=init)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    sink = WandbSink(config(), tmp_path, "abc", {})
+    sink = HarmlessSink("W&B", lambda: WandbSink(config(), tmp_path, "abc", {}))
     for step in range(3):
         sink.log(step, {"x": 1.0})
     sink.close(0)
@@ -324,22 +362,67 @@ def test_wandb_that_cannot_be_reached_goes_on_offline(
         modes.append(mode)
         if mode == "online":
             raise Broken("no route to host")
-        return FakeRun("")
+        return run
 
+    run = FakeRun("")
     fake_wandb(monkeypatch, init=init, login=lambda **_: True, teardown=lambda: modes.append("teardown"))
-    sink = WandbSink(config("wandb.mode=online"), tmp_path, "abc", {})
+    sink = WandbSink(config("wandb.mode=online"), tmp_path, "abc", {}, [{"step": 1}])
     sink.close(0)
     assert modes == ["online", "teardown", "offline"]
+    assert run.calls.count("log") == 1, "the steps before are in this one"
     printed = capsys.readouterr().err
     assert "not reached (no route to host)" in printed
     assert "wandb sync runs/r/wandb/offline\n" in printed
+
+
+def test_wandb_that_does_not_take_all_in_time_says_how_to_send_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(FakeRun):
+        url = "https://w.b/r"
+
+        def finish(self, exit_code: int) -> None:
+            raise TimeoutError
+
+    settings: list[dict[str, Any]] = []
+    init = lambda **given: settings.append(given["settings"]) or Slow("")  # noqa: E731
+    fake_wandb(monkeypatch, init=init, login=lambda **_: True)
+    for artifact in ("false", "true"):
+        WandbSink(config("wandb.mode=online", f"wandb.artifact={artifact}"), tmp_path, "abc", {}).close(0)
+    assert capsys.readouterr().err.count("wandb sync runs/r/wandb/offline\n") == 2
+    assert settings[1]["finish_timeout"] > 10 * settings[0]["finish_timeout"], "a checkpoint takes longer"
+
+
+@pytest.mark.parametrize(("key", "alerts"), [(True, ["alert", "finish"]), (False, [])])
+def test_launch_alerts_of_a_run_whose_rank_0_could_not(
+    key: bool, alerts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the same W&B run; where W&B is not reached, nothing is left on the disk that would hide the run's own."""
+    run, asked = FakeRun(""), []
+
+    def init(**given: Any) -> FakeRun:
+        asked.append((given["mode"], given["id"]))
+        return run
+
+    fake_wandb(monkeypatch, init=init, login=lambda **_: key)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    raise_alert(config(), tmp_path, "node2: lost")
+    assert asked == [], "it never began"
+    (tmp_path / "wandb_id").write_text("abc\n")
+    raise_alert(config(), tmp_path, "node2: lost")
+    assert asked == ([("online", "abc")] if key else [])
+    assert run.calls == alerts
+    raise_alert(config("wandb.mode=disabled"), tmp_path, "node2: lost")
+    assert len(asked) == key
+    run.fail_at = "alert"
+    raise_alert(config(), tmp_path, "never raises")
 
 
 def test_wandb_not_installed_or_disabled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    WandbSink(config(), tmp_path, "abc", {}).log(1, {"x": 1.0})
+    HarmlessSink("W&B", lambda: WandbSink(config(), tmp_path, "abc", {})).log(1, {"x": 1.0})
     assert "pip install 'cloze[wandb]'" in capsys.readouterr().err
     telemetry = open_telemetry(
         config("wandb.mode=disabled"), tmp_path, is_main=True, resume_step=None, wandb_id="kept", resolved={}
@@ -381,9 +464,19 @@ def test_tensorboard_events_read_back_and_a_missing_package_is_one_line(
     sink.close(0)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 2.5)]
+    def events() -> list[tuple[int, float]]:
+        found = EventAccumulator(str(tmp_path))
+        found.Reload()
+        return [(event.step, event.value) for event in found.Scalars("train/loss")]
+
+    assert events() == [(10, 2.5)]
+    sink = TensorBoardSink(tmp_path, 10)
+    for step in (20, 30):
+        sink.log(step, {"train/loss": 9.0})
+    sink.rollback(20)  # what came after did not count
+    sink.log(25, {"train/loss": 2.0})
+    sink.close(0)
+    assert events() == [(10, 2.5), (20, 9.0), (25, 2.0)]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install 'cloze\[tensorboard\]'"):
         TensorBoardSink(tmp_path, None)
@@ -409,12 +502,15 @@ def test_the_eta_of_a_run_with_a_time_budget_is_its_end(capsys: pytest.CaptureFi
     assert re.search(r"eta (1:00:00|0:59:5\d)$", capsys.readouterr().err.strip())
 
 
-def test_console_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     console = Console(300, 100, terminal=True)
-    console.log(200, {"train/loss": 6.1234, "eval/mlm_loss": 5.5})
+    speed = {"throughput/tokens_per_second": 12345.0, "throughput/mfu": 0.456}
+    console.log(200, {"train/loss": 6.1234, "eval/mlm_loss": 5.5, **speed})
     console.say("[not markup]")
     console.close()
     printed = capsys.readouterr().err
-    assert "200/300" in printed
+    (bar,) = (line for line in printed.splitlines() if "200/300" in line and "eval" not in line)
+    assert re.search(r"loss 6\.123  mfu 45\.6%  12\.3k tok/s  eta 0:00:\d\d", bar)
     assert "eval 200/300  mlm_loss 5.500" in printed
     assert "[not markup]" in printed

@@ -21,7 +21,7 @@ from pretrain.watchdog import Watchdog
 def deep_inside():
     threading.Event().wait({wait})
 
-dog = Watchdog({seconds}, Path(sys.argv[1]), rank=3)
+dog = Watchdog({seconds}, folder=Path(sys.argv[1]), rank=3, slow_seconds={slow})
 for _ in range({ticks}):
     time.sleep(0.1)
     dog.tick()
@@ -30,9 +30,11 @@ deep_inside()
 """
 
 
-def run(folder: Path, *, seconds: float, wait: float, ticks: int = 0, then: str = "") -> tuple[int, str, float]:
+def run(
+    folder: Path, *, seconds: float, wait: float, ticks: int = 0, then: str = "", slow: float | None = None
+) -> tuple[int, str, float]:
     """(exit code, stderr, seconds it took)"""
-    script = HANGS.format(seconds=seconds, wait=wait, ticks=ticks, then=then)
+    script = HANGS.format(seconds=seconds, wait=wait, ticks=ticks, then=then, slow=slow)
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)], env=environment(), capture_output=True, text=True, timeout=30
@@ -56,6 +58,15 @@ def test_ticks_keep_it_quiet_until_they_end(tmp_path: Path) -> None:
     code, _, seconds = run(tmp_path, seconds=0.5, wait=25, ticks=12)
     assert code == 71
     assert seconds > 1.2 + 0.5
+
+
+def test_the_start_and_the_end_of_a_run_may_take_longer(tmp_path: Path) -> None:
+    """Until the first tick, and after one that tells of a slow part; one of the two limits may be none."""
+    start = "time.sleep(0.8); dog.tick(); dog.tick(slow=True); time.sleep(0.8); dog.tick()"
+    for slow, then, expected in ((2, start, 71), (0, start, 71), (0.3, "time.sleep(25)", 71), (0, "", 0)):
+        code, stderr, _ = run(tmp_path, seconds=0.4, slow=slow, wait=1, then=then)
+        assert code == expected, stderr
+        assert not stderr or f"start_seconds={slow}" in stderr or slow != 0.3
 
 
 @pytest.mark.parametrize(("seconds", "then"), [(0, ""), (0.2, "dog.close()")])
@@ -85,15 +96,24 @@ def test_it_acts_in_the_process_that_made_it(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_under_nohup_a_closed_terminal_is_no_request() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.requested
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_request_to_stop_is_noted_however_often_it_comes(number: int) -> None:
     stop = StopRequest()
     assert not stop.requested
