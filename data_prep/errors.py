@@ -28,6 +28,12 @@ class DiskError(UserError):
     one_rank_only = True
 
 
+class Stopped(UserError):
+    """Ended on request before there was anything to save."""
+
+    exit_code = ExitCode.STOPPED
+
+
 class PeerFailed(UserError):
     """Another rank of the job met a fault and tells it; this one leaves with it, without a word."""
 

@@ -1,5 +1,7 @@
 """What several test modules need: small corpora, and training runs as operating-system processes."""
 
+import functools
+import http.server
 import json
 import os
 import random
@@ -8,9 +10,10 @@ import socket
 import string
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +184,68 @@ def make_corpus(
     )
     write_manifest(path, manifest)
     return manifest
+
+
+# A web server
+
+
+class _Files(http.server.SimpleHTTPRequestHandler):
+    """The files of a folder, as `served` says."""
+
+    delay_seconds: float
+    ranges: bool
+    fault: Callable[[str], object]
+    requests: list[str]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        time.sleep(self.delay_seconds)
+        path, wanted = Path(self.translate_path(self.path)), self.headers.get("Range") if self.ranges else None
+        self.requests.append(f"{self.path} {wanted or ''}".strip())
+        fault = type(self).fault(self.requests[-1])
+        if fault == "503" or not path.is_file():
+            return self.send_error(503 if fault else 404)
+        data, status = path.read_bytes(), 200
+        if wanted:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            part, status = data[int(first) : int(last or len(data)) + 1], 206
+            self.send_response(status)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+            data = part
+        else:
+            self.send_response(status)
+        if self.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if fault == "drop" else data)
+        if fault == "drop":
+            self.wfile.flush()
+            self.connection.close()
+        return None
+
+
+@contextmanager
+def served(
+    folder: Path, *, delay_seconds: float = 0.0, ranges: bool = True, fault: Callable[[str], object] = lambda what: None
+) -> Iterator[tuple[str, list[str]]]:
+    """(URL of a web server over `folder`, what was asked of it so far: path, and byte range if any).
+
+    `fault(what)`, of what was asked, makes the answer a "503", or "drop" the connection in the middle of its body.
+    """
+    requests: list[str] = []
+    options = {"delay_seconds": delay_seconds, "ranges": ranges, "fault": staticmethod(fault), "requests": requests}
+    handler = functools.partial(type("Handler", (_Files,), options), directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", requests
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # Training runs
