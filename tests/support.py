@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from data_prep.manifest import VAL, Manifest, ShardEntry, SplitStatistics, TokenizerFacts, pass_name, write_manifest
 from data_prep.masking import Masking, draw_masks
@@ -327,13 +328,21 @@ class Job:
         found = tuple(code for code in self.codes() if code is not None)
         return Result(found, stderrs, read_metrics(self.run), self.run)
 
-    def wait_for(self, step: int, timeout: float = 60.0) -> None:
+    def wait_for(self, step: int, timeout: float = 150.0) -> None:
         """Wait until metrics.jsonl tells of this step."""
         end = time.monotonic() + timeout
         while not any(line["step"] >= step for line in read_metrics(self.run)):
             assert time.monotonic() < end, self.logs.joinpath("stderr-0").read_text()
             assert self.codes()[0] is None, self.logs.joinpath("stderr-0").read_text()
             time.sleep(0.02)
+
+    def processes(self) -> list[psutil.Process]:
+        """The ranks that live and what they have started, loader processes above all."""
+        found = []
+        for pid in self.pids:
+            with suppress(psutil.NoSuchProcess):
+                found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        return found
 
     def kill(self) -> None:
         """SIGKILL to the sessions of ranks that live."""
@@ -427,6 +436,20 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def all_gone(processes: Sequence[psutil.Process], seconds: float = 10.0) -> bool:
+    """Whether these processes end within so many seconds."""
+
+    def lives(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    end = time.monotonic() + seconds
+    while (left := [process for process in processes if lives(process)]) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not left
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from data_prep.manifest import read_manifest
 from pretrain import checkpoint
-from tests.support import Result, Trainer, make_corpus, read_metrics
+from tests.support import Result, Trainer, all_gone, make_corpus, read_metrics
 
 
 def weights(result: Result, step: int) -> dict[str, torch.Tensor]:
@@ -235,6 +235,25 @@ def test_a_rank_that_hangs_is_noticed(trainer: Trainer, corpus: Path) -> None:
     stacks = (result.run / "stacks-rank0.txt").read_text()
     assert 'loop.py"' in stacks
     assert "distributed_c10d.py" in stacks
+
+
+GIVES_UP = """
+import os, signal
+
+signal.signal(signal.SIGUSR2, lambda *_: os._exit(71))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGUSR2, 71)])
+def test_a_rank_that_ends_takes_its_loader_along(trainer: Trainer, corpus: Path, number: int, code: int) -> None:
+    """Killed, or at once as by the watchdog: loader processes, their parent and its tracker do not outlive it."""
+    job = trainer.start(f"data.path={corpus}", "steps=5000", "data.workers=2", before=GIVES_UP)
+    job.wait_for(3)
+    processes = job.processes()
+    assert len(processes) == 1 + 2 + 2
+    job.signal(0, number)
+    assert all_gone(processes)
+    assert job.wait().codes == (code,)
 
 
 def test_a_rank_that_dies_ends_the_other(trainer: Trainer, corpus: Path) -> None:
