@@ -37,6 +37,17 @@ class Stopped(UserError):
 class PeerFailed(UserError):
     """Another rank of the job met a fault and tells it; this one leaves with it, without a word."""
 
+    def __init__(self, message: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class PeerLost(UserError):
+    """Another rank of the job is gone without a word."""
+
+    exit_code = ExitCode.STUCK
+    one_rank_only = True
+
 
 class TrainingError(UserError):
     """Training cannot go on: non-finite or diverged."""

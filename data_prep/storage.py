@@ -185,8 +185,9 @@ def _asked(url: str) -> Iterator[tuple[Any, str]]:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        kind = Missing if isinstance(error, FileNotFoundError) else Unreachable
-        kind = UserError if isinstance(error, PermissionError) else kind
+        kind: type[UserError] = Unreachable
+        if isinstance(error, FileNotFoundError | PermissionError):
+            kind = Missing if isinstance(error, FileNotFoundError) else UserError
         raise kind(f"{url}: {reason}; check the address and your credentials, then run it again") from error
 
 

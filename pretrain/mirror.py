@@ -23,8 +23,8 @@ class Mirror:
             raise UserError(f"checkpoint.upload={error}") from error
         self._url, self._keep_last, self._keep_every = url, keep_last, keep_every
 
-    def push(self, path: Path) -> None:
-        """Copy a whole checkpoint there, then remove what the rules of retention let go."""
+    def push(self, path: Path, tick: Callable[[], None] = lambda: None) -> None:
+        """Copy a whole checkpoint there, `tick` after each file, then remove what the rules of retention let go."""
         remote = f"{self._url}/{path.name}"
         steps = self._steps()
         if step_of(path) in steps:  # of an earlier try, or of before a rollback
@@ -34,6 +34,7 @@ class Mirror:
         storage.make_folder(remote)
         for name in (*FILES, MANIFEST):
             storage.upload(path / name, f"{remote}/{name}")
+            tick()
         older = {step: there for step, there in steps.items() if step < step_of(path)}
         for step in let_go([*older, step_of(path)], keep_last=self._keep_last, keep_every=self._keep_every):
             storage.remove(older[step])

@@ -25,6 +25,7 @@ from data_prep.manifest import VAL, Manifest, ShardEntry, SplitStatistics, Token
 from data_prep.masking import Masking, draw_masks
 from data_prep.shards import Block, sample_ids, token_dtype, write_shard
 from data_prep.tokenizer import load_tokenizer, save_tokenizer
+from pretrain.config import Identity
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -185,6 +186,14 @@ def make_corpus(
     )
     write_manifest(path, manifest)
     return manifest
+
+
+def make_identity(**changes: Any) -> Identity:
+    values: dict[str, Any] = {
+        "tokenizer": "b" * 64, "optimizer": "adamw", "data": "a" * 64, "num_samples": 300, "passes": 1, "max_len": 24,
+        "seed": 1, "global_batch_size": 16, "batch_ramp": "none", "access": "mapped",
+    }  # fmt: skip
+    return Identity(**(values | changes))
 
 
 # A web server

@@ -1,7 +1,7 @@
 """Checkpoints in a second place: whole ones only, by the same rules, and back again."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -100,7 +100,7 @@ def test_training_never_waits_for_an_upload(tmp_path: Path) -> None:
     """A slow upload: later saves go on, only the newest waits for its turn; a failure is one warning."""
     begun, free, uploaded, said = threading.Event(), threading.Event(), list[str](), list[str]()
 
-    def upload(path: Path) -> None:
+    def upload(path: Path, tick: Callable[[], None]) -> None:
         begun.set()
         assert free.wait(20)
         uploaded.append(path.name)
