@@ -122,8 +122,11 @@ def newest_verified(folder: Path, report: Callable[[str], None]) -> Path | None:
 def verify(path: Path) -> list[str]:
     """What is wrong with a checkpoint, one line each; empty when it is whole."""
     try:
-        listed = json.loads(_text(path / MANIFEST))["files"]
+        text = _text(path / MANIFEST)
+        listed = json.loads(text)["files"]
         expected = {name: (int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in FILES}
+        if text != _manifest_text(expected):
+            raise ValueError("not as it was written")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return [f"{MANIFEST}: unreadable ({error})"]
     faults = []
@@ -162,12 +165,12 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
         save_file(dict(snapshot.moments), temporary / _OPTIMIZER)
         (temporary / _STATE).write_text(json.dumps(asdict(snapshot.state), indent=1) + "\n", encoding="utf-8")
         (temporary / _CONFIG).write_text(snapshot.config_yaml, encoding="utf-8")
-        files = {}
+        files: dict[str, tuple[int, str]] = {}
         for name in FILES:
             (temporary / name).chmod((temporary / _STATE).stat().st_mode)  # safetensors' own is 0600
             _fsync(temporary / name)
-            files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": storage.sha256(temporary / name)}
-        (temporary / MANIFEST).write_text(json.dumps({"version": 1, "files": files}, indent=1) + "\n")
+            files[name] = (temporary / name).stat().st_size, storage.sha256(temporary / name)
+        (temporary / MANIFEST).write_text(_manifest_text(files))
         _fsync(temporary / MANIFEST)
         for leftover in set(temporary.iterdir()) - {temporary / name for name in (*FILES, MANIFEST)}:
             leftover.unlink()
@@ -184,6 +187,12 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
     _fsync(pointer)
     pointer.replace(folder / "LATEST")
     return final
+
+
+def _manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
+    """MANIFEST.json to the byte: from the size and the sha256 of each file."""
+    listed = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()}
+    return json.dumps({"version": 1, "files": listed}, indent=1) + "\n"
 
 
 def assemble(fragments: Iterable[Fragment], shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Tensor]]:

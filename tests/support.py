@@ -268,7 +268,7 @@ TINY = (
 )  # fmt: skip
 """A run of half a second in fp32 without dropout; later overrides win."""
 
-GRACE_SECONDS = 20.0  # how long ranks may outlive one that failed, as under a launcher
+GRACE_SECONDS = 30.0  # how long ranks may outlive one that failed, as under a launcher
 
 
 @dataclass(frozen=True)

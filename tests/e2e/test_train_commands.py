@@ -132,6 +132,23 @@ def test_sigterm_to_one_rank_under_the_launcher(corpus: Path, tmp_path: Path) ->
     assert "Traceback" not in command.stderr.read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("target", ["runner", "launch.py"])
+def test_a_signal_to_a_launcher(corpus: Path, tmp_path: Path, target: str, number: int) -> None:
+    """deepspeed's own exit codes tell nothing then. The ranks stop at one step, with a checkpoint, and all are gone."""
+    with started(BY_MODULE, tmp_path, f"data.path={corpus}", "run=r", "steps=100000", "data.workers=1") as command:
+        command.wait_for(3)
+        runner = psutil.Process(command.process.pid)
+        (runner if target == "runner" else runner.children()[0]).send_signal(number)
+        command.wait()
+        assert command.all_gone(60)
+    run = tmp_path / "runs" / "r"
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 75
+    (path,) = checkpoint.list_checkpoints(run / "checkpoints")
+    assert checkpoint.verify(path) == []
+    assert path == checkpoint.path_of(run / "checkpoints", read_metrics(run)[-1]["step"])
+
+
 def test_a_damaged_shard_under_the_launcher(tmp_path: Path) -> None:
     make_corpus(tmp_path / "corpus", samples=160, samples_per_block=2, shards_per_split=1, val=0)
     path = tmp_path / "corpus" / "pass-00" / "000000.tar"

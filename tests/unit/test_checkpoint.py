@@ -159,7 +159,7 @@ def grow(path: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     **{f"{how.__name__} {name}": (lambda path, how=how, name=name: how(path / name))
        for how in (flip, cut) for name in FILES},
-    **{f"grow {name}": (lambda path, name=name: grow(path / name)) for name in FILES[:-1]},
+    **{f"grow {name}": (lambda path, name=name: grow(path / name)) for name in FILES},
     **{f"no {name}": (lambda path, name=name: (path / name).unlink()) for name in FILES},
     **{f"empty {name}": (lambda path, name=name: (path / name).write_bytes(b"")) for name in FILES},
     "swapped": lambda path: [
@@ -219,7 +219,7 @@ def test_any_manifest_is_a_fault_not_an_error(tmp_path_factory: pytest.TempPathF
             body["files"][name] = value
         else:
             body["files"][name][kind] = value
-    (path / "MANIFEST.json").write_text(json.dumps(body))
+    (path / "MANIFEST.json").write_text(json.dumps(body, indent=1) + "\n")
     assert checkpoint.verify(path) or body == json.loads(right)
 
 
@@ -237,7 +237,7 @@ def rewrite(path: Path, name: str, data: bytes) -> None:
     (path / name).write_bytes(data)
     body = json.loads((path / "MANIFEST.json").read_text())
     body["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / "MANIFEST.json").write_text(json.dumps(body))
+    (path / "MANIFEST.json").write_text(json.dumps(body, indent=1) + "\n")
     assert checkpoint.verify(path) == []
 
 
