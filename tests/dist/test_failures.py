@@ -193,7 +193,7 @@ def test_a_disk_that_stays_full(trainer: Trainer, corpus: Path) -> None:
 
 @pytest.mark.parametrize("full", [(0, 1), (0,), (1,)])
 def test_a_disk_that_stays_full_ends_all_ranks(trainer: Trainer, corpus: Path, full: tuple[int, ...]) -> None:
-    """Whose ever disk it is: rank 0 tells, and all leave together with 74."""
+    """Whose ever disk it is, all leave together with 74."""
     job = trainer.start(
         f"data.path={corpus}", "checkpoint.every=2", "steps=50000", "checkpoint.patience_seconds=2", ranks=2
     )
@@ -201,8 +201,8 @@ def test_a_disk_that_stays_full_ends_all_ranks(trainer: Trainer, corpus: Path, f
     limit_file_size(tuple(job.pids[rank] for rank in full), 60_000)
     result = job.wait(150)
     assert result.codes == (74, 74), result.stderrs
-    (line,) = result.errors
-    assert "not saved (" in line
+    assert 1 <= len(result.errors) <= 2  # rank 0 says that rank 1 could not, and that one why
+    assert all("not saved (" in line for line in result.errors)
     assert not any("Traceback" in text for text in result.stderrs)
     assert all(checkpoint.verify(path) == [] for path in checkpoint.list_checkpoints(result.run / "checkpoints"))
 
