@@ -1,6 +1,6 @@
 """What streaming costs and what its shuffle is worth: `python benchmarks/stream.py [--corpus DIR]`.
 
-Latency: a trainer that takes `--step` seconds for each micro-batch reads two epochs through one loader process, as a run
+Latency: a trainer that takes `--step` seconds for each micro-batch reads two epochs through a loader process, as a run
 does, from a local web server that answers at once, from one that answers each request after 50 ms, and mapped from the
 disk. Printed is the share of time in which it waits for a micro-batch, after the first one, and the longest wait: the
 difference between the two servers is what latency costs.

@@ -303,8 +303,11 @@ class Writer:
 
     def busy(self, seconds: float) -> bool:
         """Whether a checkpoint is still being written or uploaded after so many seconds."""
-        under_way = [*self._uploading, *([self._pending] if self._pending else [])]
-        return bool(futures.wait(under_way, seconds).not_done)
+        futures.wait(self._under_way(), seconds)
+        return not all(future.done() for future in self._under_way())  # a save that is done has begun its upload
+
+    def _under_way(self) -> list[Future[None]]:
+        return [*self._uploading, *([self._pending] if self._pending else [])]
 
     def wait(self) -> None:
         """Wait for the one being written, if any."""
