@@ -47,7 +47,7 @@ class Command:
         return self.process.wait(timeout)
 
     def wait_for(self, step: int) -> None:
-        end = time.monotonic() + 100
+        end = time.monotonic() + 200
         while not any(line["step"] >= step for line in read_metrics(self.cwd / "runs" / "r")):
             assert self.process.poll() is None, self.stderr.read_text()
             assert time.monotonic() < end, self.stderr.read_text()
