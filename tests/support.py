@@ -199,7 +199,7 @@ def make_identity(**changes: Any) -> Identity:
 # A web server
 
 
-class _Files(http.server.SimpleHTTPRequestHandler):
+class Files(http.server.SimpleHTTPRequestHandler):
     """The files of a folder, as `served` says."""
 
     delay_seconds: float
@@ -237,9 +237,44 @@ class _Files(http.server.SimpleHTTPRequestHandler):
         return None
 
 
+class Hub(Files):
+    """The same as the main branch of the data set org/books on a Hugging Face hub."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        _, _, inside = self.path.partition("?")[0].partition("/tree/main")
+        folder = Path(self.directory) / inside.strip("/")
+        if not self.path.startswith("/api/"):
+            self.path = self.path.replace("/datasets/org/books/resolve/main", "")
+            return super().do_GET()
+        entries = [
+            {
+                "type": "directory" if path.is_dir() else "file",
+                "path": str(path.relative_to(self.directory)),
+                "size": 0 if path.is_dir() else path.stat().st_size,
+                "oid": "0" * 40,
+            }
+            for path in folder.iterdir()
+        ]
+        body = json.dumps(entries if "/tree/" in self.path else {"id": "org/books", "sha": "0" * 40}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        return None
+
+
 @contextmanager
 def served(
-    folder: Path, *, delay_seconds: float = 0.0, ranges: bool = True, fault: Callable[[str], object] = lambda what: None
+    folder: Path,
+    *,
+    delay_seconds: float = 0.0,
+    ranges: bool = True,
+    fault: Callable[[str], object] = lambda what: None,
+    kind: type[Files] = Files,
 ) -> Iterator[tuple[str, list[str]]]:
     """(URL of a web server over `folder`, what was asked of it so far: path, and byte range if any).
 
@@ -247,7 +282,7 @@ def served(
     """
     requests: list[str] = []
     options = {"delay_seconds": delay_seconds, "ranges": ranges, "fault": staticmethod(fault), "requests": requests}
-    handler = functools.partial(type("Handler", (_Files,), options), directory=str(folder))
+    handler = functools.partial(type("Handler", (kind,), options), directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

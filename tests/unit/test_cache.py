@@ -17,7 +17,7 @@ from data_prep.errors import ExitCode, Stopped, UserError
 from data_prep.manifest import Manifest, read_manifest
 from pretrain import cache
 from pretrain.cache import local_corpus
-from tests.support import ROOT, environment, make_corpus, served
+from tests.support import ROOT, Hub, environment, make_corpus, served
 
 
 @pytest.fixture
@@ -175,6 +175,20 @@ def test_a_request_to_stop_ends_a_copy(corpus: Path, tmp_path: Path) -> None:
     assert caught.value.exit_code is ExitCode.STOPPED
     assert list(tmp_path.glob("cache/*/*/*.tar"))
     assert same_files(local_corpus(str(corpus), str(tmp_path / "cache"), 1), corpus)
+
+
+def test_copied_from_a_hub(corpus: Path, tmp_path: Path) -> None:
+    """hf:// in a process of its own: where the hub is, is read once a process."""
+    pytest.importorskip("huggingface_hub")
+    script = "import sys; from pretrain.cache import local_corpus; print(local_corpus(*sys.argv[1:], 1))"
+    with served(corpus, kind=Hub) as (url, requests):
+        command = [sys.executable, "-c", script, "hf://datasets/org/books", str(tmp_path / "cache")]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment() | {"HF_ENDPOINT": url}, capture_output=True, text=True, timeout=200
+        )
+    assert done.returncode == 0, done.stderr
+    assert same_files(Path(done.stdout.strip()), corpus)
+    assert any(".tar bytes=0-" in request for request in requests)
 
 
 def test_ranks_copy_once(corpus: Path, tmp_path: Path) -> None:

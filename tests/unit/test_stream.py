@@ -17,6 +17,7 @@ from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming,
 from pretrain.order import lane_bounds, window_order
 from pretrain.stream import Row, Streamed, _Fetcher
 from tests.support import make_corpus, served
+from tests.unit.test_shards import LIES, contract, honest, listed, tar_of
 
 SAMPLES, LANES, WINDOW, SEED = 331, 4, 16, 9
 
@@ -132,6 +133,17 @@ def test_a_shard_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError) as caught:
         ids(streamed(tmp_path / "c"), 0, 100)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_member_is_refused(tmp_path: Path, lie: str) -> None:
+    """Though the manifest lists it, checksum and all: by the same reader as from the disk."""
+    (tmp_path / "pass-00").mkdir()
+    members = {name: payload for name, payload in (honest() | LIES[lie]).items() if payload is not None}
+    entry = listed(tmp_path, tar_of(members))
+    with pytest.raises(CorruptShard) as caught:
+        _Fetcher(str(tmp_path), contract()).rows(entry, 0, 2)
     assert "\n" not in str(caught.value)
 
 
