@@ -21,12 +21,12 @@ import torch
 from data_prep import entry
 from data_prep.manifest import TokenizerFacts
 from pretrain import dist
-from pretrain.checkpoint import TrainingState, Writer
+from pretrain.checkpoint import LossScale, TrainingState, Writer
 from pretrain.config import TrainConfig
 from pretrain.engine import Engine
 from pretrain.loader import Corpus
 from pretrain.model import PackedBert
-from tests.support import free_port, make_corpus, rank_environment
+from tests.support import free_port, make_corpus, make_identity, rank_environment
 
 RANKS = 2
 VOCAB = 30_522
@@ -57,8 +57,8 @@ def worker(model: str, corpus: Path, folder: Path, rounds: int) -> None:
     found: dict[str, list[float]] = {"blocking": [], "total": [], "deepspeed": []}
     for number in range(rounds + 1):  # the first is a warm-up
         state = TrainingState(
-            step=number, samples=0, tokens=0, seconds=0.0, optimizer_steps=1, loss_scale=1.0, manifest_sha256="",
-            tokenizer_fingerprint="", seed=1, global_batch_size=2, wandb_id=None,
+            step=number, samples=0, tokens=0, seconds=0.0, optimizer_steps=1, rollbacks=0, loss_scale=LossScale(),
+            identity=make_identity(), wandb_id=None,
         )  # fmt: skip
         process.barrier()
         start = time.perf_counter()

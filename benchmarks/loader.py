@@ -3,19 +3,29 @@
 Ours builds packed micro-batches with live masks (draw 1: nothing baked) as a loader process does, many at a time. What
 reading alone costs where no block is in the reader's cache, as with corpora far larger than that, is told apart. Peers
 build padded batches: Hugging Face's `DataCollatorForLanguageModeling` from lists of ids, and that collator behind plain
-`webdataset` over tars with one member per sample. Rounds alternate, so that a drift of the machine meets all; the
-medians and their ratios are printed and written as JSON.
+`webdataset` over tars with one member per sample, behind MosaicML's `streaming` and behind `litdata`, each over its own
+format on the disk; the last two where they are installed (`pip install mosaicml-streaming litdata`, into an environment
+of their own: they pull much). Rounds alternate, so that a drift of the machine meets all; the medians and their ratios
+are printed and written as JSON.
+
+At last BERT-tiny trains on this machine's CPU with one loader process, and the share of time is told in which it waited
+for samples.
 """
 
 import argparse
+import importlib.util
 import json
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterable
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +68,43 @@ def one_member_tars(rows: list[dict[str, list[int]]], folder: Path) -> str:
     return str(path)
 
 
+def as_arrays(rows: list[dict[str, list[int]]]) -> list[dict[str, Any]]:
+    kinds = {"input_ids": np.uint16, "token_type_ids": np.uint8}
+    return [{key: np.asarray(row[key], kind) for key, kind in kinds.items()} for row in rows]
+
+
+def mosaic_shards(rows: list[dict[str, list[int]]], folder: Path) -> Iterable[dict[str, Any]]:
+    """MosaicML's own format. Its package imports torchvision, which may not fit this torch: what is needed does not."""
+    package = types.ModuleType("streaming")
+    found = importlib.util.find_spec("streaming")
+    assert found
+    package.__path__ = list(found.submodule_search_locations or [])
+    sys.modules["streaming"] = package
+    from streaming.base import MDSWriter, StreamingDataset
+
+    columns = {"input_ids": "ndarray:uint16", "token_type_ids": "ndarray:uint8"}
+    with MDSWriter(out=str(folder / "mosaic"), columns=columns) as writer:
+        for row in as_arrays(rows):
+            writer.write(row)
+    dataset: Iterable[dict[str, Any]] = StreamingDataset(local=str(folder / "mosaic"), shuffle=False, batch_size=1)
+    return dataset
+
+
+def lit_chunks(rows: list[dict[str, list[int]]], folder: Path) -> Iterable[dict[str, Any]]:
+    """litdata's, by its writer: its `optimize` starts this script again where a main guard is missing."""
+    from litdata import StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
+
+    (folder / "lit").mkdir()
+    writer = BinaryWriter(str(folder / "lit"), chunk_bytes="64MB")
+    for number, row in enumerate(as_arrays(rows)):
+        writer[number] = row
+    writer.done()
+    writer.merge()
+    dataset: Iterable[dict[str, Any]] = StreamingDataset(str(folder / "lit"))
+    return dataset
+
+
 def rate(build: Callable[[], object], samples: int) -> float:
     """Samples per second of CPU time: other users of the machine do not count."""
     start = time.process_time()
@@ -88,11 +135,16 @@ def measure(corpus: Path, size: int, rounds: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         tar = one_member_tars(rows[:2048], Path(folder))
         plain = webdataset.WebDataset(tar, shardshuffle=False).decode()
+        others: dict[str, Iterable[dict[str, Any]]] = {}
+        for peer, module, write in (("mosaic", "streaming", mosaic_shards), ("litdata", "litdata", lit_chunks)):
+            if importlib.util.find_spec(module):
+                others[peer] = write(rows[:2048], Path(folder))
         for _ in range(rounds):
             rates = {
                 "cloze": rate(lambda: packed(16_384), 16_384),
                 "collator": rate(lambda: padded(rows[:2048]), 2048),
                 "webdataset": rate(lambda: padded(sample["json"] for sample in plain), 2048),
+                **{peer: rate(lambda items=items: padded(items), 2048) for peer, items in others.items()},
             }
             for peer, value in rates.items():
                 found.setdefault(peer, []).append(value)
@@ -107,10 +159,24 @@ def cold(corpus: Path, rounds: int) -> float:
     return statistics.median(rate(lambda: split.gather(order, 99), len(order)) for _ in range(rounds))
 
 
+def wait_fraction(corpus: Path, steps: int) -> float:
+    """Share of time in which a real run waits for samples, after the first tenth, in which its loader starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [
+            f"data.path={corpus}", f"runs_root={folder}", "run=r", "model=tiny", "zero=0", "precision=fp32",
+            "global_batch_size=64", "micro_batch_size=32", f"steps={steps}", f"log.every={steps // 10}", "eval.every=0",
+            "checkpoint.every=0", "wandb.mode=disabled",
+        ]  # fmt: skip
+        subprocess.run([sys.executable, "-m", "pretrain.train", *overrides], check=True, stderr=subprocess.DEVNULL)
+        lines = [json.loads(line) for line in (Path(folder) / "r" / "metrics.jsonl").read_text().splitlines()]
+    return statistics.mean(line["data/wait_fraction"] for line in lines[1:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, help="a prepared corpus; default: random ones of 128 and 512 tokens")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200, help="of the run whose wait for samples is told; 0: none")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -140,6 +206,10 @@ def main() -> None:
         for name, corpus in corpora.items():
             results[f"{name}, no block in the cache"] = {"cloze": cold(corpus, arguments.rounds)}
             print(f"{name}, samples read with no block in the cache: {results[f'{name}, no block in the cache']}")
+        for name, corpus in corpora.items() if arguments.steps else ():
+            share = wait_fraction(corpus, arguments.steps)
+            results[f"{name}, BERT-tiny trains"] = {"wait_fraction": share}
+            print(f"{name}, BERT-tiny trains on this CPU: it waits for samples {share:.2%} of the time")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 

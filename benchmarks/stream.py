@@ -1,8 +1,9 @@
 """What streaming costs and what its shuffle is worth: `python benchmarks/stream.py [--corpus DIR]`.
 
-Latency: a trainer that takes `--step` seconds for each micro-batch reads the corpus from a local web server which
-answers each request after 50 ms, with windows fetched ahead and without, beside `mapped` from the disk. Printed is the
-share of time in which it waits for a micro-batch; building one counts, since no loader process hides it here.
+Latency: a trainer that takes `--step` seconds for each micro-batch reads two epochs through a loader process, as a run
+does, from a local web server that answers at once, from one that answers each request after 50 ms, and mapped from the
+disk. Printed is the share of time in which it waits for a micro-batch, after the first one, and the longest wait: the
+difference between the two servers is what latency costs.
 
 Shuffle: one epoch's order by `mapped` and by `stream`, and by webdataset's own shuffle with a buffer of as many samples
 as all lanes' windows hold (shards permuted first, as its users do). Against the order on disk: rank correlation, mean
@@ -11,16 +12,10 @@ another one of the batch. Means over seeds.
 """
 
 import argparse
-import functools
-import http.server
 import json
 import random
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,84 +25,31 @@ import torch
 from webdataset.filters import _shuffle
 
 from data_prep.manifest import Manifest, pass_name, read_manifest
-from pretrain.loader import Layout, MicroBatches, Streaming
+from pretrain.loader import Layout, MicroBatches, Streaming, training_steps
 from pretrain.order import sample_at
 from pretrain.stream import Streamed
-from tests.support import make_corpus
+from tests.support import make_corpus, served
 
 LATENCY_SECONDS = 0.05
 BATCH = 256
 I64 = npt.NDArray[np.int64]
 
 
-class Slow(http.server.SimpleHTTPRequestHandler):
-    """Byte ranges, each answer `LATENCY_SECONDS` late."""
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        time.sleep(LATENCY_SECONDS)
-        first, last = (int(x) for x in self.headers["Range"].removeprefix("bytes=").split("-"))
-        with Path(self.translate_path(self.path)).open("rb") as file:
-            file.seek(first)
-            part = file.read(last + 1 - first)
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-
-@contextmanager
-def served(corpus: Path) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Slow, directory=str(corpus))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class Late(Streamed):
-    """Without prefetch: a window is asked for when its first sample is needed."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._pool.shutdown()
-        vars(self)["_pool"] = Inline()
-
-
-class Inline:
-    """An executor that runs a call when its result is wanted."""
-
-    def submit(self, call: Any, *arguments: Any) -> Any:
-        class Wanted(Future[Any]):
-            def result(self, timeout: float | None = None) -> Any:
-                return call(*arguments)
-
-        return Wanted()
-
-
-def wait_share(corpus: Path, streaming: Streaming | None, step: float, *, ahead: bool = True) -> float:
-    """Share of an epoch's time in which the trainer waits for a micro-batch; its first one is not counted."""
+def waiting(corpus: Path, streaming: Streaming | None, step_seconds: float) -> dict[str, float]:
+    """Share of two epochs' time in which the trainer waits for a micro-batch, and the longest wait."""
     size = 64
     dataset = MicroBatches(corpus, 1, Layout(0, 1, size, size), 0, streaming)
-    dataset[0]
-    if not ahead:
-        assert streaming
-        assert dataset._corpus
-        dataset._corpus._streamed = Late(streaming.source, read_manifest(corpus), 1, *streaming[1:])
-        dataset[0]
-    samples = read_manifest(corpus).splits[pass_name(0)].samples
-    waited, start = 0.0, time.perf_counter()
-    for index in range(1, samples // size):
+    count = 2 * read_manifest(corpus).splits[pass_name(0)].samples // size
+    steps = training_steps(dataset, steps=count, workers=1, prefetch=8, pin_memory=False)
+    next(steps)
+    waits, start = [], time.perf_counter()
+    while True:
         before = time.perf_counter()
-        dataset[index]
-        waited += time.perf_counter() - before
-        time.sleep(step)  # the training step
-    return waited / (time.perf_counter() - start)
+        if next(steps, None) is None:
+            break
+        waits.append(time.perf_counter() - before)
+        time.sleep(step_seconds)
+    return {"wait_fraction": sum(waits) / (time.perf_counter() - start), "longest_seconds": max(waits)}
 
 
 def places(manifest: Manifest, ids: I64) -> I64:
@@ -175,16 +117,11 @@ def main() -> None:
             corpus.mkdir()
             make_corpus(corpus, samples=32_768, max_len=64, shards_per_split=32, samples_per_block=256)
         results: dict[str, Any] = {"lanes": arguments.lanes, "window": arguments.window, "step_seconds": arguments.step}
-        with served(corpus) as url:
-            streaming = Streaming(url, arguments.lanes, arguments.window)
-            for label, source, ahead in (
-                ("stream", streaming, True),
-                ("no_prefetch", streaming, False),
-                ("mapped", None, True),
-            ):
-                share = wait_share(corpus, source, arguments.step, ahead=ahead)
-                results[f"wait_fraction_{label}"] = share
-                print(f"waiting for data ({label}; streams are 50 ms away): {share:.1%}")
+        for label, latency in (("stream, 0 ms", 0.0), ("stream, 50 ms", LATENCY_SECONDS), ("mapped", None)):
+            with served(corpus, delay_seconds=latency or 0.0) as (url, _):
+                streaming = Streaming(url, arguments.lanes, arguments.window) if latency is not None else None
+                results[label] = row = waiting(corpus, streaming, arguments.step)
+            print(f"{label}: waits {row['wait_fraction']:.2%} of the time, at most {row['longest_seconds']:.3f} s")
         results["shuffle"] = shuffles(corpus, arguments.lanes, arguments.window, arguments.seeds)
     for kind, row in results["shuffle"].items():
         print(f"{kind:>10}: " + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))

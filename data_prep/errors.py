@@ -28,8 +28,25 @@ class DiskError(UserError):
     one_rank_only = True
 
 
+class Stopped(UserError):
+    """Ended on request before there was anything to save."""
+
+    exit_code = ExitCode.STOPPED
+
+
 class PeerFailed(UserError):
     """Another rank of the job met a fault and tells it; this one leaves with it, without a word."""
+
+    def __init__(self, message: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class PeerLost(UserError):
+    """Another rank of the job is gone without a word."""
+
+    exit_code = ExitCode.STUCK
+    one_rank_only = True
 
 
 class TrainingError(UserError):

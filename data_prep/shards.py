@@ -135,13 +135,14 @@ class BlockFormat:
         self._draws = manifest.baked_draws
         self._has_words = manifest.masking.strategy != "token"
 
-    def decode(self, members: Mapping[str, memoryview], samples: int, tokens: int, *, seen: bool = False) -> Block:
-        """Arrays from the members' npy payloads, as views. Raises ValueError naming what is wrong.
+    def decode(self, data: memoryview, samples: int, tokens: int, *, seen: bool = False) -> Block:
+        """Arrays from a block's bytes, as views. Raises ValueError naming what is wrong.
 
         With `seen` the values are those of an earlier call, and are not checked again.
         """
         expected = {"tokens", "lengths", "random_next", *(_MASK_MEMBERS if self._draws else ())}
         expected |= {"word_starts"} if self._has_words else set()
+        members = dict(_members(data))
         if set(members) != expected:
             raise ValueError(f"its members are {sorted(members)}, not {sorted(expected)}")
         tokens_T = _array(members, "tokens", self._tokens, (tokens,))
@@ -212,8 +213,8 @@ class ShardReader:
         if not seen and zlib.crc32(data) != blocks.crc32[number]:
             raise self._fault(number, "its checksum differs from the manifest's")
         try:
-            block = self._format.decode(dict(_members(data)), samples, tokens, seen=seen)
-        except (ValueError, IndexError) as error:
+            block = self._format.decode(data, samples, tokens, seen=seen)
+        except ValueError as error:
             raise self._fault(number, str(error)) from error
         self._seen[number] = True
         return block

@@ -2,12 +2,28 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from data_prep.errors import UserError
+
+T = TypeVar("T")
+
+_TRIES = 4
+_PAUSE_SECONDS = 1.0  # before the second try; each further one waits twice as long
+_CHUNK_BYTES = 8 << 20
+
+
+class Missing(UserError):
+    """There is nothing there."""
+
+
+class Unreachable(UserError):
+    """A store did not give what it has, perhaps for a moment."""
 
 
 class Stamp(NamedTuple):
@@ -68,9 +84,79 @@ def upload(file: Path, url: str) -> None:
 
 def download(url: str) -> bytes | None:
     """What lies at `url`; None if nothing does."""
+    try:
+        return patiently(lambda: read_range(url))
+    except Missing:
+        return None
+
+
+def read_range(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes `start` to `end` - 1: all of the file where a server knows no ranges. Raises `Missing`, `Unreachable`."""
     with _asked(url) as (store, name):
-        store.invalidate_cache()
-        return bytes(store.cat_file(name)) if store.exists(name) else None
+        return bytes(store.cat_file(name, start=start, end=end))
+
+
+def fetch(url: str, path: Path, stop: Callable[[], object] = lambda: None) -> None:
+    """Append to `path` what it lacks of the file at `url`. Calls `stop` now and then, which may raise."""
+
+    def go_on() -> None:
+        with path.open("ab") as out:
+            for place, data in _parts(url, out.tell()):
+                out.truncate(place)
+                out.write(data)
+                stop()
+            out.flush()
+            os.fsync(out.fileno())
+
+    path.touch()
+    patiently(go_on, lambda: path.stat().st_size)
+
+
+def _parts(url: str, start: int) -> Iterator[tuple[int, bytes]]:
+    """(first byte, bytes) of what follows byte `start`, or of all where the server knows no ranges."""
+
+    def read(file: Any, place: int) -> Iterator[tuple[int, bytes]]:
+        with file:
+            file.seek(place)
+            while data := file.read(_CHUNK_BYTES):
+                yield place, data
+                place += len(data)
+
+    with _asked(url) as (store, name):
+        try:
+            yield from read(store.open(name, "rb"), start)
+        except ValueError:  # fsspec's, of a web server that gives no part of a file: all of it then, in one stream
+            yield from read(store.open(name, "rb", block_size=0), 0)
+
+
+def patiently(action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+    """`action()`, again after a pause where it was `Unreachable`; tries that made `progress` do not count."""
+    tries = 0
+    while True:
+        before = progress()
+        try:
+            return action()
+        except Unreachable:
+            tries = 1 if progress() > before else tries + 1
+            if tries == _TRIES:
+                raise
+        time.sleep(_PAUSE_SECONDS * 2 ** (tries - 1))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require(url: str) -> None:
+    """Raises `UserError` where nothing here understands the URL."""
+    _remote(url)
+
+
+def make_folder(url: str) -> None:
+    """Make it and those above, where the store has folders."""
+    with _asked(url) as (store, name):
+        store.makedirs(name, exist_ok=True)
 
 
 def listed(url: str) -> set[str]:
@@ -84,10 +170,10 @@ def listed(url: str) -> set[str]:
 
 
 def remove(url: str) -> None:
-    """Remove the file at `url`, if there is one."""
+    """Remove what is at `url`, a file or a folder, if anything is."""
     with _asked(url) as (store, name):
         if store.exists(name):
-            store.rm_file(name)
+            store.rm(name, recursive=store.isdir(name))
 
 
 @contextmanager
@@ -99,7 +185,10 @@ def _asked(url: str) -> Iterator[tuple[Any, str]]:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise UserError(f"{url}: {reason}; check the address and your credentials, then run it again") from error
+        kind: type[UserError] = Unreachable
+        if isinstance(error, FileNotFoundError | PermissionError):
+            kind = Missing if isinstance(error, FileNotFoundError) else UserError
+        raise kind(f"{url}: {reason}; check the address and your credentials, then run it again") from error
 
 
 def _remote(path: str) -> tuple[Any, str]:

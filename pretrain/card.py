@@ -115,7 +115,7 @@ def _manifest(config: Mapping[str, Any], state: "TrainingState") -> Manifest | N
     """The corpus's manifest, where the corpus is at hand and is still what was trained on."""
     folder = Path(config["data"]["path"])
     try:
-        return read_manifest(folder) if manifest_sha256(folder) == state.manifest_sha256 else None
+        return read_manifest(folder) if manifest_sha256(folder) == state.identity.data else None
     except (UserError, OSError):
         return None
 

@@ -10,7 +10,6 @@ fragments keyed by name and range, and rank 0 puts them together: no collective,
 `python -m pretrain.checkpoint runs/x` lists and verifies.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -20,20 +19,22 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import chain
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep import entry
+from data_prep import entry, storage
 from data_prep.errors import DiskError, ExitCode, UserError, first_line
+from pretrain.config import Identity
 
 _NAME = re.compile(r"step-([0-9]{8,})")
 MANIFEST = "MANIFEST.json"
@@ -41,12 +42,23 @@ _MODEL, _OPTIMIZER, _STATE, _CONFIG = "model.safetensors", "optimizer.safetensor
 FILES = (_MODEL, _OPTIMIZER, _STATE, _CONFIG)
 TEMPORARY = ".writing-"
 _MAX_FAILED_SAVES = 3
+_MAX_TEXT_BYTES = 1 << 20  # of JSON and YAML: ours have a thousandth of it
+_MAX_COUNT = 2**53
 _POLL_SECONDS = 0.05
 _HURRIED_SECONDS = 10.0  # less than the 30 s that a launcher gives a rank to go
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (WEIGHT, *MOMENTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossScale:
+    """The dynamic loss scale of fp16, and what decides when it changes."""
+
+    value: float = 1.0
+    steady_steps: int = 0  # since the last gradient that was not finite
+    hysteresis: int = 1  # so many more of those lower it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +70,9 @@ class TrainingState:
     tokens: int
     seconds: float  # of training, checkpoints and evaluations included
     optimizer_steps: int  # updates applied: fewer than `step` where steps were skipped
-    loss_scale: float
-    manifest_sha256: str
-    tokenizer_fingerprint: str
-    seed: int
-    global_batch_size: int
+    rollbacks: int  # after loss spikes
+    loss_scale: LossScale
+    identity: Identity
     wandb_id: str | None
 
 
@@ -112,8 +122,11 @@ def newest_verified(folder: Path, report: Callable[[str], None]) -> Path | None:
 def verify(path: Path) -> list[str]:
     """What is wrong with a checkpoint, one line each; empty when it is whole."""
     try:
-        listed = json.loads((path / MANIFEST).read_bytes())["files"]
+        text = _text(path / MANIFEST)
+        listed = json.loads(text)["files"]
         expected = {name: (int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in FILES}
+        if text != _manifest_text(expected):
+            raise ValueError("not as it was written")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return [f"{MANIFEST}: unreadable ({error})"]
     faults = []
@@ -121,7 +134,7 @@ def verify(path: Path) -> list[str]:
         try:
             if (path / name).stat().st_size != size:
                 faults.append(f"{name}: not {size} bytes long")
-            elif _sha256(path / name) != digest:
+            elif storage.sha256(path / name) != digest:
                 faults.append(f"{name}: its checksum differs")
         except OSError as error:
             faults.append(f"{name}: {error.strerror}")
@@ -131,10 +144,14 @@ def verify(path: Path) -> list[str]:
 def load(path: Path) -> Snapshot:
     """Read a checkpoint that was verified. Raises `UserError` where its content is not what it must be."""
     try:
-        state = _parse_state(json.loads((path / _STATE).read_bytes()))
-        config_yaml = (path / _CONFIG).read_text(encoding="utf-8")
-        return Snapshot(state, load_file(path / _MODEL), load_file(path / _OPTIMIZER), config_yaml)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        state = _parse(TrainingState, json.loads(_text(path / _STATE)), _STATE)
+        if step_of(path) not in (-1, state.step):
+            raise ValueError(f"{_STATE}: is of step {state.step}")
+        weights, moments = load_file(path / _MODEL), load_file(path / _OPTIMIZER)
+        _check(weights, _MODEL, {name: value.shape for name, value in weights.items()})
+        _check(moments, _OPTIMIZER, {f"{name}.{kind}": weights[name].shape for name in weights for kind in MOMENTS})
+        return Snapshot(state, weights, moments, _text(path / _CONFIG))
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be loaded ({error}); remove it to resume from the one before") from error
 
 
@@ -148,12 +165,12 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
         save_file(dict(snapshot.moments), temporary / _OPTIMIZER)
         (temporary / _STATE).write_text(json.dumps(asdict(snapshot.state), indent=1) + "\n", encoding="utf-8")
         (temporary / _CONFIG).write_text(snapshot.config_yaml, encoding="utf-8")
-        files = {}
+        files: dict[str, tuple[int, str]] = {}
         for name in FILES:
             (temporary / name).chmod((temporary / _STATE).stat().st_mode)  # safetensors' own is 0600
             _fsync(temporary / name)
-            files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
-        (temporary / MANIFEST).write_text(json.dumps({"version": 1, "files": files}, indent=1) + "\n")
+            files[name] = (temporary / name).stat().st_size, storage.sha256(temporary / name)
+        (temporary / MANIFEST).write_text(_manifest_text(files))
         _fsync(temporary / MANIFEST)
         for leftover in set(temporary.iterdir()) - {temporary / name for name in (*FILES, MANIFEST)}:
             leftover.unlink()
@@ -167,8 +184,15 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
     _fsync(folder)
     pointer = folder / ".LATEST.tmp"
     pointer.write_text(final.name + "\n")
+    _fsync(pointer)
     pointer.replace(folder / "LATEST")
     return final
+
+
+def _manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
+    """MANIFEST.json to the byte: from the size and the sha256 of each file."""
+    listed = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()}
+    return json.dumps({"version": 1, "files": listed}, indent=1) + "\n"
 
 
 def assemble(fragments: Iterable[Fragment], shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Tensor]]:
@@ -184,6 +208,13 @@ def assemble(fragments: Iterable[Fragment], shapes: Mapping[str, Sequence[int]])
         if [start for start, _ in found] != ends[:-1] or ends[-1] != full[kind][name].numel():
             raise ValueError(f"the ranks' shares of {name} ({kind}) do not fit together")
     return full
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps: of a future that was given up."""
+    for path in list_checkpoints(folder):
+        if step_of(path) > step:
+            _remove(path)
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -205,18 +236,23 @@ def retain(folder: Path, *, newest: int, keep_last: int, keep_every: int) -> lis
     found = {step_of(path): path for path in list_checkpoints(folder) if step_of(path) <= newest}
     removed = [found[step] for step in let_go(list(found), keep_last=keep_last, keep_every=keep_every)]
     for path in removed:
-        doomed = path.with_name(TEMPORARY + path.name)  # renamed first: a half-removed one must not look whole
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        _remove(path)
     return removed
+
+
+def _remove(path: Path) -> None:
+    doomed = path.with_name(TEMPORARY + path.name)  # renamed first: a half-removed one must not look whole
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 class Writer:
     """Writes checkpoints in a background thread, one at a time; every rank that holds a share has one.
 
     A save that fails for want of disk space leaves the previous checkpoint, says so and lets training go on; after
-    `_MAX_FAILED_SAVES` in a row, and at the end of the run, it is a `DiskError`. `upload` is given each checkpoint
-    that is whole, in a thread of its own; while it is busy only the newest waits. Where it fails, that is said.
+    `_MAX_FAILED_SAVES` in a row it is `trouble`, and at the end of the run a `DiskError`. Rank 0 knows of all of them.
+    `upload` is given each checkpoint that is whole, in a thread of its own, and what to call when it gets ahead; while
+    it is busy only the newest waits. Where it fails, that is said.
     """
 
     def __init__(
@@ -229,15 +265,18 @@ class Writer:
         keep_every: int,
         patience_seconds: float,  # how long rank 0 waits for the other shares
         say: Callable[[str], None],
-        upload: Callable[[Path], None] | None = None,
+        upload: Callable[[Path, Callable[[], None]], None] | None = None,
+        token: str = "",  # of this start of the run, the same on all ranks
     ) -> None:
         self._folder, self._rank, self._num_writers, self._say = folder, rank, num_writers, say
         self._keep_last, self._keep_every, self._patience_seconds = keep_last, keep_every, patience_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._upload, self._uploading = upload, Future[None]()
+        self._upload, self._uploading = upload, list[Future[None]]()
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._failures: list[str] = []
+        self._token, self._attempt = token, 0
+        self.progress = 0  # files written or uploaded so far
         self._latest = math.inf  # on the monotonic clock: when to wait for shares no more
 
     def hurry(self) -> None:
@@ -251,29 +290,38 @@ class Writer:
         shapes: Mapping[str, Sequence[int]],
         config_yaml: str,
     ) -> None:
-        """Start writing this rank's share; waits for the checkpoint before it."""
-        self._join()
-        if len(self._failures) >= _MAX_FAILED_SAVES:
-            raise DiskError(self._failures[-1])
+        """Start writing this rank's share; waits for the checkpoint before it. All ranks call this equally often."""
+        self.wait()
+        self._attempt += 1
         if self._rank < self._num_writers:
             self._pending = self._pool.submit(self._save, state, fragments, shapes, config_yaml)
 
+    @property
+    def trouble(self) -> DiskError | None:
+        """Why it is no use to go on."""
+        return DiskError(self._failures[-1]) if len(self._failures) >= _MAX_FAILED_SAVES else None
+
+    def busy(self, seconds: float) -> bool:
+        """Whether a checkpoint is still being written or uploaded after so many seconds."""
+        futures.wait(self._under_way(), seconds)
+        return not all(future.done() for future in self._under_way())  # a save that is done has begun its upload
+
+    def _under_way(self) -> list[Future[None]]:
+        return [*self._uploading, *([self._pending] if self._pending else [])]
+
     def wait(self) -> None:
         """Wait for the one being written, if any."""
-        self._join()
+        if self._pending is not None:
+            self._pending.result()  # raises what the thread raised
+            self._pending = None
 
     def close(self) -> None:
         """Wait for the last one, and its upload. Raises `DiskError` if it could not be written."""
-        self._join()
+        self.wait()
         self._pool.shutdown()
         self._uploader.shutdown()
         if self._failures:
             raise DiskError(self._failures[-1])
-
-    def _join(self) -> None:
-        if self._pending is not None:
-            self._pending.result()  # raises what the thread raised
-            self._pending = None
 
     def _save(
         self,
@@ -283,7 +331,8 @@ class Writer:
         config_yaml: str,
     ) -> None:
         final = path_of(self._folder, state.step)
-        temporary = self._folder / f"{TEMPORARY}{final.name}"
+        # A share that comes late must not meet another try at the same step, after a rollback or another start.
+        temporary = self._folder / f"{TEMPORARY}{final.name}-{self._attempt}{self._token}"
         try:
             if self._rank:
                 _write_share(temporary, self._rank, fragments)
@@ -293,9 +342,11 @@ class Writer:
                 )
                 full = assemble(chain(fragments, others), shapes)
                 moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
+                self._note_progress()
                 write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
                 retain(self._folder, newest=state.step, keep_last=self._keep_last, keep_every=self._keep_every)
                 self._start_upload(final)
+            self._note_progress()
             self._failures.clear()
         except (OSError, SafetensorError) as error:
             if self._rank == 0:
@@ -316,9 +367,14 @@ class Writer:
                     f"warning: {path} was not uploaded ({first_line(error)}); it goes on with the next checkpoint"
                 )
 
-        self._uploading.cancel()  # has not begun, and this one is newer
-        self._uploading = self._uploader.submit(self._upload, path)
-        self._uploading.add_done_callback(tell)
+        for older in self._uploading:
+            older.cancel()  # has not begun, and this one is newer
+        newest = self._uploader.submit(self._upload, path, self._note_progress)
+        self._uploading = [*(older for older in self._uploading if not older.done()), newest]
+        newest.add_done_callback(tell)
+
+    def _note_progress(self) -> None:
+        self.progress += 1
 
 
 def _share_path(temporary: Path, rank: int) -> Path:
@@ -356,26 +412,40 @@ def _read_shares(
             yield Fragment(name, kind, int(start), values)
 
 
-def _parse_state(body: Any) -> TrainingState:
-    kinds: dict[str, tuple[type, ...]] = {
-        "loss_scale": (int, float),
-        "seconds": (int, float),
-        "wandb_id": (str, type(None)),
-    }
-    texts = ("manifest_sha256", "tokenizer_fingerprint")
-    values: dict[str, Any] = {}
-    for field in fields(TrainingState):
-        value = body[field.name]
-        kind = kinds.get(field.name, (str,) if field.name in texts else (int,))
-        if not isinstance(value, kind):
-            raise ValueError(f"{_STATE}: {field.name} is {value!r:.50}")
-        values[field.name] = value
-    return TrainingState(**values)
+def _parse(kind: type[Any], body: Any, where: str) -> Any:
+    """A dataclass from JSON. Raises ValueError for what we do not write; no count, time or scale is negative."""
+    if not isinstance(body, dict) or (missing := {field.name for field in fields(kind)} - body.keys()):
+        raise ValueError(f"{where}: lacks {min(missing) if isinstance(body, dict) else 'everything'}")
+    values = {field.name: body[field.name] for field in fields(kind)}
+    for field in fields(kind):
+        value, expected = values[field.name], cast(Any, field.type)
+        limit = 2**63 if field.name == "seed" else _MAX_COUNT
+        if is_dataclass(expected):
+            values[field.name] = _parse(cast(type[Any], expected), value, f"{where}: {field.name}")
+        elif (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float) if expected is float else expected)
+            or (isinstance(value, int | float) and not 0 <= value < limit)
+        ):
+            raise ValueError(f"{where}: {field.name} is {value!r:.50}")
+    return kind(**values)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check(tensors: Mapping[str, Tensor], where: str, shapes: Mapping[str, torch.Size]) -> None:
+    """Raises ValueError unless these are all tensors, in fp32, of these shapes, with finite numbers."""
+    if others := tensors.keys() ^ shapes.keys():
+        raise ValueError(f"{where}: {min(others)} is missing, or nothing of this model")
+    for name, value in tensors.items():
+        if value.shape != shapes[name] or value.dtype != torch.float32:
+            raise ValueError(f"{where}: {name} is {value.dtype} {list(value.shape)}, not fp32 {list(shapes[name])}")
+        if value.numel() and not all(math.isfinite(bound) for bound in torch.aminmax(value)):
+            raise ValueError(f"{where}: {name} holds numbers that are not finite")
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > _MAX_TEXT_BYTES:
+        raise ValueError(f"{path.name}: larger than any that we write")
+    return path.read_text(encoding="utf-8")
 
 
 def _fsync(path: Path) -> None:
@@ -399,7 +469,7 @@ def main(options: Namespace) -> int:
     damaged = 0
     for path in found:
         faults = verify(path)
-        size = sum(file.stat().st_size for file in path.iterdir())
+        size = sum(file.lstat().st_size for file in path.iterdir())
         print(f"{path.name}  {size / 1e6:10.1f} MB  {'; '.join(faults) or 'verified'}")
         damaged += bool(faults)
     return ExitCode.USAGE if damaged else ExitCode.OK

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.manifest import Manifest
+from data_prep.manifest import Manifest, pass_name
 from data_prep.schema import doc
 
 
@@ -56,7 +56,7 @@ class WandbMode(Enum):
 
 
 ZERO = ("0", "1", "2", "3", "2_offload", "3_offload")
-RESUME_CHECKS = ("data", "seed", "global_batch_size")
+RESUME_CHECKS = ("data", "max_len", "seed", "global_batch_size", "batch_ramp", "access")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -242,7 +242,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeConfig:
-    allow: list[str] = doc("what may differ from the checkpoint: data, seed, global_batch_size")
+    allow: list[str] = doc(f"what may differ from the checkpoint: {', '.join(RESUME_CHECKS)}")
 
     def __post_init__(self) -> None:
         for name in self.allow:
@@ -364,6 +364,44 @@ class TrainConfig:
     def offload(self) -> bool:
         """Whether fp32 weights and moments stay in the CPU's memory, and are updated there."""
         return self.zero.endswith("_offload")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a run has in common with the checkpoint it goes on from: which samples come when, what numbers mean."""
+
+    tokenizer: str  # fingerprint
+    optimizer: str
+    data: str  # sha256 of the manifest
+    num_samples: int  # of all passes
+    passes: int
+    max_len: int
+    seed: int
+    global_batch_size: int
+    batch_ramp: str
+    access: str
+
+    @classmethod
+    def of(cls, config: TrainConfig, manifest: Manifest, manifest_sha256: str) -> "Identity":
+        ramp, data = config.batch_ramp, config.data
+        streamed = f"stream (lanes={data.lanes}, window={data.window})"
+        return cls(
+            tokenizer=manifest.tokenizer.fingerprint,
+            optimizer=config.optim.kind.value,
+            data=manifest_sha256,
+            num_samples=sum(manifest.splits[pass_name(p)].samples for p in range(manifest.passes)),
+            passes=manifest.passes,
+            max_len=manifest.max_len,
+            seed=config.seed,
+            global_batch_size=config.global_batch_size,
+            batch_ramp=f"from {ramp.start} in {ramp.steps} steps" if ramp.start else "none",
+            access=streamed if data.access is Access.stream else data.access.value,
+        )
+
+    def tell(self, name: str) -> str:
+        """The value of a field, for people."""
+        found = f"{name}={getattr(self, name)}"
+        return f"{found} ({self.num_samples:,} samples in {self.passes} passes)" if name == "data" else found
 
 
 def batch_size(step: int, config: TrainConfig) -> int:

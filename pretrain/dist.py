@@ -4,9 +4,10 @@ import argparse
 import atexit
 import functools
 import os
+import re
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
@@ -15,10 +16,11 @@ import psutil
 import torch
 import torch.distributed as torch_dist
 
-from data_prep.errors import UserError
+from data_prep.errors import PeerLost, UserError
 
 T = TypeVar("T")
 
+_GONE = re.compile(r"(?i)connection (?:was )?(?:closed|reset|refused)|broken pipe|remote process exited|socket closed")
 _CONTROL_TIMEOUT = timedelta(days=1)  # the watchdog acts long before
 
 
@@ -72,6 +74,20 @@ class Process(NamedTuple):
             result.one_rank_only = False  # now all have met it
             raise result
         return cast(T, result)
+
+
+@contextmanager
+def lost_peers_told() -> Iterator[None]:
+    """A collective that fails because another process is gone is one line, not our traceback."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _GONE.search(str(error)):
+            raise
+        raise PeerLost(
+            "another rank is gone: what it says, or the system's log, tells why; the same command goes on from the "
+            "last checkpoint"
+        ) from error
 
 
 def environment_rank() -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment
+from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment, LossScale
 from pretrain.config import OptimConfig, Precision, TrainConfig, accumulation_steps
 from pretrain.dist import Process
 from pretrain.lamb import Lamb
@@ -90,8 +90,6 @@ class Engine:
         self.num_parameters = sum(parameter.numel() for parameter in module.parameters())
         optimizer = build_optimizer(module.named_parameters(), config.optim)
         self._inner = optimizer
-        if self.stage == 0:
-            self._guard = _StageZeroGuard(optimizer, config.optim)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -100,8 +98,13 @@ class Engine:
             ),
             dist_init_required=False,
         )
-        if self.precision is Precision.fp16:  # else a traceback at the smallest scale; the loop counts skipped steps
-            self._deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False
+        self._scaler: Any = None  # of losses in fp16
+        if self.precision is Precision.fp16:
+            own = _loss_scaler(self._deepspeed._config.float16_config) if self.stage == 0 else None
+            self._scaler = own or self._deepspeed.optimizer.loss_scaler
+            self._scaler.raise_error_at_min_scale = False  # which would be a traceback; the loop counts skipped steps
+        if self.stage == 0:
+            self._guard = _StageZeroGuard(optimizer, config.optim, self._scaler)
         if self.stage and isinstance(optimizer, ShardedOptimizer):
             self._tell_pieces(optimizer)
 
@@ -117,6 +120,8 @@ class Engine:
             logits = self._deepspeed(batch)
         # DeepSpeed averages gradients over ranks; our loss is already a share of the whole, so undo that.
         loss = loss_of(logits, batch) * self.process.world_size
+        if self.stage == 0 and self._scaler:
+            loss = loss * self._scaler.loss_scale
         self._deepspeed.backward(loss, scale_wrt_gas=False)
         if not last:
             self._deepspeed.step()  # counts the micro-batch; no update
@@ -141,9 +146,13 @@ class Engine:
         return logits
 
     @property
-    def loss_scale(self) -> float:
-        """The dynamic loss scale of fp16; 1 otherwise."""
-        return float(self._deepspeed.optimizer.cur_scale) if self.precision is Precision.fp16 else 1.0
+    def loss_scale(self) -> LossScale:
+        """Of fp16; 1 otherwise."""
+        scaler = self._scaler
+        if not scaler or not scaler.dynamic:
+            return LossScale(value=float(scaler.loss_scale) if scaler else 1.0)
+        steady = scaler.cur_iter - scaler.last_overflow_iter - 1
+        return LossScale(value=float(scaler.cur_scale), steady_steps=steady, hysteresis=scaler.cur_hysteresis)
 
     @property
     def optimizer_steps(self) -> int:
@@ -159,13 +168,18 @@ class Engine:
     def fragments(self) -> list[Fragment]:
         """This rank's share of fp32 weights and moments, copied to the CPU. Not collective: nothing is sent.
 
-        At stage 0 every rank holds everything.
+        At stage 0 every rank holds everything, so rank 0 alone gives it.
         """
-        result = []
+        result: list[Fragment] = []
+        if self.stage == 0 and not self.process.is_main:
+            return result
         for name, parameter in self._parameters():
             shard = self._shard(parameter)
             for kind in KINDS if shard.length else ():
-                values = self._values(shard, kind).to("cpu", torch.float32, copy=True)
+                if kind == WEIGHT or kind in self._inner.state.get(shard.tensor, ()):
+                    values = self._values(shard, kind).to("cpu", torch.float32, copy=True)
+                else:  # no step was applied yet
+                    values = torch.zeros(shard.length)
                 result.append(Fragment(name, kind, shard.start, values))
         return result
 
@@ -175,7 +189,7 @@ class Engine:
         moments: Mapping[str, Tensor],
         *,
         optimizer_steps: int,
-        loss_scale: float,
+        loss_scale: LossScale,
         sample: MicroBatch,
     ) -> None:
         """Restore full weights and moments, by name, on any stage and world size. Collective.
@@ -196,16 +210,18 @@ class Engine:
         for state in self._inner.state.values():
             if "step" in state:
                 state["step"].fill_(optimizer_steps)
-        if self.precision is Precision.fp16:
-            self._deepspeed.optimizer.loss_scaler.cur_scale = loss_scale
+        if self._scaler and self._scaler.dynamic:
+            self._scaler.cur_scale, self._scaler.cur_hysteresis = loss_scale.value, loss_scale.hysteresis
+            self._scaler.cur_iter, self._scaler.last_overflow_iter = loss_scale.steady_steps, -1
 
     def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return zip(self._names, self._deepspeed.module.parameters(), strict=True)
 
     def _autocast(self) -> torch.autocast:
-        """Stage 0 keeps fp32 weights and lets torch choose: DeepSpeed's own bf16 optimizer there is another path."""
-        enabled = self.stage == 0 and self.precision is Precision.bf16
-        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=enabled)
+        """Stage 0 keeps fp32 weights and lets torch choose: DeepSpeed's own optimizers there are another path."""
+        low = torch.float16 if self.precision is Precision.fp16 else torch.bfloat16
+        enabled = self.stage == 0 and self.precision is not Precision.fp32
+        return torch.autocast(self.process.device.type, low, enabled=enabled)
 
     def _shape(self, parameter: Any) -> torch.Size:
         shape: torch.Size = parameter.ds_shape if self.stage == 3 else parameter.shape
@@ -254,19 +270,21 @@ class Engine:
 
 
 class _StageZeroGuard:
-    """Clipping and the check for finite gradients at stage 0, where DeepSpeed would apply NaN.
+    """Clipping, the loss scale and the check for finite gradients at stage 0, where DeepSpeed would apply NaN.
 
     Runs right before the optimizer's own step, when gradients are already reduced: the same on every rank. A parameter
     without a gradient is left alone by torch's optimizers, so dropping the gradients skips the step.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
-        self.applied, self.grad_norm, self._clip = True, 0.0, config.clip
+    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig, scaler: Any) -> None:
+        self.applied, self.grad_norm, self._clip, self._scaler = True, 0.0, config.clip, scaler
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.register_step_pre_hook(self._before_step)
 
     def _before_step(self, *_: Any) -> None:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self._scaler:
+            torch._foreach_mul_(gradients, 1 / self._scaler.loss_scale)
         # In fp64: summed in fp32 the norm of an embedding matrix is off by some 1e-4 on a CPU.
         squares = torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in gradients]).square()
         self.grad_norm = float(squares.sum().sqrt())
@@ -276,14 +294,21 @@ class _StageZeroGuard:
                 parameter.grad = None
         elif self._clip and self.grad_norm > self._clip:
             torch._foreach_mul_(gradients, self._clip / self.grad_norm)
+        if self._scaler:
+            self._scaler.update_scale(not self.applied)
+
+
+def _loss_scaler(options: Any) -> Any:
+    """DeepSpeed's own, which it makes for the other stages, from `deepspeed.extra.fp16`."""
+    from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
+
+    return CreateLossScaler(torch.half, options.loss_scale, options.loss_scale == 0, options.dynamic_loss_scale_args())
 
 
 def check_precision(config: TrainConfig, device: torch.device) -> None:
     """Refuse what this device or stage cannot compute in."""
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise UserError("precision=fp16: not possible on a CPU; use precision=bf16 or fp32")
-    if config.precision is Precision.fp16 and config.stage == 0:
-        raise UserError("precision=fp16: needs zero=1, 2 or 3, which keep fp32 master weights; set zero=1")
     if config.precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
 

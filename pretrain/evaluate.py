@@ -1,6 +1,7 @@
 """Held-out MLM and NSP, exact over ranks: the same samples and masks every time, counted once each."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from pretrain.loader import Corpus, bounded
 from pretrain.loss import means, pretraining_loss
 
 
-def evaluate(engine: Engine, corpus: Corpus, config: TrainConfig, process: Process) -> dict[str, float]:
+def evaluate(
+    engine: Engine, corpus: Corpus, config: TrainConfig, process: Process, tick: Callable[[], None]
+) -> dict[str, float]:
     """`eval/mlm_loss`, `eval/mlm_accuracy`, `eval/nsp_loss`, `eval/nsp_accuracy`, `eval/loss`; {} without a val split.
 
     Collective. Every rank runs equally many micro-batches, as ZeRO 3 demands; one without samples left runs sample 0
-    again and does not count it.
+    again and does not count it. `tick` is called after each.
     """
     total = min(corpus.num_val, config.eval.max_samples or corpus.num_val)
     if not total:
@@ -34,6 +37,7 @@ def evaluate(engine: Engine, corpus: Corpus, config: TrainConfig, process: Proce
             sums += pretraining_loss(logits, *labels, weights=config.loss, masked=1, pairs=1).sums
             masked += batch.num_masked
             pairs += len(indices) if corpus.has_pairs else 0
+        tick()
     *added, masked_all, pairs_all = process.add([*sums.tolist(), masked, pairs])
     result = means(added, weights=config.loss, masked=int(masked_all), pairs=int(pairs_all))
     return {f"eval/{name}": value for name, value in result.items()}

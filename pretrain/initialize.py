@@ -67,7 +67,7 @@ def _read(source: str, kind: type[PreTrainedModel]) -> tuple[Mapping[str, Tensor
         if faults := checkpoint.verify(found):
             raise UserError(f"init_from={found}: damaged ({faults[0]}); choose another checkpoint")
         snapshot = checkpoint.load(found)
-        return snapshot.weights, snapshot.state.tokenizer_fingerprint
+        return snapshot.weights, snapshot.state.identity.tokenizer
     try:
         model = kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
         tokenizer = path if path.is_dir() else Path(AutoTokenizer.from_pretrained(source).vocab_file).parent

@@ -4,10 +4,12 @@ There is no shuffle buffer and no loader state: to resume is to start at another
 Shapes: T tokens, N samples, M masked tokens.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Generator, Sequence
 from itertools import chain, pairwise
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, parent_process, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -299,6 +301,7 @@ def training_steps(
         num_workers=workers,
         prefetch_factor=-(-prefetch // chunk) if workers else None,
         multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_end_with_parent,
         pin_memory=pin_memory,
     )
     step: list[MicroBatch] = []
@@ -311,6 +314,22 @@ def training_steps(
         if len(step) == size:
             yield step
             step, size = [], next(sizes, 0)
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this loader process with the one that trains, however that ends.
+
+    torch looks at the number of the parent, which is the fork server here; and that lives as long as its children.
+    """
+    del worker
+    trainer = parent_process()
+    assert trainer
+
+    def wait() -> None:
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _start_deaf_forkserver() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_prep.errors import ExitCode, PeerFailed, TrainingError, UserError
+from data_prep.errors import DiskError, ExitCode, PeerFailed, TrainingError, UserError
 from pretrain.checkpoint import TrainingState, Writer
-from pretrain.config import Precision, TrainConfig
+from pretrain.config import Identity, Precision, TrainConfig
 from pretrain.dist import Process
 from pretrain.engine import Engine, StepResult
 from pretrain.evaluate import evaluate
@@ -27,6 +27,7 @@ from pretrain.watchdog import StopRequest, Watchdog
 
 SKIPPED = "skipped.jsonl"
 _SPIKE_WINDOWS = 5  # logged losses that make the running mean
+_SETTLE_SECONDS = 0.5
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,7 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    rollbacks: int = 0
     skipped_in_a_row: int = 0
 
 
@@ -56,6 +58,7 @@ class Run:
     stop: StopRequest
     progress: Progress
     vocab_rows: int
+    identity: Identity
     config_yaml: str
 
 
@@ -90,15 +93,17 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         evaluate_now(run)
     if saved != progress.step:
         save(run)
-    run.writer.close()
+    settle(run)
+    run.process.on_main(run.writer.close)
     return outcome
 
 
 class LossSpike(Exception):
     """The loss jumped: the last checkpoint is better than what we have."""
 
-    def __init__(self, step: int, loss: float, mean: float) -> None:
+    def __init__(self, step: int, loss: float, mean: float, sound_step: int) -> None:
         super().__init__(f"step {step}: loss {loss:.3f}, its running mean is {mean:.3f}")
+        self.sound_step = sound_step  # the last one of which that was not so
 
 
 class Totals:
@@ -107,7 +112,7 @@ class Totals:
     def __init__(self, added: Sequence[float]) -> None:
         self.masked, self.pairs, self.samples, self.tokens = (int(value) for value in added[:4])
         self.tokens_squared, self.row_tokens = int(added[4]), int(added[5])
-        self.stop, self.seconds, self.failed = bool(added[6]), added[7], bool(added[8])
+        self.stop, self.seconds, self.failed, self.disk_full = bool(added[6]), added[7], bool(added[8]), bool(added[9])
 
 
 class Window:
@@ -118,6 +123,7 @@ class Window:
         self._clock = time.monotonic
         self._started = self._clock() - run.progress.seconds
         self._losses: deque[float] = deque(maxlen=_SPIKE_WINDOWS)
+        self._sound_step = run.progress.step
         self.stopwatch = Stopwatch(run.process.device)
         self._clear()
 
@@ -130,10 +136,12 @@ class Window:
     ) -> tuple[Sequence[MicroBatch], Totals]:
         """One small all-reduce of host numbers: the counts that normalize the loss, who must stop, rank 0's clock.
 
-        Where a rank could not load its samples, it raises its own error and the others `PeerFailed`.
+        Where a rank could not load its samples, or saves fail again and again, it raises its own error and the others
+        `PeerFailed`.
         """
         run = self._run
         micro_batches = () if isinstance(loaded, UserError) else loaded
+        fault = loaded if isinstance(loaded, UserError) else run.writer.trouble
         samples = sum(len(batch.nsp_labels_N) for batch in micro_batches)
         mine = (
             sum(batch.num_masked for batch in micro_batches),
@@ -144,13 +152,14 @@ class Window:
             sum(len(batch.input_ids_T) for batch in micro_batches),
             run.stop.requested,
             self._clock() - self._started if run.process.is_main else 0.0,
-            isinstance(loaded, UserError),
+            fault is not None,
+            isinstance(fault, DiskError),
         )
         self._totals = totals = Totals(run.process.add(mine))
-        if isinstance(loaded, UserError):
-            raise loaded
+        if fault:
+            raise fault
         if totals.failed:
-            raise PeerFailed("another rank could not load its samples")
+            raise PeerFailed("another rank tells why", ExitCode.DISK if totals.disk_full else ExitCode.USAGE)
         run.progress.seconds = totals.seconds
         flops = training_flops(
             run.config.model, run.vocab_rows, totals.tokens, totals.tokens_squared, totals.masked, totals.pairs
@@ -217,7 +226,7 @@ class Window:
             "tokens": run.progress.tokens,
         }
         if run.config.precision is Precision.fp16:
-            metrics["train/loss_scale"] = run.engine.loss_scale
+            metrics["train/loss_scale"] = run.engine.loss_scale.value
         self._clear()
         run.telemetry.log(run.progress.step, metrics)
         self._guard(losses["loss"])
@@ -227,8 +236,9 @@ class Window:
         factor = self._run.config.guard.spike_factor
         mean = sum(self._losses) / max(1, len(self._losses))
         if factor is not None and len(self._losses) == self._losses.maxlen and not loss <= factor * mean:
-            raise LossSpike(self._run.progress.step, loss, mean)
+            raise LossSpike(self._run.progress.step, loss, mean, self._sound_step)
         self._losses.append(loss)
+        self._sound_step = self._run.progress.step
 
 
 def spent(config: TrainConfig, progress: Progress) -> float:
@@ -248,7 +258,7 @@ def evaluate_now(run: Run) -> int:
     """Evaluate, log, and return the step."""
     progress = run.progress
     with run.throughput.pause():
-        found = evaluate(run.engine, run.corpus, run.config, run.process)
+        found = evaluate(run.engine, run.corpus, run.config, run.process, run.watchdog.tick)
         run.telemetry.log(progress.step, {**found, "samples": progress.samples, "tokens": progress.tokens})
     return progress.step
 
@@ -267,16 +277,23 @@ def save(run: Run) -> int:
         tokens=run.progress.tokens,
         seconds=run.progress.seconds,
         optimizer_steps=run.engine.optimizer_steps,
+        rollbacks=run.progress.rollbacks,
         loss_scale=run.engine.loss_scale,
-        manifest_sha256=run.corpus.sha256,
-        tokenizer_fingerprint=run.corpus.manifest.tokenizer.fingerprint,
-        seed=run.config.seed,
-        global_batch_size=run.config.global_batch_size,
+        identity=run.identity,
         wandb_id=run.telemetry.wandb_id,
     )
     with run.throughput.pause():
         run.writer.submit(state, run.engine.fragments(), run.engine.shapes, run.config_yaml)
     return run.progress.step
+
+
+def settle(run: Run) -> None:
+    """Wait until every rank's checkpoint is written and uploaded. The watchdog looks whether that gets ahead."""
+    progress = -1.0
+    while (found := run.process.add([run.writer.busy(_SETTLE_SECONDS), run.writer.progress]))[0]:
+        if found[1] != progress:
+            progress = found[1]
+            run.watchdog.tick()
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:

@@ -7,40 +7,37 @@ On a machine without checkpoints the newest whole one is fetched back.
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePath
-from typing import Any
 
-import fsspec
-
-from data_prep.errors import UserError, first_line
+from data_prep import storage
+from data_prep.errors import DiskError, UserError
 from pretrain.checkpoint import FILES, MANIFEST, TEMPORARY, let_go, step_of, verify
 
 
 class Mirror:
-    """The checkpoints of one run below `url`; what fsspec raises is passed on."""
+    """The checkpoints of one run below `url`. Raises `UserError` where that cannot be reached."""
 
     def __init__(self, url: str, *, keep_last: int, keep_every: int) -> None:
         try:
-            self._files, self._root = fsspec.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"checkpoint.upload={url}: {error}") from error
-        self._keep_last, self._keep_every = keep_last, keep_every
+            storage.require(url)
+        except UserError as error:
+            raise UserError(f"checkpoint.upload={error}") from error
+        self._url, self._keep_last, self._keep_every = url, keep_last, keep_every
 
-    def push(self, path: Path) -> None:
-        """Copy a whole checkpoint there, then remove what the rules of retention let go."""
-        remote = f"{self._root}/{path.name}"
-        manifest = (path / MANIFEST).read_bytes()
+    def push(self, path: Path, tick: Callable[[], None] = lambda: None) -> None:
+        """Copy a whole checkpoint there, `tick` after each file, then remove what the rules of retention let go."""
+        remote = f"{self._url}/{path.name}"
         steps = self._steps()
         if step_of(path) in steps:  # of an earlier try, or of before a rollback
-            if self._manifest(remote) == manifest:
+            if storage.download(f"{remote}/{MANIFEST}") == (path / MANIFEST).read_bytes():
                 return
-            self._files.rm(remote, recursive=True)
-        self._files.makedirs(remote, exist_ok=True)
-        for name in FILES:
-            self._files.put_file(str(path / name), f"{remote}/{name}")
-        self._files.pipe_file(f"{remote}/{MANIFEST}", manifest)
+            storage.remove(remote)
+        storage.make_folder(remote)
+        for name in (*FILES, MANIFEST):
+            storage.upload(path / name, f"{remote}/{name}")
+            tick()
         older = {step: there for step, there in steps.items() if step < step_of(path)}
         for step in let_go([*older, step_of(path)], keep_last=self._keep_last, keep_every=self._keep_every):
-            self._files.rm(older[step], recursive=True)
+            storage.remove(older[step])
 
     def pull(self, folder: Path, report: Callable[[str], None]) -> Path | None:
         """Fetch the newest checkpoint that verifies into `folder`; `report` is told of each that does not.
@@ -49,23 +46,20 @@ class Mirror:
         """
         try:
             return self._pull(folder, report)
-        except Exception as error:  # fsspec's backends raise errors of many families
-            raise UserError(
-                f"checkpoint.upload: {self._root} cannot be read ({first_line(error)}); check the network and "
-                "credentials"
-            ) from error
+        except OSError as error:
+            raise DiskError(f"{folder}: {error}; free space and run the same command again") from error
 
     def _pull(self, folder: Path, report: Callable[[str], None]) -> Path | None:
-        for _, remote in sorted(self._steps().items(), reverse=True):
-            if self._manifest(remote) is None:
+        for remote in reversed(self._steps().values()):
+            there = storage.listed(remote)
+            if MANIFEST not in there:
                 continue
-            final = folder / remote.rsplit("/", 1)[-1]
+            final = folder / PurePath(remote).name
             partial = folder / f"{TEMPORARY}{final.name}"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            for name in (*FILES, MANIFEST):
-                if self._files.exists(f"{remote}/{name}"):
-                    self._files.get_file(f"{remote}/{name}", str(partial / name))
+            for name in there.intersection((*FILES, MANIFEST)):
+                storage.fetch(f"{remote}/{name}", partial / name)
             if faults := verify(partial):
                 report(f"{remote}: damaged ({faults[0]}); trying the one before it")
                 shutil.rmtree(partial)
@@ -77,17 +71,5 @@ class Mirror:
 
     def _steps(self) -> dict[int, str]:
         """Where each step's checkpoint lies, whole or not, ascending."""
-        self._files.invalidate_cache()
-        try:
-            found: list[Any] = self._files.ls(self._root, detail=False)
-        except FileNotFoundError:
-            return {}
-        steps = {step_of(PurePath(path)): str(path).rstrip("/") for path in found}
+        steps = {step_of(PurePath(name)): f"{self._url}/{name}" for name in storage.listed(self._url)}
         return {step: steps[step] for step in sorted(steps) if step >= 0}
-
-    def _manifest(self, remote: str) -> bytes | None:
-        try:
-            data: bytes = self._files.cat_file(f"{remote}/{MANIFEST}")
-        except FileNotFoundError:
-            return None
-        return data

@@ -3,6 +3,10 @@
 Hydra gives a typed configuration, this module wires the parts, loop.py runs them.
 """
 
+import functools
+import importlib
+import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -21,13 +25,15 @@ import yaml
 from data_prep import entry
 from data_prep.errors import ExitCode, TrainingError, UserError
 from data_prep.manifest import VAL
+from data_prep.shards import CorruptShard
 from pretrain import checkpoint, dist
 from pretrain.attention import choose_kernel
-from pretrain.cache import local_corpus
+from pretrain.cache import doubt, local_corpus
 from pretrain.checkpoint import Snapshot
 from pretrain.config import (
     RESUME_CHECKS,
     Access,
+    Identity,
     TrainConfig,
     accumulation_steps,
     batch_size,
@@ -38,7 +44,7 @@ from pretrain.dist import Process
 from pretrain.engine import Engine
 from pretrain.initialize import initialize
 from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
-from pretrain.loop import LossSpike, Progress, Run, train
+from pretrain.loop import LossSpike, Progress, Run, settle, train
 from pretrain.mirror import Mirror
 from pretrain.model import PackedBert
 from pretrain.plan import check_memory
@@ -51,11 +57,14 @@ from pretrain.watchdog import StopRequest, Watchdog
 
 def main(config: TrainConfig) -> int:
     """One process of a run, from joining the group to leaving it. Returns the exit code."""
+    if module := os.environ.get("CLOZE_FAULTS"):  # of tests: it lets things go wrong
+        importlib.import_module(module)
     stop = StopRequest()
     path = Path(config.runs_root) / config.run
     watchdog = Watchdog(config.watchdog.seconds, path, dist.environment_rank(), config.watchdog.start_seconds)
     progress = Progress()
     directory: RunDirectory | None = None
+    corpus: Corpus | None = None
     code: int = ExitCode.FAILED
     try:
         process = dist.start()
@@ -63,11 +72,14 @@ def main(config: TrainConfig) -> int:
         check_ranks(config, process.world_size)
         data = config.data
         only = [VAL] if data.access is Access.stream else None  # the rest is streamed
-        corpus = Corpus(local_corpus(data.path, data.cache_dir, data.cache_gib, only))
+        corpus = Corpus(local_corpus(data.path, data.cache_dir, data.cache_gib, only, lambda: stop.requested))
         directory = process.here_on_main(lambda: RunDirectory(path))
         code = run(config, path, directory, corpus, process, stop, watchdog, progress)
     except UserError as error:
         code = error.exit_code
+        if isinstance(error, CorruptShard) and corpus and data.cache_dir and str(corpus.directory) in str(error):
+            doubt(corpus.directory)
+            raise CorruptShard(f"{error}: this is a copy, and the same command mends it") from error
         raise
     finally:
         if directory:
@@ -78,6 +90,7 @@ def main(config: TrainConfig) -> int:
     return code
 
 
+@dist.lost_peers_told()
 def run(
     config: TrainConfig,
     path: Path,
@@ -96,6 +109,7 @@ def run(
     if snapshot:
         progress.step, progress.samples = snapshot.state.step, snapshot.state.samples
         progress.tokens, progress.seconds = snapshot.state.tokens, snapshot.state.seconds
+        progress.rollbacks = snapshot.state.rollbacks
     if progress.step >= config.steps:
         say(process, f"{path}: already at step {progress.step} of {config.steps}; raise `steps` or name another run")
         return ExitCode.OK
@@ -165,11 +179,13 @@ def build(
             keep_every=config.checkpoint.keep_every,
             say=telemetry.say,
             upload=mirror.push if mirror else None,
+            token=process.on_main(lambda: secrets.token_hex(4)),
         ),
         watchdog=watchdog,
         stop=stop,
         progress=progress,
         vocab_rows=vocab_rows,
+        identity=Identity.of(config, corpus.manifest, corpus.sha256),
         config_yaml=config_yaml,
     )
 
@@ -184,17 +200,18 @@ def open_mirror(config: TrainConfig) -> Mirror | None:
 
 def train_guarded(parts: Run) -> ExitCode:
     """Train; after a loss spike go back to the last checkpoint and on with the samples after the spike."""
-    progress, most = parts.progress, parts.config.guard.max_rollbacks
-    for rollbacks in range(most + 1):
+    progress, most, folder = parts.progress, parts.config.guard.max_rollbacks, parts.path / "checkpoints"
+    while True:
         try:
             with closing(steps_ahead(parts)) as steps:  # ends the loader's processes, whatever happens
                 return train(parts, steps)
         except LossSpike as spike:
-            if rollbacks == most:
+            if progress.rollbacks >= most:
                 raise TrainingError(f"{spike}; {most} rollbacks did not help: lower optim.lr") from spike
-            parts.writer.wait()
-            parts.process.barrier()  # rank 0's checkpoint is whole now
-            found, skip_to, reason = newest(parts.path / "checkpoints", parts.process), progress.samples, str(spike)
+            settle(parts)
+            sound_step, skip_to, reason = spike.sound_step, progress.samples, str(spike)
+        parts.process.on_main(functools.partial(checkpoint.remove_after, folder, sound_step))  # they may hold the spike
+        found = newest(folder, parts.process)
         if found is None:
             raise TrainingError(f"{reason}; there is no checkpoint to go back to: lower optim.lr or checkpoint.every")
         snapshot = checkpoint.load(found)
@@ -205,7 +222,7 @@ def train_guarded(parts: Run) -> ExitCode:
             f"{snapshot.state.samples} to {skip_to} of the run"
         )
         progress.step, progress.samples, progress.tokens = snapshot.state.step, skip_to, snapshot.state.tokens
-    raise AssertionError("the last rollback returns or raises")
+        progress.rollbacks += 1
 
 
 def steps_ahead(parts: Run) -> Generator[list[MicroBatch], None, None]:
@@ -257,23 +274,30 @@ def resume(
     if found is None:
         return None
     snapshot = checkpoint.load(found)
-    facts = corpus.manifest.tokenizer
-    if snapshot.state.tokenizer_fingerprint != facts.fingerprint:
+    then, now = snapshot.state.identity, Identity.of(config, corpus.manifest, corpus.sha256)
+    if then.tokenizer != now.tokenizer:
         raise UserError(
-            f"{found}: was trained with tokenizer {snapshot.state.tokenizer_fingerprint}, {corpus.directory} was "
-            f"prepared with {facts.fingerprint}: ids would mean other words; prepare with tokenizer.path="
-            f"{folder.parent / 'tokenizer'}"
+            f"{found}: was trained with tokenizer {then.tokenizer}, {corpus.directory} was prepared with "
+            f"{now.tokenizer}: ids would mean other words; prepare with tokenizer.path={folder.parent / 'tokenizer'}"
         )
-    then = snapshot.state
-    now = {"data": corpus.sha256, "seed": config.seed, "global_batch_size": config.global_batch_size}
-    before = {"data": then.manifest_sha256, "seed": then.seed, "global_batch_size": then.global_batch_size}
-    for name in RESUME_CHECKS:
-        if before[name] == now[name]:
-            continue
-        change = f"{found}: was trained with {name}={before[name]}, now it is {now[name]}"
-        if name not in config.resume.allow:
-            raise UserError(f"{change}: other samples would follow; restore it, or add resume.allow=[{name}]")
-        say(process, f"warning: {change}; going on from position {then.samples} as resume.allow says")
+    if then.optimizer != now.optimizer:
+        raise UserError(
+            f"{found}: was trained with optim={then.optimizer}, now it is {now.optimizer}: its moments would mean "
+            f"something else; restore it, or name another run and add init_from={found}"
+        )
+    changes = {
+        name: f"was trained with {then.tell(name)}, now it is {now.tell(name).partition('=')[2]}"
+        for name in RESUME_CHECKS
+        if getattr(then, name) != getattr(now, name)
+    }
+    if refused := changes.keys() - config.resume.allow:
+        what, names = "; ".join(changes[name] for name in sorted(refused)), ",".join(sorted(changes))
+        raise UserError(f"{found}: {what}: other samples would follow; restore it, or add resume.allow=[{names}]")
+    for change in changes.values():
+        say(
+            process,
+            f"warning: {found}: {change}; going on from position {snapshot.state.samples}, as resume.allow says",
+        )
     return snapshot
 
 

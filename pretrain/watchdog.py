@@ -6,8 +6,11 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 from data_prep.errors import ExitCode
 
@@ -18,14 +21,16 @@ _POLL_SECONDS = 1.0
 class StopRequest:
     """SIGTERM, SIGINT, SIGUSR1 or SIGHUP asks for an orderly end; the loop agrees on the step with the other ranks.
 
-    So does the death of the launcher that set this rank: nobody would be left to end the others. A second signal
-    changes nothing; SIGHUP, of a closed terminal, nothing where our caller ignores it (nohup). Must be made in the main
-    thread, before the process group.
+    So does the death of the launcher that set this rank, since nobody would be left to end the others, and of the
+    `deepspeed` command that started that: it dies of a signal without a word to its ranks. A second signal changes
+    nothing; SIGHUP, of a closed terminal, nothing where our caller ignores it (nohup). Must be made in the main thread,
+    before the process group.
     """
 
     def __init__(self) -> None:
         self._signalled = False
-        self._launcher = os.getppid() if "RANK" in os.environ else None
+        self._launcher = psutil.Process().parent() if "RANK" in os.environ else None
+        self._runner = _parent(self._launcher) if self._launcher and _is_deepspeed(self._launcher) else None
         for number in STOP_SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -36,7 +41,24 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        return self._signalled or (self._launcher is not None and os.getppid() != self._launcher)
+        if self._signalled or self._launcher is None:
+            return self._signalled
+        return os.getppid() != self._launcher.pid or (
+            self._runner is not None and _parent(self._launcher) != self._runner
+        )
+
+
+def _is_deepspeed(process: psutil.Process) -> bool:
+    """Whether it is deepspeed's launcher of a node's ranks, which has a parent that matters."""
+    with suppress(psutil.Error):
+        return any("deepspeed" in word and "launcher" in word for word in process.cmdline())
+    return False
+
+
+def _parent(process: psutil.Process) -> int | None:
+    with suppress(psutil.Error):
+        return int(process.ppid())
+    return None
 
 
 class Watchdog:

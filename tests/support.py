@@ -1,5 +1,7 @@
 """What several test modules need: small corpora, and training runs as operating-system processes."""
 
+import functools
+import http.server
 import json
 import os
 import random
@@ -8,19 +10,22 @@ import socket
 import string
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from data_prep.manifest import VAL, Manifest, ShardEntry, SplitStatistics, TokenizerFacts, pass_name, write_manifest
 from data_prep.masking import Masking, draw_masks
 from data_prep.shards import Block, sample_ids, token_dtype, write_shard
 from data_prep.tokenizer import load_tokenizer, save_tokenizer
+from pretrain.config import Identity
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -187,6 +192,111 @@ def make_corpus(
     return manifest
 
 
+def make_identity(**changes: Any) -> Identity:
+    values: dict[str, Any] = {
+        "tokenizer": "b" * 64, "optimizer": "adamw", "data": "a" * 64, "num_samples": 300, "passes": 1, "max_len": 24,
+        "seed": 1, "global_batch_size": 16, "batch_ramp": "none", "access": "mapped",
+    }  # fmt: skip
+    return Identity(**(values | changes))
+
+
+# A web server
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """The files of a folder, as `served` says."""
+
+    delay_seconds: float
+    ranges: bool
+    fault: Callable[[str], object]
+    requests: list[str]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        time.sleep(self.delay_seconds)
+        path, wanted = Path(self.translate_path(self.path)), self.headers.get("Range") if self.ranges else None
+        self.requests.append(f"{self.path} {wanted or ''}".strip())
+        fault = type(self).fault(self.requests[-1])
+        if fault == "503" or not path.is_file():
+            return self.send_error(503 if fault else 404)
+        data, status = path.read_bytes(), 200
+        if wanted:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            part, status = data[int(first) : int(last or len(data)) + 1], 206
+            self.send_response(status)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+            data = part
+        else:
+            self.send_response(status)
+        if self.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if fault == "drop" else data)
+        if fault == "drop":
+            self.wfile.flush()
+            self.connection.close()
+        return None
+
+
+class Hub(Files):
+    """The same as the main branch of the data set org/books on a Hugging Face hub."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        _, _, inside = self.path.partition("?")[0].partition("/tree/main")
+        folder = Path(self.directory) / inside.strip("/")
+        if not self.path.startswith("/api/"):
+            self.path = self.path.replace("/datasets/org/books/resolve/main", "")
+            return super().do_GET()
+        entries = [
+            {
+                "type": "directory" if path.is_dir() else "file",
+                "path": str(path.relative_to(self.directory)),
+                "size": 0 if path.is_dir() else path.stat().st_size,
+                "oid": "0" * 40,
+            }
+            for path in folder.iterdir()
+        ]
+        body = json.dumps(entries if "/tree/" in self.path else {"id": "org/books", "sha": "0" * 40}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        return None
+
+
+@contextmanager
+def served(
+    folder: Path,
+    *,
+    delay_seconds: float = 0.0,
+    ranges: bool = True,
+    fault: Callable[[str], object] = lambda what: None,
+    kind: type[Files] = Files,
+) -> Iterator[tuple[str, list[str]]]:
+    """(URL of a web server over `folder`, what was asked of it so far: path, and byte range if any).
+
+    `fault(what)`, of what was asked, makes the answer a "503", or "drop" the connection in the middle of its body.
+    """
+    requests: list[str] = []
+    options = {"delay_seconds": delay_seconds, "ranges": ranges, "fault": staticmethod(fault), "requests": requests}
+    handler = functools.partial(type("Handler", (kind,), options), directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 # Training runs
 
 TINY = (
@@ -197,7 +307,7 @@ TINY = (
 )  # fmt: skip
 """A run of half a second in fp32 without dropout; later overrides win."""
 
-GRACE_SECONDS = 20.0  # how long ranks may outlive one that failed, as under a launcher
+GRACE_SECONDS = 30.0  # how long ranks may outlive one that failed, as under a launcher
 
 
 @dataclass(frozen=True)
@@ -266,13 +376,21 @@ class Job:
         found = tuple(code for code in self.codes() if code is not None)
         return Result(found, stderrs, read_metrics(self.run), self.run)
 
-    def wait_for(self, step: int, timeout: float = 60.0) -> None:
+    def wait_for(self, step: int, timeout: float = 150.0) -> None:
         """Wait until metrics.jsonl tells of this step."""
         end = time.monotonic() + timeout
         while not any(line["step"] >= step for line in read_metrics(self.run)):
             assert time.monotonic() < end, self.logs.joinpath("stderr-0").read_text()
             assert self.codes()[0] is None, self.logs.joinpath("stderr-0").read_text()
             time.sleep(0.02)
+
+    def processes(self) -> list[psutil.Process]:
+        """The ranks that live and what they have started, loader processes above all."""
+        found = []
+        for pid in self.pids:
+            with suppress(psutil.NoSuchProcess):
+                found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        return found
 
     def kill(self) -> None:
         """SIGKILL to the sessions of ranks that live."""
@@ -366,6 +484,20 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def all_gone(processes: Sequence[psutil.Process], seconds: float = 10.0) -> bool:
+    """Whether these processes end within so many seconds."""
+
+    def lives(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    end = time.monotonic() + seconds
+    while (left := [process for process in processes if lives(process)]) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not left
 
 
 def free_port() -> int:

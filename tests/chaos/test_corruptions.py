@@ -1,13 +1,18 @@
 """A thousand random corruptions of shards, manifests and checkpoints: all found, none trained on, no traceback.
 
-A corruption counts as harmless only if every sample that a reader gives is the original one (bytes that nobody reads,
-such as padding between tar members, are covered by the checksums all the same).
+`data_prep.verify` finds every one in a corpus. What reads it for training, mapped, streamed or into a node's cache,
+refuses it or gives the original samples to the byte: bytes that training never reads, such as padding between tar
+members, are no reason to stop it.
 """
 
+import io
+import os
 import random
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +20,13 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
+from data_prep.manifest import VAL, read_manifest
 from data_prep.shards import Samples, Split
-from pretrain import checkpoint
-from pretrain.checkpoint import Snapshot, TrainingState
-from tests.support import make_corpus
+from data_prep.verify import faults
+from pretrain import cache, checkpoint
+from pretrain.checkpoint import MOMENTS, LossScale, Snapshot, TrainingState
+from pretrain.stream import Streamed
+from tests.support import make_corpus, make_identity
 
 Damage = Callable[[random.Random, Path, list[Path]], str]
 
@@ -46,11 +53,18 @@ def zero_block(rng: random.Random, path: Path, others: list[Path]) -> str:
     return "block zeroed"
 
 
-def duplicate_part(rng: random.Random, path: Path, others: list[Path]) -> str:
-    data = path.read_bytes()
-    start = rng.randrange(0, len(data), 512) if len(data) > 512 else 0
-    path.write_bytes(data[: start + 512] + data[start:])
-    return "part doubled"
+def duplicate(rng: random.Random, path: Path, others: list[Path]) -> str:
+    """A tar member, its header and padding with it; of another file some bytes."""
+    data, kind = path.read_bytes(), "member doubled"
+    if path.suffix == ".tar":
+        with tarfile.open(path) as tar:
+            member = rng.choice(tar.getmembers())
+        start, end = member.offset, member.offset_data + -(-member.size // 512) * 512
+    else:
+        start, kind = rng.randrange(len(data)), "part doubled"
+        end = start + 512
+    path.write_bytes(data[:end] + data[start:])
+    return kind
 
 
 def swap(rng: random.Random, path: Path, others: list[Path]) -> str:
@@ -63,27 +77,53 @@ def swap(rng: random.Random, path: Path, others: list[Path]) -> str:
     return "files swapped"
 
 
-DAMAGES: tuple[Damage, ...] = (flip_bit, flip_bit, truncate, zero_block, duplicate_part, swap)
+DAMAGES: tuple[Damage, ...] = (flip_bit, flip_bit, truncate, zero_block, duplicate, swap)
 
 
-def read_everything(corpus: Path) -> list[Samples]:
-    manifest = read_manifest(corpus)
-    found = []
-    for name in sorted(manifest.splits):
+Rows = dict[int, tuple[object, ...]]  # what a reader gives of each sample, by its id
+
+
+def rows(samples: Samples) -> Rows:
+    assert samples.masks
+    tokens = np.split(samples.tokens_T, np.cumsum(samples.lengths_Nx2[:-1, 1], dtype=int))
+    ends = np.cumsum(samples.masks.counts_N[:-1], dtype=int)
+    masks = [np.split(column, ends) for column in samples.masks[1:]]
+    columns = (tokens, *masks, samples.lengths_Nx2, samples.random_next_N)
+    parts = zip(*([part.tolist() for part in column] for column in columns), strict=True)
+    return dict(zip(samples.ids_N.tolist(), parts, strict=True))
+
+
+def mapped(corpus: Path, *splits: str) -> Rows:
+    manifest, found = read_manifest(corpus), Rows()
+    for name in splits or manifest.splits:
         split = Split(corpus, manifest, name)
-        found.append(split.gather(np.arange(len(split)), 0))
+        found |= rows(split.gather(np.arange(len(split)), 0))
     return found
 
 
-def same(one: list[Samples], other: list[Samples]) -> bool:
-    flat = [[part for samples in side for part in (*samples[:4], *(samples.masks or ()))] for side in (one, other)]
-    return len(flat[0]) == len(flat[1]) and all(np.array_equal(a, b) for a, b in zip(*flat, strict=True))
+def streamed(corpus: Path) -> Rows:
+    """`val` is mapped then."""
+    stream = Streamed(str(corpus), read_manifest(corpus), 1, lanes=4, window=16)
+    try:
+        ((samples, _),) = stream.gather(np.arange(120))
+    finally:
+        stream._pool.shutdown(cancel_futures=True)
+    return rows(samples) | mapped(corpus, VAL)
+
+
+def cached(corpus: Path) -> Rows:
+    with redirect_stderr(io.StringIO()):  # it tells how far it is
+        return mapped(cache.local_corpus(str(corpus), str(corpus.with_name("cache")), 1))
+
+
+WAYS: tuple[Callable[[Path], Rows], ...] = (mapped, streamed, cached)
 
 
 @pytest.mark.timeout(600)
 def test_corpora(tmp_path: Path) -> None:
     make_corpus(tmp_path / "whole", samples=120, val=20, vocab_size=300)
-    original = read_everything(tmp_path / "whole")
+    assert list(faults(tmp_path / "whole")) == []
+    original = mapped(tmp_path / "whole")
     rng, seen = random.Random(5), Counter[str]()
     for _ in range(600):
         corpus = tmp_path / "damaged"
@@ -91,27 +131,37 @@ def test_corpora(tmp_path: Path) -> None:
         files = sorted([*corpus.glob("*/*.tar"), corpus / "manifest.json"])
         path = rng.choice(files)
         kind = rng.choice(DAMAGES)(rng, path, [file for file in files if file != path])
-        found, refusal = None, ""
-        try:
-            found = read_everything(corpus)
-        except UserError as error:
-            refusal = str(error)
-        assert "\n" not in refusal
-        assert found is None or same(found, original), f"{path.name} {kind}: other samples were read"
-        seen[f"{path.suffix} {kind}: {'refused' if refusal else 'never read'}"] += 1
-        shutil.rmtree(corpus)
+        found = list(faults(corpus))
+        assert found, f"{path.name} {kind}: not found"
+        assert all("\n" not in fault for fault in found)
+        seen[f"{path.suffix} {kind}: found"] += 1
+        for way in WAYS:
+            refusal, what = None, None
+            try:
+                what = way(corpus)
+            except UserError as error:
+                refusal = str(error)
+            assert refusal or what == original, f"{path.name} {kind}: other samples were {way.__name__}"
+            assert "\n" not in (refusal or "")
+            seen[f"{way.__name__}: {'refused' if refusal else 'never read'}"] += 1
+        for folder in (corpus, tmp_path / "cache"):
+            shutil.rmtree(folder, ignore_errors=True)
+        while cache._in_use:
+            os.close(cache._in_use.pop())
     print("\ncorpora:", dict(sorted(seen.items())), "trained on wrong data: 0")
-    assert sum(count for name, count in seen.items() if "refused" in name) > 550
+    assert sum(count for name, count in seen.items() if name.endswith(": found")) == 600
+    assert seen["mapped: refused"] > 550
+    assert seen["cached: refused"] >= seen["mapped: refused"]
 
 
 def save(folder: Path, step: int) -> None:
     state = TrainingState(
-        step=step, samples=16 * step, tokens=99 * step, seconds=1.0, optimizer_steps=step, loss_scale=1.0,
-        manifest_sha256="0" * 64, tokenizer_fingerprint="1" * 64, seed=1, global_batch_size=16, wandb_id=None,
+        step=step, samples=16 * step, tokens=99 * step, seconds=1.0, optimizer_steps=step, rollbacks=0,
+        loss_scale=LossScale(), identity=make_identity(), wandb_id=None,
     )  # fmt: skip
     torch.manual_seed(step)
     weights = {"a": torch.randn(7, 5), "b": torch.randn(11)}
-    moments = {f"{name}.{kind}": torch.randn_like(value) for name, value in weights.items() for kind in ("m", "v")}
+    moments = {f"{name}.{kind}": torch.randn_like(value) for name, value in weights.items() for kind in MOMENTS}
     checkpoint.write(folder, Snapshot(state, weights, moments, f"steps: {step}\n"))
 
 
@@ -129,12 +179,8 @@ def test_checkpoints(tmp_path: Path) -> None:
             files = sorted(checkpoint.path_of(folder, step).iterdir())
             path = rng.choice(files)
             kind = rng.choice(DAMAGES)(rng, path, [file for file in files if file != path])
-            if not checkpoint.verify(checkpoint.path_of(folder, step)):
-                # Only white space or the like of MANIFEST.json can change without a fault.
-                assert path.name == "MANIFEST.json"
-                seen[f"{kind}: harmless"] += 1
-            else:
-                seen[f"{kind}: found"] += 1
+            assert checkpoint.verify(checkpoint.path_of(folder, step)), f"{path.name} {kind}: not found"
+            seen[f"{kind}: found"] += 1
         intact = [step for step in (30, 20, 10) if not checkpoint.verify(checkpoint.path_of(folder, step))]
         newest = checkpoint.newest_verified(folder, lambda _: None)
         assert newest == (checkpoint.path_of(folder, intact[0]) if intact else None)

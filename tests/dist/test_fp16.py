@@ -27,7 +27,7 @@ pretrain.engine.Engine.backward = lambda self, batch, loss_of, last: real(
 SMALL_SCALE = "deepspeed.extra={fp16:{initial_scale_power:2,hysteresis:1}}"
 
 
-@pytest.mark.parametrize("zero", ["1", "3"])
+@pytest.mark.parametrize("zero", ["0", "1", "3"])
 def test_a_loss_scale_that_collapses_is_one_line(trainer: Trainer, corpus: Path, zero: str) -> None:
     options = (f"zero={zero}", "precision=fp16", "optim.max_skipped_steps=5", "steps=9", SMALL_SCALE)
     result = trainer.run(f"data.path={corpus}", *options, before=FP16 + ALWAYS_NAN)
@@ -38,15 +38,36 @@ def test_a_loss_scale_that_collapses_is_one_line(trainer: Trainer, corpus: Path,
     assert "gradients were not finite for 5 steps in a row" in line
 
 
-def test_a_resumed_run_keeps_its_loss_scale(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
-    """The third step is skipped and halves the scale; the run that resumes after it goes on as the whole one."""
-    options = (f"data.path={corpus}", "zero=2", "precision=fp16", SMALL_SCALE)
+GROWING = "deepspeed.extra={fp16:{initial_scale_power:2,hysteresis:2,loss_scale_window:4}}"
+
+
+@pytest.mark.parametrize("zero", ["0", "1", "2", "3", "2_offload"])
+def test_a_resumed_run_keeps_its_loss_scale(trainer: Trainer, corpus: Path, tmp_path: Path, zero: str) -> None:
+    """The third step is skipped, and the scale doubles after four steady ones. Stops lie in between, at each stage
+    alike: what the scaler has counted goes along.
+    """
+    options = (f"data.path={corpus}", f"zero={zero}", "precision=fp16", "steps=14", GROWING)
     whole = trainer.run(*options, ranks=2, before=FP16 + POISON)
     assert whole.codes == (0, 0), whole.stderrs
-    assert whole.series("train/loss_scale") == [4, 4, 2, 2, 2, 2]
-    stopped = trainer.run(*options, f"runs_root={tmp_path}", "stop_at=4", ranks=2, before=FP16 + POISON)
-    assert stopped.codes == (75, 75), stopped.stderrs
-    resumed = trainer.run(*options, f"runs_root={tmp_path}", ranks=2, before=FP16)
-    assert resumed.codes == (0, 0), resumed.stderrs
+    assert whole.series("train/skipped_steps") == [0, 0, 1, *[0] * 11]
+    assert whole.series("train/loss_scale") == [4] * 7 + [8] * 4 + [16] * 3
+    for stop in (4, 6, 9, 14):
+        before = FP16 + (POISON if stop == 4 else "")
+        result = trainer.run(*options, f"runs_root={tmp_path}", f"stop_at={stop}", ranks=2, before=before)
+        assert result.codes == ((0, 0) if stop == 14 else (75, 75)), result.stderrs
     for key in ("train/loss", "train/loss_scale", "train/grad_norm"):
-        assert resumed.series(key) == whole.series(key), key
+        assert result.series(key) == whole.series(key), key
+
+
+def test_the_stages_agree(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    """In fp16 and from stage to stage, on one rank and two; the scale goes on where it was."""
+    options = (f"data.path={corpus}", "precision=fp16", "steps=10", "optim.lr=1e-4", GROWING)
+    whole = trainer.run(*options, "zero=0", before=FP16)
+    assert whole.code == 0, whole.stderr
+    for stop, zero, ranks in ((3, 1, 2), (6, 0, 2), (8, 3, 1), (10, 2, 2)):
+        result = trainer.run(
+            *options, f"zero={zero}", f"runs_root={tmp_path}", f"stop_at={stop}", ranks=ranks, before=FP16
+        )
+        assert set(result.codes) == {0 if stop == 10 else 75}, result.stderrs
+    assert result.series("train/loss_scale") == whole.series("train/loss_scale")
+    assert result.series("train/loss") == pytest.approx(whole.series("train/loss"), abs=5e-3)

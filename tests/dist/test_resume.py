@@ -31,9 +31,12 @@ def bitwise(one: Result, other: Result) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "bf16"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(0, "bf16"), (1, "bf16"), (2, "fp32"), (3, "bf16"), ("2_offload", "fp32"), ("3_offload", "bf16")],
+)
 def test_resume_is_bitwise_the_uninterrupted_run(
-    trainer: Trainer, corpus: Path, tmp_path: Path, stage: int, precision: str
+    trainer: Trainer, corpus: Path, tmp_path: Path, stage: int | str, precision: str
 ) -> None:
     """With dropout. The second run starts from the first one's files as a kill after step 3 would leave them."""
     overrides = (
@@ -52,6 +55,52 @@ def test_resume_is_bitwise_the_uninterrupted_run(
     assert "resuming at step 3 of 6" in resumed.stderr
     assert timeless(resumed) == timeless(whole)
     assert bitwise(resumed, whole)
+
+
+NAN_FIRST = """
+from pretrain.engine import Engine
+
+calls, real = 0, Engine.backward
+
+def backward(self, batch, loss_of, last):
+    global calls
+    calls += 1
+    real(self, batch, lambda *given: loss_of(*given) * (float("nan") if calls <= 4 else 1.0), last=last)
+
+Engine.backward = backward
+"""
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_saved_before_the_first_update(trainer: Trainer, corpus: Path, tmp_path: Path, stage: int) -> None:
+    """The first two steps are skipped. A checkpoint of before any moment was made goes on like the run itself."""
+    overrides = (f"data.path={corpus}", f"zero={stage}", "checkpoint.every=1", "checkpoint.keep_last=9")
+    whole = trainer.run(*overrides, ranks=2, before=NAN_FIRST)
+    assert whole.codes == (0, 0), whole.stderrs
+    assert whole.series("train/skipped_steps") == [1, 1, 0, 0, 0, 0]
+    shutil.copytree(whole.run, tmp_path / "run")
+    for step in range(3, 7):
+        shutil.rmtree(checkpoint.path_of(tmp_path / "run" / "checkpoints", step))
+    resumed = trainer.run(*overrides, f"runs_root={tmp_path}", ranks=2)
+    assert resumed.codes == (0, 0), resumed.stderrs
+    assert "resuming at step 2 of 6" in resumed.stderr
+    assert timeless(resumed) == timeless(whole)
+    assert bitwise(resumed, whole)
+
+
+def test_a_streamed_run_on_other_layouts(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    """Three epochs, by way of two ranks and back, with a loader process in between: the same global batches."""
+    stream = ("data.access=stream", "data.lanes=4", "data.window=8", "checkpoint.every=0", "steps=54", "log.every=1")
+    overrides = (f"data.path={corpus}", *stream, "optim.lr=1e-4")
+    whole = trainer.run(*overrides, "zero=0")
+    assert whole.code == 0, whole.stderr
+    for stop, ranks, workers in ((20, 2, 1), (38, 1, 0), (54, 2, 0)):
+        layout = (f"data.workers={workers}", f"stop_at={stop}", f"zero={ranks - 1}")
+        result = trainer.run(*overrides, *layout, f"runs_root={tmp_path}", ranks=ranks)
+        assert set(result.codes) == {0 if stop == 54 else 75}, result.stderrs
+    assert result.series("samples") == whole.series("samples")
+    assert result.series("train/masked_tokens") == whole.series("train/masked_tokens")
+    assert result.series("train/loss") == pytest.approx(whole.series("train/loss"), abs=1e-4)
 
 
 def test_a_fresh_machine_goes_on_from_the_uploaded_checkpoint(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
@@ -159,7 +208,11 @@ def test_the_newest_whole_checkpoint_is_taken(trainer: Trainer, corpus: Path, tm
         ("seed=2", "was trained with seed=1, now it is 2"),
         ("global_batch_size=32", "was trained with global_batch_size=16, now it is 32"),
         ("model.num_layers=3", "resume with the same model options"),
-        ("data", "was trained with data="),
+        ("data.access=stream", "was trained with access=mapped, now it is stream (lanes=64, window=4096)"),
+        ("batch_ramp.start=4", "was trained with batch_ramp=none, now it is from 4 in 10000 steps"),
+        ("optim=muon", "its moments would mean something else; restore it, or name another run and add init_from="),
+        ("data", "(300 samples in 1 passes), now it is"),
+        ("max_len", "was trained with max_len=24, now it is 20: other samples would follow"),
         ("tokenizer", "ids would mean other words"),
     ],
 )
@@ -168,10 +221,11 @@ def test_another_run_on_the_same_name_is_refused(
 ) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     path, given = corpus, override
-    if override in ("data", "tokenizer"):
+    if override in ("data", "max_len", "tokenizer"):
         path, given = tmp_path / "corpus", "seed=1"
         path.mkdir()
-        make_corpus(path, seed=4, vocab_size=61 if override == "data" else 60)
+        max_len = 20 if override == "max_len" else 24
+        make_corpus(path, seed=4, vocab_size=60 if override == "tokenizer" else 61, max_len=max_len)
     result = trainer.run(f"data.path={path}", f"runs_root={tmp_path}", given)
     assert result.code == 64
     (line,) = result.errors
@@ -197,3 +251,20 @@ def test_what_may_differ_on_request(trainer: Trainer, corpus: Path, stopped: Pat
     assert result.code == 75, result.stderr
     assert result.series("samples") == [16, 48]
     assert result.stderr.count("warning: ") == 2
+    make_corpus(tmp_path / "other", samples=90, max_len=20)
+    options = (f"data.path={tmp_path / 'other'}", f"runs_root={tmp_path}", "seed=2", "global_batch_size=32")
+    refused = trainer.run(*options, "stop_at=3", "resume.allow=[data]")
+    assert refused.code == 64
+    assert "add resume.allow=[data,max_len]" in refused.errors[0]
+    result = trainer.run(*options, "stop_at=3", "resume.allow=[data,max_len]")
+    assert result.code == 75, result.stderr
+    assert "(90 samples in 1 passes); going on from position 48, as resume.allow says" in result.stderr
+
+
+def test_lanes_and_windows_decide_the_order(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    stream = (f"data.path={corpus}", f"runs_root={tmp_path}", "data.access=stream", "data.lanes=4")
+    assert trainer.run(*stream, "data.window=8", "stop_at=1").code == 75
+    refused = trainer.run(*stream, "data.window=16")
+    assert refused.code == 64
+    assert "with access=stream (lanes=4, window=8), now it is stream (lanes=4, window=16)" in refused.errors[0]
+    assert trainer.run(*stream, "data.window=16", "stop_at=2", "resume.allow=[access]").code == 75

@@ -47,7 +47,7 @@ class Command:
         return self.process.wait(timeout)
 
     def wait_for(self, step: int) -> None:
-        end = time.monotonic() + 100
+        end = time.monotonic() + 200
         while not any(line["step"] >= step for line in read_metrics(self.cwd / "runs" / "r")):
             assert self.process.poll() is None, self.stderr.read_text()
             assert time.monotonic() < end, self.stderr.read_text()
@@ -130,6 +130,23 @@ def test_sigterm_to_one_rank_under_the_launcher(corpus: Path, tmp_path: Path) ->
     assert checkpoint.verify(path) == []
     assert path == checkpoint.path_of(run / "checkpoints", read_metrics(run)[-1]["step"])
     assert "Traceback" not in command.stderr.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("target", ["runner", "launch.py"])
+def test_a_signal_to_a_launcher(corpus: Path, tmp_path: Path, target: str, number: int) -> None:
+    """deepspeed's own exit codes tell nothing then. The ranks stop at one step, with a checkpoint, and all are gone."""
+    with started(BY_MODULE, tmp_path, f"data.path={corpus}", "run=r", "steps=100000", "data.workers=1") as command:
+        command.wait_for(3)
+        runner = psutil.Process(command.process.pid)
+        (runner if target == "runner" else runner.children()[0]).send_signal(number)
+        command.wait()
+        assert command.all_gone(60)
+    run = tmp_path / "runs" / "r"
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 75
+    (path,) = checkpoint.list_checkpoints(run / "checkpoints")
+    assert checkpoint.verify(path) == []
+    assert path == checkpoint.path_of(run / "checkpoints", read_metrics(run)[-1]["step"])
 
 
 def test_a_damaged_shard_under_the_launcher(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from data_prep.errors import UserError
 from data_prep.manifest import manifest_sha256, read_manifest
 from pretrain import export
 from pretrain.card import push, replace_section, write_card
-from pretrain.checkpoint import TrainingState
-from tests.support import Trainer, free_port, make_corpus
+from pretrain.checkpoint import LossScale, TrainingState
+from tests.support import Trainer, free_port, make_corpus, make_identity
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def card(folder: Path, corpus: Path, run: Path, **state: Any) -> str:
-    known = {"step": 1200, "samples": 9600, "tokens": 345678, "manifest_sha256": manifest_sha256(corpus)}
-    rest = {"seconds": 1.0, "optimizer_steps": 1, "loss_scale": 1.0, "tokenizer_fingerprint": "", "seed": 1}
-    told = TrainingState(**{**known, **rest, "global_batch_size": 8, "wandb_id": None, **state})
+    known = {"step": 1200, "samples": 9600, "tokens": 345678, "identity": make_identity(data=manifest_sha256(corpus))}
+    rest = {"seconds": 1.0, "optimizer_steps": 1, "rollbacks": 0, "loss_scale": LossScale(), "wandb_id": None}
+    told = TrainingState(**{**known, **rest, **state})
     config = {"data": {"path": str(corpus)}, "model": {"architecture": "bert", "max_positions": 512}}
     folder.mkdir(exist_ok=True)
     write_card(folder, "books", run, told, config)
@@ -63,7 +63,7 @@ def test_card_tells_corpus_recipe_curves_and_limits(tmp_path: Path, corpus: Path
 
 
 def test_card_says_what_is_not_known(tmp_path: Path, corpus: Path) -> None:
-    text = card(tmp_path, corpus, tmp_path / "gone", manifest_sha256="0" * 64)
+    text = card(tmp_path, corpus, tmp_path / "gone", identity=make_identity())
     assert "It was not at hand" in text
     assert "![" not in text
     assert not (tmp_path / "curves.svg").exists()

@@ -25,7 +25,8 @@ from safetensors import SafetensorError
 
 from data_prep.errors import DiskError, UserError
 from pretrain import checkpoint
-from pretrain.checkpoint import Fragment, Snapshot, TrainingState, Writer
+from pretrain.checkpoint import Fragment, LossScale, Snapshot, TrainingState, Writer
+from tests.support import make_identity
 
 SHAPES = {"a.weight": (3, 4), "a.bias": (5,), "b.weight": (2, 2, 2)}
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "MANIFEST.json")
@@ -34,8 +35,7 @@ FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yam
 def make_state(step: int, **changes: Any) -> TrainingState:
     values: dict[str, Any] = {
         "step": step, "samples": 16 * step, "tokens": 300 * step, "seconds": 1.5, "optimizer_steps": step,
-        "loss_scale": 1.0, "manifest_sha256": "a" * 64, "tokenizer_fingerprint": "b" * 64, "seed": 1,
-        "global_batch_size": 16, "wandb_id": None,
+        "rollbacks": 0, "loss_scale": LossScale(), "identity": make_identity(), "wandb_id": None,
     }  # fmt: skip
     return TrainingState(**(values | changes))
 
@@ -116,6 +116,24 @@ def test_the_newest_is_by_step_not_by_name_or_time(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_is_given_to_what_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is synced before the rename that makes it count, LATEST too."""
+    done: list[str] = []
+    sync, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", lambda self, target: [done.append("named"), rename(self, target)][1])
+    monkeypatch.setattr(Path, "replace", lambda self, target: [done.append("named"), replace(self, target)][1])
+    checkpoint.write(tmp_path, make_snapshot(1))
+    first, second = (i for i, what in enumerate(done) if what == "named")
+    assert {*FILES, ".writing-step-00000001"} <= {*done[:first]}
+    assert {".LATEST.tmp", tmp_path.name} <= {*done[first:second]}
+
+
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     assert checkpoint.newest_verified(tmp_path, quiet) is None
     assert checkpoint.newest_verified(tmp_path / "nowhere", quiet) is None
@@ -141,7 +159,7 @@ def grow(path: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     **{f"{how.__name__} {name}": (lambda path, how=how, name=name: how(path / name))
        for how in (flip, cut) for name in FILES},
-    **{f"grow {name}": (lambda path, name=name: grow(path / name)) for name in FILES[:-1]},
+    **{f"grow {name}": (lambda path, name=name: grow(path / name)) for name in FILES},
     **{f"no {name}": (lambda path, name=name: (path / name).unlink()) for name in FILES},
     **{f"empty {name}": (lambda path, name=name: (path / name).write_bytes(b"")) for name in FILES},
     "swapped": lambda path: [
@@ -201,7 +219,7 @@ def test_any_manifest_is_a_fault_not_an_error(tmp_path_factory: pytest.TempPathF
             body["files"][name] = value
         else:
             body["files"][name][kind] = value
-    (path / "MANIFEST.json").write_text(json.dumps(body))
+    (path / "MANIFEST.json").write_text(json.dumps(body, indent=1) + "\n")
     assert checkpoint.verify(path) or body == json.loads(right)
 
 
@@ -219,15 +237,16 @@ def rewrite(path: Path, name: str, data: bytes) -> None:
     (path / name).write_bytes(data)
     body = json.loads((path / "MANIFEST.json").read_text())
     body["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / "MANIFEST.json").write_text(json.dumps(body))
+    (path / "MANIFEST.json").write_text(json.dumps(body, indent=1) + "\n")
     assert checkpoint.verify(path) == []
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("step", "3"), ("step", None), ("samples", 1.5), ("loss_scale", "1"), ("seconds", None), ("wandb_id", 3),
-        ("manifest_sha256", 3), ("seed", [1]),
+        ("step", "3"), ("step", None), ("step", 4), ("step", True), ("samples", 1.5), ("samples", -5),
+        ("samples", 10**30), ("optimizer_steps", -1), ("seconds", None), ("seconds", float("nan")), ("wandb_id", 3),
+        ("loss_scale", "1"), ("loss_scale", {"value": 1.0}), ("identity", None), ("identity", {"seed": [1]}),
     ],
 )  # fmt: skip
 def test_a_state_of_the_wrong_kind_is_one_line(tmp_path: Path, key: str, value: Any) -> None:
@@ -238,6 +257,44 @@ def test_a_state_of_the_wrong_kind_is_one_line(tmp_path: Path, key: str, value: 
         with pytest.raises(UserError, match=r"cannot be loaded.*remove it to resume from the one before") as caught:
             checkpoint.load(path)
         assert "\n" not in str(caught.value)
+
+
+Tensors = dict[str, torch.Tensor]
+LIES: dict[str, Callable[[Tensors, str], object]] = {
+    "transposed": lambda tensors, name: tensors.update({name: tensors[name].t().contiguous()}),
+    "too short": lambda tensors, name: tensors.update({name: tensors[name].flatten()[:7].clone()}),
+    "missing": lambda tensors, name: tensors.pop(name),
+    "one too many": lambda tensors, name: tensors.update({f"{name}.x": torch.zeros(3)}),
+    "half": lambda tensors, name: tensors.update({name: tensors[name].half()}),
+    "NaN": lambda tensors, name: tensors[name].view(-1)[3:4].fill_(float("nan")),
+    "infinite": lambda tensors, name: tensors[name].view(-1)[3:4].fill_(float("-inf")),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_tensors_that_do_not_belong_are_refused(tmp_path: Path, name: str, lie: str) -> None:
+    """Though every checksum is right. What is wrong with weights alone shows in the moments, which are not theirs."""
+    path = checkpoint.write(tmp_path, make_snapshot(3))
+    tensors = {key: value.clone() for key, value in safetensors.torch.load_file(path / name).items()}
+    LIES[lie](tensors, "a.weight" if name.startswith("model") else "a.weight.exp_avg")
+    rewrite(path, name, safetensors.torch.save(tensors))
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.yaml", "MANIFEST.json"])
+def test_a_text_of_enormous_size_is_not_read(tmp_path: Path, name: str) -> None:
+    path = checkpoint.write(tmp_path, make_snapshot(3))
+    huge = (path / name).read_bytes() + b" " * 2**21
+    if name == "MANIFEST.json":
+        (path / name).write_bytes(huge)
+        assert "larger than any that we write" in checkpoint.verify(path)[0]
+    else:
+        rewrite(path, name, huge)
+        with pytest.raises(UserError, match=f"{name}: larger than any that we write"):
+            checkpoint.load(path)
 
 
 @pytest.mark.parametrize("name", FILES[:-1])
@@ -584,10 +641,39 @@ def test_three_failures_in_a_row_are_an_error(tmp_path: Path, monkeypatch: pytes
     Disk(monkeypatch, ERRORS[0])
     one = writer(tmp_path, told)
     for step in (1, 2, 3):
+        assert one.trouble is None
         submit(one, step)
-    with pytest.raises(DiskError, match="step-00000003: not saved"):
-        submit(one, 4)
+        assert not one.busy(20)
+    assert isinstance(one.trouble, DiskError)
+    assert "step-00000003: not saved" in str(one.trouble)
     assert len(told) == 3
+
+
+def test_a_late_share_does_not_meet_another_try_at_its_step(tmp_path: Path) -> None:
+    """Rank 1 was too slow; after a rollback the same step comes again, and its old share is there first."""
+    ranks = [writer(tmp_path, [], rank, 2, patience_seconds=0.1) for rank in range(2)]
+    submit(ranks[0], 3, lambda number: number % 2 == 0)
+    assert not ranks[0].busy(20)
+    other = make_snapshot(9)._replace(state=make_state(3))
+    for rank, one in enumerate(ranks):
+        one._patience_seconds = 20.0
+        if rank:
+            submit(one, 3, lambda number: number % 2 == 1)  # of the first try
+            one.wait()
+    parts = fragments_of(other, lambda size: [size // 3, size // 2])
+    for rank, one in enumerate(ranks):
+        one.submit(other.state, parts[rank::2], SHAPES, other.config_yaml)
+    for one in ranks:
+        one.close()
+    assert same(checkpoint.load(tmp_path / "step-00000003"), other)
+
+
+def test_another_start_of_the_run_does_not_meet_old_shares(tmp_path: Path) -> None:
+    submit(writer(tmp_path, [], 1, 2, token="old"), 3, lambda number: number % 2 == 1)
+    one = writer(tmp_path, [], 0, 2, patience_seconds=0.1, token="new")
+    submit(one, 3, lambda number: number % 2 == 0)
+    with pytest.raises(DiskError, match="the share of rank 1 did not appear"):
+        one.close()
 
 
 def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -627,6 +713,8 @@ def test_the_command_lists_and_verifies(
     code, lines = called(tmp_path)
     assert code == 0
     assert [line.split()[-1] for line in lines] == ["verified", "verified"]
+    (tmp_path / "checkpoints" / "step-00000001" / "notes").symlink_to("nowhere")
+    assert called(tmp_path)[0] == 0
     flip(tmp_path / "checkpoints" / "step-00000002" / "optimizer.safetensors")
     code, lines = called(tmp_path / "checkpoints")
     assert code == 64

@@ -1,23 +1,23 @@
 """Streaming: every sample once an epoch, the same global batches for every world size, resume at any position."""
 
-import functools
-import http.server
 import itertools
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_prep import storage
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
+from data_prep.manifest import ShardEntry, read_manifest
 from data_prep.shards import CorruptShard
 from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
 from pretrain.order import lane_bounds, window_order
-from pretrain.stream import Streamed
-from tests.support import make_corpus
+from pretrain.stream import Row, Streamed, _Fetcher
+from tests.support import make_corpus, served
+from tests.unit.test_shards import LIES, contract, honest, listed, tar_of
 
 SAMPLES, LANES, WINDOW, SEED = 331, 4, 16, 9
 
@@ -136,33 +136,82 @@ def test_a_shard_cut_short_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-class Slow(http.server.SimpleHTTPRequestHandler):
-    """A web server with byte ranges, 50 ms away."""
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        time.sleep(0.05)
-        wanted = self.headers.get("Range")
-        if not wanted:
-            return super().do_GET()
-        first, last = (int(x) for x in wanted.removeprefix("bytes=").split("-"))
-        part = Path(self.translate_path(self.path)).read_bytes()[first : last + 1]
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-        return None
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_member_is_refused(tmp_path: Path, lie: str) -> None:
+    """Though the manifest lists it, checksum and all: by the same reader as from the disk."""
+    (tmp_path / "pass-00").mkdir()
+    members = {name: payload for name, payload in (honest() | LIES[lie]).items() if payload is not None}
+    entry = listed(tmp_path, tar_of(members))
+    with pytest.raises(CorruptShard) as caught:
+        _Fetcher(str(tmp_path), contract()).rows(entry, 0, 2)
+    assert "\n" not in str(caught.value)
 
 
-def test_reads_over_http(corpus: Path) -> None:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Slow, directory=str(corpus))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            stream = Streamed(f"http://127.0.0.1:{server.server_port}", read_manifest(corpus), SEED, LANES, WINDOW)
-            assert ids(stream, 0, SAMPLES) == ids(streamed(corpus), 0, SAMPLES)
-        finally:
-            server.shutdown()
-            thread.join()
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PAUSE_SECONDS", 0.001)
+
+
+def over(url: str, corpus: Path, lanes: int = LANES, window: int = WINDOW) -> Streamed:
+    return Streamed(url, read_manifest(corpus), SEED, lanes, window)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", ["drop", "503"])
+def test_reads_over_http_whose_first_two_answers_are_faults(corpus: Path, fault: str) -> None:
+    asked: Counter[str] = Counter()
+
+    def twice(what: str) -> str | None:
+        asked[what] += 1
+        return fault if asked[what] <= 2 else None
+
+    with served(corpus, fault=twice) as (url, _):
+        assert ids(over(url, corpus), 0, SAMPLES) == ids(streamed(corpus), 0, SAMPLES)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", ["drop", "503", "gone", "no ranges"])
+def test_what_cannot_be_read_is_one_line(corpus: Path, fault: str) -> None:
+    words = "ignores byte ranges; set data.access=mapped" if fault == "no ranges" else "check the address"
+    with served(corpus, ranges=fault != "no ranges", fault=lambda what: fault in ("drop", "503") and fault) as (url, _):
+        stream = over(f"{url}/nowhere" if fault == "gone" else url, corpus)
+        with pytest.raises(CorruptShard, match=words) as caught:
+            ids(stream, 0, 10)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_url_that_nobody_knows(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nosuch"):
+        over("nosuch://x", corpus)
+    for command in (f"pipe:touch {tmp_path}/canary", f"pipe://touch {tmp_path}/canary"):
+        with pytest.raises(UserError):
+            ids(over(command, corpus), 0, 10)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_windows_are_sent_for_together_and_ahead(corpus: Path) -> None:
+    """Whoever asks for a batch of all lanes waits for one answer, not for one a lane; later ones are there already.
+
+    So it is at the beginning of an epoch, too: nothing that its first batch needs is still to be asked for.
+    """
+
+    class Watched(_Fetcher):
+        def rows(self, shard: ShardEntry, begin: int, end: int) -> list[Row]:
+            meeting.wait(timeout=20)  # until as many are on their way as there are lanes
+            return super().rows(shard, begin, end)
+
+    meeting = threading.Barrier(16)
+    stream = over(str(corpus), corpus, lanes=16, window=4)
+    stream._fetcher = Watched(str(corpus), read_manifest(corpus))
+    ids(stream, 0, 16)
+    meeting.abort()
+    stream._fetcher = _Fetcher(str(corpus), read_manifest(corpus))
+    stream._windows.clear()
+    stream._epochs.clear()
+    for first in range(0, 2 * SAMPLES, 16):
+        known = {*stream._windows}
+        found = ids(stream, first, 16)
+        needed, _ = stream._places(np.arange(first, first + 16))
+        assert first == 0 or known.issuperset(needed)
+        assert len(stream._windows) <= 3 * 16
+        assert found == ids(over(str(corpus), corpus, lanes=16, window=4), first, 16)

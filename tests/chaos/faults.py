@@ -1,0 +1,83 @@
+"""What the ranks of test_kills.py do besides training: `CLOZE_FAULTS=tests.chaos.faults` has them import this.
+
+Each writes down what it trained on, a line a step, into the folder CHAOS_LOG: the step, its first position in the run
+and a digest of every sample that went through the model, masks taken off, labels included. With CHAOS_KILL=RANK:N that
+rank kills itself at its N-th operation inside saves, having written half of a file where that is the operation.
+"""
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from pretrain import checkpoint, loop
+from pretrain.engine import Engine
+from pretrain.loader import IGNORED, MicroBatch
+
+LOG = Path(os.environ["CHAOS_LOG"])
+RANK = int(os.environ["RANK"])
+VICTIM, AT = map(int, os.environ.get("CHAOS_KILL", "-1:0").split(":"))
+
+
+def append(name: str, body: Any) -> None:
+    """One line, whole or not at all: SIGKILL does not interrupt so small a write."""
+    descriptor = os.open(LOG / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, (json.dumps(body) + "\n").encode())
+    os.close(descriptor)
+
+
+def digests(batch: MicroBatch) -> list[str]:
+    tokens, real = batch.input_ids_T.clone(), batch.mlm_labels_M != IGNORED
+    tokens[batch.masked_index_M[real]] = batch.mlm_labels_M[real]
+    return [
+        blake2b(tokens[start:end].numpy().tobytes() + bytes([label]), digest_size=6).hexdigest()
+        for (start, end), label in zip(itertools.pairwise(batch.cu_seqlens.tolist()), batch.nsp_labels_N, strict=True)
+    ]
+
+
+def note_what_is_trained_on() -> None:
+    seen: list[str] = []
+    agree, backward, stepped = loop.Window.agree, Engine.backward, loop.Window.stepped
+
+    def noting_agree(self: loop.Window, *given: Any) -> Any:
+        seen.clear()
+        return agree(self, *given)
+
+    def noting_backward(self: Engine, batch: MicroBatch, *given: Any, **options: Any) -> None:
+        seen.extend(digests(batch))
+        backward(self, batch, *given, **options)
+
+    def noting_stepped(self: loop.Window, *given: Any) -> None:
+        progress = self._run.progress
+        append(f"rank-{RANK}.jsonl", {"step": progress.step, "first": progress.samples, "samples": seen})
+        stepped(self, *given)
+
+    loop.Window.agree, loop.Window.stepped, Engine.backward = noting_agree, noting_stepped, noting_backward
+
+
+def die_in_a_save() -> None:
+    count = itertools.count(1)
+
+    def deadly(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*given: Any, **options: Any) -> Any:
+            if next(count) == AT:
+                if name == "save_file":
+                    real(*given, **options)
+                    os.truncate(given[1], given[1].stat().st_size // 2)
+                append("saves.jsonl", {"rank": RANK, "operation": name})
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*given, **options)
+
+        return operation
+
+    for name in ("save_file", "_fsync", "_write_share", "assemble", "write", "retain", "_remove"):
+        setattr(checkpoint, name, deadly(name, getattr(checkpoint, name)))
+
+
+note_what_is_trained_on()
+if RANK == VICTIM:
+    die_in_a_save()
