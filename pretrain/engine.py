@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment
-from pretrain.config import OptimConfig, Precision, TrainConfig, accumulation_steps
+from pretrain.config import OptimConfig, Precision, TrainConfig, accumulation_steps, sums_in_fp32
 from pretrain.dist import Process
 from pretrain.lamb import Lamb
 from pretrain.loader import MicroBatch
@@ -25,7 +25,7 @@ from pretrain.muon import Muon
 from pretrain.optim import build_optimizer
 from pretrain.sharded import Piece, ShardedOptimizer
 
-_BUCKET_ELEMENTS = 200_000_000
+BUCKET_ELEMENTS = 200_000_000
 _EXTRA_KEYS = frozenset(  # top-level keys that DeepSpeed 0.19 reads and that leave optimizer, schedule and data to us
     {
         "activation_checkpointing",
@@ -296,7 +296,7 @@ def deepspeed_config(
     Raises `UserError` where `deepspeed.extra` would change a key of ours, or names a key that DeepSpeed does not know
     (it ignores unknown top-level keys silently).
     """
-    bucket = min(_BUCKET_ELEMENTS, num_parameters + num_parameters % 2)  # DeepSpeed wants it even
+    bucket = min(BUCKET_ELEMENTS, num_parameters + num_parameters % 2)  # DeepSpeed wants it even
     ours: dict[str, Any] = {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -316,6 +316,8 @@ def deepspeed_config(
         }
         ours["bf16"] = {"enabled": config.precision is Precision.bf16}
         ours["fp16"] = {"enabled": config.precision is Precision.fp16}
+    if sums_in_fp32(config, world_size):
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}  # it defaults to the precision of the run
     if config.offload:
         ours["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
         ours["zero_force_ds_cpu_optimizer"] = False  # ours run on a CPU as they are, and need no compiler
@@ -349,12 +351,16 @@ def _import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
+    from deepspeed.runtime import engine as its_engine
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its calls, not the user's
     # Its shared-memory collectives for CPUs would be compiled at start-up, and crash where there is no compiler.
     __compatible_ops__["deepspeed_shm_comm"] = False
+    # Stage 1 in bf16 with sums in fp32 would get an optimizer of another layout, which all-reduces every gradient in
+    # fp32; that of fp16 does it too.
+    its_engine.BFLOAT16 = its_engine.ZERO_OPTIMIZATION
     if Lamb not in ZERO_SUPPORTED_OPTIMIZERS:  # it warns of optimizers that it does not know
         ZERO_SUPPORTED_OPTIMIZERS.extend([Lamb, Muon])
     return deepspeed

@@ -16,7 +16,17 @@ from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
 from data_prep.schema import doc
-from pretrain.config import ZERO, Architecture, Attention, ModelConfig, Precision, TrainConfig, accumulation_steps
+from pretrain.config import (
+    ZERO,
+    Architecture,
+    Attention,
+    ModelConfig,
+    Precision,
+    TrainConfig,
+    accumulation_steps,
+    sums_in_fp32,
+)
+from pretrain.engine import BUCKET_ELEMENTS
 from pretrain.loss import CHUNK_ELEMENTS
 from pretrain.model import PackedBert, padded_vocab_size
 from pretrain.schedule import learning_rate
@@ -24,7 +34,6 @@ from pretrain.throughput import GPUS, training_flops
 
 GIB = 2**30
 _RESERVED = int(1.5 * GIB)  # CUDA's context, NCCL's buffers, what the allocator cannot use
-_BUCKET_ELEMENTS = 200_000_000  # as engine.py sets it
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -82,8 +91,9 @@ def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Sha
     """What the peak of a step holds on one GPU, with kernels that do not pad.
 
     Stage 0 keeps fp32 weights, gradients and two moments (and autocast's copies of the weights). Else weights and
-    gradients are in the run's precision, and every rank has its share of fp32 masters, two moments and, during the
-    update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the gradients too, stage 3 the weights.
+    gradients are in the run's precision (sums of several micro-batches in fp32), and every rank has its share of fp32
+    masters, two moments and, during the update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the
+    gradients too, stage 3 the weights.
     """
     count, share = num_parameters, -(-num_parameters // world_size)
     size = 4 if config.precision is Precision.fp32 else 2
@@ -91,14 +101,17 @@ def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Sha
     if config.stage == 0:
         copies = count * size if size == 2 else 0
         return Memory(4 * count + copies, 4 * count, 8 * count, 0, activations)
-    bucket = min(_BUCKET_ELEMENTS, count)
+    in_fp32 = sums_in_fp32(config, world_size)
+    summed = 4 if in_fp32 else size
+    bucket = min(BUCKET_ELEMENTS, count)
     live = bucket if config.stage == 3 else 0  # gathered weights
     weights = size * (share + live if config.stage == 3 else count)
-    gradients = size * (count + share if config.stage == 1 else share)
-    optimizer = 12 * share + (4 * share if size == 2 else 0)
+    gradients = summed * (count + share if config.stage == 1 else share)
+    optimizer = 12 * share + (0 if in_fp32 and config.stage < 3 else 4 * share)  # there the sums are what it takes
     if config.offload:
-        gradients, optimizer = (size * count if config.stage == 1 else 0), 0
-    return Memory(weights, gradients, optimizer, 2 * size * bucket, activations)  # two buckets: one is sent, one filled
+        gradients, optimizer = (gradients if in_fp32 and config.stage == 2 else 0), 0
+    buffers = 2 * bucket * (summed if config.stage == 1 else size)  # two buckets: one is sent, one filled
+    return Memory(weights, gradients, optimizer, buffers, activations)
 
 
 def activation_bytes(config: TrainConfig, shape: Shape) -> int:
