@@ -98,7 +98,7 @@ class ModelConfig:
     dropout: float = doc("dropout on embeddings and hidden states, probability")
     attention_dropout: float = doc("dropout on attention weights, probability")
     attention: Attention = doc(
-        "kernel: varlen (torch's, no dropout), flash (flash-attn), flex (no dropout), sdpa (padded), cpu, or auto"
+        "kernel: varlen (torch's), flash (flash-attn's), flex (no dropout), sdpa (padded), cpu, or auto"
     )
     pad_vocab_to: int = doc("rows of the embedding matrix are rounded up to a multiple of this; removed at export")
     activation_checkpointing: bool = doc(
@@ -115,9 +115,8 @@ class ModelConfig:
         for key in ("dropout", "attention_dropout"):
             _require(0 <= getattr(self, key) < 1, f"model.{key}={getattr(self, key)}: must be in [0, 1)")
         _require(
-            not self.attention_dropout or self.attention not in (Attention.varlen, Attention.flex),
-            f"model.attention={self.attention.value}: knows no dropout; set model.attention_dropout=0, "
-            "or use model.attention=auto, flash or sdpa",
+            not self.attention_dropout or self.attention is not Attention.flex,
+            "model.attention=flex: knows no dropout; set model.attention_dropout=0, or use model.attention=auto",
         )
 
 

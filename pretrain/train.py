@@ -270,7 +270,8 @@ def build_engine(
     """The sharded model with the checkpoint's state in it, and the rows of its embedding matrix."""
     torch.manual_seed(config.seed)
     facts, objective = corpus.manifest.tokenizer, corpus.manifest.objective
-    kernel = choose_kernel(config.model, process.device, config.precision)
+    capability = torch.cuda.get_device_capability(process.device) if process.device.type == "cuda" else None
+    kernel = choose_kernel(config.model, config.precision, capability)
     module = PackedBert(config.model, facts, max_len=corpus.manifest.max_len, kernel=kernel)
     if corpus.has_pairs and not module.has_pairs:
         raise UserError(
