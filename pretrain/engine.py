@@ -92,13 +92,13 @@ class Engine:
         self._inner = optimizer
         if self.stage == 0:
             self._guard = _StageZeroGuard(optimizer, config.optim)
+        settings = deepspeed_config(
+            config, process.world_size, self.num_parameters, on_gpu=process.device.type == "cuda"
+        )
+        if config.deepspeed.extra:
+            check_settings(settings)
         self._deepspeed, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            config=deepspeed_config(
-                config, process.world_size, self.num_parameters, on_gpu=process.device.type == "cuda"
-            ),
-            dist_init_required=False,
+            model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
         if self.precision is Precision.fp16:  # else a traceback at the smallest scale; the loop counts skipped steps
             self._deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False
@@ -284,7 +284,9 @@ def check_precision(config: TrainConfig, device: torch.device) -> None:
         raise UserError("precision=fp16: not possible on a CPU; use precision=bf16 or fp32")
     if config.precision is Precision.fp16 and config.stage == 0:
         raise UserError("precision=fp16: needs zero=1, 2 or 3, which keep fp32 master weights; set zero=1")
-    if config.precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if config.precision is not Precision.bf16 or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
 
 
@@ -329,6 +331,17 @@ def deepspeed_config(
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(_EXTRA_KEYS))}"
         raise UserError(f"deepspeed.extra.{key}: not a key of DeepSpeed's that may be added here; {hint}")
     return _merged(ours, extra, "deepspeed.extra")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """What DeepSpeed finds wrong within sections, said in one line."""
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    try:
+        DeepSpeedConfig(dict(settings))
+    except (ValueError, TypeError, DeepSpeedConfigError) as error:
+        reason = ": ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise UserError(f"deepspeed.extra: DeepSpeed refuses it ({reason}); correct it") from error
 
 
 def _merged(ours: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> dict[str, Any]:
