@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -214,6 +214,8 @@ def _explain(error: Exception, schema: type[Any]) -> str:
     """One line for a Hydra or OmegaConf error, with the nearest valid name where a name is wrong."""
     message = str(error)
     first = message.strip().splitlines()[0].rstrip(".")
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not a key=value that Hydra can read; quote special characters, or see --help"
     if match := re.search(r"Could not (?:find|load) '?([\w-]+)/([\w/.-]+)'", message):
         group, option = match.groups()
         options = groups(schema).get(group, [])

@@ -46,6 +46,7 @@ class ScheduleKind(Enum):
     polynomial = "polynomial"
     cosine = "cosine"
     wsd = "wsd"  # warm-up, stable, decay
+    constant = "constant"
 
 
 class WandbMode(Enum):
@@ -158,7 +159,7 @@ class ScheduleConfig:
         _require(0 < self.power < math.inf, f"schedule.power={self.power}: must be positive")
         if self.kind is ScheduleKind.wsd:
             _require(
-                0 < self.decay_fraction <= 1 - self.warmup_fraction,
+                0 < self.decay_fraction <= 1 - self.warmup_fraction + 1e-9,  # 0.1 and 0.9 are fine
                 f"schedule.decay_fraction={self.decay_fraction}: must be above 0, and at most 1 with "
                 f"schedule.warmup_fraction={self.warmup_fraction} together",
             )
@@ -187,11 +188,11 @@ class ExpectConfig:
 @dataclass(frozen=True, kw_only=True)
 class BatchRampConfig:
     start: int | None = doc("global batch size of the first step, which grows in multiples of it; null: no ramp")
-    steps: int = doc("optimizer steps after which it is global_batch_size")
+    fraction: float = doc("share of the run after which it is global_batch_size")
 
     def __post_init__(self) -> None:
         _require(self.start is None or self.start >= 1, f"batch_ramp.start={self.start}: must be at least 1")
-        _require(self.steps >= 1, f"batch_ramp.steps={self.steps}: must be at least 1")
+        _require(0 < self.fraction <= 1, f"batch_ramp.fraction={self.fraction}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +338,10 @@ class TrainConfig:
         )
         for key in ("global_batch_size", "micro_batch_size", "steps"):
             _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
+        _require(
+            self.stage > 0 or self.precision is not Precision.fp16,
+            "precision=fp16: needs zero=1, 2 or 3, which keep fp32 master weights; set zero=1",
+        )
         _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
         start = self.batch_ramp.start
         _require(
@@ -360,20 +365,20 @@ class TrainConfig:
         return self.zero.endswith("_offload")
 
 
-def batch_size(step: int, config: TrainConfig) -> int:
-    """Samples of optimizer step `step`: a pure function, so that a resumed run takes the same ones."""
+def batch_size(done: float, config: TrainConfig) -> int:
+    """Samples of the optimizer step that begins when this share of the run is done."""
     ramp = config.batch_ramp
-    if ramp.start is None or step >= ramp.steps:
+    if ramp.start is None or done >= ramp.fraction:
         return config.global_batch_size
     multiples = config.global_batch_size // ramp.start
-    return ramp.start * (1 + step * (multiples - 1) // ramp.steps)
+    return ramp.start * (1 + int(done / ramp.fraction * (multiples - 1) + 1e-9))
 
 
 def total_samples(config: TrainConfig) -> int:
-    """Samples of all optimizer steps of a run."""
-    ramp_steps = min(config.steps, config.batch_ramp.steps)
-    ramped = sum(batch_size(step, config) for step in range(ramp_steps))
-    return ramped + (config.steps - ramp_steps) * config.global_batch_size
+    """Samples of all optimizer steps of a run without a time budget."""
+    ramped = min(config.steps, math.ceil(config.batch_ramp.fraction * config.steps)) if config.batch_ramp.start else 0
+    sizes = (batch_size(step / config.steps, config) for step in range(ramped))
+    return sum(sizes) + (config.steps - ramped) * config.global_batch_size
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:

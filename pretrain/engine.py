@@ -62,7 +62,7 @@ class StepResult(NamedTuple):
     """What an optimizer step did."""
 
     applied: bool  # False: a gradient was not finite on some rank, and no rank changed its weights
-    grad_norm: float  # global, before clipping
+    grad_norm: float | Tensor  # global, before clipping; a tensor is still on the device
 
 
 class Shard(NamedTuple):
@@ -122,14 +122,14 @@ class Engine:
             self._deepspeed.step()  # counts the micro-batch; no update
 
     def step(self, lr: float) -> StepResult:
-        """The update after the last micro-batch of a step."""
+        """The update after the last micro-batch of a step. Waits for the device: whether gradients are finite."""
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
         self._deepspeed.step()
         if self.stage == 0:
             return StepResult(self._guard.applied, self._guard.grad_norm)
         norm = self._deepspeed.get_global_grad_norm()
-        return StepResult(bool(self._deepspeed.was_step_applied()), float("nan") if norm is None else float(norm))
+        return StepResult(bool(self._deepspeed.was_step_applied()), float("nan") if norm is None else norm)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -279,11 +279,9 @@ class _StageZeroGuard:
 
 
 def check_precision(config: TrainConfig, device: torch.device) -> None:
-    """Refuse what this device or stage cannot compute in."""
+    """Refuse what this device cannot compute in."""
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise UserError("precision=fp16: not possible on a CPU; use precision=bf16 or fp32")
-    if config.precision is Precision.fp16 and config.stage == 0:
-        raise UserError("precision=fp16: needs zero=1, 2 or 3, which keep fp32 master weights; set zero=1")
     if config.precision is not Precision.bf16 or device.type != "cuda":
         return
     if not torch.cuda.is_bf16_supported(including_emulation=False):
