@@ -7,7 +7,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 DEMO ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-chaos test-cluster test-soak lint format docs sbom bench clean
+.PHONY: help setup demo test test-gpu test-chaos test-cluster test-soak lint format docs sbom bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo: setup ## Text to shards to pretraining to a Hugging Face model, in minutes
 
 test: setup ## Unit tests, 2-process tests and end-to-end tests
 	$(BIN)/python -m pytest tests/unit tests/dist tests/e2e
+
+test-gpu: setup ## Kernels, LAMB, offload, compiled layers, plan's memory on one GPU (skipped where there is none)
+	$(BIN)/python -m pytest tests/gpu
 
 test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (10 minutes)
 	$(BIN)/python -m pytest -s tests/chaos

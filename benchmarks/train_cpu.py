@@ -4,10 +4,11 @@ The same samples of real text, the same model (BERT-mini, vocabulary 30,522, dro
 
 - ours: the training command (zero=0: as unsharded as the peer), packed rows, MLM head on masked positions;
 - peer: `Trainer` over `BertForPreTraining`, rows padded to the batch's longest, head on every position;
-- bare: DeepSpeed's engine on ready-made micro-batches, for what our loop (loading included) adds.
+- bare: DeepSpeed's engine on the same micro-batches, ready-made, for what our loop (loading included) adds: 32 steps of
+  each in one process, in turns of four.
 
 Every round runs ours and the peer in processes of their own, in turns; figures are CPU seconds of the process (others
-use the machine too) after warm-up steps; medians of the rounds' ratios. Also the share of the CPU's matmul peak.
+use the machine too) after warm-up steps; medians of the ratios. Also the share of the CPU's matmul peak.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,13 @@ from data_prep import entry
 from pretrain import dist, train
 from pretrain.config import TrainConfig
 from pretrain.engine import Engine
-from pretrain.loader import IGNORED, Corpus, bounded
+from pretrain.loader import IGNORED, Corpus, MicroBatch, bounded
 from pretrain.loop import Progress
 from pretrain.loss import pretraining_loss
 from pretrain.throughput import training_flops
 
 WARMUP, STEPS = 1, 3
+TURNS, TURN_STEPS = 8, 4  # of the loop and of the bare engine, after one turn of each to warm up
 BATCH = {128: 32, 512: 8}  # samples; about 4,000 tokens
 BAR, OVERHEAD_BAR = 2.5, 0.03
 
@@ -151,17 +154,16 @@ def peer(corpus: Path, folder: Path, model: str) -> float:
     return clock.seconds()
 
 
-def overhead(corpus: Path, folder: Path, model: str, rounds: int) -> float:
-    """Share of time that our loop adds to DeepSpeed's engine, used in turns; the quickest of each counts."""
+def overhead(corpus: Path, folder: Path, model: str) -> float:
+    """Share of time that our loop adds to DeepSpeed's engine on the same micro-batches: the median of turns."""
     config = config_of(corpus, folder, model)
     process = dist.start()
     data = Corpus(corpus)
     engine, rows = train.build_engine(config, data, process, None)
     size = config.micro_batch_size
-    batches = [bounded(data.training_batch(config.seed, np.arange(i * size, (i + 1) * size))) for i in range(STEPS)]
     raw = engine._deepspeed
 
-    def bare() -> None:
+    def bare(batches: list[MicroBatch]) -> None:
         for batch in batches:
             loss = pretraining_loss(
                 raw(batch), batch.mlm_labels_M, batch.nsp_labels_N, weights=config.loss, masked=batch.num_masked,
@@ -170,21 +172,27 @@ def overhead(corpus: Path, folder: Path, model: str, rounds: int) -> float:
             raw.backward(loss)
             raw.step()
 
-    loop = loop_over(config, engine, data, process, rows, folder)
-    seconds: dict[str, list[float]] = {"bare": [], "loop": []}
-    for number in range(rounds + 1):
-        for name, work in (("bare", bare), ("loop", loop))[:: 1 if number % 2 else -1]:
-            start = time.process_time()
-            work()
-            seconds[name].append(time.process_time() - start)
+    def seconds(work: Callable[[], None]) -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    loop, ratios = loop_over(config, engine, data, process, rows, folder), []
+    for turn in range(TURNS + 1):
+        steps = range(turn * TURN_STEPS, (turn + 1) * TURN_STEPS)
+        batches = [bounded(data.training_batch(config.seed, np.arange(i * size, (i + 1) * size))) for i in steps]
+        works = {"bare": lambda batches=batches: bare(batches), "loop": loop}
+        order = list(works)[:: 1 if turn % 2 else -1]
+        taken = {name: seconds(works[name]) for name in order}
+        ratios.append(taken["loop"] / taken["bare"])
     dist.finish()
-    return min(seconds["loop"][1:]) / min(seconds["bare"][1:]) - 1.0  # what others disturb only takes longer
+    return statistics.median(ratios[1:]) - 1.0
 
 
 def loop_over(
     config: TrainConfig, engine: Engine, data: Corpus, process: dist.Process, rows: int, folder: Path
 ) -> Callable[[], None]:
-    """`STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
+    """The next `TURN_STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
     from pretrain.loader import Layout, MicroBatches, training_steps
     from pretrain.loop import Run, Window, rate_of, seed_dropout, timed
     from pretrain.telemetry import open_telemetry
@@ -199,10 +207,12 @@ def loop_over(
         progress=Progress(), vocab_rows=rows, config_yaml="",
     )  # fmt: skip
     window = Window(run)
+    dataset = MicroBatches(data.directory, config.seed, Layout(0, 1, size, size))
+    steps = (TURNS + 1) * TURN_STEPS
+    ahead = timed(training_steps(dataset, steps=steps, workers=0, prefetch=1, pin_memory=False))
 
     def loop() -> None:
-        dataset = MicroBatches(data.directory, config.seed, Layout(0, 1, size, size), run.progress.samples)
-        for loaded, wait in timed(training_steps(dataset, steps=STEPS, workers=0, prefetch=1, pin_memory=False)):
+        for loaded, wait in islice(ahead, TURN_STEPS):
             micro_batches, _ = window.agree(loaded, wait)
             for number, batch in enumerate(micro_batches):
                 seed_dropout(config.seed, run.progress.step, number, 0)
@@ -238,25 +248,23 @@ def work_of(corpus: Path, model: str) -> tuple[int, float]:
     return batch.num_tokens, training_flops(config.model, rows, *numbers)
 
 
-def worker(task: str, corpus: Path, model: str, rounds: int) -> None:
+def worker(task: str, corpus: Path, model: str) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tasks: dict[str, Callable[[], float]] = {
             "ours": lambda: ours(corpus, folder, model),
             "peer": lambda: peer(corpus, folder, model),
-            "overhead": lambda: overhead(corpus, folder, model, rounds),
+            "overhead": lambda: overhead(corpus, folder, model),
         }
         print(f"FOUND {tasks[task]()} {matmul_peak()}")
 
 
-def measured(task: str, corpus: Path, model: str, rounds: int) -> tuple[float, float]:
+def measured(task: str, corpus: Path, model: str) -> tuple[float, float]:
     """(seconds, matmul peak) of a worker process."""
     command = [sys.executable, __file__, "--worker", task, "--corpus", str(corpus), "--model", model]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [*command, "--rounds", str(rounds)], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     _, seconds, peak = next(line for line in done.stdout.splitlines() if line.startswith("FOUND")).split()
@@ -273,7 +281,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.worker, arguments.corpus, arguments.model, arguments.rounds)
+        worker(arguments.worker, arguments.corpus, arguments.model)
         return
     if not arguments.source:
         parser.error("--source is needed")
@@ -284,13 +292,12 @@ def main() -> None:
             corpus = prepare(arguments.source.resolve(), work / str(max_len), max_len)
             tokens, flops = work_of(corpus, arguments.model)
             rounds = [
-                [measured(task, corpus, arguments.model, 0) for task in ("ours", "peer")]
-                for _ in range(arguments.rounds)
+                [measured(task, corpus, arguments.model) for task in ("ours", "peer")] for _ in range(arguments.rounds)
             ]
             ratio = statistics.median(theirs / mine for (mine, _), (theirs, _) in rounds)
             rate = statistics.median(tokens / mine for (mine, _), _ in rounds)
             share = statistics.median(flops / mine / peak for (mine, peak), _ in rounds)
-            added, _ = measured("overhead", corpus, arguments.model, 4)
+            added, _ = measured("overhead", corpus, arguments.model)
             result[f"{max_len}"] = {
                 "tokens_per_cpu_second": rate, "times_trainer": ratio, "share_of_matmul_peak": share,
                 "loop_overhead": added, "seconds": rounds,

@@ -1,9 +1,10 @@
-"""Training on one GPU beside Hugging Face's models: `python benchmarks/train_gpu.py` (under 8 minutes on an H200).
+"""Training on one GPU beside Hugging Face's models: `python benchmarks/train_gpu.py` (about 8 minutes on an H200).
 
-BERT-base and -large at 128 and 512 tokens, bf16, AdamW; hidden dropout 0.1, attention dropout 0 for all. Nine of ten
-samples are of full length, the others shorter, as BERT's `short_seq_prob` makes them; 15% of tokens are masked.
+BERT-base and -large at 128 and 512 tokens, bf16, AdamW, dropout 0.1 on hidden states and attention, as published. Nine
+of ten samples are of full length, the others shorter, as BERT's `short_seq_prob` makes them; 15% of tokens are masked.
 
-- ours: the engine under ZeRO 1 with packed rows, plain and with compiled layers, over a sweep of micro-batches;
+- ours: the engine under ZeRO 1 with packed rows over a sweep of micro-batches; then, at the best of them, with compiled
+  layers, and so without dropout on attention;
 - eager, compiled: `BertForPreTraining`, rows padded to full length, head on all positions, autocast, torch's fused
   AdamW; with eager attention, and with SDPA under torch.compile. As many samples at a time as our best.
 
@@ -43,10 +44,10 @@ from pretrain.throughput import peak_flops, training_flops
 FACTS = TokenizerFacts(fingerprint="", vocab_size=30_522, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 WEIGHTS = LossConfig(mlm_weight=1.0, nsp_weight=1.0)
 SIZES = {128: (64, 128, 256), 512: (16, 32, 64)}  # samples at a time
-TINY_SIZES = {16: (2, 4), 32: (2,)}
+TINY_SIZES = {16: (2, 4)}
 BARS = {"mfu": 0.45, "eager": 2.5, "compiled": 1.4}
 ON_GPU = torch.cuda.is_available()
-WARMUP_STEPS, SECONDS = (5, 4.0) if ON_GPU else (1, 0.0)
+WARMUP_STEPS, SECONDS = (5, 2.5) if ON_GPU else (1, 0.0)
 
 
 def micro_batches(size: int, max_len: int) -> list[MicroBatch]:
@@ -115,10 +116,10 @@ def timed(step: Callable[[int], None], batches: list[MicroBatch], config: TrainC
     }
 
 
-def config_of(model: str, size: int, zero: str) -> TrainConfig:
+def config_of(model: str, size: int, zero: str, attention_dropout: float = 0.1) -> TrainConfig:
     overrides = [
         f"model={model}", "run=bench", "data.path=none", f"zero={zero}", "precision=bf16", "model.dropout=0.1",
-        "model.attention_dropout=0", f"global_batch_size={size}", f"micro_batch_size={size}",
+        f"model.attention_dropout={attention_dropout}", f"global_batch_size={size}", f"micro_batch_size={size}",
     ]  # fmt: skip
     return entry.compose("train", TrainConfig, overrides)
 
@@ -126,7 +127,7 @@ def config_of(model: str, size: int, zero: str) -> TrainConfig:
 def our_step(config: TrainConfig, max_len: int, *, compiled: bool) -> Callable[[MicroBatch], None]:
     """One optimizer step of one micro-batch through the engine."""
     process = dist.Process(0, 1, 0, torch.device("cuda" if ON_GPU else "cpu"), torch.distributed.group.WORLD)
-    kernel = choose_kernel(config.model, process.device, config.precision)
+    kernel = choose_kernel(config.model, config.precision, torch.cuda.get_device_capability() if ON_GPU else None)
     module = PackedBert(config.model, FACTS, max_len=max_len, kernel=kernel)
     if compiled:
         module.compile_layers(**({} if ON_GPU else {"backend": "aot_eager"}))
@@ -143,12 +144,21 @@ def our_step(config: TrainConfig, max_len: int, *, compiled: bool) -> Callable[[
     return step
 
 
-def ours(model: str, max_len: int, sizes: tuple[int, ...], zero: str, *, compiled: bool) -> list[dict[str, Any]]:
-    config = config_of(model, sizes[0], zero)
+def ours(
+    model: str,
+    max_len: int,
+    sizes: tuple[int, ...],
+    zero: str,
+    *,
+    compiled: bool = False,
+    attention_dropout: float = 0.1,
+) -> list[dict[str, Any]]:
+    config = config_of(model, sizes[0], zero, attention_dropout)
     step, found = our_step(config, max_len, compiled=compiled), []
     for size in sizes:
         batches = micro_batches(size, max_len)
         found.append(timed(lambda number, batches=batches: step(batches[number]), batches, config))
+    fresh()
     return found
 
 
@@ -182,10 +192,14 @@ def top_kernels(model: str, max_len: int, size: int) -> list[tuple[str, float]]:
     activities = [torch.profiler.ProfilerActivity.CPU] + ON_GPU * [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         step(batches[0])
-    kind = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
-    times = sorted(((getattr(event, kind), event.key) for event in profile.key_averages()), reverse=True)
+    kind = (
+        torch.autograd.DeviceType.CUDA if ON_GPU else torch.autograd.DeviceType.CPU
+    )  # an operator's kernels are its own
+    name = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
+    events = [event for event in profile.key_averages() if event.device_type == kind]
+    times = sorted(((getattr(event, name), event.key) for event in events), reverse=True)
     total = sum(seconds for seconds, _ in times)
-    return [(name[:80], seconds / total) for seconds, name in times[:10]]
+    return [(key[:80], seconds / total) for seconds, key in times[:10]]
 
 
 def fresh() -> None:
@@ -197,12 +211,16 @@ def fresh() -> None:
 
 def shape(model: str, max_len: int, sizes: tuple[int, ...]) -> dict[str, Any]:
     """Everything about one model and length."""
-    found: dict[str, Any] = {"ours": ours(model, max_len, sizes, "1", compiled=False)}
-    fresh()
-    found["ours_compiled"] = ours(model, max_len, sizes, "1", compiled=True)
-    fresh()
-    best = max(found["ours"] + found["ours_compiled"], key=lambda case: case.get("sequences_per_second", 0.0))
-    found["best"] = best
+
+    def rate(case: dict[str, Any]) -> float:
+        return case.get("sequences_per_second", 0.0)
+
+    found: dict[str, Any] = {"ours": ours(model, max_len, sizes, "1")}
+    best = max(found["ours"], key=rate)
+    size = (best["size"],)
+    found["ours_compiled"] = ours(model, max_len, size, "1", compiled=True)
+    found["ours_no_dropout"] = ours(model, max_len, size, "1", compiled=True, attention_dropout=0.0)
+    found["best"] = best = max(best, *found["ours_compiled"], key=rate)
     for name, compiled in (("eager", False), ("compiled", True)):
         size = best["size"]
         while "failed" in (case := peer(model, max_len, size, compiled=compiled)) and size > 1:
@@ -217,8 +235,7 @@ def stages(model: str, max_len: int, sizes: tuple[int, ...]) -> dict[str, Any]:
     """ZeRO 2 and 3 (1 is in `shape`), and the profile."""
     found: dict[str, Any] = {}
     for zero in ("2", "3"):
-        found[f"zero_{zero}"] = ours(model, max_len, sizes[-1:], zero, compiled=False)[0]
-        fresh()
+        found[f"zero_{zero}"] = ours(model, max_len, sizes[-1:], zero)[0]
     found["top_kernels"] = top_kernels(model, max_len, sizes[-1])
     return found
 

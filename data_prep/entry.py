@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -278,6 +278,8 @@ def _explain(error: Exception, schema: type[Any], options: Sequence[str] = ()) -
     names = [*options, *(name for name, _ in _names(schema))]
     message = str(error)
     first = message.strip().splitlines()[0].rstrip(".")
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not a key=value that Hydra can read; quote special characters, or see --help"
     if match := re.search(r"Could not (?:find|load) '?([\w-]+)/([\w/.-]+)'", message):
         group, option = match.groups()
         options = groups(schema).get(group, [])

@@ -2,11 +2,10 @@
 
 `sdpa` pads q, k and v to a rectangle: the reference, and the one for fp32 on GPUs. `varlen` (torch's) and `flash` (the
 flash-attn package) take the row as it is; `flex` compiles a block mask; `cpu` (cpu_attention.py) goes from sample to
-sample. `sdpa`, `flash` and `cpu` know dropout.
+sample. All but `flex` know dropout.
 Shapes: T tokens of a row, N samples, L longest sample, H heads, D head width, B blocks of a row.
 """
 
-import importlib.util
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -22,6 +21,11 @@ from pretrain import cpu_attention
 from pretrain.config import Attention, ModelConfig, Precision
 from pretrain.cpu_attention import Samples
 from pretrain.loader import TOKENS_MULTIPLE, MicroBatch
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:
+    flash_attn_varlen_func = None
 
 PACKED_ATTENTION = "cloze_packed"  # under this name Hugging Face's modules find `packed_attention`
 _FLASH_CAPABILITY = (8, 0)  # Ampere: the first that torch's and flash-attn's kernels run on
@@ -55,36 +59,39 @@ class Blocks(NamedTuple):
 Packing = Padded | Segments | Blocks | Samples
 
 
-def choose_kernel(model: ModelConfig, device: torch.device, precision: Precision) -> Attention:
-    """What `model.attention` comes to here. Raises `UserError` where the device or precision cannot do it."""
-    wanted, has_flash = model.attention, importlib.util.find_spec("flash_attn") is not None
-    obstacle = _obstacle(model, device, precision)
+def choose_kernel(model: ModelConfig, precision: Precision, capability: tuple[int, int] | None) -> Attention:
+    """What `model.attention` comes to on a GPU of this compute capability, or on a CPU (None).
+
+    Raises `UserError` where it cannot run there.
+    """
+    wanted = model.attention
     if wanted is Attention.auto:
-        if device.type == "cpu":
+        if capability is None:
             return Attention.cpu
-        if obstacle or (model.attention_dropout and not has_flash):
-            return Attention.sdpa
-        return Attention.flash if model.attention_dropout else Attention.varlen
-    if wanted is Attention.flex and device.type == "cpu":
-        raise UserError("model.attention=flex: torch does not train with it on a CPU; use model.attention=auto")
-    if wanted is Attention.cpu and device.type != "cpu":
-        raise UserError("model.attention=cpu: the model is on a GPU; use model.attention=auto")
-    if wanted in (Attention.varlen, Attention.flash) and obstacle:
+        return Attention.sdpa if _obstacle(Attention.varlen, model, precision, capability) else Attention.varlen
+    if obstacle := _obstacle(wanted, model, precision, capability):
         raise UserError(f"model.attention={wanted.value}: {obstacle}; use model.attention=auto")
-    if wanted is Attention.flash and not has_flash:
-        raise UserError("model.attention=flash: flash-attn is not installed; install it or use model.attention=auto")
     return wanted
 
 
-def _obstacle(model: ModelConfig, device: torch.device, precision: Precision) -> str:
-    """Why flash kernels cannot run, or nothing."""
-    if device.type != "cuda":
-        return "needs a GPU"
-    if torch.cuda.get_device_capability(device) < _FLASH_CAPABILITY:
+def _obstacle(kernel: Attention, model: ModelConfig, precision: Precision, capability: tuple[int, int] | None) -> str:
+    """Why a kernel cannot run, or nothing."""
+    width = model.hidden_size // model.num_heads
+    match kernel:
+        case Attention.sdpa:
+            return ""
+        case Attention.cpu:
+            return "the model is on a GPU" if capability else ""
+        case _ if capability is None:
+            return "needs a GPU"
+        case Attention.flex:
+            return "" if width >= 16 else f"needs heads at least 16 wide, not {width}"
+        case Attention.flash if flash_attn_varlen_func is None:
+            return "flash-attn is not installed"
+    if capability < _FLASH_CAPABILITY:
         return "needs a GPU of compute capability 8.0 or newer (Ampere)"
     if precision is Precision.fp32:
         return "has no fp32; needs precision=bf16 or fp16"
-    width = model.hidden_size // model.num_heads
     return "" if width % 8 == 0 and width <= 256 else f"needs heads of a multiple of 8 up to 256 wide, not {width}"
 
 
@@ -137,7 +144,7 @@ def packed_attention(
         mask = packing.full if sliding_window is None else packing.local
         attend = _plain_flex if torch.compiler.is_compiling() else _compiled_flex()
         out_TxHxD = attend(*qkv, mask, scaling)[0].transpose(0, 1)
-    return out_TxHxD[None], None
+    return out_TxHxD.unsqueeze(0), None
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
@@ -201,18 +208,23 @@ def _varlen(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    """Flash attention (Dao 2023) over segments. Returns [T, H, D]."""
-    qkv_TxHxD = [x[0].transpose(0, 1) for x in (query_1xHxTxD, key_1xHxTxD, value_1xHxTxD)]
-    around = (-1, -1) if window is None else (window - 1, window - 1)
+    """Flash attention (Dao 2023) over segments. Returns [T, H, D].
+
+    torch's is what its `varlen_attn` calls with a dropout of 0.
+    """
+    qkv_TxHxD = [x.squeeze(0).transpose(0, 1) for x in (query_1xHxTxD, key_1xHxTxD, value_1xHxTxD)]
+    reach = -1 if window is None else window - 1
     cu_seqlens, max_seqlen = segments.cu_seqlens, segments.max_seqlen
-    lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
+    segmented = *qkv_TxHxD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout
+    out_TxHxD: Tensor
     if segments.flash:
-        flash = importlib.import_module("flash_attn").flash_attn_varlen_func
-        out: Tensor = flash(*qkv_TxHxD, *lengths, dropout, softmax_scale=scaling, window_size=around)
-        return out
-    assert not dropout
-    varlen: Callable[..., Tensor] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    return varlen(*qkv_TxHxD, *lengths, scale=scaling, window_size=around)
+        out_TxHxD = flash_attn_varlen_func(*segmented, softmax_scale=scaling, window_size=(reach, reach))
+    else:
+        out_TxHxD, *_ = torch.ops.aten._flash_attention_forward(
+            *segmented, is_causal=False, return_debug_mask=False, scale=scaling, window_size_left=reach,
+            window_size_right=reach,
+        )  # fmt: skip
+    return out_TxHxD
 
 
 def _block_mask(cu_seqlens: Tensor, num_tokens: int, window: int | None) -> BlockMask:

@@ -9,6 +9,8 @@ from data_prep.errors import UserError
 from data_prep.manifest import Manifest, pass_name
 from data_prep.schema import doc
 
+BUCKET_ELEMENTS = 200_000_000  # of gradients that ZeRO reduces, and of weights that it gathers, at a time
+
 
 class Access(Enum):
     mapped = "mapped"
@@ -46,6 +48,7 @@ class ScheduleKind(Enum):
     polynomial = "polynomial"
     cosine = "cosine"
     wsd = "wsd"  # warm-up, stable, decay
+    constant = "constant"
 
 
 class WandbMode(Enum):
@@ -98,7 +101,7 @@ class ModelConfig:
     dropout: float = doc("dropout on embeddings and hidden states, probability")
     attention_dropout: float = doc("dropout on attention weights, probability")
     attention: Attention = doc(
-        "kernel: varlen (torch's, no dropout), flash (flash-attn), flex (no dropout), sdpa (padded), cpu, or auto"
+        "kernel: varlen (torch's), flash (flash-attn's), flex (no dropout), sdpa (padded), cpu, or auto"
     )
     pad_vocab_to: int = doc("rows of the embedding matrix are rounded up to a multiple of this; removed at export")
     activation_checkpointing: bool = doc(
@@ -115,9 +118,8 @@ class ModelConfig:
         for key in ("dropout", "attention_dropout"):
             _require(0 <= getattr(self, key) < 1, f"model.{key}={getattr(self, key)}: must be in [0, 1)")
         _require(
-            not self.attention_dropout or self.attention not in (Attention.varlen, Attention.flex),
-            f"model.attention={self.attention.value}: knows no dropout; set model.attention_dropout=0, "
-            "or use model.attention=auto, flash or sdpa",
+            not self.attention_dropout or self.attention is not Attention.flex,
+            "model.attention=flex: knows no dropout; set model.attention_dropout=0, or use model.attention=auto",
         )
 
 
@@ -159,7 +161,7 @@ class ScheduleConfig:
         _require(0 < self.power < math.inf, f"schedule.power={self.power}: must be positive")
         if self.kind is ScheduleKind.wsd:
             _require(
-                0 < self.decay_fraction <= 1 - self.warmup_fraction,
+                0 < self.decay_fraction <= 1 - self.warmup_fraction + 1e-9,  # 0.1 and 0.9 are fine
                 f"schedule.decay_fraction={self.decay_fraction}: must be above 0, and at most 1 with "
                 f"schedule.warmup_fraction={self.warmup_fraction} together",
             )
@@ -188,11 +190,11 @@ class ExpectConfig:
 @dataclass(frozen=True, kw_only=True)
 class BatchRampConfig:
     start: int | None = doc("global batch size of the first step, which grows in multiples of it; null: no ramp")
-    steps: int = doc("optimizer steps after which it is global_batch_size")
+    fraction: float = doc("share of the run after which it is global_batch_size")
 
     def __post_init__(self) -> None:
         _require(self.start is None or self.start >= 1, f"batch_ramp.start={self.start}: must be at least 1")
-        _require(self.steps >= 1, f"batch_ramp.steps={self.steps}: must be at least 1")
+        _require(0 < self.fraction <= 1, f"batch_ramp.fraction={self.fraction}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,7 +396,7 @@ class Identity:
             max_len=manifest.max_len,
             seed=config.seed,
             global_batch_size=config.global_batch_size,
-            batch_ramp=f"from {ramp.start} in {ramp.steps} steps" if ramp.start else "none",
+            batch_ramp=f"from {ramp.start} in {ramp.fraction:.0%} of the run" if ramp.start else "none",
             access=streamed if data.access is Access.stream else data.access.value,
         )
 
@@ -404,20 +406,20 @@ class Identity:
         return f"{found} ({self.num_samples:,} samples in {self.passes} passes)" if name == "data" else found
 
 
-def batch_size(step: int, config: TrainConfig) -> int:
-    """Samples of optimizer step `step`: a pure function, so that a resumed run takes the same ones."""
+def batch_size(done: float, config: TrainConfig) -> int:
+    """Samples of the optimizer step that begins when this share of the run is done."""
     ramp = config.batch_ramp
-    if ramp.start is None or step >= ramp.steps:
+    if ramp.start is None or done >= ramp.fraction:
         return config.global_batch_size
     multiples = config.global_batch_size // ramp.start
-    return ramp.start * (1 + step * (multiples - 1) // ramp.steps)
+    return ramp.start * (1 + int(done / ramp.fraction * (multiples - 1) + 1e-9))
 
 
 def total_samples(config: TrainConfig) -> int:
-    """Samples of all optimizer steps of a run."""
-    ramp_steps = min(config.steps, config.batch_ramp.steps)
-    ramped = sum(batch_size(step, config) for step in range(ramp_steps))
-    return ramped + (config.steps - ramp_steps) * config.global_batch_size
+    """Samples of all optimizer steps of a run without a time budget."""
+    ramped = min(config.steps, math.ceil(config.batch_ramp.fraction * config.steps)) if config.batch_ramp.start else 0
+    sizes = (batch_size(step / config.steps, config) for step in range(ramped))
+    return sum(sizes) + (config.steps - ramped) * config.global_batch_size
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
@@ -451,3 +453,12 @@ def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size
         f"global_batch_size={global_batch_size}: not a multiple of micro_batch_size={micro_batch_size} x "
         f"{world_size} rank{'s' if world_size > 1 else ''} = {per_step}; {hint}"
     )
+
+
+def sums_in_fp32(config: TrainConfig, world_size: int) -> bool:
+    """Whether ZeRO adds up gradients of micro-batches in more than the precision of the run (stage 0 always has fp32).
+
+    A sum in bf16 loses what is below 1/256 of it: over 512 micro-batches 4% of the gradient.
+    """
+    accumulates = config.global_batch_size > config.micro_batch_size * world_size
+    return accumulates and config.stage > 0 and config.precision is not Precision.fp32

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment, LossScale
-from pretrain.config import OptimConfig, Precision, TrainConfig, accumulation_steps
+from pretrain.config import BUCKET_ELEMENTS, OptimConfig, Precision, TrainConfig, accumulation_steps, sums_in_fp32
 from pretrain.dist import Process
 from pretrain.lamb import Lamb
 from pretrain.loader import MicroBatch
@@ -25,7 +25,6 @@ from pretrain.muon import Muon
 from pretrain.optim import build_optimizer
 from pretrain.sharded import Piece, ShardedOptimizer
 
-_BUCKET_ELEMENTS = 200_000_000
 _EXTRA_KEYS = frozenset(  # top-level keys that DeepSpeed 0.19 reads and that leave optimizer, schedule and data to us
     {
         "activation_checkpointing",
@@ -62,7 +61,7 @@ class StepResult(NamedTuple):
     """What an optimizer step did."""
 
     applied: bool  # False: a gradient was not finite on some rank, and no rank changed its weights
-    grad_norm: float  # global, before clipping
+    grad_norm: float | Tensor  # global, before clipping; a tensor is still on the device
 
 
 class Shard(NamedTuple):
@@ -90,13 +89,13 @@ class Engine:
         self.num_parameters = sum(parameter.numel() for parameter in module.parameters())
         optimizer = build_optimizer(module.named_parameters(), config.optim)
         self._inner = optimizer
+        settings = deepspeed_config(
+            config, process.world_size, self.num_parameters, on_gpu=process.device.type == "cuda"
+        )
+        if config.deepspeed.extra:
+            check_settings(settings)
         self._deepspeed, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            config=deepspeed_config(
-                config, process.world_size, self.num_parameters, on_gpu=process.device.type == "cuda"
-            ),
-            dist_init_required=False,
+            model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self._scaler: Any = None  # of losses in fp16
         if self.precision is Precision.fp16:
@@ -127,14 +126,14 @@ class Engine:
             self._deepspeed.step()  # counts the micro-batch; no update
 
     def step(self, lr: float) -> StepResult:
-        """The update after the last micro-batch of a step."""
+        """The update after the last micro-batch of a step. Waits for the device: whether gradients are finite."""
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
         self._deepspeed.step()
         if self.stage == 0:
             return StepResult(self._guard.applied, self._guard.grad_norm)
         norm = self._deepspeed.get_global_grad_norm()
-        return StepResult(bool(self._deepspeed.was_step_applied()), float("nan") if norm is None else float(norm))
+        return StepResult(bool(self._deepspeed.was_step_applied()), float("nan") if norm is None else norm)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -306,10 +305,12 @@ def _loss_scaler(options: Any) -> Any:
 
 
 def check_precision(config: TrainConfig, device: torch.device) -> None:
-    """Refuse what this device or stage cannot compute in."""
+    """Refuse what this device cannot compute in."""
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise UserError("precision=fp16: not possible on a CPU; use precision=bf16 or fp32")
-    if config.precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if config.precision is not Precision.bf16 or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
 
 
@@ -321,7 +322,7 @@ def deepspeed_config(
     Raises `UserError` where `deepspeed.extra` would change a key of ours, or names a key that DeepSpeed does not know
     (it ignores unknown top-level keys silently).
     """
-    bucket = min(_BUCKET_ELEMENTS, num_parameters + num_parameters % 2)  # DeepSpeed wants it even
+    bucket = min(BUCKET_ELEMENTS, num_parameters + num_parameters % 2)  # DeepSpeed wants it even
     ours: dict[str, Any] = {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -341,6 +342,8 @@ def deepspeed_config(
         }
         ours["bf16"] = {"enabled": config.precision is Precision.bf16}
         ours["fp16"] = {"enabled": config.precision is Precision.fp16}
+    if sums_in_fp32(config, world_size):
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}  # it defaults to the precision of the run
     if config.offload:
         ours["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
         ours["zero_force_ds_cpu_optimizer"] = False  # ours run on a CPU as they are, and need no compiler
@@ -352,6 +355,17 @@ def deepspeed_config(
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(_EXTRA_KEYS))}"
         raise UserError(f"deepspeed.extra.{key}: not a key of DeepSpeed's that may be added here; {hint}")
     return _merged(ours, extra, "deepspeed.extra")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """What DeepSpeed finds wrong within sections, said in one line."""
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    try:
+        DeepSpeedConfig(dict(settings))
+    except (ValueError, TypeError, DeepSpeedConfigError) as error:
+        reason = ": ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise UserError(f"deepspeed.extra: DeepSpeed refuses it ({reason}); correct it") from error
 
 
 def _merged(ours: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -374,12 +388,16 @@ def _import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
+    from deepspeed.runtime import engine as its_engine
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its calls, not the user's
     # Its shared-memory collectives for CPUs would be compiled at start-up, and crash where there is no compiler.
     __compatible_ops__["deepspeed_shm_comm"] = False
+    # Stage 1 in bf16 with sums in fp32 would get an optimizer of another layout, which all-reduces every gradient in
+    # fp32; that of fp16 does it too.
+    its_engine.BFLOAT16 = its_engine.ZERO_OPTIMIZATION
     if Lamb not in ZERO_SUPPORTED_OPTIMIZERS:  # it warns of optimizers that it does not know
         ZERO_SUPPORTED_OPTIMIZERS.extend([Lamb, Muon])
     return deepspeed

@@ -7,8 +7,8 @@ Shapes: T tokens, N samples, M masked tokens.
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
-from itertools import chain, pairwise
+from collections.abc import Generator, Iterable, Sequence
+from itertools import chain, count, pairwise, repeat
 from multiprocessing import forkserver, parent_process, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -283,19 +283,19 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
 
 
 def training_steps(
-    dataset: MicroBatches, *, steps: int | Sequence[int], workers: int, prefetch: int, pin_memory: bool
+    dataset: MicroBatches, *, steps: int | Iterable[int], workers: int, prefetch: int, pin_memory: bool
 ) -> Generator[list[MicroBatch], None, None]:
     """The micro-batches of the dataset's first optimizer steps, a list per step, prefetched by index.
 
-    `steps` counts them, or says how many micro-batches each has, where the batch grows.
+    `steps` counts them, or says of each, before it begins, how many micro-batches it has, where the batch grows.
     """
-    accumulations = [dataset.layout.accumulation] * steps if isinstance(steps, int) else steps
+    sizes = iter(repeat(dataset.layout.accumulation, steps) if isinstance(steps, int) else steps)
     chunk = max(1, CHUNK_SAMPLES // dataset.layout.micro_batch_size)
     if workers:
         _start_deaf_forkserver()
     loader: DataLoader[MicroBatch | UserError] = DataLoader(
         dataset,
-        sampler=range(sum(accumulations)),
+        sampler=count(),
         batch_size=chunk,
         collate_fn=list,
         num_workers=workers,
@@ -305,8 +305,9 @@ def training_steps(
         pin_memory=pin_memory,
     )
     step: list[MicroBatch] = []
-    sizes = iter(accumulations)
     size = next(sizes, 0)
+    if not size:
+        return
     for item in chain.from_iterable(loader):  # no name for the iterator: a traceback would keep its processes alive
         if isinstance(item, UserError):
             raise item
@@ -314,6 +315,8 @@ def training_steps(
         if len(step) == size:
             yield step
             step, size = [], next(sizes, 0)
+            if not size:
+                return
 
 
 def _end_with_parent(worker: int) -> None:

@@ -216,7 +216,7 @@ class Window:
         losses = means(sums, weights=run.config.loss, masked=self._masked, pairs=self._pairs)
         metrics = {f"train/{name}": value for name, value in losses.items()}
         metrics |= {
-            "train/grad_norm": self._grad_norm,
+            "train/grad_norm": float(self._grad_norm),
             "train/lr": self._rate,
             "train/skipped_steps": self._skipped,
             "train/masked_tokens": self._masked,
@@ -244,6 +244,11 @@ class Window:
 def spent(config: TrainConfig, progress: Progress) -> float:
     """Share of the time budget that is gone; 0 without one."""
     return progress.seconds / (config.budget.hours * 3600) if config.budget.hours else 0.0
+
+
+def share_done(config: TrainConfig, progress: Progress) -> float:
+    """Share of the run before the step to come: of its steps, or of the time budget where there is one."""
+    return spent(config, progress) if config.budget.hours else progress.step / config.steps
 
 
 def rate_of(config: TrainConfig, progress: Progress) -> float:

@@ -84,14 +84,12 @@ class PackedBert(nn.Module):
             enable({"use_reentrant": False})
 
     def compile_layers(self, **options: Any) -> None:
-        """torch.compile each layer in place (names stay); they share their code, so it is compiled once for all.
-
-        Shapes come from `bounded`, and whatever varies becomes a variable of the kernels after its second value: they
-        are not built again at each step.
+        """torch.compile each layer in place (names stay); they share their code: one build for training, one for
+        evaluation (ModernBERT's layers are of three kinds). Shapes are variables of a build, so it is the last.
         """
         layers = self.hf.bert.encoder.layer if self.has_pairs else self.hf.model.layers
         for layer in layers:
-            layer.compile(**options)
+            layer.compile(dynamic=True, **options)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(MLM logits [M, V] at masked positions, NSP logits [N, 2] from each sample's own [CLS]).

@@ -17,6 +17,7 @@ from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
 from data_prep.schema import doc
 from pretrain.config import (
+    BUCKET_ELEMENTS,
     ZERO,
     Architecture,
     Attention,
@@ -24,14 +25,17 @@ from pretrain.config import (
     Precision,
     TrainConfig,
     accumulation_steps,
+    batch_size,
     padded_vocab_size,
+    sums_in_fp32,
+    total_samples,
 )
 from pretrain.schedule import learning_rate
-from pretrain.throughput import GPUS, training_flops
+from pretrain.throughput import GPUS, Gpu, training_flops
 
 GIB = 2**30
 _RESERVED = int(1.5 * GIB)  # CUDA's context, NCCL's buffers, what the allocator cannot use
-_BUCKET_ELEMENTS = 200_000_000  # as engine.py sets it
+_CAPABILITY = (8, 0)  # all GPUs that are offered here have it, or more
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -86,11 +90,12 @@ class Shape(NamedTuple):
 
 
 def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Shape) -> Memory:
-    """What the peak of a step holds on one GPU, with kernels that do not pad.
+    """What the peak of a step holds on one GPU.
 
     Stage 0 keeps fp32 weights, gradients and two moments (and autocast's copies of the weights). Else weights and
-    gradients are in the run's precision, and every rank has its share of fp32 masters, two moments and, during the
-    update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the gradients too, stage 3 the weights.
+    gradients are in the run's precision (sums of several micro-batches in fp32), and every rank has its share of fp32
+    masters, two moments and, during the update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the
+    gradients too, stage 3 the weights.
     """
     count, share = num_parameters, -(-num_parameters // world_size)
     size = 4 if config.precision is Precision.fp32 else 2
@@ -98,14 +103,17 @@ def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Sha
     if config.stage == 0:
         copies = count * size if size == 2 else 0
         return Memory(4 * count + copies, 4 * count, 8 * count, 0, activations)
-    bucket = min(_BUCKET_ELEMENTS, count)
+    in_fp32 = sums_in_fp32(config, world_size)
+    summed = 4 if in_fp32 else size
+    bucket = min(BUCKET_ELEMENTS, count)
     live = bucket if config.stage == 3 else 0  # gathered weights
     weights = size * (share + live if config.stage == 3 else count)
-    gradients = size * (count + share if config.stage == 1 else share)
-    optimizer = 12 * share + (4 * share if size == 2 else 0)
+    gradients = summed * (count + share if config.stage == 1 else share)
+    optimizer = 12 * share + (0 if in_fp32 and config.stage < 3 else 4 * share)  # there the sums are what it takes
     if config.offload:
-        gradients, optimizer = (size * count if config.stage == 1 else 0), 0
-    return Memory(weights, gradients, optimizer, 2 * size * bucket, activations)  # two buckets: one is sent, one filled
+        gradients, optimizer = (gradients if in_fp32 and config.stage == 2 else 0), 0
+    buffers = 2 * bucket * (summed if config.stage == 1 else size)  # two buckets: one is sent, one filled
+    return Memory(weights, gradients, optimizer, buffers, activations)
 
 
 def activation_bytes(config: TrainConfig, shape: Shape) -> int:
@@ -135,14 +143,12 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
     return tokens * (kept + ends) + head
 
 
-def check_memory(config: TrainConfig, num_parameters: int, world_size: int, manifest: Manifest, rows: int) -> None:
-    """On a GPU, before anything is put there. Raises `UserError` where the run cannot fit."""
-    available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    shape = shape_of(config.micro_batch_size, corpus_options(DEFAULTS, manifest), rows)
-    refuse_what_cannot_fit(config, memory(config, num_parameters, world_size, shape), available / GIB)
-
-
-def refuse_what_cannot_fit(config: TrainConfig, need: Memory, available_gib: float) -> None:
+def check_memory(
+    config: TrainConfig, options: PlanConfig, num_parameters: int, world_size: int, available_gib: float
+) -> None:
+    """Raises `UserError` where the run cannot fit. `config.model.attention` is the kernel itself."""
+    rows = padded_vocab_size(options.vocab_size, config.model.pad_vocab_to)
+    need = memory(config, num_parameters, world_size, shape_of(config.micro_batch_size, options, rows))
     if need.total > available_gib * GIB:
         raise UserError(
             f"micro_batch_size={config.micro_batch_size}: with zero={config.zero} this needs about "
@@ -169,38 +175,42 @@ def corpus_options(options: PlanConfig, manifest: Manifest) -> PlanConfig:
     )
 
 
-def parameters_of(model: ModelConfig, vocab_size: int) -> int:
-    """Counted on a model without storage."""
+def parameters_of(model: ModelConfig, vocab_size: int, max_len: int = 1) -> int:
+    """Counted on a model without storage. Raises `UserError` where its positions do not suffice."""
     from pretrain.model import PackedBert
 
     facts = TokenizerFacts(fingerprint="", vocab_size=vocab_size, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
     with torch.device("meta"):
-        module = PackedBert(model, facts, max_len=1)
+        module = PackedBert(model, facts, max_len=max_len)
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
-    """The lines of the plan. Raises `UserError` where the batch does not divide."""
-    gpu = next(gpu for gpu in GPUS if gpu.name == options.gpu)
+    """The lines of the plan. Raises `UserError` where the batch does not divide, or positions do not suffice."""
+    gpu = gpu_of(options)
     rows = padded_vocab_size(options.vocab_size, config.model.pad_vocab_to)
-    count = parameters_of(config.model, options.vocab_size)
+    count = parameters_of(config.model, options.vocab_size, options.max_len)
     batch, gpus = config.global_batch_size, options.gpus
-    accumulation = accumulation_steps(batch, config.micro_batch_size, gpus)
+    accumulation, *_ = [
+        accumulation_steps(size, config.micro_batch_size, gpus) for size in (batch, config.batch_ramp.start or batch)
+    ]
     step = shape_of(batch, options, rows)
     length = step.tokens // batch
     pairs = batch if config.model.architecture is Architecture.bert else 0
     flops = training_flops(config.model, rows, step.tokens, step.tokens * length, step.masked, pairs)
-    seconds = flops / (options.mfu * gpu.peak_tflops * 1e12 * gpus)
-    steps = int(config.budget.hours * 3600 / seconds) if config.budget.hours else config.steps
-    hours = steps * seconds / 3600
+    peak = gpu.fp32_tflops if config.precision is Precision.fp32 else gpu.peak_tflops
+    seconds = flops / (options.mfu * peak * 1e12 * gpus)
+    steps, batches = run_length(config, seconds)
+    hours = batches * seconds / 3600
     return [
-        f"model       {config.model.name}: {count:,} parameters, {rows:,} vocabulary rows",
+        f"model       {config.model.name}: {count:,} parameters, {rows:,} vocabulary rows; "
+        f"attention by {config.model.attention.value}",
         f"batch       {batch:,} = {gpus} {options.gpu} x accumulation {accumulation} x micro-batch "
         f"{config.micro_batch_size}; samples of {length} tokens, {step.masked / batch:.1f} to predict",
         f"step        {step.tokens:,} tokens, {flops / 1e15:.2f} PFLOP",
         f"speed       {step.tokens / seconds:,.0f} tokens/s, {seconds:.3f} s a step, if MFU is {options.mfu:.0%} of "
-        f"{gpu.peak_tflops:.0f} TFLOP/s",
-        f"run         {steps:,} steps, {steps * step.tokens / 1e9:,.1f} G tokens, {steps * flops:.2e} FLOP: "
+        f"{peak:.0f} TFLOP/s in {config.precision.value}",
+        f"run         {steps:,} steps, {batches * step.tokens / 1e9:,.1f} G tokens, {batches * flops:.2e} FLOP: "
         f"{hours:,.1f} hours, {hours * gpus:,.0f} GPU-hours",
         f"checkpoint  {12 * count / 1e9:.2f} GB each (fp32 weights and two moments)",
         f"schedule    {draw_schedule(config, steps)}",
@@ -208,6 +218,20 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
         f"GiB of memory per GPU; {gpu.memory_gib:.0f} are there",
         *memory_table(config, options, count, rows, gpu.memory_gib),
     ]
+
+
+def gpu_of(options: PlanConfig) -> Gpu:
+    return next(gpu for gpu in GPUS if gpu.name == options.gpu)
+
+
+def run_length(config: TrainConfig, seconds: float) -> tuple[int, float]:
+    """(steps, full batches' worth of samples) of a run whose full step takes `seconds`."""
+    batch = config.global_batch_size
+    if not config.budget.hours:
+        return config.steps, total_samples(config) / batch
+    batches, parts = config.budget.hours * 3600 / seconds, 1000
+    steps = sum(batches / parts * batch / batch_size((part + 0.5) / parts, config) for part in range(parts))
+    return int(steps), batches
 
 
 def draw_schedule(config: TrainConfig, steps: int, columns: int = 60) -> str:
@@ -228,9 +252,10 @@ def memory_table(config: TrainConfig, options: PlanConfig, count: int, rows: int
     head = ["weights", "gradients", "optimizer", "buffers", *(f"mb {size}" for size in shown), "largest mb".rjust(12)]
     lines = ["zero".ljust(12) + "".join(f"{name:>10}" for name in head)]
     for zero in ZERO:
-        if config.compile and zero[0] == "3":
+        try:
+            changed = replace(config, zero=zero)
+        except UserError:  # not with this precision, or not compiled
             continue
-        changed = replace(config, zero=zero)
         needs = {size: memory(changed, count, options.gpus, shape_of(size, options, rows)) for size in sizes}
         fitting = [size for size, need in needs.items() if need.total <= available_gib * GIB]
         values = [*needs[1][:4], *(needs[size].total for size in shown)]
@@ -241,17 +266,25 @@ def memory_table(config: TrainConfig, options: PlanConfig, count: int, rows: int
 
 
 def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
-    """Training's configuration and plan's, from one command line."""
+    """Training's configuration and plan's, from one command line; the kernel is what `auto` comes to on these GPUs."""
     own = {field.name for field in fields(PlanConfig)}
-    mine = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in own)
-    rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
-    given = {argument.partition("=")[0] for argument in rest}
+    parts = [argument.removeprefix("+").partition("=") for argument in arguments]
+    mine = {key: value for key, equals, value in parts if key in own and equals}
+    rest = [argument for argument, (key, *_) in zip(arguments, parts, strict=True) if key not in mine]
+    given = {key for key, *_ in parts}
     rest += [f"{key}=plan" for key in ("run", "data.path", "init_from") if key not in given]
     config = entry.compose("train", TrainConfig, rest)
     options = entry.typed({**asdict(DEFAULTS), **mine}, PlanConfig)
-    if Path(config.data.path, "manifest.json").is_file():
+    from pretrain.attention import choose_kernel
+
+    if config.model.attention is not Attention.flash:  # which must be installed there, not here
+        kernel = choose_kernel(config.model, config.precision, _CAPABILITY)
+        config = replace(config, model=replace(config.model, attention=kernel))
+    if "data.path" in given and "://" not in config.data.path:
         return config, corpus_options(options, read_manifest(Path(config.data.path)))
     length = options.max_len or max(config.expect.max_len, default=128)
+    if options.mean_len > length:
+        raise UserError(f"mean_len={options.mean_len}: must be at most max_len={length}")
     return config, replace(
         options, max_len=length, masking=options.masking or config.expect.masking_probability or 0.15
     )
@@ -266,10 +299,8 @@ def main(arguments: list[str]) -> int:
         return ExitCode.OK
     config, options = composed(arguments)
     print("\n".join(plan(config, options)))
-    rows = padded_vocab_size(options.vocab_size, config.model.pad_vocab_to)
-    shape, count = shape_of(config.micro_batch_size, options, rows), parameters_of(config.model, options.vocab_size)
-    available_gib = next(gpu.memory_gib for gpu in GPUS if gpu.name == options.gpu)
-    refuse_what_cannot_fit(config, memory(config, count, options.gpus, shape), available_gib)
+    count = parameters_of(config.model, options.vocab_size)
+    check_memory(config, options, count, options.gpus, gpu_of(options).memory_gib)
     return ExitCode.OK
 
 

@@ -31,4 +31,6 @@ def rate_between(done: float, after: float, optim: OptimConfig, schedule: Schedu
             height = (1.0 - math.cos(math.pi * left_of_decay)) / 2.0
         case ScheduleKind.wsd:  # Hu et al. 2024 (MiniCPM), section 4; a linear end as in Hägele et al. 2024
             height = min(1.0, left / schedule.decay_fraction)
+        case ScheduleKind.constant:
+            height = 1.0
     return optim.lr * (schedule.final_fraction + (1.0 - schedule.final_fraction) * height)

@@ -21,34 +21,35 @@ class Gpu(NamedTuple):
 
     pattern: str
     peak_tflops: float  # dense, on tensor cores: bf16, or fp16 where the chip has no bf16
-    memory_gib: float = 0.0  # usable; 0 where `plan` does not offer the device
-    name: str = ""  # for `plan`
+    fp32_tflops: float = 0.0  # without tensor cores; this and the rest for `plan`, where it offers the device
+    memory_gib: float = 0.0  # usable
+    name: str = ""
 
 
 # The first pattern that is found in the driver's name counts, so the special case stands before the general one.
 GPUS = (
     Gpu(r"GB300|GB200", 2500.0),
-    Gpu(r"B300|B200", 2250.0, 178.0, "b200"),
+    Gpu(r"B300|B200", 2250.0, 80.0, 178.0, "b200"),
     Gpu(r"H200 NVL", 835.5),
-    Gpu(r"GH200|H200", 989.4, 139.0, "h200"),
+    Gpu(r"GH200|H200", 989.4, 67.0, 139.0, "h200"),
     Gpu(r"H100 PCIe", 756.5),
     Gpu(r"H100 NVL", 835.5),
-    Gpu(r"H100|H800", 989.4, 79.0, "h100"),
+    Gpu(r"H100|H800", 989.4, 67.0, 79.0, "h100"),
     Gpu(r"H20", 148.0),
-    Gpu(r"A100.*40GB", 312.0, 39.0, "a100-40"),
-    Gpu(r"A100|A800", 312.0, 79.0, "a100"),
+    Gpu(r"A100.*40GB", 312.0, 19.5, 39.0, "a100-40"),
+    Gpu(r"A100|A800", 312.0, 19.5, 79.0, "a100"),
     Gpu(r"A40", 149.7),
     Gpu(r"A10G", 70.0),
     Gpu(r"A10", 125.0),
     Gpu(r"RTX A6000", 154.8),
     Gpu(r"RTX 6000 Ada Generation", 364.2),
-    Gpu(r"L40S", 362.1, 44.0, "l40s"),
+    Gpu(r"L40S", 362.1, 91.6, 44.0, "l40s"),
     Gpu(r"L40", 181.1),
     Gpu(r"L4", 121.0),
     Gpu(r"V100", 125.0),
     Gpu(r"T4", 65.0),
     Gpu(r"RTX 5090", 209.5),
-    Gpu(r"RTX 4090", 165.2, 23.0, "rtx4090"),
+    Gpu(r"RTX 4090", 165.2, 82.6, 23.0, "rtx4090"),
     Gpu(r"RTX 3090", 71.0),
     Gpu(r"MI300X", 1307.4),
 )

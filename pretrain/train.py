@@ -15,7 +15,7 @@ if __package__ in (None, ""):  # started as a file: its own folder is on sys.pat
 
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from typing import Any
 
@@ -44,10 +44,10 @@ from pretrain.dist import Process
 from pretrain.engine import Engine
 from pretrain.initialize import initialize
 from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
-from pretrain.loop import LossSpike, Progress, Run, settle, train
+from pretrain.loop import LossSpike, Progress, Run, settle, share_done, train
 from pretrain.mirror import Mirror
 from pretrain.model import PackedBert
-from pretrain.plan import check_memory
+from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
 from pretrain.redact import redact
 from pretrain.run_directory import RunDirectory
 from pretrain.telemetry import open_telemetry
@@ -236,10 +236,10 @@ def steps_ahead(parts: Run) -> Generator[list[MicroBatch], None, None]:
         parts.progress.samples,
         Streaming(data.path, data.lanes, data.window) if streamed else None,
     )
-    stretch = process.world_size * config.micro_batch_size
+    stretch, ahead = process.world_size * config.micro_batch_size, range(parts.progress.step, config.steps)
     return training_steps(
         dataset,
-        steps=[batch_size(step, config) // stretch for step in range(parts.progress.step, config.steps)],
+        steps=(batch_size(share_done(config, parts.progress), config) // stretch for _ in ahead),
         workers=min(data.workers, 1) if streamed else data.workers,  # a stream fetches by threads
         prefetch=data.prefetch,
         pin_memory=process.device.type == "cuda",
@@ -307,7 +307,8 @@ def build_engine(
     """The sharded model with the checkpoint's state in it, and the rows of its embedding matrix."""
     torch.manual_seed(config.seed)
     facts, objective = corpus.manifest.tokenizer, corpus.manifest.objective
-    kernel = choose_kernel(config.model, process.device, config.precision)
+    capability = torch.cuda.get_device_capability(process.device) if process.device.type == "cuda" else None
+    kernel = choose_kernel(config.model, config.precision, capability)
     module = PackedBert(config.model, facts, max_len=corpus.manifest.max_len, kernel=kernel)
     if corpus.has_pairs and not module.has_pairs:
         raise UserError(
@@ -316,7 +317,9 @@ def build_engine(
         )
     if process.device.type == "cuda":
         count = sum(parameter.numel() for parameter in module.parameters())
-        check_memory(config, count, process.world_size, corpus.manifest, module.vocab_rows)
+        known = replace(config, model=replace(config.model, attention=kernel))
+        available_gib = torch.cuda.get_device_properties(process.device).total_memory / GIB
+        check_memory(known, corpus_options(DEFAULTS, corpus.manifest), count, process.world_size, available_gib)
     if config.compile:
         module.compile_layers()
     if snapshot:
@@ -338,7 +341,7 @@ def describe(
     epochs = total_samples(config) / max(1, samples / corpus.manifest.passes)
     start = f"resuming at step {progress.step}" if progress.step else "starting"
     ramp = config.batch_ramp
-    ramped = f" (from {ramp.start} at first, in {ramp.steps} steps)" if ramp.start else ""
+    ramped = f" (from {ramp.start} at first, in {ramp.fraction:.0%} of the run)" if ramp.start else ""
     return (
         f"run {path}: {start} of {config.steps}, "
         f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters)\n"

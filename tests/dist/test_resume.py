@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_across_stages_and_world_sizes(trainer: Trainer, corpus: Path, tmp_path:
 
 def test_a_growing_batch_resumes_with_the_same_samples(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """4, 8, 12, then 16 samples a step, on other layouts and a resume inside the ramp."""
-    overrides = (f"data.path={corpus}", "batch_ramp.start=4", "batch_ramp.steps=3")
+    overrides = (f"data.path={corpus}", "batch_ramp.start=4", "batch_ramp.fraction=0.5")
     whole = trainer.run(*overrides, "zero=0")
     assert whole.code == 0, whole.stderr
     assert whole.series("samples") == [4, 12, 24, 40, 56, 72]
@@ -181,6 +182,18 @@ def test_a_growing_batch_resumes_with_the_same_samples(trainer: Trainer, corpus:
     refused = trainer.run(*overrides, "micro_batch_size=8")
     assert refused.code == 64
     assert "global_batch_size=4: not a multiple of micro_batch_size=8" in refused.errors[0]
+
+
+def test_the_batch_grows_with_a_time_budget(trainer: Trainer, corpus: Path) -> None:
+    """By the clock, and alike on both ranks, which would not end otherwise."""
+    overrides = ("budget.hours=0.002", "steps=1_000_000", "batch_ramp.start=8", "batch_ramp.fraction=0.6")
+    result = trainer.run(f"data.path={corpus}", *overrides, "global_batch_size=80", ranks=2)
+    assert result.codes == (0, 0), result.stderrs
+    sizes = [after - before for before, after in pairwise([0, *result.series("samples")])]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (8, 80)
+    assert len(set(sizes)) > 2
+    assert all(size % 8 == 0 for size in sizes)
 
 
 def test_the_newest_whole_checkpoint_is_taken(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
@@ -209,7 +222,7 @@ def test_the_newest_whole_checkpoint_is_taken(trainer: Trainer, corpus: Path, tm
         ("global_batch_size=32", "was trained with global_batch_size=16, now it is 32"),
         ("model.num_layers=3", "resume with the same model options"),
         ("data.access=stream", "was trained with access=mapped, now it is stream (lanes=64, window=4096)"),
-        ("batch_ramp.start=4", "was trained with batch_ramp=none, now it is from 4 in 10000 steps"),
+        ("batch_ramp.start=4", "was trained with batch_ramp=none, now it is from 4 in 10% of the run"),
         ("optim=muon", "its moments would mean something else; restore it, or name another run and add init_from="),
         ("data", "(300 samples in 1 passes), now it is"),
         ("max_len", "was trained with max_len=24, now it is 20: other samples would follow"),

@@ -1,26 +1,24 @@
-"""Every kernel against attention of each sample by itself, written out; the choice of a kernel; what is compiled."""
+"""Every kernel against attention of each sample by itself, written out; the choice of a kernel. On GPUs: tests/gpu."""
 
-import importlib.util
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_prep.errors import UserError
 from pretrain import attention, cpu_attention
 from pretrain.attention import choose_kernel, packed_attention, packing
 from pretrain.config import Attention, ModelConfig, Precision
-from pretrain.cpu_attention import Samples
-from pretrain.cpu_attention import attend as attend_on_cpu
-from pretrain.loader import TOKENS_MULTIPLE, MicroBatch, bounded
-from pretrain.model import PackedBert
-from tests.unit.test_model import FACTS, losses_of, make_batch, small
+from pretrain.loader import TOKENS_MULTIPLE, MicroBatch
+from tests.unit import slow_flash
+from tests.unit.test_model import small
 
-HEADS, WIDTH, SCALE = 2, 8, 0.3
+HEADS, WIDTH, SCALE = 2, 16, 0.3
 KERNELS = [Attention.sdpa, Attention.flex, Attention.varlen, Attention.flash]
 CPU_KERNELS = [*KERNELS, Attention.cpu]
+DROPPING = [Attention.sdpa, Attention.varlen, Attention.flash, Attention.cpu]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [[5], [40, 1, 17], [200, 30, 129, 7]]
 
@@ -49,41 +47,6 @@ def one_by_one(qkv: list[Tensor], lengths: list[int], window: int | None) -> Ten
     return torch.cat(outs)
 
 
-def segment_by_segment(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *rest: Any,
-    **how: Any,
-) -> Tensor:
-    """What the variable-length kernels do, as their documentation has it: every token must lie in a segment."""
-    assert query.shape == key.shape == value.shape
-    assert query.dtype != torch.int32
-    assert cu_q.dtype == cu_k.dtype == torch.int32
-    assert cu_q[0] == 0
-    assert cu_q[-1] == len(query)
-    assert cu_q.diff().max() <= max_q == max_k
-    left, right = how["window_size"]
-    outs = []
-    for start, end in pairwise(cu_q.tolist()):
-        scores = torch.einsum("qhd,khd->hqk", query[start:end], key[start:end])
-        scores = scores * how.get("scale", how.get("softmax_scale"))
-        if left >= 0:
-            distance = torch.arange(end - start) - torch.arange(end - start)[:, None]
-            scores = scores.masked_fill((distance < -left) | (distance > right), -torch.inf)
-        outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[start:end]))
-    return torch.cat(outs)
-
-
-class FakeFlash(NamedTuple):
-    flash_attn_varlen_func: Any = segment_by_segment
-    varlen_attn: Any = segment_by_segment
-
-
 def attend(kernel: Attention, lengths: list[int], window: int | None, device: torch.device, dtype: torch.dtype) -> None:
     """Outputs equal the reference's; gradients too, where the kernel has them on this device."""
     batch = row_of(lengths, device)
@@ -107,6 +70,56 @@ def attend(kernel: Attention, lengths: list[int], window: int | None, device: to
             torch.testing.assert_close(mine, other, atol=tolerance * 3, rtol=tolerance)
 
 
+def attended(kernel: Attention, lengths: list[int], qkv: list[Tensor], dropout: float, seed: int) -> Tensor:
+    """[T, H, D] of the real tokens, with the dropout that follows from `seed`."""
+    torch.manual_seed(seed)
+    packed = packing(kernel, row_of(lengths, qkv[0].device))
+    out_1xTxHxD, _ = packed_attention(torch.nn.Identity(), *qkv, None, packing=packed, scaling=SCALE, dropout=dropout)
+    return out_1xTxHxD[0, : sum(lengths)]
+
+
+def drop(kernel: Attention, device: torch.device, dtype: torch.dtype) -> None:
+    """With values that are the identity, what comes out are the weights: 0, or the softmax over 1 - p.
+
+    Gradients are those of the weights that were kept: both passes draw alike.
+    """
+    lengths, heads, width, dropout = [64, 1, 63, 64], 3, 64, 0.1
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.manual_seed(1)
+    query, key, value, weights = (torch.randn(1, heads, 256, width, device=device, dtype=dtype) for _ in range(4))
+    eye = torch.eye(width, device=device, dtype=dtype)
+    identity = torch.cat([*(eye[:length] for length in lengths), eye])[:256].expand(1, heads, -1, -1).contiguous()
+    whole = attended(kernel, lengths, [query, key, identity], 0.0, 1)
+    thinned = attended(kernel, lengths, [query, key, identity], dropout, 1)
+    kept = thinned != 0
+    torch.testing.assert_close(thinned[kept], (whole / (1 - dropout))[kept], atol=tolerance / 10, rtol=tolerance)
+    drawn = kept[whole > 1e-4 if dtype is not torch.float32 else whole != 0]
+    assert abs(1 - drawn.double().mean().item() - dropout) < 4 * (dropout * (1 - dropout) / drawn.numel()) ** 0.5
+    assert torch.equal(thinned, attended(kernel, lengths, [query, key, identity], dropout, 1))
+    assert not torch.equal(thinned, attended(kernel, lengths, [query, key, identity], dropout, 2))
+
+    qkv = [x.clone().requires_grad_() for x in (query, key, value)]
+    out_TxHxD = attended(kernel, lengths, qkv, dropout, 1)
+    scale = kept.double() / (1 - dropout)  # [T, H, L]: a row's columns are places in its sample
+    outs = []
+    for start, end in pairwise(torch.tensor([0, *lengths]).cumsum(0).tolist()):
+        q, k, v = (x[0, :, start:end].double() for x in qkv)
+        mask = scale[start:end, :, : end - start].transpose(0, 1)
+        outs.append((((q @ k.transpose(1, 2) * SCALE).softmax(-1) * mask) @ v).transpose(0, 1))
+    expected = torch.cat(outs)
+    torch.testing.assert_close(out_TxHxD.double(), expected, atol=tolerance, rtol=tolerance)
+    weights = weights[0, :, : len(expected)].transpose(0, 1).double()
+    theirs = torch.autograd.grad((expected * weights).sum(), qkv)
+    for mine, other in zip(torch.autograd.grad((out_TxHxD * weights).sum(), qkv), theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=tolerance * 3, rtol=tolerance)
+
+
+@pytest.fixture
+def with_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", slow_flash.flash_attn_varlen_func)
+
+
+@pytest.mark.usefixtures("with_flash")
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("window", [None, 4, 65])
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -114,120 +127,77 @@ def attend(kernel: Attention, lengths: list[int], window: int | None, device: to
 def test_kernels_on_a_cpu(
     kernel: Attention, lengths: list[int], window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sdpa with gradients, flex not compiled, varlen and flash with a kernel that checks what it is given."""
+    """With gradients, but for flex, which is not compiled here; varlen and flash by slow twins."""
     monkeypatch.setattr(attention, "_compiled_flex", lambda: attention._plain_flex)
-    if kernel in (Attention.varlen, Attention.flash):
-        monkeypatch.setattr(importlib, "import_module", lambda _: FakeFlash())
     attend(kernel, lengths, window, CPU, torch.float32)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("window", [None, 4, 65])
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_on_a_gpu(kernel: Attention, lengths: list[int], window: int | None) -> None:
-    if kernel is Attention.flash and importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("flash-attn is not installed")
-    attend(kernel, lengths, window, CUDA, torch.bfloat16)
+@pytest.mark.usefixtures("with_flash")
+@pytest.mark.parametrize("kernel", DROPPING)
+def test_dropout_on_a_cpu(kernel: Attention) -> None:
+    drop(kernel, CPU, torch.float32)
 
 
-def on_gpu(monkeypatch: pytest.MonkeyPatch, *, flash: bool, capability: tuple[int, int] = (9, 0)) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if flash else None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+def test_dropout_of_the_cpu_kernel_does_not_need_all_heads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "_CHUNK_SCORES", 1)
+    drop(Attention.cpu, CPU, torch.float32)
 
 
+def test_varlen_is_a_call_that_torch_takes_on_a_gpu() -> None:
+    """With tensors that have a device and no storage, so without a GPU: torch checks names, types and shapes."""
+    with FakeTensorMode(), torch.no_grad():
+        qkv = [torch.empty(1, HEADS, 256, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+        segments = attention.Segments(torch.empty(5, dtype=torch.int32, device="cuda"), 64, False)
+        out, _ = packed_attention(
+            torch.nn.Identity(), *qkv, None, packing=segments, scaling=SCALE, dropout=0.1, sliding_window=9
+        )  # fmt: skip
+    assert (out.shape, out.dtype, out.device.type) == ((1, 256, HEADS, 64), torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
-    ("dropout", "flash", "capability", "precision", "chosen"),
+    ("precision", "capability", "chosen"),
     [
-        (0.0, False, (9, 0), Precision.bf16, Attention.varlen),
-        (0.0, True, (8, 0), Precision.fp16, Attention.varlen),
-        (0.1, True, (9, 0), Precision.bf16, Attention.flash),
-        (0.1, False, (9, 0), Precision.bf16, Attention.sdpa),  # never without the dropout that was asked for
-        (0.0, True, (9, 0), Precision.fp32, Attention.sdpa),
-        (0.0, True, (7, 0), Precision.fp16, Attention.sdpa),
+        (Precision.bf16, (9, 0), Attention.varlen),
+        (Precision.fp16, (8, 0), Attention.varlen),
+        (Precision.fp32, (9, 0), Attention.sdpa),
+        (Precision.fp16, (7, 0), Attention.sdpa),
+        (Precision.bf16, None, Attention.cpu),
     ],
 )
-def test_auto_on_a_gpu(
-    dropout: float, flash: bool, capability: tuple[int, int], precision: Precision, chosen: Attention,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    on_gpu(monkeypatch, flash=flash, capability=capability)
-    assert choose_kernel(small(attention_dropout=dropout), CUDA, precision) is chosen
+def test_auto(dropout: float, precision: Precision, capability: tuple[int, int] | None, chosen: Attention) -> None:
+    assert choose_kernel(small(attention_dropout=dropout), precision, capability) is chosen
 
 
-def wide(kernel: Attention) -> ModelConfig:
+def narrow(kernel: Attention) -> ModelConfig:
     return small(attention=kernel, hidden_size=48, num_heads=4)
 
 
 @pytest.mark.parametrize(
-    ("model", "device", "precision", "line"),
+    ("model", "precision", "capability", "line"),
     [
-        (small(attention=Attention.varlen), CPU, Precision.bf16, "varlen: needs a GPU"),
-        (small(attention=Attention.flash), CPU, Precision.bf16, "flash: needs a GPU"),
-        (small(attention=Attention.flex), CPU, Precision.bf16, "flex: torch does not train with it on a CPU"),
-        (small(attention=Attention.cpu), CUDA, Precision.bf16, "cpu: the model is on a GPU"),
-        (small(attention=Attention.varlen), CUDA, Precision.fp32, "varlen: has no fp32"),
-        (wide(Attention.varlen), CUDA, Precision.bf16, "not 12"),
-        (small(attention=Attention.flash), CUDA, Precision.bf16, "flash-attn is not installed"),
+        (small(attention=Attention.varlen), Precision.bf16, None, "varlen: needs a GPU"),
+        (small(attention=Attention.flash), Precision.bf16, None, "flash: needs a GPU"),
+        (small(attention=Attention.flex), Precision.bf16, None, "flex: needs a GPU"),
+        (small(attention=Attention.cpu), Precision.bf16, (9, 0), "cpu: the model is on a GPU"),
+        (small(attention=Attention.varlen), Precision.fp32, (9, 0), "varlen: has no fp32"),
+        (small(attention=Attention.varlen), Precision.fp16, (7, 5), "varlen: needs a GPU of compute capability 8.0"),
+        (narrow(Attention.varlen), Precision.bf16, (9, 0), "not 12"),
+        (narrow(Attention.flex), Precision.bf16, (9, 0), "needs heads at least 16 wide, not 12"),
+        (small(attention=Attention.flash), Precision.bf16, (9, 0), "flash-attn is not installed"),
     ],
 )
 def test_a_kernel_that_cannot_run_is_one_line(
-    model: ModelConfig, device: torch.device, precision: Precision, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_gpu(monkeypatch, flash=False)
+    model: ModelConfig, precision: Precision, capability: tuple[int, int] | None, line: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", None)
     with pytest.raises(UserError, match=line) as caught:
-        choose_kernel(model, device, precision)
+        choose_kernel(model, precision, capability)
+    assert str(caught.value).endswith("; use model.attention=auto")
     assert "\n" not in str(caught.value)
 
 
-def drawn(qkv: list[Tensor], lengths: list[int], dropout: float, seed: int) -> Tensor:
-    """The CPU kernel with the dropout that follows from `seed`, [H, T, D]."""
-    torch.manual_seed(seed)
-    samples = Samples([0, *torch.tensor(lengths).cumsum(0).tolist()], max(lengths))
-    return attend_on_cpu(*qkv, samples, SCALE, dropout, None)
-
-
-@pytest.mark.parametrize("chunk", [1, 2**20])
-def test_dropout_on_a_cpu(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With values that are the identity, what comes out are the weights: 0, or the softmax over 1 - p."""
-    monkeypatch.setattr(cpu_attention, "_CHUNK_SCORES", chunk)  # one head at a time, or all
-    torch.manual_seed(1)
-    lengths, heads, dropout = [64, 1, 63], 3, 0.1
-    query, key = (torch.randn(heads, sum(lengths), 64, dtype=torch.float64) for _ in range(2))
-    value = torch.cat([torch.eye(64, dtype=torch.float64)[:length] for length in lengths]).expand(heads, -1, -1)
-    whole = drawn([query, key, value], lengths, 0.0, 1)
-    thinned = drawn([query, key, value], lengths, dropout, 1)
-    kept = (thinned != 0)[whole != 0]
-    torch.testing.assert_close(thinned[thinned != 0], (whole / (1 - dropout))[thinned != 0], atol=0, rtol=1e-5)
-    deviation = (dropout * (1 - dropout) / kept.numel()) ** 0.5
-    assert abs(1 - kept.double().mean().item() - dropout) < 4 * deviation
-    assert torch.equal(thinned, drawn([query, key, value], lengths, dropout, 1))
-    assert not torch.equal(thinned, drawn([query, key, value], lengths, dropout, 2))
-
-
-def test_gradients_through_dropout_on_a_cpu() -> None:
-    """Against finite differences: forward and backward pass draw alike."""
-    torch.manual_seed(1)
-    qkv = [torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(lambda *x: drawn(list(x), [5, 1, 3], 0.5, 3), qkv)
-
-
-@pytest.mark.parametrize("kernel", [Attention.varlen, Attention.flex])
-def test_dropout_is_never_dropped(kernel: Attention) -> None:
-    with pytest.raises(UserError, match="knows no dropout"):
-        small(attention=kernel, attention_dropout=0.1)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kernel", [Attention.sdpa, Attention.varlen])
-def test_the_host_never_waits_for_the_device_in_forward_and_backward(kernel: Attention) -> None:
-    config = small(max_positions=64)
-    model = PackedBert(config, FACTS, max_len=64, kernel=kernel).to(CUDA, torch.bfloat16)
-    batches = [bounded(make_batch(seed, 16)).pin_memory() for seed in range(3)]
-    losses_of(model, batches[0].to(CUDA)).backward()  # the first call sets libraries up
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in batches[1:]:
-            losses_of(model, batch.to(CUDA)).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+def test_dropout_is_never_dropped() -> None:
+    with pytest.raises(UserError, match="flex: knows no dropout"):
+        small(attention=Attention.flex, attention_dropout=0.1)

@@ -67,6 +67,11 @@ def test_compiled_layers_and_zero_3_exclude_each_other() -> None:
         changed(compile=True, zero="3")
 
 
+def test_fp16_has_no_stage_zero() -> None:
+    with pytest.raises(UserError, match="precision=fp16: needs zero=1, 2 or 3"):
+        changed(precision="fp16", zero="0")
+
+
 NAN, INF = float("nan"), float("inf")
 BAD: list[tuple[str, Any]] = [
     *(("run", name) for name in ("", ".", "..", "a/b", "../x", "/tmp/x", "a\\b", "a\0b", "a\nb")),
@@ -101,7 +106,7 @@ BAD: list[tuple[str, Any]] = [
     *((f"loss__{key}", value) for key in ("mlm_weight", "nsp_weight") for value in (-1.0, NAN, INF)),
     ("batch_ramp__start", 0),
     ("batch_ramp__start", 3),
-    ("batch_ramp__steps", 0),
+    *(("batch_ramp__fraction", value) for value in (0, 1.1, NAN)),
     ("log__every", 0),
     ("eval__every", -1),
     ("eval__max_samples", -1),
@@ -142,14 +147,15 @@ def test_values_at_the_edge_are_fine() -> None:
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 50), st.integers(1, 120))
 def test_the_batch_grows_evenly(start: int, multiples: int, ramp_steps: int, steps: int) -> None:
     tree = {"steps": steps, "global_batch_size": start * multiples}
-    config = replace(BASE, **tree, batch_ramp=BatchRampConfig(start=start, steps=ramp_steps))
-    sizes = [batch_size(step, config) for step in range(steps)]
+    ramp_steps = min(ramp_steps, steps)
+    config = replace(BASE, **tree, batch_ramp=BatchRampConfig(start=start, fraction=ramp_steps / steps))
+    sizes = [batch_size(step / steps, config) for step in range(steps)]
     assert sizes[0] == start
     assert all(size % start == 0 for size in sizes)
     assert sizes == sorted(sizes)
     assert set(sizes[ramp_steps:]) <= {start * multiples}
     for step, size in enumerate(sizes[:ramp_steps]):  # within one multiple of the straight line
-        assert 0 <= start + step * (start * multiples - start) / ramp_steps - size < start
+        assert -1e-6 <= start + step * (start * multiples - start) / ramp_steps - size < start
     assert total_samples(config) == sum(sizes)
 
 

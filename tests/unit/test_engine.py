@@ -11,7 +11,7 @@ from data_prep import entry
 from data_prep.errors import UserError
 from pretrain.config import DeepSpeedConfig as Extra
 from pretrain.config import Precision, TrainConfig
-from pretrain.engine import check_precision, deepspeed_config
+from pretrain.engine import check_precision, check_settings, deepspeed_config
 
 BASE = entry.compose("train", TrainConfig, ["run=r", "data.path=d"])
 
@@ -21,8 +21,9 @@ def config(**changes: Any) -> TrainConfig:
     return replace(BASE, deepspeed=Extra(extra=extra), **changes)
 
 
-@pytest.mark.parametrize("precision", Precision)
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(s, p) for s in range(4) for p in Precision if s or p is not Precision.fp16]
+)
 def test_what_deepspeed_reads_is_what_we_asked(stage: int, precision: Precision) -> None:
     """Read by DeepSpeed's own parser: no key is unknown to it or misunderstood."""
     asked = deepspeed_config(
@@ -110,6 +111,23 @@ def test_a_name_that_deepspeed_would_ignore_is_refused(name: str, nearest: str |
         assert f"did you mean {nearest}?" in message
 
 
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"zero_optimization": {"bogus": 1}}, "DeepSpeedZeroConfig: bogus: Extra inputs are not permitted"),
+        ({"bf16": {"bogus": 1}}, "DeepSpeedBF16Config: bogus: "),
+        ({"zero_optimization": {"sub_group_size": "x"}}, "sub_group_size: Input should be a valid integer"),
+        ({"checkpoint": {"tag_validation": "nix"}}, "invalid tag_validation value of NIX"),
+        ({"comms_logger": 3}, "must be a mapping"),
+    ],
+)
+def test_what_deepspeed_refuses_is_one_line(extra: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        check_settings(deepspeed_config(config(extra=extra), 1, 10**6))
+    assert str(caught.value).startswith("deepspeed.extra: ")
+    assert "\n" not in str(caught.value)
+
+
 def test_precisions_that_cannot_be() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     for stage in range(4):
@@ -121,6 +139,7 @@ def test_precisions_that_cannot_be() -> None:
 
 
 def test_a_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    """Older ones emulate it, which torch counts as support unless it is asked for the real thing."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     with pytest.raises(UserError, match="no bfloat16"):
         check_precision(config(precision=Precision.bf16), torch.device("cuda"))

@@ -102,6 +102,50 @@ def test_a_time_budget_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "24.0 hours, 192 GPU-hours" in capsys.readouterr().out
 
 
+def line_of(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
+    plan.main(list(arguments))
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith(name))
+
+
+def test_a_growing_batch_takes_fewer_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    """Linear from nearly nothing over half the run: a quarter less."""
+    options = ("recipe=bert_2018", "micro_batch_size=1", "+gpus=1")
+    whole, ramped = (
+        float(line_of(capsys, "run", *options, *ramp).split()[-4])
+        for ramp in ((), ("batch_ramp.start=1", "batch_ramp.fraction=0.5"))
+    )
+    assert ramped / whole == pytest.approx(0.75, abs=0.01)
+    # Under a budget the hours are what they are. While the batch grows from a tiny one, steps are many and short.
+    budget = ("recipe=cramming", "micro_batch_size=128")
+    steps = [
+        int(line_of(capsys, "run", *budget, *ramp).split()[1].replace(",", ""))
+        for ramp in ((), ("batch_ramp.start=null",))
+    ]
+    expected = 0.4 + sum(0.6 / 63 * 64 / multiple for multiple in range(1, 64))
+    assert steps[0] / steps[1] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kernel", "peak"),
+    [
+        (("model=base",), "varlen", 989),
+        (("model=base", "precision=fp32"), "sdpa", 67),
+        (("model=base", "model.attention=flash"), "flash", 989),
+    ],
+)
+def test_the_kernel_and_the_peak_of_the_precision(
+    arguments: tuple[str, ...], kernel: str, peak: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert line_of(capsys, "model", *arguments).endswith(f"; attention by {kernel}")
+    assert f"of {peak} TFLOP/s" in line_of(capsys, "speed", *arguments)
+
+
+def test_the_table_leaves_out_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    plan.main(["model=base", "precision=fp16", "compile=true"])
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert rows == ["1", "2", "2_offload"]
+
+
 def test_the_corpus_knows_better(corpus: Path) -> None:
     _, options = composed([f"data.path={corpus}", "vocab_size=99", "max_len=512"])
     manifest = read_manifest(corpus)
@@ -118,17 +162,12 @@ def test_what_cannot_fit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     assert "largest mb" in capsys.readouterr().out  # the table came first
 
 
-def test_training_refuses_what_cannot_fit(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Properties:
-        total_memory = 2 * plan.GIB
-
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties())
-    manifest, config = read_manifest(corpus), config_of(small())
-    check_memory(config, 10_000, 1, manifest, 64)
+def test_training_refuses_what_cannot_fit(corpus: Path) -> None:
+    options, config = corpus_options(plan.DEFAULTS, read_manifest(corpus)), config_of(small())
+    assert options.masking <= 0.15
+    check_memory(config, options, 10_000, 1, available_gib=2)
     with pytest.raises(UserError, match=r"python -m pretrain\.plan shows what fits"):
-        check_memory(config, 400_000_000, 1, manifest, 64)
-    assert corpus_options(plan.DEFAULTS, manifest).masking <= 0.15
+        check_memory(config, options, 400_000_000, 1, available_gib=2)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +178,14 @@ def test_training_refuses_what_cannot_fit(corpus: Path, monkeypatch: pytest.Monk
         ("gpus=x", "gpus: "),
         ("mfu=1.5", "mfu=1.5: must be in"),
         ("gpus=3", "not a multiple of micro_batch_size=32 x 3 ranks"),
+        ("gpus", "gpus: not a key=value"),
+        ("--multirun", "--multirun: not a key=value"),
+        ("steps=1=2", "steps=1=2: not a key=value"),
+        ("batch_ramp.start=16", "global_batch_size=16: not a multiple of micro_batch_size=32"),
+        ("max_len=1024", "model.max_positions=512: shorter than"),
+        ("mean_len=1000", "mean_len=1000: must be at most max_len=128"),
+        ("data.path=/typo", "/typo/manifest.json: not there"),
+        ("model.attention=cpu", "model.attention=cpu: the model is on a GPU"),
     ],
 )
 def test_bad_keys_are_one_line(argument: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
