@@ -37,7 +37,7 @@ from data_prep.errors import UserError
 from data_prep.schema import CONF
 from data_prep.sentences import cut_by
 from data_prep.sources import InputFile, Span, find_inputs, split
-from data_prep.storage import download, is_remote, listed, remove, upload
+from data_prep.storage import download, is_remote, listed, local_path, remove, upload
 from data_prep.tokenizer import Spelling, WordPiece, load_tokenizer
 
 WORK = ".work"
@@ -68,7 +68,7 @@ class Plan:
     def out(self) -> Path:
         """Where the corpus is made: `out`, or the folder of `work` that belongs to its URL."""
         if self.remote is None:
-            return Path(self.config.out).expanduser()
+            return local_path(self.config.out)
         name = hashlib.sha256(self.remote.encode()).hexdigest()[:8]
         return Path(self.config.work).expanduser() / f"{self.remote.rpartition('/')[2]}-{name}"
 

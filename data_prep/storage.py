@@ -22,7 +22,11 @@ def changed(path: str) -> UserError:
 
 
 def is_remote(path: str) -> bool:
-    return "://" in path
+    return "://" in path and not path.startswith("file://")
+
+
+def local_path(path: str) -> Path:
+    return Path(path.removeprefix("file://")).expanduser()
 
 
 def open_input(path: str) -> BinaryIO:
