@@ -1,7 +1,7 @@
 """`python -m data_prep.peek DIR --n 3`: what the model will see, decoded, in colour on a terminal."""
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.text import Text
 from tokenizers import Tokenizer
 
+from data_prep.command import parser_of, run
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, pass_name, read_manifest
-from data_prep.masking import draw_masks
 from data_prep.shards import Samples, Split
 from data_prep.tokenizer import MASK, load_tokenizer
 
@@ -32,15 +32,8 @@ def peek(directory: Path, split: str, count: int, seed: int) -> Iterator[Text]:
     samples = Split(directory, manifest, split)
     for index in np.random.default_rng(seed).permutation(len(samples))[:count]:
         sample = samples.gather(np.asarray([index]), 0)
-        masks = sample.masks or draw_masks(
-            sample.tokens_T,
-            sample.lengths_Nx2,
-            sample.ids_N,
-            0,
-            manifest.masking,
-            manifest.tokenizer.mask_vocabulary,
-            sample.word_starts_T,
-        )
+        drawn = (sample.tokens_T, sample.lengths_Nx2, sample.ids_N, 0, sample.word_starts_T)
+        masks = sample.masks or manifest.draw(*drawn)
         words = [_word(tokenizer, token) for token in sample.tokens_T.tolist()]
         shown = {
             position: _word(tokenizer, token)
@@ -84,26 +77,21 @@ def _append_word(text: Text, word: str, shown: str | None, is_first: bool) -> No
 
 def main(arguments: Sequence[str]) -> int:
     """Print samples; one line and exit code 64 if that cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.peek",
-        description="Show samples of a finished corpus. shown{answer}: to be predicted is the answer; the model sees "
-        "[MASK], a random token, or the answer itself.",
+    parser = parser_of(
+        "peek",
+        "Show samples of a finished corpus. shown{answer}: to be predicted is the answer; the model sees [MASK], a "
+        "random token, or the answer itself.",
     )
-    parser.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
     parser.add_argument("--n", type=int, default=3, help="samples to show")
     parser.add_argument("--split", default=pass_name(0), help="pass-00, pass-01, …, or val")
     parser.add_argument("--seed", type=int, default=0, help="which samples: the same seed shows the same")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as stop:
-        return ExitCode.USAGE if stop.code else ExitCode.OK
+    return run(parser, arguments, _show)
+
+
+def _show(options: Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        for text in peek(options.directory, options.split, max(0, options.n), abs(options.seed)):
-            console.print(text)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for text in peek(options.directory, options.split, max(0, options.n), abs(options.seed)):
+        console.print(text)
     return ExitCode.OK
 
 

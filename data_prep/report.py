@@ -4,9 +4,9 @@ Lengths, tokens per source, drops by reason, use of the vocabulary, what masks a
 and decoded samples. Needs no network to make or to read; bars are CSS, so that they follow the reader's theme.
 """
 
-import argparse
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from data_prep.command import parser_of, run
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import VAL, Manifest, pass_name, read_manifest
 from data_prep.masking import num_predictions
@@ -196,25 +197,20 @@ def _decoded(directory: Path, manifest: Manifest) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the page beside the manifest, or where `--out` says."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.report", description="Make a page about a corpus.")
-    parser.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
+    parser = parser_of("report", "Make a page about a corpus.")
     parser.add_argument("--out", type=Path, help=f"where to write it [DIR/{REPORT_NAME}]")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as stop:
-        return ExitCode.USAGE if stop.code else ExitCode.OK
+    return run(parser, arguments, _write)
+
+
+def _write(options: Namespace) -> int:
     out: Path = options.out or options.directory / REPORT_NAME
+    page = report(options.directory)
     try:
-        page = report(options.directory)
         temporary = out.with_name(f".{out.name}.{os.getpid()}")
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except OSError as error:
-        print(f"error: {out}: cannot be written ({error.strerror}); name another file with --out", file=sys.stderr)
-        return ExitCode.USAGE
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
     print(f"{out}: {len(page.encode()) / 1e3:,.0f} kB")
     return ExitCode.OK
 

@@ -1,9 +1,9 @@
 """Input files -> documents, in tasks of similar size that can be read apart.
 
-A task is a list of spans of stored bytes (of Parquet files row groups, of data sets shards). An item belongs to the span
-in which it begins, so every one is read once. A compressed file is decompressed from its start by every task that has a
-span of it (lines.py): `_MOST_TASKS` keeps that cheap next to encoding in the worst case; a corpus of many files has no
-such limit.
+A task is a list of spans of stored bytes (of Parquet files row groups, of data sets shards). An item belongs to the
+span in which it begins, so every one is read once. A compressed file is decompressed from its start by every task that
+has a span of it (lines.py): `_MOST_TASKS` keeps that cheap next to encoding in the worst case; a corpus of many files
+has no such limit.
 
 Knows formats and files; knows nothing of what becomes of a document.
 """
@@ -36,11 +36,12 @@ _NO_PROSE = ("__pycache__", "test", "tests")  # directories of code with next to
 _DOCSTRING_SHARE = 8  # one byte in about so many of Python code is docstring
 
 _UTF_8_MARK = b"\xef\xbb\xbf"
-_FOREIGN = {  # first bytes of what only calls itself text
+_MARKS = {  # first bytes of what only calls itself text, and the reason to leave it out
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"), "utf_16_or_32"),
     **dict.fromkeys((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\3\4"), "compressed"),
     b"%PDF-": "pdf",
 }
+FOREIGN = sorted(set(_MARKS.values()))
 _MOST_TASKS = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # of one file: the slower to decompress, the fewer
 
 
@@ -230,7 +231,7 @@ def _items(file: InputFile, span: Span, source: SourceConfig) -> Iterator[Docume
         return _articles(file.path, span)
     found = lines(file.path, span.begin, span.end)
     if span.begin == 0 < span.end and (first := next(found, None)):
-        if what := next((what for mark, what in _FOREIGN.items() if first[2].startswith(mark)), None):
+        if what := next((what for mark, what in _MARKS.items() if first[2].startswith(mark)), None):
             return iter([Bad(what, f"{file.path}, byte 0")])
         place, offset, line, goes_on = first
         found = chain([(place, offset, line.removeprefix(_UTF_8_MARK), goes_on)], found)

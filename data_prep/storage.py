@@ -59,27 +59,34 @@ def remote_matches(pattern: str) -> list[str]:
         return [f"{protocol}://{str(each).partition('://')[2] or each}" for each in found if store.isfile(each)]
 
 
-def upload(file: Path, url: str) -> None:
-    """Put a local file at `url`, whole or not at all, as object stores do. Raises `UserError` where that fails."""
+def put(file: Path, place: str) -> None:
+    """Rename or upload a local file to `place`, whole or not at all. Raises `UserError` where a store refuses it."""
+    if not is_remote(place):
+        file.replace(local_path(place))
+        return
     size = file.stat().st_size
-    with _asked(url) as (store, name):
+    with _asked(place) as (store, name):
         store.put_file(str(file), name)
         store.invalidate_cache()
         stored = store.info(name)["size"]
     if stored != size:
-        raise UserError(f"{url}: {stored} of {size} bytes arrived; run the same command again")
+        raise UserError(f"{place}: {stored} of {size} bytes arrived; run the same command again")
 
 
-def download(url: str) -> bytes | None:
-    """What lies at `url`; None if nothing does."""
-    with _asked(url) as (store, name):
+def fetch(place: str) -> bytes | None:
+    """What lies at `place`; None if nothing does."""
+    if not is_remote(place):
+        return local_path(place).read_bytes() if local_path(place).is_file() else None
+    with _asked(place) as (store, name):
         store.invalidate_cache()
         return bytes(store.cat_file(name)) if store.exists(name) else None
 
 
-def listed(url: str) -> set[str]:
-    """The names right below `url`; none if there is nothing."""
-    with _asked(url) as (store, name):
+def listed(place: str) -> set[str]:
+    """The names right below `place`; none if there is nothing."""
+    if not is_remote(place):
+        return {entry.name for entry in local_path(place).iterdir()} if local_path(place).is_dir() else set()
+    with _asked(place) as (store, name):
         store.invalidate_cache()
         try:
             return {found.rstrip("/").rpartition("/")[2] for found in store.ls(name, detail=False)}

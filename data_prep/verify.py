@@ -1,16 +1,16 @@
 """`python -m data_prep.verify DIR`: is a corpus what its manifest says? One line per fault, exit 64 if there is any."""
 
-import argparse
 import hashlib
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.command import parser_of, run
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, ShardEntry, read_manifest
-from data_prep.masking import draw_masks
 from data_prep.ragged import Ints, offsets
 from data_prep.shards import Block, ShardReader, sample_ids
 from data_prep.tokenizer import load_tokenizer
@@ -84,27 +84,18 @@ def _block_faults(block: Block, shard_id: int, start: int, manifest: Manifest) -
         yield f"its segments are not those of objective {manifest.objective}"
     ids_N = sample_ids(shard_id, start, len(lengths_Nx2))
     for draw, baked in enumerate(block.masks):
-        drawn = draw_masks(
-            block.tokens_T,
-            block.lengths_Nx2,
-            ids_N,
-            draw,
-            manifest.masking,
-            facts.mask_vocabulary,
-            block.word_starts_T,
-        )
+        drawn = manifest.draw(block.tokens_T, block.lengths_Nx2, ids_N, draw, block.word_starts_T)
         if [column.tolist() for column in baked] != [column.tolist() for column in drawn]:
             yield f"mask draw {draw} is not what the mask function gives"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the faults, or that there is none."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description="Check a finished corpus.")
-    parser.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
-    try:
-        directory: Path = parser.parse_args(arguments).directory
-    except SystemExit as stop:
-        return ExitCode.USAGE if stop.code else ExitCode.OK
+    return run(parser_of("verify", "Check a finished corpus."), arguments, _verify)
+
+
+def _verify(options: Namespace) -> int:
+    directory: Path = options.directory
     found = 0
     for fault in faults(directory):
         found += 1

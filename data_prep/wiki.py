@@ -25,9 +25,9 @@ _NO_PROSE = "ref references table gallery math chem timeline score syntaxhighlig
 _CUT = {"}}", "|}", *(f"</{tag}>" for tag in _NO_PROSE.split())}  # nothing is kept of what ends so
 _ALONE = {"</br>", "</hr>", "</wbr>"}  # that is: does not, but stands alone
 _DEEPEST = 30  # the parser gives up at 40
-_INLINE = set(
-    "a abbr b bdi bdo big cite code data del dfn em font i ins kbd mark nowiki q s samp small span strike strong sub sup "
-    "time tt u var wbr".split()
+_INLINE = (
+    "a abbr b bdi bdo big cite code data del dfn em font i ins kbd mark nowiki q s samp small span strike strong sub "
+    "sup time tt u var wbr"
 )
 _QUOTES = re.compile("'{2,5}")  # italics and bold
 
@@ -122,7 +122,7 @@ def _prose(code: Any, nodes: Any) -> Iterator[str]:
             elif not node.brackets:
                 yield str(node.url)
         elif isinstance(node, nodes.Tag):
-            line = "" if str(node.tag).strip().lower() in _INLINE else "\n"
+            line = "" if str(node.tag).strip().lower() in _INLINE.split() else "\n"
             yield line
             if node.contents is not None:
                 yield from _prose(node.contents, nodes)

@@ -143,19 +143,19 @@ def test_byte_identical_whatever_the_tasks_and_files(work, corpus, tmp_path, mon
 def _run_here(config, reverse=False):
     """All tasks in this process, without an engine."""
     from data_prep import tasks
+    from data_prep.finish import finish
     from data_prep.plan import claimed, make_plan
     from data_prep.tasks import Stage
 
     plan = make_plan(config)
     with claimed(plan) as complete:
         assert not complete
-        (plan.work / "tmp").mkdir()
         facts = tasks.make_tokenizer(plan)
         for stage in (Stage.map, Stage.reduce):
             numbers = range(tasks.num_tasks(plan, stage))
             for number in reversed(numbers) if reverse else numbers:
                 tasks.run_task(plan, stage, number)
-        tasks.finish(plan, facts)
+        finish(plan, facts)
     return plan
 
 
