@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from data_prep import tasks
 from data_prep.config import PrepConfig
-from data_prep.engines import Engine, engine_for
+from data_prep.engines import Engine, engine_for, start_server
 from data_prep.errors import ExitCode
 from data_prep.finish import document_statistics, finish
 from data_prep.manifest import NAME, SplitStatistics
@@ -122,6 +122,8 @@ def _described(split: SplitStatistics, objective: str) -> str:
 
 
 if __name__ == "__main__":
+    if not {"engine.workers=1", "engine=array", "engine=ray", "--help", "--cfg"} & set(sys.argv):
+        start_server()  # beside Hydra's import, which takes as long
     from data_prep.entry import run  # not above: workers import this module, and need no Hydra
 
     run("prep", PrepConfig, main)

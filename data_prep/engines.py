@@ -71,6 +71,12 @@ class _Worker(NamedTuple):
     connection: Connection
 
 
+def start_server() -> None:
+    """Start the process that workers are forked off; it imports what they need while we go on."""
+    multiprocessing.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
+
+
 class LocalEngine(Engine):
     """Processes with one task at a time each; a single worker is this process itself.
 
@@ -85,9 +91,8 @@ class LocalEngine(Engine):
         self._context = multiprocessing.get_context("forkserver")
         if self._num_workers == 1:
             _become_worker()
-        else:  # it imports while we go on
-            self._context.set_forkserver_preload([__name__])
-            forkserver.ensure_running()
+        else:
+            start_server()
 
     def close(self, failed: bool) -> None:
         for worker in self._workers:

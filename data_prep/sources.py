@@ -2,7 +2,7 @@
 
 A task is a list of spans of stored bytes (of Parquet files row groups, of data sets shards). An item belongs to the
 span in which it begins, so every one is read once. A compressed file is decompressed from its start by every task that
-has a span of it (lines.py): `_MOST_TASKS` keeps that cheap next to encoding in the worst case; a corpus of many files
+has a span of it (lines.py): `_TASKS_OF_A_FILE` keeps that cheap next to encoding in the worst case; a corpus of many files
 has no such limit.
 
 Knows formats and files; knows nothing of what becomes of a document.
@@ -30,7 +30,7 @@ from data_prep.wiki import is_multistream, pages, stream_lines
 PART_BYTES = 4 * 2**20  # a longer text is handed on in parts
 
 _MEASURED_FILES = 64  # compressed files whose ratio is measured; the others are taken for their like
-_TASKS = 128  # wanted, within the bounds that follow
+_TASKS, _MOST_TASKS = 128, 4096  # wanted, within the bounds that follow; and at most, whatever the size
 _MIN_TASK_BYTES, _MAX_TASK_BYTES = 2**20, 64 * 2**20  # of text
 _NO_PROSE = ("__pycache__", "test", "tests")  # directories of code with next to no docstrings
 _DOCSTRING_SHARE = 8  # one byte in about so many of Python code is docstring
@@ -42,7 +42,7 @@ _MARKS = {  # first bytes of what only calls itself text, and the reason to leav
     b"%PDF-": "pdf",
 }
 FOREIGN = sorted(set(_MARKS.values()))
-_MOST_TASKS = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # of one file: the slower to decompress, the fewer
+_TASKS_OF_A_FILE = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # the slower to decompress, the fewer
 
 
 class InputFile(NamedTuple):
@@ -176,7 +176,7 @@ def _estimated_text_bytes(path: str, stored_bytes: int) -> int:
 def split(files: Sequence[InputFile], source: SourceConfig) -> list[list[Span]]:
     """Tasks that together cover every file once, each of some MiB of text, whatever the number of workers."""
     total = sum(file.text_bytes for file in files)
-    task_bytes = min(_MAX_TASK_BYTES, max(_MIN_TASK_BYTES, total // _TASKS))
+    task_bytes = max(min(_MAX_TASK_BYTES, max(_MIN_TASK_BYTES, total // _TASKS)), total // _MOST_TASKS)
     tasks: list[list[Span]] = []
     room = 0
     for index, file in enumerate(files):
@@ -196,7 +196,7 @@ def _num_pieces(file: InputFile, source: SourceConfig, task_bytes: int) -> int:
         source.kind is SourceKind.text and source.document is DocumentBoundary.file
     )
     wanted = 1 if whole else max(1, -(-file.text_bytes // task_bytes))
-    most = _MOST_TASKS.get(compression(file.path), wanted)
+    most = _TASKS_OF_A_FILE.get(compression(file.path), wanted)
     if source.kind is SourceKind.wikidump and wanted > most and is_multistream(file.path):
         most = wanted
     return min(wanted, most, max(1, file.units))

@@ -60,7 +60,11 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "UTF-16 with mark": ("a.txt", PLAIN.decode().encode("utf-16"), "utf_16_or_32 at"),
     "UTF-16 without mark": ("a.txt", PLAIN.decode().encode("utf-16-le"), "not_text at"),
     "UTF-32": ("a.txt", PLAIN.decode().encode("utf-32"), "utf_16_or_32 at"),
-    "UTF-16 in Chinese": ("a.txt", ("我们在北京大学学习，你好吗？他不知道。\n\n" * 99).encode("utf-16-be"), "not_text at"),
+    "UTF-16 in Chinese": (
+        "a.txt",
+        ("我们在北京大学学习，你好吗？他不知道。\n\n" * 99).encode("utf-16-be"),
+        "not_text at",
+    ),
     "UTF-16 JSON": ("a.jsonl", LINES.decode().encode("utf-16"), "utf_16_or_32 at"),
     "one archive among texts": ("a.txt", zipped() + b"\n\n" + PLAIN, "compressed at"),
     "random bytes": ("a.txt", random.Random(0).randbytes(200_000), "not_text at"),
