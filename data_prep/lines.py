@@ -23,6 +23,7 @@ MAX_LINE_BYTES = 64 * 2**20  # a longer line comes in parts of at least so many:
 
 _PLAIN_BYTES, _COMPRESSED_BYTES = 16384, 2048  # a bite; zstd can make 64 MiB out of the latter, the others less,
 _MOST_BYTES = 2**20  # but for bz2, which makes gigabytes: so many at a time
+_KEPT_BYTES = 2**24  # of text past a span's end, for who goes on from there
 
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
@@ -109,16 +110,19 @@ def _compressed(path: str, begin: int, end: int) -> Iterator[Chunk]:
     if found is None or found.left > begin or found.file != (path, *stamp(path)):
         found = _Pass(path)
     beyond: list[Chunk] = []
+    room = _KEPT_BYTES
     try:
         while chunk := found.again.popleft() if found.again else next(found.chunks, None):
             if chunk.place >= end:
-                beyond.append(chunk)
+                room -= len(chunk.data)
+                beyond = [*beyond, chunk] if room >= 0 else []
             if chunk.place >= begin:
                 yield chunk
     except GeneratorExit:  # whoever asked has seen enough
-        found.left = end
-        found.again.extendleft(reversed(beyond))
-        _Pass.latest = found
+        if room >= 0:
+            found.left = end
+            found.again.extendleft(reversed(beyond))
+            _Pass.latest = found
         raise
 
 

@@ -2,8 +2,8 @@
 
 A task is a list of spans of stored bytes (of Parquet files row groups, of data sets shards). An item belongs to the
 span in which it begins, so every one is read once. A compressed file is decompressed from its start by every task that
-has a span of it (lines.py): `_TASKS_OF_A_FILE` keeps that cheap next to encoding in the worst case; a corpus of many files
-has no such limit.
+has a span of it (lines.py): `_TASKS_OF_A_FILE` keeps that cheap next to encoding in the worst case; a corpus of many
+files has no such limit.
 
 Knows formats and files; knows nothing of what becomes of a document.
 """

@@ -242,8 +242,14 @@ def _sample(plan: Plan, number: int, path: Path) -> None:
             elif room <= 0:
                 return
 
-    words = count_words(sentences(), spelling_of(plan.config.tokenizer))
-    path.write_text(json.dumps({"weight": plan.sources[source_of(plan, task)].weight, "words": words}))
+    path.write_text(json.dumps(count_words(sentences(), spelling_of(plan.config.tokenizer))))
+
+
+def sampled_words(plan: Plan, number: int) -> dict[str, int]:
+    """What a sample task counted."""
+    words = json.loads(result_path(plan, Stage.sample, number).read_text())
+    assert isinstance(words, dict)
+    return words
 
 
 def make_tokenizer(plan: Plan) -> TokenizerFacts:
@@ -264,13 +270,13 @@ def make_tokenizer(plan: Plan) -> TokenizerFacts:
 
 def _trained(plan: Plan) -> WordPiece:
     """A tokenizer of the words that the samples counted, each source's as often as a pass holds them."""
-    paths = (result_path(plan, Stage.sample, number) for number in range(num_tasks(plan, Stage.sample)))
+    tasks = num_tasks(plan, Stage.sample)
     most = max(source.weight for source in plan.sources)
     words: dict[str, float] = defaultdict(float)
-    for path in paths:
-        sample = json.loads(path.read_text())
-        for word, count in sample["words"].items():
-            words[word] += count * sample["weight"] / most
+    for number in range(tasks):
+        weight = plan.sources[source_of(plan, number * len(plan.tasks) // tasks)].weight / most
+        for word, count in sampled_words(plan, number).items():
+            words[word] += count * weight
     config = plan.config.tokenizer
     return train_tokenizer(
         {word: round(count) for word, count in words.items()},
