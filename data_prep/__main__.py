@@ -1,24 +1,20 @@
 """`python -m data_prep key=value …`: prepare a corpus. Wires configuration, plan, engine and progress together."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from data_prep import tasks
-from data_prep.config import EngineKind, PrepConfig
-from data_prep.engines import Engine, engine_for
-from data_prep.errors import ExitCode, UserError
+from data_prep.config import PrepConfig
+from data_prep.engines import Engine, engine_for, start_server
+from data_prep.errors import ExitCode
+from data_prep.finish import document_statistics, finish
 from data_prep.manifest import NAME, SplitStatistics
 from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
 from data_prep.tasks import Stage
 
 MB = 1e6
-
-
-class Interrupted(UserError):
-    exit_code = ExitCode.STOPPED
 
 
 def main(config: PrepConfig) -> int:
@@ -31,11 +27,8 @@ def main(config: PrepConfig) -> int:
             print(f"{plan.config.out} is complete: nothing to do")
             _summarize(plan, None)
             return ExitCode.OK
-        try:
-            with tasks.finished_elsewhere(plan), engine_for(plan) as engine:
-                _prepare(plan, engine)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; run the same command again to go on") from None
+        with engine_for(plan) as engine:
+            _prepare(plan, engine)
     _summarize(plan, time.perf_counter() - started)
     return ExitCode.OK
 
@@ -46,9 +39,6 @@ def _prepare(plan: Plan, engine: Engine) -> None:
         f"{len(plan.tasks)} map tasks, {plan.num_buckets} + {plan.num_val_buckets} buckets",
         file=sys.stderr,
     )
-    if plan.config.engine.kind is not EngineKind.array:  # whose other calls may be at work there
-        shutil.rmtree(plan.work / "tmp", ignore_errors=True)  # of a run that was killed
-    (plan.work / "tmp").mkdir(exist_ok=True)
     if not (plan.out / "tokenizer").is_dir() and plan.config.tokenizer.path is None:
         _run(plan, engine, Stage.sample)
     if not engine.leads:
@@ -57,12 +47,12 @@ def _prepare(plan: Plan, engine: Engine) -> None:
     print(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}", file=sys.stderr)
     _run(plan, engine, Stage.map)
     if engine.leads:
-        tasks.document_statistics(plan)  # refuses bad input before any shard is made of it
+        document_statistics(plan)  # refuses bad input before any shard is made of it
     if plan.config.clean.near_duplicates is not None:
         _run(plan, engine, Stage.near)
     _run(plan, engine, Stage.reduce)
     if engine.leads:
-        tasks.finish(plan, facts)
+        finish(plan, facts)
     else:
         engine.wait_for(plan.out / NAME)
 
@@ -132,6 +122,8 @@ def _described(split: SplitStatistics, objective: str) -> str:
 
 
 if __name__ == "__main__":
+    if not {"engine.workers=1", "engine=array", "engine=ray", "--help", "--cfg"} & set(sys.argv):
+        start_server()  # beside Hydra's import, which takes as long
     from data_prep.entry import run  # not above: workers import this module, and need no Hydra
 
     run("prep", PrepConfig, main)

@@ -8,7 +8,7 @@ Shapes: D documents, S their sentences, T their tokens, all one after another; B
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -109,14 +109,12 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def read_bucket(paths: Iterable[Path], bucket: int, num_buckets: int, token_dtype: np.dtype[Any]) -> Documents:
-    """The documents of one bucket from all intermediate files."""
-    dtypes: list[np.dtype[Any]] = [np.dtype(name) for name in ("<u8", "<u8", "<u2", "<u4", "<u2")] + [
-        token_dtype,
-        np.dtype(bool),
-    ]
-    empty = Documents(*(np.zeros(0, dtype) for dtype in dtypes))._replace(digests_Dx2=np.zeros((0, 2), dtypes[0]))
-    parts = [empty]
+def read_bucket(
+    paths: Iterable[Path], bucket: int, num_buckets: int, token_dtype: npt.DTypeLike
+) -> Iterator[Documents]:
+    """The documents of one bucket, intermediate file by intermediate file; the first part is empty."""
+    dtypes = [np.dtype(name) for name in ("<u8", "<u8", "<u2", "<u4", "<u2", token_dtype, bool)]
+    yield Documents(*(np.zeros(0, dtype) for dtype in dtypes))._replace(digests_Dx2=np.zeros((0, 2), dtypes[0]))
     for path in paths:
         data = np.memmap(path, np.uint8, "r")
         trailer = _trailer(data)
@@ -135,8 +133,7 @@ def read_bucket(paths: Iterable[Path], bucket: int, num_buckets: int, token_dtyp
                 columns.append(np.frombuffer(run.tobytes(), dtype))
                 position += total * width
             columns[0] = columns[0].reshape(-1, 2)
-            parts.append(Documents(*columns))
-    return concatenate(parts)
+            yield Documents(*columns)
 
 
 def _trailer(data: npt.NDArray[np.uint8]) -> dict[str, Any]:

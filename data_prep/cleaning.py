@@ -15,6 +15,7 @@ Filter = Callable[[str], Verdict]
 
 _CONTROL = re.compile("[\x01-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
 _LOOKED_AT = 2**16  # characters of a document by which its scripts and symbols are judged
+_MOST_GARBLED = 0.2  # of the characters; a page of Latin-1 read as UTF-8 has a few in a hundred, binary data half
 _LETTERS = re.compile(r"[^\W\d_]")
 _SYMBOLS = re.compile(r"[^\w\s]|_")
 SCRIPTS = {
@@ -58,6 +59,13 @@ def repair(text: str, nfc: bool = False) -> tuple[str, tuple[str, ...]]:
         text = _CONTROL.sub("", text)
         repairs.append("control_characters")
     return text, tuple(repairs)
+
+
+def is_garbled(text: str) -> bool:
+    """Whether a text, before it is repaired, can have been no text in UTF-8: too much is U+FFFD, NUL or control."""
+    part = text[:_LOOKED_AT]
+    found = part.count("\ufffd") + part.count("\0")
+    return found > 0 and found + len(_CONTROL.findall(part)) > _MOST_GARBLED * len(part)
 
 
 def not_empty(text: str) -> Verdict:

@@ -6,19 +6,16 @@ An engine runs tasks in any order and any place and says when each is done; what
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from data_prep import tasks
 from data_prep.config import EngineKind
@@ -28,18 +25,6 @@ from data_prep.tasks import Stage
 
 _POLL_SECONDS = 0.2
 _RETRIES = 20  # of a task whose worker or machine was lost
-
-
-class Engine(AbstractContextManager["Engine"], Protocol):
-    leads: bool  # this call trains the tokenizer and writes the manifest
-
-    def wait_for(self, path: Path) -> None:
-        """Until the leading call has made `path`. Raises `Unfinished` where that takes too long."""
-        ...
-
-    def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
-        """Run tasks of one stage; yield the number of each when it is done. Raises what a task raised."""
-        ...
 
 
 class WorkerDied(UserError):
@@ -54,30 +39,65 @@ class Unfinished(UserError):
     exit_code = ExitCode.STOPPED
 
 
+class Engine:
+    leads = True  # this call trains the tokenizer and writes the manifest
+
+    def wait_for(self, path: Path) -> None:
+        """Until the leading call has made `path`. Raises `Unfinished` where that takes too long."""
+
+    def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
+        """Run tasks of one stage; yield the number of each when it is done. Raises what a task raised."""
+        raise NotImplementedError
+
+    def close(self, failed: bool) -> None:
+        """No more tasks come."""
+
+
+@contextmanager
+def engine_for(plan: Plan) -> Iterator[Engine]:
+    """The engine that the configuration asks for."""
+    kinds = {EngineKind.array: ArrayEngine, EngineKind.ray: RayEngine, EngineKind.local: LocalEngine}
+    engine = kinds[plan.config.engine.kind](plan)
+    try:
+        yield engine
+    except BaseException:
+        engine.close(failed=True)
+        raise
+    engine.close(failed=False)
+
+
 class _Worker(NamedTuple):
     process: BaseProcess
     connection: Connection
 
 
-class LocalEngine(AbstractContextManager["LocalEngine"]):
-    """One process per worker, started afresh (`spawn`: no state is inherited), each with one task at a time."""
+def start_server() -> None:
+    """Start the process that workers are forked off; it imports what they need while we go on."""
+    multiprocessing.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
 
-    leads = True
 
-    def wait_for(self, path: Path) -> None:
-        assert path.exists()
+class LocalEngine(Engine):
+    """Processes with one task at a time each; a single worker is this process itself.
 
-    def __init__(self, plan: Plan, workers: int | None) -> None:
+    They are forked off a server that has imported what they need and does nothing else: no thread, no lock and no state
+    of this process is inherited.
+    """
+
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._num_workers = workers or len(os.sched_getaffinity(0))
+        self._num_workers = plan.config.engine.workers or len(os.sched_getaffinity(0))
         self._workers: list[_Worker] = []
+        self._context = multiprocessing.get_context("forkserver")
+        if self._num_workers == 1:
+            _become_worker()
+        else:
+            start_server()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, failed: bool) -> None:
         for worker in self._workers:
             worker.connection.close()  # an idle worker then ends by itself
-            if kind is not None:
+            if failed:
                 worker.process.terminate()
         for worker in self._workers:
             worker.process.join()
@@ -85,57 +105,55 @@ class LocalEngine(AbstractContextManager["LocalEngine"]):
     def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
         """Run tasks of one stage; yield the number of each when it is done. Raises what a task raised."""
         waiting = deque(numbers)
+        if self._num_workers == 1:
+            for number in waiting:
+                tasks.run_task(self._plan, stage, number)
+                yield number
+            return
         self._start(len(waiting))
         idle = list(self._workers)
         busy: dict[Connection, tuple[_Worker, int]] = {}
         while waiting or busy:
             while waiting and idle:
                 worker, number = idle.pop(), waiting.popleft()
-                self._send(worker, stage, number)
+                try:
+                    worker.connection.send((stage, number))
+                except OSError:
+                    raise _death(worker, stage, number) from None
                 busy[worker.connection] = (worker, number)
             for connection in wait([*busy]):
                 assert isinstance(connection, Connection)
                 worker, number = busy.pop(connection)
-                self._receive(worker, stage, number)
+                try:
+                    error: UserError | None = connection.recv()
+                except (EOFError, OSError):
+                    raise _death(worker, stage, number) from None
+                if error is not None:
+                    raise error
                 idle.append(worker)
                 yield number
 
     def _start(self, tasks_waiting: int) -> None:
-        context = multiprocessing.get_context("spawn")
         while len(self._workers) < min(self._num_workers, tasks_waiting):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(self._plan, theirs), daemon=True)
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_work, args=(self._plan, theirs), daemon=True)
             process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours))
 
-    def _send(self, worker: _Worker, stage: Stage, number: int) -> None:
-        try:
-            worker.connection.send((stage, number))
-        except OSError:
-            raise _death(worker, stage, number) from None
-
-    def _receive(self, worker: _Worker, stage: Stage, number: int) -> None:
-        try:
-            error: UserError | None = worker.connection.recv()
-        except (EOFError, OSError):
-            raise _death(worker, stage, number) from None
-        if error is not None:
-            raise error
-
 
 def _death(worker: _Worker, stage: Stage, number: int) -> WorkerDied:
     worker.process.join()
-    exit_code = worker.process.exitcode
-    cause = f"exit code {exit_code}"
-    if exit_code is not None and exit_code < 0:
-        cause = f"killed by {signal.Signals(-exit_code).name}"
-        if exit_code == -signal.SIGKILL:
-            cause += ": out of memory? lower engine.workers or bucket_mib"
+    exit_code = worker.process.exitcode or 0
+    if exit_code > 0:
+        return WorkerDied(f"a worker process died in {stage} task {number} of a bug of ours: report what it printed")
+    cause = f"killed by {signal.Signals(-exit_code).name}" if exit_code else "no one knows how"
+    if exit_code == -signal.SIGKILL:
+        cause += ": out of memory? lower engine.workers or bucket_mib"
     return WorkerDied(f"a worker process died in {stage} task {number} ({cause}); run the same command again to go on")
 
 
-class ArrayEngine(AbstractContextManager["ArrayEngine"]):
+class ArrayEngine(Engine):
     """This call's share of every stage, in processes of its own; the other calls do theirs on the same directory.
 
     The share is every `num_tasks`-th task. Call 0 leads. Between stages a call waits for the others' results.
@@ -147,13 +165,9 @@ class ArrayEngine(AbstractContextManager["ArrayEngine"]):
         assert config.num_tasks is not None
         self._plan, self._index, self._calls = plan, config.task_index, config.num_tasks
         self._patience_seconds = config.wait_seconds
-        self._local = LocalEngine(plan, config.workers)
+        self._local = LocalEngine(plan)
         self.leads = self._index == 0
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._local.__exit__(kind, value, trace)
+        self.close = self._local.close  # type: ignore[method-assign]
 
     def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
         """Run this call's share, then wait for the rest; yield each number when it is done."""
@@ -176,10 +190,8 @@ class ArrayEngine(AbstractContextManager["ArrayEngine"]):
             time.sleep(_POLL_SECONDS)
 
 
-class RayEngine(AbstractContextManager["RayEngine"]):
+class RayEngine(Engine):
     """Tasks of a Ray cluster, one per CPU; `out` lies where all its machines see it. Ray runs a lost task again."""
-
-    leads = True
 
     def __init__(self, plan: Plan) -> None:
         try:
@@ -187,23 +199,23 @@ class RayEngine(AbstractContextManager["RayEngine"]):
         except ImportError:
             raise UserError("engine=ray: needs Ray: pip install 'cloze[ray]'") from None
         self._ray, self._plan = ray, plan
-        address = plan.config.engine.address
+        config = plan.config.engine
+        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         try:
-            workers = None if address or os.environ.get("RAY_ADDRESS") else plan.config.engine.workers
-            ray.init(address, num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            try:
+                ray.init(config.address or "auto", **options)
+            except ConnectionError:
+                if config.address or os.environ.get("RAY_ADDRESS"):
+                    raise
+                ray.init("local", num_cpus=config.workers, **options)  # there is no cluster here
         except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise UserError(
                 f"engine=ray: {first}; start the cluster (`ray start --head`) or correct engine.address"
             ) from error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, failed: bool) -> None:
         self._ray.shutdown()
-
-    def wait_for(self, path: Path) -> None:
-        assert path.exists()
 
     def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
         """Run tasks of one stage; yield the number of each when it is done. Raises what a task raised."""
@@ -221,16 +233,20 @@ class RayEngine(AbstractContextManager["RayEngine"]):
                 number = running.pop(reference)
                 try:
                     error = self._ray.get(reference)
-                except self._ray.exceptions.RaySystemError as lost:
-                    raise WorkerDied(f"{stage} task {number}: {lost}; run the same command again to go on") from lost
+                except self._ray.exceptions.RayTaskError:
+                    raise  # our own bug, with its traceback
+                except self._ray.exceptions.RayError as lost:
+                    first = (str(lost).splitlines() or [type(lost).__name__])[0]
+                    raise WorkerDied(
+                        f"{stage} task {number}: lost again and again ({first}); run the same command again to go on"
+                    ) from lost
                 if error is not None:
                     raise error
                 yield number
 
 
 def _ray_task(plan: Plan, stage: Stage, number: int) -> UserError | None:
-    if not any(isinstance(finder, _WithoutTorch) for finder in sys.meta_path):
-        _become_worker()
+    _become_worker()
     try:
         tasks.run_task(plan, stage, number)
     except UserError as error:
@@ -238,17 +254,7 @@ def _ray_task(plan: Plan, stage: Stage, number: int) -> UserError | None:
     return None
 
 
-def engine_for(plan: Plan) -> Engine:
-    """The engine that the configuration asks for."""
-    if plan.config.engine.kind is EngineKind.array:
-        return ArrayEngine(plan)
-    return (
-        RayEngine(plan) if plan.config.engine.kind is EngineKind.ray else LocalEngine(plan, plan.config.engine.workers)
-    )
-
-
 def _become_worker() -> None:
-    sys.meta_path.insert(0, _WithoutTorch())
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["USE_TORCH"] = "0"  # `datasets` would look for it
 
@@ -269,17 +275,6 @@ def _work(plan: Plan, connection: Connection) -> None:
             connection.send(error)
         else:
             connection.send(None)
-
-
-class _WithoutTorch(MetaPathFinder):
-    """Makes `import torch` fail: webdataset would import it, which costs a second and much memory, for nothing."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] == "torch":
-            raise ModuleNotFoundError(f"{fullname} is kept out of preparation workers", name=fullname)
-        return None
 
 
 def _die_with_parent() -> None:

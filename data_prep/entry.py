@@ -51,6 +51,16 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
     if "--help" in arguments or "-h" in arguments:
         print(help_text(config_name, schema))
         sys.exit(ExitCode.OK)
+    if any(argument.startswith("-") for argument in arguments):
+        code = guarded(lambda: _by_hydra(arguments, config_name, schema, main), schema)
+    else:  # in half the time
+        code = guarded(lambda: main(compose(config_name, schema, arguments)), schema)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Callable[[C], int]) -> int:
+    """Let Hydra obey its flags."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
     codes: list[int] = []
     composed = False
@@ -61,19 +71,14 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
         composed = True
         codes.append(guarded(lambda: main(_typed(config, schema)), schema))
 
-    def whole() -> int:
-        try:
-            task()
-        except ValueError as error:  # Hydra's, of an override such as `model=3`
-            if composed:
-                raise
-            raise UserError(_explain(error, schema)) from error
-        return max(codes, default=ExitCode.OK)
-
     sys.argv[1:] = arguments
-    code = guarded(whole, schema)
-    sys.stdout.flush()
-    sys.exit(code)
+    try:
+        task()
+    except ValueError as error:  # Hydra's, of an override such as `model=3`
+        if composed:
+            raise
+        raise UserError(_explain(error, schema)) from error
+    return max(codes, default=ExitCode.OK)
 
 
 def compose(config_name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
@@ -208,6 +213,9 @@ def guarded(action: Callable[[], int], schema: type[Any] | None = None, options:
             raise
         _complain(_explain(error, schema, options))
         return int(ExitCode.USAGE)
+    except KeyboardInterrupt:
+        _complain("interrupted; run the same command again to go on")
+        return int(ExitCode.STOPPED)
     except SystemExit as stop:  # argparse exits 2 after its own line
         return int(ExitCode.USAGE) if stop.code == 2 else int(stop.code or 0)
 
@@ -295,6 +303,8 @@ def _explain(error: Exception, schema: type[Any], options: Sequence[str] = ()) -
         return (
             f"{match.group(1)}: has no value; add {match.group(1)}=… to the command line (--help tells what it means)"
         )
+    if (match := re.search(r"full_key: (\S+)", message)) and "ListConfig" in first:
+        return f"{match.group(1)}: is a list; put brackets around it: {match.group(1)}=[…]"
     if match := re.search(r"full_key: (\S+)", message):
         return f"{match.group(1)}: {first[0].lower()}{first[1:]}; correct the value (--help tells what each key means)"
     return f"{first}; correct the command line (--help lists groups and keys)"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from data_prep.errors import UserError
 from data_prep.files import write_whole
-from data_prep.masking import STRATEGIES, Masking, MaskVocabulary
+from data_prep.masking import STRATEGIES, Masking, Masks, MaskVocabulary, draw_masks
 
 FORMAT = "cloze-shards"
 VERSION = 1
@@ -120,6 +120,11 @@ class Manifest:
 
     def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
         return tuple(shard for shard in self.shards if shard.split == split)
+
+    def draw(self, tokens_T: Any, lengths_Nx2: Any, ids_N: Any, draw: int, word_starts_T: Any) -> Masks:
+        """Masks of samples of this corpus, by the mask function."""
+        vocabulary = self.tokenizer.mask_vocabulary
+        return draw_masks(tokens_T, lengths_Nx2, ids_N, draw, self.masking, vocabulary, word_starts_T)
 
 
 def pass_name(pass_index: int) -> str:

@@ -1,34 +1,31 @@
 """Near-duplicates by MinHash and locality-sensitive hashing (Broder 1997), inside the MapReduce and in bounded memory.
 
-A map task leaves the signatures of its documents. A `near` task takes the band keys of one bucket from all of them:
-documents that share a key, and whose signatures agree on at least the threshold, are near-duplicates, of which the one
-with the smallest digest stays. What it drops goes, by the documents' own buckets, to the reduce tasks.
+A map task scatters a record per document and band of its signature to the `near` tasks, by the band's key: documents
+that share a key meet, and those of them whose signatures agree on at least the threshold are near-duplicates, of which
+the one with the smallest digest stays. What is dropped goes, by the documents' own buckets, to the reduce tasks.
 
-Shapes: D documents, K values of a signature, R (band, document) records of one task.
+Records travel as buckets.py's documents: the key is the origin, the bucket of the document the source, and the lowest
+byte of each value of the signature (Li and König 2010) a token.
+
+Shapes: D documents, K values of a signature, R records of one task.
 """
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.buckets import Documents
 from data_prep.errors import UserError
 from data_prep.masking import mix64
-from data_prep.ragged import Ints, offsets
+from data_prep.ragged import Ints
 
 U64 = npt.NDArray[np.uint64]
 
+VALUE = np.dtype(np.uint8)
 NUM_VALUES, _BANDS = 64, 16  # bands of 4 values: documents 0.8 alike share one with a probability of 0.9998
 _SHINGLE_WORDS = 5
-
-
-class Signatures(NamedTuple):
-    """MinHash signatures of documents."""
-
-    digests_Dx2: U64
-    values_DxK: npt.NDArray[np.uint32]
+_MOST_LEADERS = 100  # documents of one key, unlike each other, that the others are compared with: bounds time
 
 
 def signature(text: str) -> list[int]:
@@ -47,44 +44,42 @@ def signature(text: str) -> list[int]:
     return list(map(int, sketch.digest()))
 
 
-def write_signatures(path: Path, signatures: Signatures) -> None:
-    with path.open("wb") as file:
-        file.write(len(signatures.digests_Dx2).to_bytes(8, "little"))
-        file.write(signatures.digests_Dx2.astype("<u8").tobytes())
-        file.write(signatures.values_DxK.astype("<u4").tobytes())
+def band_records(texts: Sequence[str], digests_Dx2: U64, bucket_D: Ints) -> Documents:
+    """The records of documents, `_BANDS` of each."""
+    values_DxK = np.asarray([signature(text) for text in texts], np.uint32).reshape(-1, NUM_VALUES)
+    key_R = _band_keys(values_DxK).reshape(-1)
+    return Documents(
+        np.repeat(digests_Dx2, _BANDS, axis=0),
+        key_R,
+        np.repeat(bucket_D, _BANDS).astype(np.uint16),
+        np.ones(len(key_R), np.uint32),
+        np.full(len(key_R), NUM_VALUES, np.uint16),
+        np.repeat(values_DxK.astype(VALUE), _BANDS, axis=0).reshape(-1),
+        np.zeros(0, bool),
+    )
 
 
-def _read_signatures(path: Path) -> Signatures:
-    data = np.memmap(path, np.uint8, "r")
-    count = int.from_bytes(data[:8].tobytes(), "little")
-    digests_Dx2 = data[8 : 8 + 16 * count].view("<u8").reshape(-1, 2)
-    return Signatures(digests_Dx2, data[8 + 16 * count :].view("<u4").reshape(-1, NUM_VALUES))
-
-
-def near_duplicates(paths: Iterable[Path], number: int, tasks: int, threshold: float) -> U64:
-    """Digests [n, 2] of the documents to drop, as far as the band keys of task `number` of `tasks` tell."""
-    keys, digests, values = [], [], []
-    for path in paths:
-        found = _read_signatures(path)
-        band_keys_DxB = _band_keys(found.values_DxK)
-        document_R, band_R = np.nonzero(band_keys_DxB % np.uint64(tasks) == np.uint64(number))
-        keys.append(band_keys_DxB[document_R, band_R])
-        digests.append(found.digests_Dx2[document_R])
-        values.append(found.values_DxK[document_R])
-    key_R, digest_Rx2, values_RxK = np.concatenate(keys), np.concatenate(digests), np.concatenate(values)
-    order_R = np.lexsort((digest_Rx2[:, 1], digest_Rx2[:, 0], key_R))
-    key_R, digest_Rx2, values_RxK = key_R[order_R], digest_Rx2[order_R], values_RxK[order_R]
-    dropped: list[U64] = []
+def near_duplicates(records: Documents, threshold: float) -> Ints:
+    """Which records are of documents to drop, as far as the keys of these records tell; none twice."""
+    order_R = np.lexsort((records.digests_Dx2[:, 1], records.digests_Dx2[:, 0], records.origins_D))
+    key_R, digests_Rx2 = records.origins_D[order_R], records.digests_Dx2[order_R]
+    values_RxK = records.tokens_T.reshape(-1, NUM_VALUES)[order_R]
+    enough = threshold + (1 - threshold) / 256  # one byte in 256 agrees by chance
+    dropped = [order_R[:0]]
     _, first, counts = np.unique(key_R, return_index=True, return_counts=True)
     for begin, count in zip(first[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
-        kept = [begin]
-        for row in range(begin + 1, begin + count):
-            alike = (values_RxK[kept] == values_RxK[row]).mean(axis=1).max()
-            if alike < threshold:
-                kept.append(row)
-            elif not (digest_Rx2[kept] == digest_Rx2[row]).all(axis=1).any():  # not the same text once more
-                dropped.append(digest_Rx2[row])
-    return np.unique(np.stack(dropped), axis=0) if dropped else np.zeros((0, 2), np.uint64)
+        left = np.arange(begin, begin + count)
+        for _ in range(_MOST_LEADERS):
+            leader, rest = left[0], left[1:]
+            alike = (values_RxK[rest] == values_RxK[leader]).mean(axis=1) >= enough
+            same = (digests_Rx2[rest] == digests_Rx2[leader]).all(axis=1)  # the same text once more
+            dropped.append(rest[alike & ~same])
+            left = rest[~alike]
+            if len(left) < 2:
+                break
+    found = np.concatenate(dropped)
+    _, once = np.unique(digests_Rx2[found], axis=0, return_index=True)
+    return order_R[found[once]]
 
 
 def _band_keys(values_DxK: npt.NDArray[np.uint32]) -> U64:
@@ -94,21 +89,3 @@ def _band_keys(values_DxK: npt.NDArray[np.uint32]) -> U64:
     for value in range(bands_DxBxV.shape[2]):
         keys_DxB = mix64(keys_DxB ^ bands_DxBxV[:, :, value])
     return keys_DxB
-
-
-def write_dropped(path: Path, digests_Dx2: U64, bucket_D: Ints, num_buckets: int) -> None:
-    """Digests to drop, each bucket's together."""
-    order_D = np.argsort(bucket_D, kind="stable")
-    edges = offsets(np.bincount(bucket_D, minlength=num_buckets))
-    path.write_bytes(edges.astype("<i8").tobytes() + digests_Dx2[order_D].astype("<u8").tobytes())
-
-
-def read_dropped(paths: Iterable[Path], bucket: int, num_buckets: int) -> set[bytes]:
-    """Digests to drop of one bucket, 16 bytes each."""
-    found: set[bytes] = set()
-    for path in paths:
-        data = np.memmap(path, np.uint8, "r")
-        edges = data[: 8 * (num_buckets + 1)].view("<i8")
-        rows = data[8 * (num_buckets + 1) :].reshape(-1, 16)[edges[bucket] : edges[bucket + 1]]
-        found.update(row.tobytes() for row in rows)
-    return found

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, pass_name, read_manifest
-from data_prep.masking import draw_masks
 from data_prep.shards import Samples, Split
+from data_prep.storage import on_disk
 from data_prep.tokenizer import MASK, load_tokenizer
 
 _LABELS = {"nsp": ("is next", "random next"), "sop": ("in order", "swapped"), "none": ("one segment", "")}
@@ -25,7 +25,7 @@ PARSER = entry.parser(
     "Show samples of a finished corpus. shown{answer}: to be predicted is the answer; the model sees [MASK], a random "
     "token, or the answer itself.",
 )
-PARSER.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
+PARSER.add_argument("directory", type=on_disk, help="what `python -m data_prep out=…` made")
 PARSER.add_argument("--n", type=int, default=3, help="samples to show")
 PARSER.add_argument("--split", default=pass_name(0), help="pass-00, pass-01, …, or val")
 PARSER.add_argument("--seed", type=int, default=0, help="which samples: the same seed shows the same")
@@ -43,15 +43,8 @@ def peek(directory: Path, split: str, count: int, seed: int) -> Iterator[Text]:
     samples = Split(directory, manifest, split)
     for index in np.random.default_rng(seed).permutation(len(samples))[:count]:
         sample = samples.gather(np.asarray([index]), 0)
-        masks = sample.masks or draw_masks(
-            sample.tokens_T,
-            sample.lengths_Nx2,
-            sample.ids_N,
-            0,
-            manifest.masking,
-            manifest.tokenizer.mask_vocabulary,
-            sample.word_starts_T,
-        )
+        drawn = (sample.tokens_T, sample.lengths_Nx2, sample.ids_N, 0, sample.word_starts_T)
+        masks = sample.masks or manifest.draw(*drawn)
         words = [_word(tokenizer, token) for token in sample.tokens_T.tolist()]
         shown = {
             position: _word(tokenizer, token)

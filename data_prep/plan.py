@@ -9,6 +9,7 @@ Where `out` is a URL, work goes on in a local directory; shards are uploaded as 
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -24,9 +25,9 @@ import yaml
 
 from data_prep import manifest
 from data_prep.config import (
-    DocumentBoundary,
     EngineKind,
     MaskingStrategy,
+    Objective,
     PrepConfig,
     SentenceRules,
     SourceConfig,
@@ -37,11 +38,13 @@ from data_prep.errors import UserError
 from data_prep.schema import CONF
 from data_prep.sentences import cut_by
 from data_prep.sources import InputFile, Span, find_inputs, split
-from data_prep.storage import download, is_remote, listed, remove, upload
+from data_prep.storage import download, is_remote, listed, local_path, put, remove
 from data_prep.tokenizer import Spelling, WordPiece, load_tokenizer
 
 WORK = ".work"
 PLAN = "plan.json"
+MOST_BUCKETS = 2048  # every bucket is read from every map task's file: beyond that, buckets grow
+_READERS = {SourceKind.wikidump: "mwparserfromhell", SourceKind.parquet: "pyarrow", SourceKind.hub: "datasets"}
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,20 @@ class Plan:
     def out(self) -> Path:
         """Where the corpus is made: `out`, or the folder of `work` that belongs to its URL."""
         if self.remote is None:
-            return Path(self.config.out).expanduser()
+            return local_path(self.config.out)
         name = hashlib.sha256(self.remote.encode()).hexdigest()[:8]
         return Path(self.config.work).expanduser() / f"{self.remote.rpartition('/')[2]}-{name}"
+
+    @property
+    def home(self) -> str:
+        """`out`, be it a URL or not."""
+        return self.remote or str(self.out)
 
     @property
     def work(self) -> Path:
         return self.out / WORK
 
-    def identity(self) -> str:
+    def identity(self, with_versions: bool = True) -> str:
         """The plan as JSON, without what changes no byte of the shards (where they go, who makes them)."""
         config = asdict(self.config)
         del config["out"], config["work"], config["engine"], config["tokenizer"]["path"]
@@ -89,15 +97,17 @@ class Plan:
             "sources": sources,
             "tokenizer": self.fingerprint,
             "buckets": [self.num_buckets, self.num_val_buckets],
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in self._libraries()},
+            "versions": {name: _version(name) for name in self._libraries()} if with_versions else {},
             "files": self.files,
             "tasks": self.tasks,
         }
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     def _libraries(self) -> Iterator[str]:
-        """What the shards' bytes depend on besides Cloze."""
-        yield from ("numpy", "tokenizers")
+        """What the shards' bytes depend on besides the configuration and the input."""
+        yield from ("cloze", "python", "numpy", "tokenizers")
+        for kind in {source.kind for source in self.sources} & _READERS.keys():
+            yield _READERS[kind]
         if self.config.masking.strategy != MaskingStrategy.token and self.config.masking.chinese_words:
             yield "jieba"
         if self.config.clean.near_duplicates is not None:
@@ -106,7 +116,8 @@ class Plan:
             yield "pysbd"
 
     def sha256(self) -> str:
-        return hashlib.sha256(self.identity().encode()).hexdigest()
+        """What the finished manifest records: a later version of Cloze leaves a finished corpus alone."""
+        return hashlib.sha256(self.identity(with_versions=False).encode()).hexdigest()
 
 
 def make_plan(config: PrepConfig) -> Plan:
@@ -125,7 +136,12 @@ def make_plan(config: PrepConfig) -> Plan:
         files += found
     if not any(file.bytes for file in files):
         raise UserError(f"source.paths: {len(files)} files, all of them empty; name files that hold text")
-    num_buckets = max(1, -(-sum(file.text_bytes for file in files) // (config.bucket_mib * 2**20)))
+    if config.objective is Objective.none and config.passes > 1 and all(source.weight % 1 == 0 for source in sources):
+        raise UserError(
+            f"passes={config.passes}: objective=none pairs nothing, so every pass would hold the same; set passes=1"
+        )
+    size = sum(file.text_bytes * max(1.0, sources[file.source].weight) for file in files)
+    num_buckets = min(MOST_BUCKETS, max(1, math.ceil(size / (config.bucket_mib * 2**20))))
     return Plan(
         config=config,
         sources=sources,
@@ -152,21 +168,18 @@ def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:
     """`sources`, each with what conf/source says where it is silent; else the one `source`."""
     if not config.sources:
         return (config.source,)
+    from data_prep import entry  # not above: workers import this module, and need no Hydra
+
     result: list[SourceConfig] = []
-    for number, entry in enumerate(config.sources):
-        where = f"sources[{number}]"
-        if not isinstance(entry, Mapping) or entry.get("kind") not in set(SourceKind):
-            raise UserError(f"{where}: has no kind; write {{kind: jsonl, paths: [a.jsonl], weight: 2}}")
-        text = (CONF / "source" / f"{entry['kind']}.yaml").read_text(encoding="utf-8")
-        values = {**yaml.safe_load(text), **entry}
-        unknown = values.keys() - SourceConfig.__dataclass_fields__.keys()
-        if unknown or not isinstance(values["paths"], list):
-            raise UserError(f"{where}: {', '.join(sorted(map(str, unknown))) or 'paths'}: wrong; see conf/source")
-        values |= {"kind": SourceKind(values["kind"]), "document": DocumentBoundary(values["document"])}
+    for number, given in enumerate(config.sources):
+        kind = given.get("kind") if isinstance(given, Mapping) else None
+        if not isinstance(kind, str) or kind not in set(SourceKind):
+            raise UserError(f"sources[{number}]: has no kind; write {{kind: jsonl, paths: [a.jsonl], weight: 2}}")
+        silent = yaml.safe_load((CONF / "source" / f"{kind}.yaml").read_text(encoding="utf-8"))
         try:
-            result.append(SourceConfig(**values))
-        except TypeError as error:
-            raise UserError(f"{where}: {error}; see conf/source for the types") from error
+            result.append(entry.typed({**silent, **given}, SourceConfig))
+        except UserError as error:
+            raise UserError(f"sources[{number}]: {str(error).removeprefix('source.')}") from error
     return tuple(result)
 
 
@@ -180,45 +193,43 @@ def claimed(plan: Plan) -> Iterator[bool]:
     if _finished(plan):
         yield True
         return
-    found, recorded = _entries(plan), _recorded(plan)
-    if found - {WORK} and recorded is None:
+    if plan.out.exists() and not plan.out.is_dir():
+        raise UserError(f"out={plan.out}: is a file; name a directory")
+    found = listed(plan.home) - {WORK}
+    if found and download(_record_place(plan)) is None:
         raise UserError(
             f"out={plan.config.out}: is not empty ({min(found)}) and no preparation of ours; name a new directory"
         )
     plan.work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(plan.work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _lock(descriptor, out, fcntl.LOCK_SH if plan.config.engine.kind is EngineKind.array else fcntl.LOCK_EX)
+        several = plan.config.engine.kind is EngineKind.array
+        locked = _lock(descriptor, out, fcntl.LOCK_SH if several else fcntl.LOCK_EX)
         if _finished(plan):  # meanwhile, by the process that held the lock
             yield True
             return
         _record(plan)
+        if locked and not several:
+            shutil.rmtree(plan.work / "tmp", ignore_errors=True)  # of a run that was killed
         yield False
     finally:
         os.close(descriptor)
 
 
 def _version(name: str) -> str | None:
+    if name == "python":
+        return platform.python_version()
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _entries(plan: Plan) -> set[str]:
-    if plan.remote:
-        return listed(plan.remote)
-    if plan.out.exists() and not plan.out.is_dir():
-        raise UserError(f"out={plan.out}: is a file; name a directory")
-    return {entry.name for entry in plan.out.iterdir()} if plan.out.is_dir() else set()
-
-
 def finished_manifest(plan: Plan) -> manifest.Manifest | None:
     """The manifest of the finished corpus; None as long as there is none. Raises `UserError` if it is damaged."""
-    if plan.remote is None:
-        return manifest.read_manifest(plan.out) if (plan.out / manifest.NAME).exists() else None
-    found = download(f"{plan.remote}/{manifest.NAME}")
-    return None if found is None else manifest.parse_manifest(found, f"{plan.remote}/{manifest.NAME}")
+    place = f"{plan.home}/{manifest.NAME}"
+    found = download(place)
+    return None if found is None else manifest.parse_manifest(found, place)
 
 
 def _finished(plan: Plan) -> bool:
@@ -230,7 +241,8 @@ def _finished(plan: Plan) -> bool:
     return found is not None
 
 
-def _lock(descriptor: int, out: Path, kind: int) -> None:
+def _lock(descriptor: int, out: Path, kind: int) -> bool:
+    """Whether the lock is ours: not on a file system without any, where two at work do no harm, only work twice."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -238,41 +250,36 @@ def _lock(descriptor: int, out: Path, kind: int) -> None:
             f"out={out}: another preparation is at work on it; wait for it or name a new directory"
         ) from None
     except OSError:
-        return  # a file system without locks: tasks are idempotent, so two at work do no harm, only work twice
+        return False
+    return True
 
 
-def _record_url(plan: Plan) -> str:
-    return f"{plan.remote}/{WORK}/{PLAN}"
-
-
-def _recorded(plan: Plan) -> str | None:
-    """What plan.json at `out` says; None if there is none."""
-    if plan.remote is None:
-        path = plan.work / PLAN
-        return path.read_text(encoding="utf-8") if path.is_file() else None
-    found = download(_record_url(plan))
-    return None if found is None else found.decode("utf-8", "replace")
+def _record_place(plan: Plan) -> str:
+    return f"{plan.home}/{WORK}/{PLAN}"
 
 
 def _record(plan: Plan) -> None:
     """Write plan.json where work goes on, and to `out` if that is a URL; or check that it is the same."""
     path, identity = plan.work / PLAN, plan.identity()
-    at_work = path.read_text(encoding="utf-8") if path.exists() else None
-    at_out = _recorded(plan)
+    at_out, at_work = download(_record_place(plan)), download(str(path))
     for place, recorded in ((plan.config.out, at_out), (str(plan.out), at_work)):
-        if recorded not in (None, identity):
-            differing = ", ".join(_differing(json.loads(recorded or ""), json.loads(identity)))
-            raise UserError(
-                f"out={place}: holds an unfinished preparation of another plan (other {differing}); "
-                "name a new directory or remove it"
-            )
+        if recorded not in (None, identity.encode()):
+            try:
+                differing = ", ".join(_differing(json.loads(recorded or b""), json.loads(identity)))
+                what = f"an unfinished preparation of another plan (other {differing})"
+            except ValueError:
+                what = f"an unfinished preparation whose {WORK}/{PLAN} is damaged"
+            raise UserError(f"out={place}: holds {what}; name a new directory or remove it")
     if at_work is None:
         temporary = path.with_suffix(f".{os.uname().nodename}-{os.getpid()}")
-        temporary.write_text(identity, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(identity)
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power can leave an empty file
         temporary.replace(path)
     if plan.remote and at_out is None:
         shutil.rmtree(plan.work / "reduce", ignore_errors=True)  # of shards that someone has removed since
-        upload(path, _record_url(plan))
+        put(path, _record_place(plan))
 
 
 def clear_up(plan: Plan) -> None:
@@ -280,7 +287,7 @@ def clear_up(plan: Plan) -> None:
     (plan.work / PLAN).unlink(missing_ok=True)
     shutil.rmtree(plan.out if plan.remote else plan.work, ignore_errors=True)
     if plan.remote:
-        remove(_record_url(plan))
+        remove(_record_place(plan))
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

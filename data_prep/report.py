@@ -21,12 +21,13 @@ from data_prep.masking import num_predictions
 from data_prep.peek import peek
 from data_prep.ragged import Ints
 from data_prep.shards import Split
+from data_prep.storage import on_disk
 from data_prep.tokenizer import load_tokenizer
 
 REPORT_NAME = "report.html"
 
 PARSER = entry.parser("data_prep.report", "Make a page about a corpus.")
-PARSER.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
+PARSER.add_argument("directory", type=on_disk, help="what `python -m data_prep out=…` made")
 PARSER.add_argument("--out", type=Path, help=f"where to write it [DIR/{REPORT_NAME}]")
 
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import re
+import tarfile
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
@@ -70,22 +71,16 @@ def write_shard(path: Path, *, shard_id: int, split: str, name: str, blocks: Ite
 
     The bytes depend on the arguments alone. `path` is fsynced; renaming it into place is the caller's.
     """
-    import webdataset  # here, not above: it imports torch where there is one, which no reader of shards needs
-
     rows: list[tuple[int, int, int, int, int]] = []
     position, sha256 = 0, hashlib.sha256()
     with path.open("wb") as file:
         for number, block in enumerate(blocks):
-            buffer = io.BytesIO()
-            tar = webdataset.TarWriter(buffer, mtime=0, encoder=False)
-            tar.write({"__key__": f"{shard_id:06d}-{number:06d}", **_encode(block)})
-            size = tar.tarstream.offset  # without the end-of-archive mark, which follows the last block only
-            tar.close()
-            data = buffer.getvalue()[:size]
+            members = sorted(_encode(block).items())
+            data = b"".join(_member(f"{shard_id:06d}-{number:06d}.{name}", payload) for name, payload in members)
             file.write(data)
             sha256.update(data)
-            rows.append((position, size, len(block.lengths_Nx2), len(block.tokens_T), zlib.crc32(data)))
-            position += size
+            rows.append((position, len(data), len(block.lengths_Nx2), len(block.tokens_T), zlib.crc32(data)))
+            position += len(data)
         end = bytes(2 * _TAR_BLOCK)
         file.write(end)
         sha256.update(end)
@@ -118,6 +113,14 @@ def _encode(block: Block) -> dict[str, bytes]:
     if block.word_starts_T is not None:
         arrays["word_starts"] = np.packbits(block.word_starts_T)
     return {f"{name}.npy": _npy(array) for name, array in arrays.items()}
+
+
+def _member(name: str, payload: bytes) -> bytes:
+    """One file of a tar, as webdataset's TarWriter writes it, which would import torch."""
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = len(payload), 0o444
+    header.uname = header.gname = "bigdata"
+    return header.tobuf(tarfile.USTAR_FORMAT) + payload + bytes(-len(payload) % _TAR_BLOCK)
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

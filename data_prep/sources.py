@@ -1,55 +1,48 @@
 """Input files -> documents, in tasks of similar size that can be read apart.
 
-A task is a list of spans. A plain file is cut at byte offsets. A compressed file cannot be entered in the middle: a
-task decompresses it from the start to the end of its span of the *stored* bytes, unless the process that runs it has
-just read an earlier span and can go on from there. `_MOST_TASKS` keeps that cheap next to encoding in the worst case;
-a corpus of many files has no such limit. An item belongs to the span in which it begins, so every one is read once.
+A task is a list of spans of stored bytes (of Parquet files row groups, of data sets shards). An item belongs to the
+span in which it begins, so every one is read once. A compressed file is decompressed from its start by every task that
+has a span of it (lines.py): `_TASKS_OF_A_FILE` keeps that cheap next to encoding in the worst case; a corpus of many
+files has no such limit.
 
 Knows formats and files; knows nothing of what becomes of a document.
 """
 
 import ast
-import bz2
 import hashlib
-import io
 import json
-import lzma
 import os
 import sysconfig
 import warnings
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from inspect import cleandoc
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
-
-import zstandard
+from typing import NamedTuple
 
 from data_prep.config import DocumentBoundary, SourceConfig, SourceKind
 from data_prep.errors import UserError
-from data_prep.storage import changed, is_remote, open_input, remote_matches, stamp
+from data_prep.lines import MAX_LINE_BYTES, Line, compression, decompressed, lines
+from data_prep.storage import changed, is_remote, local_path, remote_matches, stamp
 from data_prep.tables import hub_rows, hub_size, parquet_rows, parquet_size
 from data_prep.wiki import is_multistream, pages, stream_lines
 
-MAX_LINE_BYTES = 64 * 2**20  # a longer JSON line is refused: bounds memory
 PART_BYTES = 4 * 2**20  # a longer text is handed on in parts
 
-_FEED_BYTES = 4096  # stored bytes decompressed at a time: no more than 128 MiB can come out of it, whatever it holds
 _MEASURED_FILES = 64  # compressed files whose ratio is measured; the others are taken for their like
-_TASKS = 128  # wanted, within the bounds that follow
+_TASKS, _MOST_TASKS = 128, 4096  # wanted, within the bounds that follow; and at most, whatever the size
 _MIN_TASK_BYTES, _MAX_TASK_BYTES = 2**20, 64 * 2**20  # of text
 _NO_PROSE = ("__pycache__", "test", "tests")  # directories of code with next to no docstrings
 _DOCSTRING_SHARE = 8  # one byte in about so many of Python code is docstring
 
-_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
-    ".xz": lzma.LZMADecompressor,
-    ".bz2": bz2.BZ2Decompressor,
+_UTF_8_MARK = b"\xef\xbb\xbf"
+_MARKS = {  # first bytes of what only calls itself text, and the reason to leave it out
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"), "utf_16_or_32"),
+    **dict.fromkeys((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\3\4"), "compressed"),
+    b"%PDF-": "pdf",
 }
-_MOST_TASKS = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # of one file: the slower to decompress, the fewer
+FOREIGN = sorted(set(_MARKS.values()))
+_TASKS_OF_A_FILE = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # the slower to decompress, the fewer
 
 
 class InputFile(NamedTuple):
@@ -98,7 +91,11 @@ def find_inputs(source: SourceConfig) -> list[InputFile]:
                 raise UserError(f"source.paths: {pattern}: no such file; correct the URL")
             found |= dict.fromkeys(remote)
         else:
-            matches = _python_files(Path(pattern)) if directories else _matches(pattern)
+            try:
+                matches = _python_files(local_path(pattern)) if directories else _matches(pattern)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"source.paths: {pattern:.99}: {reason}; correct the path or the pattern") from error
             found |= dict.fromkeys(str(match.resolve()) for match in matches)
     if source.kind is SourceKind.hub:
         return [
@@ -114,7 +111,7 @@ def find_inputs(source: SourceConfig) -> list[InputFile]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
+    path = local_path(pattern)
     if path.is_dir():
         raise UserError(f"source.paths: {path} is a directory; name its files, for instance {path}/*.txt")
     if path.exists():
@@ -148,7 +145,7 @@ def _measured(paths: Sequence[str], code: bool) -> list[InputFile]:
             size, version = stamp(path)
             if not is_remote(path) and not os.access(path, os.R_OK):
                 raise PermissionError(13, "permission denied")
-            compressed = Path(path).suffix in _DECOMPRESSORS
+            compressed = bool(compression(path))
             text_bytes = size // _DOCSTRING_SHARE if code else size
             if compressed and len(files) < _MEASURED_FILES:
                 text_bytes = _estimated_text_bytes(path, size)
@@ -165,13 +162,12 @@ def _measured(paths: Sequence[str], code: bool) -> list[InputFile]:
 
 def _estimated_text_bytes(path: str, stored_bytes: int) -> int:
     """The decompressed size, from how the first MiB of it compressed."""
-    fed_bytes = produced_bytes = 0
-    for chunk in _decompressed(path):
-        fed_bytes = min(stored_bytes, chunk.stored + _FEED_BYTES)
-        produced_bytes += len(chunk.data)
-        if produced_bytes >= 2**20:
-            break
-    return produced_bytes * stored_bytes // max(1, fed_bytes)
+    produced = 0
+    for chunk in decompressed(path):
+        if produced >= 2**20 and chunk.place:
+            return produced * stored_bytes // chunk.place  # all that came out of what lies before it
+        produced += len(chunk.data)
+    return produced
 
 
 # -- tasks ----------------------------------------------------------------------------------------------------------
@@ -180,7 +176,7 @@ def _estimated_text_bytes(path: str, stored_bytes: int) -> int:
 def split(files: Sequence[InputFile], source: SourceConfig) -> list[list[Span]]:
     """Tasks that together cover every file once, each of some MiB of text, whatever the number of workers."""
     total = sum(file.text_bytes for file in files)
-    task_bytes = min(_MAX_TASK_BYTES, max(_MIN_TASK_BYTES, total // _TASKS))
+    task_bytes = max(min(_MAX_TASK_BYTES, max(_MIN_TASK_BYTES, total // _TASKS)), total // _MOST_TASKS)
     tasks: list[list[Span]] = []
     room = 0
     for index, file in enumerate(files):
@@ -200,7 +196,7 @@ def _num_pieces(file: InputFile, source: SourceConfig, task_bytes: int) -> int:
         source.kind is SourceKind.text and source.document is DocumentBoundary.file
     )
     wanted = 1 if whole else max(1, -(-file.text_bytes // task_bytes))
-    most = _MOST_TASKS.get(Path(file.path).suffix, wanted)
+    most = _TASKS_OF_A_FILE.get(compression(file.path), wanted)
     if source.kind is SourceKind.wikidump and wanted > most and is_multistream(file.path):
         most = wanted
     return min(wanted, most, max(1, file.units))
@@ -214,20 +210,34 @@ def read(files: Sequence[InputFile], spans: Sequence[Span], source: SourceConfig
     for span in spans:
         file = files[span.file]
         try:
-            if source.kind is not SourceKind.hub and stamp(file.path) != (file.bytes, file.version):
-                raise changed(file.path)
-            if source.kind is SourceKind.docstrings:
-                yield from _docstrings(file.path)
-            elif source.kind in (SourceKind.parquet, SourceKind.hub):
-                yield from _rows(file, span, source)
-            elif source.kind is SourceKind.wikidump:
-                yield from _articles(file.path, span)
-            elif source.kind is SourceKind.jsonl:
-                yield from _json_lines(_Lines(file.path, span), span.file, source.field)
-            else:
-                yield from _texts(_Lines(file.path, span), span.file, source.document)
+            _check(file, source)
+            yield from _items(file, span, source)
+            _check(file, source)  # it may have changed under our hands
         except OSError as error:
             raise UserError(f"{file.path}: cannot be read ({error}); mend or leave out the file") from error
+
+
+def _check(file: InputFile, source: SourceConfig) -> None:
+    if source.kind is not SourceKind.hub and stamp(file.path) != (file.bytes, file.version):
+        raise changed(file.path)
+
+
+def _items(file: InputFile, span: Span, source: SourceConfig) -> Iterator[Document | Bad]:
+    if source.kind is SourceKind.docstrings:
+        return _docstrings(file.path)
+    if source.kind in (SourceKind.parquet, SourceKind.hub):
+        return _rows(file, span, source)
+    if source.kind is SourceKind.wikidump:
+        return _articles(file.path, span)
+    found = lines(file.path, span.begin, span.end)
+    if span.begin == 0 < span.end and (first := next(found, None)):
+        if what := next((what for mark, what in _MARKS.items() if first[2].startswith(mark)), None):
+            return iter([Bad(what, f"{file.path}, byte 0")])
+        place, offset, line, goes_on = first
+        found = chain([(place, offset, line.removeprefix(_UTF_8_MARK), goes_on)], found)
+    if source.kind is SourceKind.jsonl:
+        return _json_lines(found, file.path, span, source.field)
+    return _texts(found, file.path, span, source.document)
 
 
 def _rows(file: InputFile, span: Span, source: SourceConfig) -> Iterator[Document | Bad]:
@@ -244,12 +254,8 @@ def _rows(file: InputFile, span: Span, source: SourceConfig) -> Iterator[Documen
 
 
 def _articles(path: str, span: Span) -> Iterator[Document | Bad]:
-    if Path(path).suffix == ".bz2" and is_multistream(path):
-        found = pages(stream_lines(path, span.begin, span.end), lambda _: True)
-    else:
-        lines = _Lines(path, span)
-        found = pages(lines, lines.owns)
-    for offset, page in found:
+    found = stream_lines(path, span.begin) if is_multistream(path) else lines(path, span.begin, span.end)
+    for offset, page in pages(found, span.end):
         location = f"{path}, span {span.begin}, byte {offset}"
         if page.left_out:
             yield Bad(page.left_out, location)
@@ -257,15 +263,13 @@ def _articles(path: str, span: Span) -> Iterator[Document | Bad]:
             yield Document(page.text, location, _origin(f"{span.file} {span.begin}", offset), False)
 
 
-def _json_lines(lines: "_Lines", file: int, field: str) -> Iterator[Document | Bad]:
-    begins = True
-    for offset, line in lines:
-        goes_on, begins = not begins, line.endswith(b"\n")
+def _json_lines(found: Iterable[Line], path: str, span: Span, field: str) -> Iterator[Document | Bad]:
+    for place, offset, line, goes_on in found:
         if goes_on or not line.strip():
             continue
-        if not lines.owns(offset):
+        if place >= span.end:
             return
-        location = f"{lines.path}, byte {offset}"
+        location = f"{path}, byte {offset}"
         if len(line) >= MAX_LINE_BYTES:
             yield Bad("line_too_long", location)
             continue
@@ -277,25 +281,30 @@ def _json_lines(lines: "_Lines", file: int, field: str) -> Iterator[Document | B
             continue
         content = value.get(field) if isinstance(value, dict) else None
         if isinstance(content, str):
-            yield Document(content, location, _origin(file, offset), repaired)
+            yield Document(content, location, _origin(span.file, offset), repaired)
         else:
             yield Bad("no_text_field", location)
 
 
-def _texts(lines: "_Lines", file: int, boundary: DocumentBoundary) -> Iterator[Document]:
+def _texts(found: Iterable[Line], path: str, span: Span, boundary: DocumentBoundary) -> Iterator[Document]:
     """Runs of lines between blank ones, or whole files. A document belongs to the span of the blank line before it."""
     by_blank_line = boundary is DocumentBoundary.blank_line
     part: list[bytes] = []
     part_bytes = start = 0
     inside = between = False  # inside a document that is ours; between two documents
-    for offset, line in lines:
+
+    def document() -> Document:
+        text, repaired = _decoded(b"\n".join(part))
+        return Document(text, f"{path}, byte {start}", _origin(span.file, start), repaired)
+
+    for place, offset, line, _ in found:
         if offset == 0:
-            inside = between = lines.owns(0)
+            inside = between = place < span.end
         if by_blank_line and not line.strip():
             if part:
-                yield _text_document(part, lines.path, file, start)
+                yield document()
             part, part_bytes = [], 0
-            inside = between = lines.owns(offset)
+            inside = between = place < span.end
             if not inside:
                 return
         elif inside:
@@ -303,15 +312,10 @@ def _texts(lines: "_Lines", file: int, boundary: DocumentBoundary) -> Iterator[D
             part.append(line)
             part_bytes += len(line)
             if part_bytes >= PART_BYTES:
-                yield _text_document(part, lines.path, file, start)
+                yield document()
                 part, part_bytes = [], 0
     if part:
-        yield _text_document(part, lines.path, file, start)
-
-
-def _text_document(lines: Sequence[bytes], path: str, file: int, offset: int) -> Document:
-    text, repaired = _decoded(b"".join(lines))
-    return Document(text, f"{path}, byte {offset}", _origin(file, offset), repaired)
+        yield document()
 
 
 def _docstrings(path: str) -> Iterator[Document | Bad]:
@@ -358,151 +362,3 @@ def _decoded(data: bytes) -> tuple[str, bool]:
 
 def _origin(file: int | str, offset: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{file}:{offset}".encode(), digest_size=8).digest(), "little")
-
-
-class _Lines:
-    """The lines of a file from the first that begins in `span` to the end of the file, each with its offset.
-
-    Offsets are those of the decompressed text. The reader goes past the span's end as far as it must, and asks `owns`.
-    A line longer than `MAX_LINE_BYTES` comes in pieces of that size, the last piece aside.
-    """
-
-    def __init__(self, path: str, span: Span) -> None:
-        self.path = path
-        self._span = span
-        self._compressed = _Decompressed(path, span) if Path(path).suffix in _DECOMPRESSORS else None
-
-    def owns(self, offset: int) -> bool:
-        """Whether a line that has been read, and begins at `offset`, begins in the span."""
-        return offset < (self._span.end if self._compressed is None else self._compressed.end)
-
-    def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        file: BinaryIO
-        if self._compressed is not None:
-            offset, before = self._compressed.skip()
-            file = io.BufferedReader(self._compressed, 2**16)
-        else:
-            file = open_input(self.path)
-            offset = self._span.begin
-            file.seek(max(0, offset - 1))
-            before = file.read(1) if offset else b""
-        with file:
-            begins = before in (b"", b"\n")
-            while line := file.readline(MAX_LINE_BYTES):
-                if begins:
-                    yield offset, line
-                begins = begins or line.endswith(b"\n")
-                offset += len(line)
-
-
-class _Chunk(NamedTuple):
-    stored: int  # offset of the stored bytes that it came out of
-    offset: int  # of its first byte in the decompressed text
-    before: bytes  # the byte before that one; b"" at the start
-    data: bytes
-
-
-class _Pass:
-    """One way through a compressed file, that a later span can go on with."""
-
-    latest: ClassVar["_Pass | None"] = None  # of this process: spans mostly come in ascending order
-
-    def __init__(self, path: str) -> None:
-        self._file = (path, *stamp(path))
-        self._chunks = _decompressed(path)
-        self._left = 0  # where the last span ended, in stored bytes
-        self._again: deque[_Chunk] = deque()  # chunks past it, read already
-
-    @classmethod
-    def reaching(cls, path: str, stored: int) -> "_Pass":
-        """A pass that has not come by the stored offset `stored` yet. No one else gets it until it is `left`."""
-        found, cls.latest = cls.latest, None
-        if found is not None and found._left <= stored and found._file == (path, *stamp(path)):
-            return found
-        return cls(path)
-
-    def leave(self, stored: int, again: Sequence[_Chunk]) -> None:
-        """Let a span from `stored` on have the pass, and `again` the chunks past that which have been read."""
-        self._left = stored
-        self._again.extendleft(reversed(again))
-        _Pass.latest = self
-
-    def __next__(self) -> _Chunk:
-        return self._again.popleft() if self._again else next(self._chunks)
-
-    def __iter__(self) -> Iterator[_Chunk]:
-        return self
-
-
-class _Decompressed(io.RawIOBase):
-    """Decompressed bytes of a file from a span on, and where the end of the span lies among them."""
-
-    def __init__(self, path: str, span: Span) -> None:
-        self.end = 2**63  # offset of the first byte past the span, as soon as that has been read
-        self._span = span
-        self._pass = _Pass.reaching(path, span.begin)
-        self._beyond: list[_Chunk] = []  # what has been read past the span
-        self._pending = memoryview(b"")
-
-    def skip(self) -> tuple[int, bytes]:
-        """Drop what comes before the span; return where that leaves us and the byte before (b"" at the start)."""
-        for chunk in self._pass:
-            if chunk.stored >= self._span.begin:
-                self._take(chunk)
-                return chunk.offset, chunk.before
-        return 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._pending:
-            chunk = next(self._pass, None)
-            if chunk is None:
-                return 0
-            self._take(chunk)
-        size = min(len(buffer), len(self._pending))
-        buffer[:size] = self._pending[:size]
-        self._pending = self._pending[size:]
-        return size
-
-    def close(self) -> None:
-        if not self.closed:
-            self._pass.leave(self._span.end, self._beyond)
-        super().close()
-
-    def _take(self, chunk: _Chunk) -> None:
-        if chunk.stored >= self._span.end:
-            self.end = min(self.end, chunk.offset)
-            self._beyond.append(chunk)
-        self._pending = memoryview(chunk.data)
-
-
-def _decompressed(path: str) -> Iterator[_Chunk]:
-    """The whole file. Members and frames that follow one another are one stream."""
-    make = _DECOMPRESSORS[Path(path).suffix]
-    stream = None
-    position = offset = 0
-    before = b""
-    try:
-        with open_input(path) as file:
-            while data := file.read(_FEED_BYTES):
-                produced: list[bytes] = []
-                stored, position = position, position + len(data)
-                while data:
-                    if stream is None:
-                        data = data.lstrip(b"\0")  # padding between or after members
-                        if not data:
-                            break
-                        stream = make()
-                    produced.append(stream.decompress(data))
-                    data = stream.unused_data if stream.eof else b""
-                    stream = None if stream.eof else stream
-                text = b"".join(produced)
-                yield _Chunk(stored, offset, before, text)
-                offset += len(text)
-                before = text[-1:] or before
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be decompressed ({error}); restore or leave out the file") from error
-    if stream is not None:
-        raise UserError(f"{path}: ends in the middle of its compressed data; restore or leave out the file")

@@ -38,7 +38,18 @@ def changed(path: str) -> UserError:
 
 
 def is_remote(path: str) -> bool:
-    return "://" in path
+    return "://" in path and not path.startswith("file://")
+
+
+def local_path(path: str) -> Path:
+    return Path(path.removeprefix("file://")).expanduser()
+
+
+def on_disk(path: str) -> Path:
+    """Of a corpus that is to be looked into here. Raises `UserError` of one that lies elsewhere."""
+    if is_remote(path):
+        raise UserError(f"{path}: not on this machine; copy the corpus into a directory, and name that")
+    return local_path(path)
 
 
 def open_input(path: str) -> BinaryIO:
@@ -71,8 +82,16 @@ def remote_matches(pattern: str) -> list[str]:
         return [f"{protocol}://{str(each).partition('://')[2] or each}" for each in found if store.isfile(each)]
 
 
+def put(file: Path, place: str) -> None:
+    """Rename or upload a local file to `place`, whole or not at all. Raises `UserError` where a store refuses it."""
+    if is_remote(place):
+        upload(file, place)
+    else:
+        file.replace(local_path(place))
+
+
 def upload(file: Path, url: str) -> None:
-    """Put a local file at `url`, whole or not at all, as object stores do. Raises `UserError` where that fails."""
+    """Copy a local file to `url`, whole or not at all, as object stores do. Raises `UserError` where that fails."""
     size = file.stat().st_size
     with _asked(url) as (store, name):
         store.put_file(str(file), name)
@@ -82,10 +101,12 @@ def upload(file: Path, url: str) -> None:
         raise UserError(f"{url}: {stored} of {size} bytes arrived; run the same command again")
 
 
-def download(url: str) -> bytes | None:
-    """What lies at `url`; None if nothing does."""
+def download(place: str) -> bytes | None:
+    """What lies at `place`; None if nothing does."""
+    if not is_remote(place):
+        return local_path(place).read_bytes() if local_path(place).is_file() else None
     try:
-        return patiently(lambda: read_range(url))
+        return patiently(lambda: read_range(place))
     except Missing:
         return None
 
@@ -159,9 +180,11 @@ def make_folder(url: str) -> None:
         store.makedirs(name, exist_ok=True)
 
 
-def listed(url: str) -> set[str]:
-    """The names right below `url`; none if there is nothing."""
-    with _asked(url) as (store, name):
+def listed(place: str) -> set[str]:
+    """The names right below `place`; none if there is nothing."""
+    if not is_remote(place):
+        return {entry.name for entry in local_path(place).iterdir()} if local_path(place).is_dir() else set()
+    with _asked(place) as (store, name):
         store.invalidate_cache()
         try:
             return {found.rstrip("/").rpartition("/")[2] for found in store.ls(name, detail=False)}

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from data_prep.errors import UserError
@@ -26,9 +27,9 @@ def parquet_size(path: str, field: str) -> Size:
     """Row groups, and bytes of the column `field`."""
     with open_input(path) as file:
         metadata = _parquet(path, file, field).metadata
-        column = metadata.schema.names.index(field)
-        groups = [metadata.row_group(i).column(column).total_uncompressed_size for i in range(metadata.num_row_groups)]
-    return Size(metadata.num_row_groups, sum(groups))
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        return Size(len(groups), sum(c.total_uncompressed_size for c in columns if c.path_in_schema == field))
 
 
 def parquet_rows(path: str, begin: int, end: int, field: str) -> Iterator[tuple[int, Any]]:
@@ -38,10 +39,11 @@ def parquet_rows(path: str, begin: int, end: int, field: str) -> Iterator[tuple[
         row = sum(table.metadata.row_group(i).num_rows for i in range(begin))
         if begin == end:
             return
-        for batch in table.iter_batches(batch_size=256, row_groups=list(range(begin, end)), columns=[field]):
-            for value in batch.column(0).to_pylist():
-                yield row, value
-                row += 1
+        with _told(path):
+            for batch in table.iter_batches(batch_size=256, row_groups=list(range(begin, end)), columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    yield row, value
+                    row += 1
 
 
 def _parquet(path: str, file: Any, field: str) -> Any:
@@ -54,10 +56,21 @@ def _parquet(path: str, file: Any, field: str) -> Any:
         table = pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: no Parquet file ({str(error).splitlines()[0]}); restore or leave it out") from error
-    if field not in table.schema_arrow.names:
-        names = ", ".join(table.schema_arrow.names)
-        raise UserError(f"{path}: has no column {field}; set source.field to one of {names}")
+    plain = (pyarrow.string(), pyarrow.large_string())
+    texts = [c.name for c in table.schema_arrow if c.type in plain or pyarrow.types.is_dictionary(c.type)]
+    if field not in texts:
+        raise UserError(f"{path}: has no column of text named {field}; set source.field to one of {', '.join(texts)}")
     return table
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """What pyarrow and datasets raise over damaged data, and over a network, has no common type: one line for all."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read ({first}); restore or leave out the file") from error
 
 
 def hub_size(path: str) -> tuple[Size, int]:
@@ -74,9 +87,10 @@ def hub_rows(path: str, begin: int, end: int, field: str, version: int) -> Itera
     if found != version:
         raise changed(path)
     total = rows.num_shards
-    for shard in range(begin, end):
-        for number, row in enumerate(rows.shard(num_shards=total, index=shard)):
-            yield shard << 40 | number, row.get(field)
+    with _told(path):
+        for shard in range(begin, end):
+            for number, row in enumerate(rows.shard(num_shards=total, index=shard)):
+                yield shard << 40 | number, row.get(field)
 
 
 def _data_set(path: str) -> DataSet:

@@ -1,7 +1,7 @@
 """The stages of a preparation as tasks: pure functions of (plan, number), whose results appear whole or not at all.
 
-sample -> (driver trains a tokenizer) -> map -> reduce -> finish. Who runs a task, when, and how often, changes nothing:
-a result is written under a temporary name and renamed, so killing and running again is always safe.
+sample -> (driver trains a tokenizer) -> map -> near -> reduce. Who runs a task, when, and how often, changes nothing: a
+result is written under a temporary name and renamed, so killing and running again is always safe.
 
 Knows nothing of processes, progress or Hydra.
 """
@@ -9,10 +9,9 @@ Knows nothing of processes, progress or Hydra.
 import errno
 import json
 import os
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from enum import StrEnum, auto
 from functools import lru_cache
@@ -23,46 +22,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.buckets import BucketWriter, Documents, read_bucket, read_facts, select
-from data_prep.cleaning import filters_for, judge, repair
-from data_prep.config import MaskingConfig, MaskingStrategy, SourceConfig
+from data_prep.buckets import BucketWriter, Documents, concatenate, read_bucket, select
+from data_prep.cleaning import filters_for, is_garbled, judge, repair
+from data_prep.config import MaskingConfig, MaskingStrategy
 from data_prep.encoder import Encoder, Ids
 from data_prep.errors import DiskError, UserError
-from data_prep.manifest import (
-    NAME,
-    VAL,
-    BlockIndex,
-    Manifest,
-    ShardEntry,
-    SplitStatistics,
-    TokenizerFacts,
-    as_list,
-    pass_name,
-    write_manifest,
-)
+from data_prep.manifest import VAL, TokenizerFacts, as_list, pass_name
 from data_prep.masking import Masking, draw_masks, mix64
-from data_prep.near import (
-    NUM_VALUES,
-    Signatures,
-    near_duplicates,
-    read_dropped,
-    signature,
-    write_dropped,
-    write_signatures,
-)
+from data_prep.near import VALUE, band_records, near_duplicates
 from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
-from data_prep.plan import PLAN, Plan, clear_up, given_tokenizer, spelling_of
+from data_prep.plan import MOST_BUCKETS, PLAN, Plan, given_tokenizer, spelling_of
 from data_prep.ragged import Ints, offsets
 from data_prep.sentences import cut_by, split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
-from data_prep.sources import Bad, read
-from data_prep.storage import upload
-from data_prep.tokenizer import WordPiece, load_tokenizer, save_tokenizer, train_tokenizer
+from data_prep.sources import FOREIGN, Bad, read
+from data_prep.storage import put
+from data_prep.tokenizer import WordPiece, count_words, load_tokenizer, save_tokenizer, train_tokenizer
 from data_prep.words import WordEncoder
 
 MAX_DOCUMENT_CHARACTERS = 2**20  # a longer document is cut, at a sentence end, into documents that scatter apart
 
-_BATCH_CHARACTERS = 2**18  # encoded at a time
+_BATCH_BYTES = 2**18  # encoded at a time
+_NEAR_TASKS = 4  # per bucket: the records of short documents take many times the memory of their text
 _SAMPLED_TASKS = 64  # map tasks from whose beginnings the tokenizer learns
 _BAD = (
     "bad_json",
@@ -70,6 +51,8 @@ _BAD = (
     "no_text_field",
     "line_too_long",
     "unparsable",
+    "not_text",
+    *FOREIGN,
 )  # reasons that count towards max_bad_fraction
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -87,7 +70,9 @@ def num_tasks(plan: Plan, stage: Stage) -> int:
         return min(len(plan.tasks), _SAMPLED_TASKS)
     if stage is Stage.map:
         return len(plan.tasks)
-    return plan.num_buckets + (plan.num_val_buckets if stage is Stage.reduce else 0)
+    if stage is Stage.near:
+        return min(MOST_BUCKETS, _NEAR_TASKS * plan.num_buckets)
+    return plan.num_buckets + plan.num_val_buckets
 
 
 def result_path(plan: Plan, stage: Stage, number: int) -> Path:
@@ -97,24 +82,17 @@ def result_path(plan: Plan, stage: Stage, number: int) -> Path:
 
 def run_task(plan: Plan, stage: Stage, number: int) -> None:
     """Do one task. Raises `UserError` for bad input, `DiskError` for a full disk."""
-    with finished_elsewhere(plan), disk_errors(plan), committed(plan, result_path(plan, stage, number)) as path:
+    with disk_errors(plan), committed(plan, result_path(plan, stage, number)) as path:
         run = {Stage.sample: _sample, Stage.map: _map, Stage.near: _near, Stage.reduce: _reduce}[stage]
         run(plan, number, path)
 
 
 @contextmanager
-def finished_elsewhere(plan: Plan) -> Iterator[None]:
-    """Where two calls do the same work, one may finish the corpus, and clear up, under the other's feet: no harm."""
-    try:
-        yield
-    except FileNotFoundError:
-        if (plan.work / PLAN).exists():
-            raise
-
-
-@contextmanager
 def disk_errors(plan: Plan) -> Iterator[None]:
-    """Tell a full disk, and a place where nothing can be written, from our own bugs."""
+    """Tell a full disk, and a place where nothing can be written, from our own bugs.
+
+    Where two calls do the same work, one may finish the corpus, and clear up, under the other's feet: no harm.
+    """
     try:
         yield
     except OSError as error:
@@ -122,7 +100,8 @@ def disk_errors(plan: Plan) -> Iterator[None]:
             raise DiskError(f"out={plan.out}: {error.strerror}; make room and run the same command again") from error
         if error.errno in _UNUSABLE:
             raise UserError(f"out={plan.out}: {error.strerror}: {error.filename}; name another directory") from error
-        raise
+        if not isinstance(error, FileNotFoundError) or (plan.work / PLAN).exists():
+            raise
 
 
 @contextmanager
@@ -131,19 +110,23 @@ def committed(plan: Plan, path: Path) -> Iterator[Path]:
 
     What belongs to a corpus whose `out` is a URL is uploaded instead of renamed.
     """
-    temporary = plan.work / "tmp" / f"{os.uname().nodename}-{os.getpid()}-{path.parent.name}-{path.name}"
-    for folder in (temporary.parent, path.parent):
-        folder.mkdir(exist_ok=True)
+    temporary = _temporary(plan, f"{path.parent.name}-{path.name}")
+    path.parent.mkdir(exist_ok=True)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        if plan.remote and not path.is_relative_to(plan.work):
-            upload(temporary, f"{plan.remote}/{path.relative_to(plan.out).as_posix()}")
-        else:
-            temporary.replace(path)
+        inside = path.is_relative_to(plan.work)
+        put(temporary, str(path) if inside else f"{plan.home}/{path.relative_to(plan.out).as_posix()}")
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(plan: Plan, name: str) -> Path:
+    """A place that is no other process's."""
+    folder = plan.work / "tmp"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{os.uname().nodename}-{os.getpid()}-{name}"
 
 
 # -- documents ------------------------------------------------------------------------------------------------------
@@ -154,8 +137,9 @@ class _Piece(NamedTuple):
 
     sentences: list[str]
     digest: bytes  # 16 bytes
+    side: int  # u64, of the document's first part: by it all of a document is held out, or trained on
     origin: int
-    num_characters: int
+    num_bytes: int
 
 
 class _Tally:
@@ -176,7 +160,7 @@ class _Tally:
 
 def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
     """The documents of a map task that are kept."""
-    source = plan.sources[_source_of(plan, task)]
+    source = plan.sources[source_of(plan, task)]
     clean = plan.config.clean
     filters = filters_for(
         source.min_characters,
@@ -186,10 +170,11 @@ def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
         clean.max_repeated_lines,
     )
     cut = cut_by(plan.config.sentences, plan.config.language)
+    origin, side = None, 0  # of the document before
     for item in read(plan.files, plan.tasks[task], source):
         tally.read += 1
-        if isinstance(item, Bad):
-            tally.drop(item.reason, item.location)
+        if isinstance(item, Bad) or is_garbled(item.text):
+            tally.drop(item.reason if isinstance(item, Bad) else "not_text", item.location)
             continue
         text, repairs = repair(item.text, clean.nfc)
         tally.repaired.update(repairs + ("invalid_utf8",) * item.repaired)
@@ -203,10 +188,13 @@ def _pieces(plan: Plan, task: int, tally: _Tally) -> Iterator[_Piece]:
         for part in parts:
             data = (text if len(parts) == 1 else "\n".join(part)).encode()
             tally.bytes += len(data)
-            yield _Piece(part, blake2b(data, digest_size=16).digest(), item.origin, len(data))
+            digest = blake2b(data, digest_size=16).digest()
+            if item.origin != origin:
+                origin, side = item.origin, int.from_bytes(digest[:8], "little")
+            yield _Piece(part, digest, side, origin, len(data))
 
 
-def _source_of(plan: Plan, task: int) -> int:
+def source_of(plan: Plan, task: int) -> int:
     return plan.files[plan.tasks[task][0].file].source
 
 
@@ -225,66 +213,84 @@ def _parts(sentences: Iterable[str]) -> Iterator[list[str]]:
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
     batch: list[_Piece] = []
-    characters = 0
+    size = 0
     for piece in pieces:
         batch.append(piece)
-        characters += piece.num_characters
-        if characters >= _BATCH_CHARACTERS:
+        size += piece.num_bytes
+        if size >= _BATCH_BYTES:
             yield batch
-            batch, characters = [], 0
+            batch, size = [], 0
     if batch:
         yield batch
 
 
-# -- sample: text for the tokenizer to learn from -------------------------------------------------------------------
+# -- sample: words for the tokenizer to learn from --------------------------------------------------------------------
 
 
 def _sample(plan: Plan, number: int, path: Path) -> None:
+    """Count the words of what a map task begins with, as far as it is trained on."""
     tasks = num_tasks(plan, Stage.sample)
+    task = number * len(plan.tasks) // tasks
     room = plan.config.tokenizer.sample_mib * 2**20 // tasks
-    with path.open("w", encoding="utf-8") as file:
-        for piece in _pieces(plan, number * len(plan.tasks) // tasks, _Tally()):
-            for sentence in piece.sentences:
-                file.write(sentence + "\n")
-            room -= piece.num_characters
-            if room <= 0:
+
+    def sentences() -> Iterator[str]:
+        nonlocal room
+        for piece in _pieces(plan, task, _Tally()):
+            if room > 0 and not _held_out(plan, np.uint64(piece.side)):
+                room -= piece.num_bytes
+                yield from piece.sentences
+            elif room <= 0:
                 return
+
+    path.write_text(json.dumps(count_words(sentences(), spelling_of(plan.config.tokenizer))))
+
+
+def sampled_words(plan: Plan, number: int) -> dict[str, int]:
+    """What a sample task counted."""
+    words = json.loads(result_path(plan, Stage.sample, number).read_text())
+    assert isinstance(words, dict)
+    return words
 
 
 def make_tokenizer(plan: Plan) -> TokenizerFacts:
     """Put the tokenizer that was given, or one trained on the samples, into `out/tokenizer`, once."""
     config, directory = plan.config.tokenizer, plan.out / "tokenizer"
-    if directory.is_dir():
-        tokenizer = load_tokenizer(directory)
-    else:
-        if config.path is not None:
-            tokenizer = given_tokenizer(config)
-        else:
-            tokenizer = train_tokenizer(
-                lambda: _sampled_text(plan),
-                config.vocab_size,
-                spelling_of(config),
-                min_frequency=config.min_frequency,
-                limit_alphabet=config.limit_alphabet,
-            )
-        temporary = plan.work / f"tokenizer-{os.getpid()}"
+    if not directory.is_dir():
+        tokenizer = given_tokenizer(config) if config.path is not None else _trained(plan)
+        temporary = _temporary(plan, "tokenizer")
         temporary.mkdir(exist_ok=True)
         save_tokenizer(tokenizer, temporary, plan.config.max_len)
-        temporary.rename(directory)
-    return tokenizer.facts
+        try:
+            temporary.rename(directory)
+        except OSError:
+            if not directory.is_dir():  # else another call was quicker, with the same
+                raise
+    return _tokenizer(directory).facts
+
+
+def _trained(plan: Plan) -> WordPiece:
+    """A tokenizer of the words that the samples counted, each source's as often as a pass holds them."""
+    tasks = num_tasks(plan, Stage.sample)
+    most = max(source.weight for source in plan.sources)
+    words: dict[str, float] = defaultdict(float)
+    for number in range(tasks):
+        weight = plan.sources[source_of(plan, number * len(plan.tasks) // tasks)].weight / most
+        for word, count in sampled_words(plan, number).items():
+            words[word] += count * weight
+    config = plan.config.tokenizer
+    return train_tokenizer(
+        {word: round(count) for word, count in words.items()},
+        config.vocab_size,
+        spelling_of(config),
+        min_frequency=config.min_frequency,
+        limit_alphabet=config.limit_alphabet,
+    )
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(directory: Path) -> WordPiece:
     """That of a corpus, once it is there. Loading costs as much as encoding a megabyte."""
     return load_tokenizer(directory)
-
-
-def _sampled_text(plan: Plan) -> Iterator[str]:
-    for number in range(num_tasks(plan, Stage.sample)):
-        with result_path(plan, Stage.sample, number).open(encoding="utf-8") as file:
-            while lines := file.readlines(2**14):
-                yield "".join(lines)
 
 
 # -- map: input -> encoded documents, scattered -----------------------------------------------------------------------
@@ -307,40 +313,32 @@ def _map(plan: Plan, number: int, path: Path) -> None:
     encode, facts = _encode(plan.out / "tokenizer", plan.config.masking)
     tally = _Tally()
     longest = plan.config.max_len - SPECIALS_OF_A_PAIR
-    with path.open("wb") as file:
-        digests, signatures = bytearray(), array("I")
-        writer = BucketWriter(file, plan.num_buckets + plan.num_val_buckets)
+    with ExitStack() as stack:
+        writer = BucketWriter(stack.enter_context(path.open("wb")), plan.num_buckets + plan.num_val_buckets)
+        bands = None
+        if plan.config.clean.near_duplicates is not None:
+            bands_path = stack.enter_context(committed(plan, _bands_path(plan, number)))
+            bands = BucketWriter(stack.enter_context(bands_path.open("wb")), num_tasks(plan, Stage.near))
         for batch in _batches(_pieces(plan, number, tally)):
             documents = _encoded(batch, encode, longest, token_dtype(facts.vocab_size))
-            documents = documents._replace(sources_D=np.full(len(batch), _source_of(plan, number), np.uint16))
+            documents = documents._replace(sources_D=np.full(len(batch), source_of(plan, number), np.uint16))
+            bucket_D = _buckets(plan, batch, documents.digests_Dx2)
+            if bands:
+                texts = [" ".join(piece.sentences) for piece in batch]
+                records = band_records(texts, documents.digests_Dx2, bucket_D)
+                bands.add(records, (records.origins_D % np.uint64(num_tasks(plan, Stage.near))).astype(np.int64))
             full_D = np.flatnonzero(documents.sentences_D)
             if len(full_D) < len(batch):
                 tally.dropped["no_tokens"] += len(batch) - len(full_D)
-                documents = select(documents, full_D)
-            writer.add(documents, _buckets(plan, documents.digests_Dx2))
-            if plan.config.clean.near_duplicates is not None:
-                for piece in batch:
-                    digests += piece.digest
-                    signatures.extend(signature(" ".join(piece.sentences)))
+                documents, bucket_D = select(documents, full_D), bucket_D[full_D]
+            writer.add(documents, bucket_D)
         writer.finish(vars(tally))
-    if plan.config.clean.near_duplicates is not None:
-        found = Signatures(
-            np.frombuffer(digests, "<u8").reshape(-1, 2), np.frombuffer(signatures, np.uint32).reshape(-1, NUM_VALUES)
-        )
-        with committed(plan, _signatures_path(plan, number)) as signatures_path:
-            write_signatures(signatures_path, found)
+        if bands:
+            bands.finish({})
 
 
-def _signatures_path(plan: Plan, number: int) -> Path:
-    return plan.work / "signatures" / f"{number:06d}"
-
-
-def _near(plan: Plan, number: int, path: Path) -> None:
-    threshold = plan.config.clean.near_duplicates
-    assert threshold is not None
-    maps = (_signatures_path(plan, task) for task in range(num_tasks(plan, Stage.map)))
-    dropped_Dx2 = near_duplicates(maps, number, num_tasks(plan, Stage.near), threshold)
-    write_dropped(path, dropped_Dx2, _buckets(plan, dropped_Dx2), plan.num_buckets + plan.num_val_buckets)
+def _bands_path(plan: Plan, number: int) -> Path:
+    return plan.work / "bands" / f"{number:06d}"
 
 
 def _encoded(batch: list[_Piece], encode: Encode, longest: int, dtype: np.dtype[Any]) -> Documents:
@@ -363,59 +361,33 @@ def _encoded(batch: list[_Piece], encode: Encode, longest: int, dtype: np.dtype[
     )
 
 
-def _buckets(plan: Plan, digests_Dx2: npt.NDArray[np.uint64]) -> Ints:
+def _buckets(plan: Plan, batch: Sequence[_Piece], digests_Dx2: npt.NDArray[np.uint64]) -> Ints:
     """A document's bucket follows from its text alone: equal texts meet, and none is both trained on and held out."""
-    held_out_D = digests_Dx2[:, 0] < np.uint64(int(plan.config.val_fraction * 2**64))
+    held_out_D = _held_out(plan, np.fromiter((piece.side for piece in batch), np.uint64, len(batch)))
     choice_D = digests_Dx2[:, 1]
     training_D = choice_D % np.uint64(plan.num_buckets)
     val_D = np.uint64(plan.num_buckets) + choice_D % np.uint64(max(1, plan.num_val_buckets))
     return np.where(held_out_D, val_D, training_D).astype(np.int64)
 
 
-def document_statistics(plan: Plan) -> dict[str, Any]:
-    """What the map tasks read and dropped. Raises `UserError` if too much is malformed, or nothing is left."""
-    tallies = [read_facts(result_path(plan, Stage.map, n)) for n in range(num_tasks(plan, Stage.map))]
-    sources = []
-    for number, source in enumerate(plan.sources):
-        mine = [tally for task, tally in enumerate(tallies) if _source_of(plan, task) == number]
-        sources.append(_source_statistics(source, mine))
-    total = {key: sum(source[key] for source in sources) for key in ("read", "bytes")}
-    dropped = sum((Counter(source["dropped"]) for source in sources), Counter[str]())
-    repaired = sum((Counter(source["repaired"]) for source in sources), Counter[str]())
-    kept = total["read"] - dropped.total()
-    if not kept:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "there are none"
-        raise UserError(f"source: no document is left to train on ({reasons}); name files that hold text")
-    return {
-        "read": total["read"],
-        "kept": kept,
-        "bytes": total["bytes"],
-        "dropped": dict(dropped),
-        "repaired": dict(repaired),
-        "sources": sources,
-    }
+def _held_out(plan: Plan, side: Any) -> Any:
+    """Whether documents of these sides, a u64 or many, are held out."""
+    return side < np.uint64(int(plan.config.val_fraction * 2**64))
 
 
-def _source_statistics(source: SourceConfig, tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was read of one source. Raises `UserError` if too much of it is malformed."""
-    read, size, bad = (sum(tally[key] for tally in tallies) for key in ("read", "bytes", "bad"))
-    if bad > source.max_bad_fraction * read:
-        first = next(tally["first_bad"] for tally in tallies if tally["first_bad"])
-        raise UserError(
-            f"source: {bad} of {read} items are malformed (first: {first}), more than "
-            f"source.max_bad_fraction={source.max_bad_fraction}; mend the input or raise the limit"
-        )
-    dropped = sum((Counter(tally["dropped"]) for tally in tallies), Counter[str]())
-    return {
-        "kind": source.kind,
-        "paths": list(source.paths),
-        "weight": source.weight,
-        "read": read,
-        "kept": read - dropped.total(),
-        "bytes": size,
-        "dropped": dict(dropped),
-        "repaired": dict(sum((Counter(tally["repaired"]) for tally in tallies), Counter[str]())),
-    }
+# -- near: band records -> documents to drop --------------------------------------------------------------------------
+
+
+def _near(plan: Plan, number: int, path: Path) -> None:
+    threshold = plan.config.clean.near_duplicates
+    assert threshold is not None
+    paths = (_bands_path(plan, task) for task in range(num_tasks(plan, Stage.map)))
+    records = concatenate(list(read_bucket(paths, number, num_tasks(plan, Stage.near), VALUE)))
+    dropped = select(records, near_duplicates(records, threshold))
+    with path.open("wb") as file:
+        writer = BucketWriter(file, plan.num_buckets + plan.num_val_buckets)
+        writer.add(dropped, dropped.sources_D.astype(np.int64))
+        writer.finish({})
 
 
 # -- reduce: the documents of a bucket -> shards ----------------------------------------------------------------------
@@ -440,24 +412,21 @@ def _targets(plan: Plan, bucket: int) -> list[_Target]:
 def _reduce(plan: Plan, bucket: int, path: Path) -> None:
     facts = _tokenizer(plan.out / "tokenizer").facts
     maps = (result_path(plan, Stage.map, number) for number in range(num_tasks(plan, Stage.map)))
-    num_buckets = plan.num_buckets + plan.num_val_buckets
-    found = read_bucket(maps, bucket, num_buckets, token_dtype(facts.vocab_size))
-    documents = _distinct(found)
-    sources = len(plan.sources)
-    again = np.bincount(found.sources_D, minlength=sources) - np.bincount(documents.sources_D, minlength=sources)
-    del found
-    distinct = np.bincount(documents.sources_D, minlength=sources)
+    num_buckets, sources = plan.num_buckets + plan.num_val_buckets, len(plan.sources)
+    found, again = _distinct(read_bucket(maps, bucket, num_buckets, token_dtype(facts.vocab_size)), sources)
+    documents = found
     if plan.config.clean.near_duplicates is not None:
         near = (result_path(plan, Stage.near, number) for number in range(num_tasks(plan, Stage.near)))
-        dropped = read_dropped(near, bucket, num_buckets)
-        stays_D = [digest.tobytes() not in dropped for digest in documents.digests_Dx2]
-        documents = select(documents, np.flatnonzero(stays_D))
+        dropped = {row.tobytes() for part in read_bucket(near, bucket, num_buckets, VALUE) for row in part.digests_Dx2}
+        documents = select(found, np.flatnonzero([row.tobytes() not in dropped for row in found.digests_Dx2]))
     targets = _targets(plan, bucket)
     shards = [_make_shard(plan, facts, _weighted(plan, documents, t), bucket, t) for t in targets]
     tokens_D = np.diff(offsets(documents.lengths_S)[offsets(documents.sentences_D)])
     result = {
-        "duplicate": again.tolist(),  # per source
-        "near_duplicate": (distinct - np.bincount(documents.sources_D, minlength=sources)).tolist(),
+        "duplicate": again,  # per source
+        "near_duplicate": (
+            np.bincount(found.sources_D, minlength=sources) - np.bincount(documents.sources_D, minlength=sources)
+        ).tolist(),
         "tokens": np.bincount(documents.sources_D, tokens_D, minlength=sources).astype(int).tolist(),
         "shards": [shard for shard in shards if shard],
     }
@@ -478,15 +447,23 @@ def _weighted(plan: Plan, documents: Documents, target: _Target) -> Documents:
     return select(documents, np.repeat(np.arange(len(copies_D)), copies_D.astype(np.int64)))
 
 
-def _distinct(documents: Documents) -> Documents:
-    """Each text once, in the order of the digests: an order that no timing and no cutting into tasks can change."""
-    order_D = np.lexsort(
-        (documents.origins_D, documents.sources_D, documents.digests_Dx2[:, 1], documents.digests_Dx2[:, 0])
-    )
-    sorted_Dx2 = documents.digests_Dx2[order_D]
-    again_D = np.zeros(len(order_D), bool)
-    again_D[1:] = (sorted_Dx2[1:] == sorted_Dx2[:-1]).all(axis=1)
-    return select(documents, order_D[~again_D])
+def _distinct(parts: Iterable[Documents], sources: int) -> tuple[Documents, list[int]]:
+    """Each text once, and how often each source repeats one. The source that is named first keeps it.
+
+    They come in the order of the digests: an order that no timing and no cutting into tasks can change.
+    """
+    seen: set[bytes] = set()
+    kept: list[Documents] = []
+    again = np.zeros(sources, np.int64)
+    for part in parts:
+        digests = [row.tobytes() for row in part.digests_Dx2]
+        first = dict(zip(reversed(digests), reversed(range(len(digests))), strict=True))
+        fresh = select(part, np.asarray(sorted(first[digest] for digest in first.keys() - seen), np.int64))
+        again += np.bincount(part.sources_D, minlength=sources) - np.bincount(fresh.sources_D, minlength=sources)
+        seen.update(first)
+        kept.append(fresh)
+    documents = concatenate(kept)
+    return select(documents, np.lexsort((documents.digests_Dx2[:, 1], documents.digests_Dx2[:, 0]))), again.tolist()
 
 
 def _make_shard(
@@ -538,70 +515,3 @@ def masking_of(plan: Plan) -> Masking:
         max_predictions=plan.config.max_predictions,
         seed=plan.config.seed,
     )
-
-
-# -- finish: the manifest ---------------------------------------------------------------------------------------------
-
-
-def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
-    """Merge what the tasks left, write manifest.json last, clear up. Raises `UserError` if there are no samples."""
-    config = plan.config
-    documents = document_statistics(plan)
-    results = [json.loads(result_path(plan, Stage.reduce, n).read_text()) for n in range(num_tasks(plan, Stage.reduce))]
-    for number, source in enumerate(documents["sources"]):
-        source["tokens"] = sum(result["tokens"][number] for result in results)
-        for reason in ("duplicate", "near_duplicate"):
-            count = sum(result[reason][number] for result in results)
-            for table in (source, documents) if count else ():
-                table["kept"] -= count
-                table["dropped"][reason] = table["dropped"].get(reason, 0) + count
-    shards = sorted((shard for result in results for shard in result["shards"]), key=lambda shard: shard["entry"]["id"])
-    splits = {
-        split: _split_statistics([shard for shard in shards if shard["entry"]["split"] == split])
-        for split in sorted({shard["entry"]["split"] for shard in shards})
-    }
-    if pass_name(0) not in splits:
-        raise UserError(
-            f"source: {documents['kept']} documents make no training sample; add text, or lower val_fraction"
-        )
-    manifest = Manifest(
-        tokenizer=facts,
-        max_len=config.max_len,
-        objective=config.objective,
-        masking=masking_of(plan),
-        baked_draws=config.masking.baked_draws,
-        seed=config.seed,
-        passes=config.passes,
-        source={
-            "kind": "+".join(source.kind for source in plan.sources),
-            "paths": [path for source in plan.sources for path in source.paths],
-            "files": len(plan.files),
-            "bytes": sum(file.bytes for file in plan.files),
-            "plan_sha256": plan.sha256(),
-        },
-        documents=documents,
-        splits=splits,
-        shards=tuple(_entry(shard["entry"]) for shard in shards),
-    )
-    if plan.remote:
-        for file in sorted((plan.out / "tokenizer").iterdir()):
-            upload(file, f"{plan.remote}/tokenizer/{file.name}")
-        write_manifest(plan.work, manifest)
-        upload(plan.work / NAME, f"{plan.remote}/{NAME}")
-    else:
-        write_manifest(plan.out, manifest)
-    clear_up(plan)
-    return manifest
-
-
-def _split_statistics(shards: list[dict[str, Any]]) -> SplitStatistics:
-    return SplitStatistics(
-        samples=sum(shard["entry"]["samples"] for shard in shards),
-        tokens=sum(shard["entry"]["tokens"] for shard in shards),
-        random_next=sum(shard["random_next"] for shard in shards),
-        length_histogram=tuple(map(sum, zip(*(shard["length_histogram"] for shard in shards), strict=True))),
-    )
-
-
-def _entry(table: dict[str, Any]) -> ShardEntry:
-    return ShardEntry(**{**table, "blocks": BlockIndex(**table["blocks"])})

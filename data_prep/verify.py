@@ -11,13 +11,13 @@ import numpy as np
 from data_prep.entry import command, parser
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, ShardEntry, read_manifest
-from data_prep.masking import draw_masks
 from data_prep.ragged import Ints, offsets
 from data_prep.shards import Block, ShardReader, sample_ids
+from data_prep.storage import on_disk
 from data_prep.tokenizer import load_tokenizer
 
 PARSER = parser("data_prep.verify", "Check a finished corpus: every checksum, count and mask.")
-PARSER.add_argument("directory", type=Path, help="what `python -m data_prep out=…` made")
+PARSER.add_argument("directory", type=on_disk, help="what `python -m data_prep out=…` made")
 
 
 def faults(directory: Path) -> Iterator[str]:
@@ -88,15 +88,7 @@ def _block_faults(block: Block, shard_id: int, start: int, manifest: Manifest) -
         yield f"its segments are not those of objective {manifest.objective}"
     ids_N = sample_ids(shard_id, start, len(lengths_Nx2))
     for draw, baked in enumerate(block.masks):
-        drawn = draw_masks(
-            block.tokens_T,
-            block.lengths_Nx2,
-            ids_N,
-            draw,
-            manifest.masking,
-            facts.mask_vocabulary,
-            block.word_starts_T,
-        )
+        drawn = manifest.draw(block.tokens_T, block.lengths_Nx2, ids_N, draw, block.word_starts_T)
         if [column.tolist() for column in baked] != [column.tolist() for column in drawn]:
             yield f"mask draw {draw} is not what the mask function gives"
 

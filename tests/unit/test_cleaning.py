@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 import unicodedata
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import near, verify
+from data_prep import near, tasks, verify
 from data_prep.__main__ import main
 from data_prep.cleaning import SCRIPTS, few_repeated_lines, few_symbols, filters_for, judge, repair, written_in
 from data_prep.config import PrepConfig
@@ -93,8 +94,64 @@ def test_signatures_estimate_likeness():
     assert near.signature("我们在北京大学学习" * 5) != near.signature("他们在上海工作生活" * 5)
 
 
-def test_near_duplicates_are_dropped_and_counted(tmp_path):
+def dropped_of(signatures, threshold, monkeypatch):
+    """Which of the documents with these signatures are dropped; their digests ascend."""
+    monkeypatch.setattr(near, "signature", lambda text: signatures[int(text)])
+    numbers = np.arange(len(signatures), dtype=np.uint64)
+    digests_Dx2 = np.stack([numbers, numbers], axis=1)
+    records = near.band_records([str(i) for i in range(len(signatures))], digests_Dx2, numbers.astype(np.int64))
+    assert len(records.digests_Dx2) == 16 * len(signatures)
+    found = near.near_duplicates(records, threshold)
+    assert records.sources_D[found].tolist() == records.digests_Dx2[found, 0].tolist()  # the bucket goes along
+    return sorted(records.digests_Dx2[found, 0].tolist())
+
+
+def random_signature(rng):
+    return [rng.randrange(2**32) for _ in range(64)]
+
+
+def test_near_duplicates_are_those_of_all_pairs(monkeypatch):
+    """Against a comparison of each with each: a band of four values in common, and enough of all 64."""
+    rng = random.Random(3)
+    signatures = [random_signature(rng) for _ in range(60)]
+    for original in signatures[:40]:
+        share = rng.choice([0.5, 0.65, 0.7, 0.75, 0.95])
+        signatures.append([value if rng.random() < share else rng.randrange(2**32) for value in original])
+    order = rng.sample(range(100), 100)
+    signatures = [signatures[i] for i in order]
+    expected = set()
+    for j, later in enumerate(signatures):
+        for earlier in signatures[:j]:
+            equal = [a == b for a, b in zip(earlier, later, strict=True)]
+            if any(all(equal[i : i + 4]) for i in range(0, 64, 4)) and sum(equal) / 64 >= 0.7:
+                expected.add(j)
+    assert 12 < len(expected) < 36
+    assert dropped_of(signatures, 0.7, monkeypatch) == sorted(expected)
+
+
+def test_likeness_and_bands_have_sharp_edges(monkeypatch):
+    rng = random.Random(4)
+    base = random_signature(rng)
+    most = [*base[:45], *random_signature(rng)[45:]]  # 0.703
+    fewer = [*base[:44], *random_signature(rng)[44:]]  # 0.688
+    no_band = [value if i % 4 else rng.randrange(2**32) for i, value in enumerate(base)]  # 0.75, never four in a row
+    for other, dropped in ((most, [1]), (fewer, []), (no_band, [])):
+        assert dropped_of([base, other], 0.7, monkeypatch) == dropped
+    assert dropped_of([base, base, most], 0.7, monkeypatch) == [1, 2]
+
+
+def test_many_documents_of_one_template_cost_no_square(monkeypatch):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2**32, (20_000, 64))
+    values[:, :4] = 7
+    started = time.process_time()
+    assert dropped_of(values.tolist(), 0.7, monkeypatch) == []
+    assert time.process_time() - started < 10
+
+
+def test_near_duplicates_are_dropped_and_counted(tmp_path, monkeypatch):
     pytest.importorskip("rensa")
+    monkeypatch.setattr(tasks, "_NEAR_TASKS", 64)  # each has some of the band keys: all must do their part
     rng = random.Random(1)
     originals = [" ".join(f"{rng.choice(WORDS)}{rng.randrange(999)}" for _ in range(200)) + "." for _ in range(150)]
     alike = [edited(text, 2, rng) for text in originals[:60]]

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from data_prep import encoder as encoder_module
 from data_prep.encoder import PROBES, Encoder
 from data_prep.sentences import split_sentences
-from data_prep.tokenizer import Spelling, load_tokenizer, train_tokenizer
+from data_prep.tokenizer import Spelling, count_words, load_tokenizer, train_tokenizer
 from tests.unit.corpora import FUZZ, real, vocabulary
 
 ODD = "[SEP] [MASK] [CLS] [PAD] ##s don't café İ 中文 豈 - — é ́ \x07 \u200b ... $5 😀 the cat"
@@ -109,7 +109,8 @@ def test_ids_on_a_whole_real_corpus(name, lowercase):
     with zstandard.open(real(name), "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file][:5000]
     blocks = ["".join(texts[i : i + 4])[:100_000] for i in range(0, len(texts), 40)]
-    encoder = Encoder(train_tokenizer(lambda: blocks, 8192, Spelling(lowercase=lowercase)).backend)
+    spelling = Spelling(lowercase=lowercase)
+    encoder = Encoder(train_tokenizer(count_words(blocks, spelling), 8192, spelling).backend)
     assert encoder.cached
     sentences = [sentence for text in texts for sentence in split_sentences(text)]
     sentences[::500] = [f"[SEP] {sentence} [MASK]" for sentence in sentences[::500]]

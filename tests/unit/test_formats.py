@@ -3,13 +3,14 @@
 import bz2
 import itertools
 import json
+import time
 from html import escape
 
 import fsspec
 import numpy as np
 import pytest
 
-from data_prep import sources, verify, wiki
+from data_prep import lines, sources, verify, wiki
 from data_prep.__main__ import main
 from data_prep.config import PrepConfig
 from data_prep.entry import compose
@@ -56,11 +57,33 @@ def test_parquet(tmp_path, pieces):
     assert texts(found) == rows[:-1]
     assert reasons(found) == ["no_text_field"]
     assert len({item.origin for item in found if isinstance(item, Document)}) == 50
-    with pytest.raises(UserError, match=r"no column text.*id, body"):
+    with pytest.raises(UserError, match=r"no column of text named text; set source\.field to one of body"):
         items(source("parquet", paths=[str(tmp_path / "a.parquet")]))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"b\.parquet: no Parquet file"):
         items(source("parquet", paths=[str(tmp_path / "b.parquet")]))
+
+
+def test_nested_and_damaged_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [f"number {i} of many texts" for i in range(5000)]
+    nested = {"tags": [["a"]] * 5000, "of": [{"text": "other"}] * 5000, "text": rows}
+    parquet.write_table(pyarrow.table(nested), tmp_path / "a.parquet", compression="snappy")
+    config = source("parquet", paths=[str(tmp_path / "a.parquet")])
+    (file,) = sources.find_inputs(config)
+    assert file.text_bytes > 20_000  # of the column itself, not of the one of that name in `of`
+    assert texts(items(config)) == rows
+    for name in ("tags", "of"):
+        with pytest.raises(UserError, match=f"no column of text named {name}; set source.field to one of text"):
+            items(source("parquet", paths=[str(tmp_path / "a.parquet")], field=name))
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    place = data.index(b"number ") + 5000
+    data[place - 500 : place + 500] = b"\xaa" * 1000
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"^[^\n]*a\.parquet: cannot be read [^\n]*restore or leave out the file$"):
+        items(config)
 
 
 # -- wiki -------------------------------------------------------------------------------------------------------------
@@ -104,7 +127,8 @@ def dump(path, how, count=60):
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_wiki_dumps(tmp_path, how, name, pieces, monkeypatch):
     pytest.importorskip("mwparserfromhell")
-    monkeypatch.setattr(sources, "_FEED_BYTES", 100)
+    monkeypatch.setattr(lines, "_COMPRESSED_BYTES", 100)
+    monkeypatch.setattr(lines, "_PLAIN_BYTES", 100)
     monkeypatch.setattr(wiki, "_READ", 100)
     path = dump(tmp_path / name, how)
     found = items(source("wikidump", paths=[str(path)]), pieces)
@@ -131,6 +155,44 @@ def test_markup_headings_and_tables_go():
         assert isinstance(plain_text(broken), str)
 
 
+@pytest.mark.parametrize(
+    ("markup", "prose"),
+    [
+        ("<blockquote>To be.<ref>Smith 1990</ref></blockquote>", "To be."),
+        ("<div>\n{|\n! head\n|-\n| cell\n|}\nwords</div>", "words"),
+        ("<div>\n== Head ==\nwords</div>", "words"),
+        ("<div>[[Category:Foo]]a<small>b</small></div>", "ab"),
+        ("one<br />two<p>three</p>", "one\n\ntwo\n\nthree"),
+        ("{| \n| a\n{|\n| b\n|}\n|}c", "c"),
+        ("{{a|{{b|c=|}}|{{{d|}}}}}e", "e"),
+        ("[[File:a.jpg|thumb|see [[b]] and {{c}}]]d [[e|f]] [[g]]s", "d f gs"),
+        ("<ref>{{cite|url=[http://x.y b]}}</ref>c<ref name=q />d<!-- [[ -->", "cd"),
+        ("a [http://x.y z] [http://x] http://q.r", "a z http://q.r"),
+        ("x < y, a<b [sic] &amp; <nowiki>[[c]]</nowiki> H<sub>2</sub>O", "x < y, a<b [sic] & [[c]] H2O"),
+        ("a <ref>b {{c <b>d [[e [http://f g", "a b c d e http://f g"),  # nothing ends: the brackets go, the words stay
+    ],
+)
+def test_nested_and_broken_markup(markup, prose):
+    pytest.importorskip("mwparserfromhell")
+    assert plain_text(markup) == prose
+
+
+HOSTILE = [
+    "<ref>", "<b>", "[http://", "\n== h ==\n", "[[", "{{", "{|\n", "<div>", "a<ref>b</ref> ", "{{a|", "[[a|",
+    "<ref name='", "<nowiki>", "<!--", "]]}}|}</b>", "[[{{<b>{|", "{{{a|", "<", "<b></b>", "[http://a\n", "<br>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", [*HOSTILE, ("{{a|", "}}"), ("<div>", "</div>"), ("[[a|", "]]"), ("<b [[", "]]>")])
+def test_no_page_costs_its_square(unit):
+    """20,000 times anything: the parser by itself took from 15 seconds to hours."""
+    pytest.importorskip("mwparserfromhell")
+    first, last = unit if isinstance(unit, tuple) else (unit, "")
+    started = time.process_time()
+    plain_text(first * 20_000 + last * 20_000)
+    assert time.process_time() - started < 10
+
+
 # -- hub and URLs -----------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +208,14 @@ def test_a_local_data_set(tmp_path):
     assert run.returncode == 0, run.stderr
     assert read_manifest(tmp_path / "out").documents["read"] == 35
     assert list(verify.faults(tmp_path / "out")) == []
+
+
+def test_a_broken_line_of_a_data_set_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": "broken\n{"text": "b"}\n')
+    with pytest.raises(UserError, match=r"^[^\n]*: cannot be read [^\n]*restore or leave out the file$"):
+        items(source("hub", paths=[str(tmp_path)]))
 
 
 def test_a_data_set_that_changes_is_refused(tmp_path, monkeypatch):

@@ -65,22 +65,68 @@ def bert_reference(documents: list[list[list[int]]], max_len: int, short: float,
     return samples
 
 
+def sop_reference(documents: list[list[list[int]]], max_len: int, short: float, rng: random.Random) -> list[tuple]:
+    """ALBERT's sentence order pairs over lists of token ids: gather to the target, cut at random, swap half of them."""
+    samples = []
+    for document in documents:
+        room = max_len - 3
+        target = rng.randint(2, room) if rng.random() < short else room
+        chunk: list[list[int]] = []
+        for i, sentence in enumerate(document):
+            chunk.append(sentence)
+            if i + 1 < len(document) and (len(chunk) < 2 or sum(map(len, chunk)) < target):
+                continue
+            if len(chunk) >= 2:
+                cut = rng.randint(1, len(chunk) - 1)
+                pair = [list(chain.from_iterable(chunk[:cut])), list(chain.from_iterable(chunk[cut:]))]
+                label = rng.randrange(2)
+                a, b = pair[::-1] if label else pair
+                while len(a) + len(b) > room:
+                    (a if len(a) > len(b) else b).pop(rng.choice((0, -1)))
+                samples.append((tuple(a), tuple(b), label))
+            chunk = []
+    return samples
+
+
+def full_sentences_reference(documents: list[list[list[int]]], max_len: int) -> list[tuple]:
+    """RoBERTa's DOC-SENTENCES, greedily: a sentence that does not fit begins a sample, one that never fits is cut."""
+    samples = []
+    for document in documents:
+        row: list[int] = []
+        for sentence in document:
+            if row and len(row) + len(sentence) > max_len - 2:
+                samples.append(row)
+                row = []
+            row = row + sentence
+            while len(row) > max_len - 2:
+                samples.append(row[: max_len - 2])
+                row = row[max_len - 2 :]
+        samples += [row] if row else []
+    return [(tuple(row), (), 0) for row in samples]
+
+
+def numbered(documents: list[list[int]]) -> list[list[list[int]]]:
+    """Documents whose tokens are numbered throughout."""
+    numbers = iter(range(10**9))
+    return [[[next(numbers) for _ in range(length)] for length in document] for document in documents]
+
+
 def as_tuples(samples: Samples) -> list[tuple]:
     columns = (samples.a_Nx2.tolist(), samples.b_Nx2.tolist(), samples.label_N.tolist())
     return [(tuple(range(*a)), tuple(range(*b)), label) for a, b, label in zip(*columns, strict=True)]
 
 
-def test_distribution_is_that_of_the_reference():
+@pytest.mark.parametrize(("objective", "reference"), [("nsp", bert_reference), ("sop", sop_reference)])
+def test_distribution_is_that_of_the_reference(objective, reference):
     """Many runs over one small corpus: number of samples, labels, lengths and first sentences agree on average."""
     documents = [[4, 9, 2, 7], [3], [12, 1, 1, 5, 6, 2], [8, 8, 8]]
-    numbers = iter(range(10**6))
-    tokens = [[[next(numbers) for _ in range(length)] for length in document] for document in documents]
+    tokens = numbered(documents)
     rng, runs = random.Random(0), 4000
     theirs, ours = Counter(), Counter()
     for run in range(runs):
         for counter, samples in (
-            (theirs, bert_reference(tokens, 16, 0.3, rng)),
-            (ours, as_tuples(make_samples("nsp", bucket_of(documents), 16, 0.3, (run,)))),
+            (theirs, reference(tokens, 16, 0.3, rng)),
+            (ours, as_tuples(make_samples(objective, bucket_of(documents), 16, 0.3, (run,)))),
         ):
             counter["samples"] += len(samples)
             for a, b, label in samples:
@@ -88,6 +134,42 @@ def test_distribution_is_that_of_the_reference():
     for key in theirs.keys() | ours.keys():
         tolerance = 6 * (theirs[key] + ours[key]) ** 0.5 + 6
         assert abs(theirs[key] - ours[key]) <= tolerance, (key, theirs[key], ours[key])
+
+
+@given(documents=DOCUMENTS, max_len=MAX_LEN, seed=SEED)
+@settings(max_examples=200, deadline=None)
+def test_full_sentences_are_those_of_the_reference(documents, max_len, seed):
+    samples = as_tuples(make_samples("none", bucket_of(documents), max_len, 0.5, (seed,)))
+    assert sorted(samples) == full_sentences_reference(numbered(documents), max_len)
+
+
+DEVIATIONS = 4.5  # a right function fails once in 150,000
+
+
+@pytest.mark.parametrize("objective", ["nsp", "sop"])
+def test_labels_over_a_million_tokens(objective):
+    """4,000 documents of 40 sentences of 7 tokens: every pair that could be either is each half the time."""
+    documents = [[7] * 40] * 4000
+    samples = make_samples(objective, bucket_of(documents), 32, 0.0, (1,))
+    assert sum(map(sum, documents)) > 1_000_000
+    lone_N = samples.a_Nx2[:, 0] % 280 >= 39 * 7  # A begins in a document's last sentence: nothing can follow it
+    assert (samples.label_N[lone_N] == 1).all() or objective == "sop"
+    labels = samples.label_N[~lone_N | (objective == "sop")]
+    assert len(labels) > 30_000
+    assert abs(int(labels.sum()) - len(labels) / 2) < DEVIATIONS * (len(labels) / 4) ** 0.5
+
+
+def test_short_targets_over_a_million_tokens():
+    """One document in ten aims at a length from 2 to 29, each as often."""
+    documents = [[1] * 40] * 30_000
+    samples = make_samples("sop", bucket_of(documents), 32, 0.1, (1,))
+    lengths = (samples.a_Nx2[:, 1] - samples.a_Nx2[:, 0]) + (samples.b_Nx2[:, 1] - samples.b_Nx2[:, 0])
+    starts = np.minimum(samples.a_Nx2[:, 0], samples.b_Nx2[:, 0])
+    first = lengths[starts % 40 == 0]  # of each document the first sample, which reaches the target
+    assert len(first) == 30_000
+    for length, count in enumerate(np.bincount(first, minlength=30).tolist()):
+        share = (0.1 / 28 if length >= 2 else 0) + 0.9 * (length == 29)
+        assert abs(count - 30_000 * share) <= DEVIATIONS * (30_000 * share * (1 - share)) ** 0.5, length
 
 
 @given(documents=DOCUMENTS, max_len=MAX_LEN, short=st.sampled_from([0.0, 0.1, 1.0]), seed=SEED)

@@ -123,10 +123,11 @@ def test_byte_identical_whatever_the_workers(work, tmp_path, extra):
 
 def test_byte_identical_whatever_the_tasks_and_files(work, corpus, tmp_path, monkeypatch):
     """How the input is cut into files and tasks, and in which order tasks run, does not show in the shards."""
-    from data_prep import sources
+    from data_prep import lines, sources
 
     monkeypatch.setattr(sources, "_MIN_TASK_BYTES", 3000)
-    monkeypatch.setattr(sources, "_FEED_BYTES", 100)
+    monkeypatch.setattr(lines, "_COMPRESSED_BYTES", 100)
+    monkeypatch.setattr(lines, "_PLAIN_BYTES", 100)
     texts = documents(400)
     random.Random(1).shuffle(texts)
     path = write_jsonl(tmp_path / "all.jsonl", texts)
@@ -142,19 +143,19 @@ def test_byte_identical_whatever_the_tasks_and_files(work, corpus, tmp_path, mon
 def _run_here(config, reverse=False):
     """All tasks in this process, without an engine."""
     from data_prep import tasks
+    from data_prep.finish import finish
     from data_prep.plan import claimed, make_plan
     from data_prep.tasks import Stage
 
     plan = make_plan(config)
     with claimed(plan) as complete:
         assert not complete
-        (plan.work / "tmp").mkdir()
         facts = tasks.make_tokenizer(plan)
         for stage in (Stage.map, Stage.reduce):
             numbers = range(tasks.num_tasks(plan, stage))
             for number in reversed(numbers) if reverse else numbers:
                 tasks.run_task(plan, stage, number)
-        tasks.finish(plan, facts)
+        finish(plan, facts)
     return plan
 
 

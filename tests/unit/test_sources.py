@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep import sources
+from data_prep import lines, sources
 from data_prep.config import DocumentBoundary, SourceConfig, SourceKind
 from data_prep.errors import UserError
 from data_prep.sources import Bad, Document, Span
@@ -41,7 +41,8 @@ def read_in_pieces(path: Path, config: SourceConfig, pieces: int) -> list[Docume
 @pytest.fixture(autouse=True)
 def _small_bites(monkeypatch):
     """Borders of spans lie between the bites in which compressed bytes are read: make them matter in small files."""
-    monkeypatch.setattr(sources, "_FEED_BYTES", 3)
+    monkeypatch.setattr(lines, "_PLAIN_BYTES", 3)
+    monkeypatch.setattr(lines, "_COMPRESSED_BYTES", 3)
 
 
 LINES = st.lists(st.sampled_from(["", " ", "\r", "a", "b c", "\u00e9.", "x" * 50]), max_size=40)
@@ -80,16 +81,17 @@ def test_a_long_text_comes_in_parts_of_one_origin(tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
     path.write_text("\n".join(["line of text"] * 50) + "\n\nanother")
     *parts, other = read_in_pieces(path, source(), 1)
-    assert "".join(part.text for part in parts).split() == ["line", "of", "text"] * 50
-    assert len(parts) == 7
+    assert "\n".join(part.text for part in parts).split() == ["line", "of", "text"] * 50
+    assert len(parts) == 6
     assert len({part.origin for part in parts}) == 1 != other.origin
 
 
 def test_bad_json_is_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000)
+    for module in (lines, sources):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "x.jsonl"
     deep = b'{"text": ' + b"[" * 400 + b"]" * 400 + b"}"
-    lines = [
+    cases = [
         (b'{"text": "good"}', "good"),
         (b'{"text": "cut', "bad_json"),
         (b"[1, 2]", "no_text_field"),
@@ -104,9 +106,9 @@ def test_bad_json_is_told_apart(tmp_path, monkeypatch):
         (b"   ", None),
         (b'{"text": "end"}', "end"),
     ]
-    path.write_bytes(b"\n".join(line for line, _ in lines))
+    path.write_bytes(b"\n".join(line for line, _ in cases))
     found = read_in_pieces(path, source("jsonl"), 1)
-    assert [item.reason if isinstance(item, Bad) else item.text for item in found] == [x for _, x in lines if x]
+    assert [item.reason if isinstance(item, Bad) else item.text for item in found] == [x for _, x in cases if x]
     assert [item.repaired for item in found if isinstance(item, Document)] == [False, False, True, False]
 
 

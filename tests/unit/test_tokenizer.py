@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
-from tokenizers import Tokenizer, models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from data_prep.errors import UserError
-from data_prep.tokenizer import SPECIALS, Spelling, load_tokenizer, save_tokenizer, train_tokenizer
+from data_prep.tokenizer import SPECIALS, Spelling, count_words, load_tokenizer, save_tokenizer, train_tokenizer
 from tests.unit.corpora import ROOT, documents, vocabulary
 
 PLAIN = Spelling()
@@ -17,17 +20,51 @@ TEXTS = [*documents(60), "\u00c5ngstr\u00f6m caf\u00e9 \u4e2d\u6587 Zebra 3.14"]
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_tokenizer(lambda: TEXTS, 200)
+    return train_tokenizer(count_words(TEXTS), 200)
 
 
 def test_training_is_deterministic_across_processes(trained):
     program = (
-        "from tests.unit.test_tokenizer import TEXTS\nfrom data_prep.tokenizer import train_tokenizer\n"
-        "print(train_tokenizer(lambda: TEXTS, 200).facts.fingerprint)"
+        "from tests.unit.test_tokenizer import TEXTS\nfrom data_prep.tokenizer import count_words, train_tokenizer\n"
+        "print(train_tokenizer(count_words(TEXTS), 200).facts.fingerprint)"
     )
     for _ in range(3):
         run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
         assert run.stdout.strip() == trained.facts.fingerprint
+
+
+SPELLINGS = [PLAIN, Spelling(lowercase=False), Spelling(strip_accents=False), Spelling(ideographs=False)]
+
+
+@given(
+    st.lists(
+        st.text(alphabet="aB1 é\u0301ß\u4e2d\u6587\uf900\u3002.-\xa0\u200b\u2014\u0130\0\x07|[SEP]") | st.text(),
+        max_size=5,
+    ),
+    st.sampled_from(SPELLINGS),
+)
+@settings(max_examples=300, deadline=None)
+def test_words_are_those_of_the_pre_tokenizer(texts, spelling):
+    lowercase, accents, ideographs = spelling
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents, handle_chinese_chars=ideographs)
+    expected = Counter()
+    for text in texts:
+        splits = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalizer.normalize_str(text))
+        expected.update(word for word, _ in splits)
+    assert count_words(texts, spelling) == expected
+
+
+def test_training_is_that_of_tokenizers_on_the_text_itself(trained):
+    """With the alphabet given, since by itself its order is random."""
+    letters = sorted(token for token in trained.backend.get_vocab() if len(token.removeprefix("##")) == 1)
+    theirs = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    theirs.normalizer, theirs.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    specials = [*SPECIALS, *letters]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=200, min_frequency=2, special_tokens=specials, limit_alphabet=0, show_progress=False
+    )
+    theirs.train_from_iterator(TEXTS, trainer)
+    assert theirs.get_vocab() == trained.backend.get_vocab()
 
 
 def test_trained_vocabulary(trained):
@@ -42,7 +79,7 @@ def test_trained_vocabulary(trained):
 
 
 def test_a_small_vocabulary_holds_the_most_frequent_letters():
-    tiny = train_tokenizer(lambda: TEXTS, 64)
+    tiny = train_tokenizer(count_words(TEXTS), 64)
     assert tiny.facts.vocab_size <= 64
     assert tiny.backend.encode("the tea").ids.count(1) == 0
 
@@ -128,7 +165,7 @@ def test_options_of_training():
     texts = ["Caf\u00e9 caf\u00e9 \u4e2d\u6587\u4e2d\u6587 zq zq rare"] * 3 + ["once"]
 
     def words(spelling=PLAIN, **options):
-        tokenizer = train_tokenizer(lambda: texts, 120, spelling, **options)
+        tokenizer = train_tokenizer(count_words(texts, spelling), 120, spelling, **options)
         return tokenizer.backend.get_vocab(), tokenizer.backend
 
     plain, _ = words()

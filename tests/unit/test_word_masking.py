@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data_prep import verify
 from data_prep.encoder import Encoder
 from data_prep.manifest import read_manifest, sealed_json
-from data_prep.masking import _SPAN_THRESHOLDS, Masking, MaskVocabulary, draw_masks
+from data_prep.masking import Masking, MaskVocabulary, draw_masks
 from data_prep.peek import peek
 from data_prep.shards import Split
 from data_prep.tokenizer import load_tokenizer
@@ -119,13 +119,33 @@ def test_words_are_whole_and_the_share_is_right(strategy):
 
 
 def test_span_lengths_are_geometric():
-    """Each length from 1 to 10 over a million hashes, inside five standard deviations of SpanBERT's share."""
-    dice = np.random.default_rng(0).integers(0, 2**32, 1_000_000, dtype=np.uint64)
-    lengths = 1 + np.searchsorted(_SPAN_THRESHOLDS, dice, side="right")
-    for length, count in enumerate(np.bincount(lengths, minlength=11).tolist()):
-        share = 0.2 * 0.8 ** (length - 1) / (1 - 0.8**10) if length else 0
-        assert abs(count - 1e6 * share) <= 5 * (1e6 * share * (1 - share)) ** 0.5
-    assert abs(lengths.mean() - 3.797) < 0.02
+    """Two million tokens: how far the masks go on from each sample's first anchor, whose span always has room.
+
+    Each length from 1 to 10 is inside 4.5 standard deviations of SpanBERT's share. Now and then another span adjoins.
+    """
+    samples, length = 4_000, 512
+    tokens = np.full((samples, length), 9, np.uint16)
+    tokens[:, 0], tokens[:, -1] = CLS, SEP
+    masking = default_masking(probability=0.02, max_predictions=10, strategy="span")
+    masks = draw_masks(
+        tokens.reshape(-1), np.tile(np.asarray([[length, length]], np.uint16), (samples, 1)),
+        np.arange(samples, dtype=np.uint64), 0, masking, tokenizer_facts(1005).mask_vocabulary,
+        np.ones(samples * length, bool),
+    )  # fmt: skip
+    assert set(masks.counts_N.tolist()) == {10}
+    lengths = []
+    for sample, positions in enumerate(masks.positions_M.reshape(samples, 10).tolist()):
+        key = mix(mix(mix(masking.seed + GOLDEN)) + mix(sample + GOLDEN))
+        end = first = min(
+            range(1, length - 1), key=lambda position: (mix(key + (position + 1) * GOLDEN) >> 16, position)
+        )
+        while end in positions:
+            end += 1
+        lengths += [end - first] if first < length - 11 else []
+    for size, count in enumerate(np.bincount(lengths, minlength=11).tolist()):
+        share = 0.2 * 0.8 ** (size - 1) / (1 - 0.8**10) if size else 0
+        assert abs(count - len(lengths) * share) <= 4.5 * (len(lengths) * share * (1 - share)) ** 0.5, size
+    assert abs(np.mean(lengths) - 3.797) < 0.2
 
 
 def test_a_word_longer_than_the_budget_is_masked_in_part():

@@ -5,9 +5,12 @@ Every one goes through all stages in this process, with a limit on time; what co
 
 import bz2
 import gzip
+import io
 import json
 import lzma
+import random
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from data_prep import tasks, verify
 from data_prep.config import PrepConfig
 from data_prep.entry import compose
 from data_prep.errors import UserError
+from data_prep.finish import document_statistics, finish
 from data_prep.manifest import read_manifest
 from data_prep.plan import claimed, make_plan
 from data_prep.tasks import Stage
@@ -27,6 +31,13 @@ SECONDS = 20  # of CPU, for the worst of them; the machine may be slow
 
 PLAIN = "\n\n".join(documents(12)).encode()
 LINES = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in documents(12))
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", PLAIN)
+    return file.getvalue()
 
 
 def bomb() -> bytes:
@@ -40,19 +51,28 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "truncated xz": ("a.txt.xz", lzma.compress(PLAIN)[:-9], "restore"),
     "truncated bz2": ("a.txt.bz2", bz2.compress(PLAIN)[:-9], "restore"),
     "text named gzip": ("a.txt.gz", PLAIN, "restore"),
-    "gzip named text": ("a.txt", gzip.compress(PLAIN), 1),
+    "gzip named text": ("a.txt", gzip.compress(PLAIN), "compressed at"),
     "garbage after gzip": ("a.txt.gz", gzip.compress(PLAIN) + b"garbage", "restore"),
     "padding after gzip": ("a.txt.gz", gzip.compress(PLAIN) + bytes(700), 12),
     "empty gzip": ("a.txt.gz", gzip.compress(b""), "no document"),
     "zstd bomb of one letter": ("a.txt.zst", bomb, 1),
-    "gzip in gzip": ("a.txt.gz", gzip.compress(gzip.compress(PLAIN)), 1),
-    "UTF-16 with mark": ("a.txt", PLAIN.decode().encode("utf-16"), 1),
-    "UTF-16 without mark": ("a.txt", PLAIN.decode().encode("utf-16-le"), 1),
-    "UTF-32": ("a.txt", PLAIN.decode().encode("utf-32"), 1),
+    "gzip in gzip": ("a.txt.gz", gzip.compress(gzip.compress(PLAIN)), "compressed at"),
+    "UTF-16 with mark": ("a.txt", PLAIN.decode().encode("utf-16"), "utf_16_or_32 at"),
+    "UTF-16 without mark": ("a.txt", PLAIN.decode().encode("utf-16-le"), "not_text at"),
+    "UTF-32": ("a.txt", PLAIN.decode().encode("utf-32"), "utf_16_or_32 at"),
+    "UTF-16 in Chinese": (
+        "a.txt",
+        ("我们在北京大学学习，你好吗？他不知道。\n\n" * 99).encode("utf-16-be"),
+        "not_text at",
+    ),
+    "UTF-16 JSON": ("a.jsonl", LINES.decode().encode("utf-16"), "utf_16_or_32 at"),
+    "one archive among texts": ("a.txt", zipped() + b"\n\n" + PLAIN, "compressed at"),
+    "random bytes": ("a.txt", random.Random(0).randbytes(200_000), "not_text at"),
+    "PDF": ("a.txt", b"%PDF-1.4\n1 0 obj << /Type /Page >> endobj\n\n" * 50, "pdf at"),
     "Latin-1": ("a.txt", ("Café naïve. Straße hier. " * 9).encode("latin-1") + b"\n\n" + PLAIN, 13),
     "byte order mark": ("a.txt", b"\xef\xbb\xbf" + PLAIN, 12),
-    "all byte values": ("a.txt", bytes(range(256)) * 400, 1),
-    "NUL bytes only": ("a.txt", bytes(100_000), "no document"),
+    "all byte values": ("a.txt", bytes(range(256)) * 400, "not_text at"),
+    "NUL bytes only": ("a.txt", bytes(100_000), "not_text at"),
     "a megabyte of dashes": ("a.txt", b"-" * 2**20, 1),
     "a megabyte of full stops": ("a.txt", b"." * 2**20, 1),
     "a megabyte of quotes": ("a.txt", b'."' * 2**19, 1),
@@ -73,7 +93,7 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "a number of a million digits": ("a.jsonl", b'{"text": ' + b"9" * 1_000_000 + b"}\n" + LINES, 12),
     "duplicated keys": ("a.jsonl", b'{"text": "First. One.", "text": "Last. One."}\n' + LINES, 13),
     "lone surrogates": ("a.jsonl", b'{"text": "\\ud800 a. \\udfff b. \\ud83d\\ude00 c."}\n' + LINES, 13),
-    "a BOM before JSON": ("a.jsonl", b"\xef\xbb\xbf" + LINES, 11),
+    "a BOM before JSON": ("a.jsonl", b"\xef\xbb\xbf" + LINES, 12),
     "no end of line": ("a.jsonl", LINES[:-1], 12),
     "cut in the middle": ("a.jsonl", LINES[:-40], 11),
     "binary": ("a.jsonl", bytes(range(256)) * 4000, "malformed"),
@@ -97,13 +117,12 @@ def run_here(folder: Path, paths: str, words: Path) -> int:
         )
     )  # fmt: skip
     with claimed(plan):
-        (plan.work / "tmp").mkdir()
         facts = tasks.make_tokenizer(plan)
         for stage in (Stage.map, Stage.reduce):
             for number in range(tasks.num_tasks(plan, stage)):
                 tasks.run_task(plan, stage, number)
-            tasks.document_statistics(plan)
-        tasks.finish(plan, facts)
+            document_statistics(plan)
+        finish(plan, facts)
     assert list(verify.faults(folder / "out")) == []
     return int(read_manifest(folder / "out").documents["kept"])
 
