@@ -69,6 +69,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         needs_paths = self.kind is not SourceKind.docstrings
         _require(bool(self.paths) or not needs_paths, "source.paths: empty; name files or globs: source.paths=[a.txt]")
+        _require(all(isinstance(path, str) for path in self.paths), f"source.paths={self.paths}: a list within a list")
         _require(self.min_characters >= 0, f"source.min_characters={self.min_characters}: cannot be negative")
         _require(0 < self.weight <= 100, f"source.weight={self.weight}: must be above 0 and at most 100")
         _require(0 <= self.max_bad_fraction <= 1, f"source.max_bad_fraction={self.max_bad_fraction}: must be in [0, 1]")

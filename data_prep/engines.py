@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,9 +20,11 @@ from data_prep import tasks
 from data_prep.config import EngineKind
 from data_prep.errors import ExitCode, UserError
 from data_prep.plan import PLAN, Plan
+from data_prep.server import start_server
 from data_prep.tasks import Stage
 
 _POLL_SECONDS = 0.2
+_UNKNOWN = 255  # exit code of a worker whose server was killed
 _RETRIES = 20  # of a task whose worker or machine was lost
 
 
@@ -69,12 +70,6 @@ def engine_for(plan: Plan) -> Iterator[Engine]:
 class _Worker(NamedTuple):
     process: BaseProcess
     connection: Connection
-
-
-def start_server() -> None:
-    """Start the process that workers are forked off; it imports what they need while we go on."""
-    multiprocessing.set_forkserver_preload([__name__])
-    forkserver.ensure_running()
 
 
 class LocalEngine(Engine):
@@ -137,7 +132,12 @@ class LocalEngine(Engine):
         while len(self._workers) < min(self._num_workers, tasks_waiting):
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(self._plan, theirs), daemon=True)
-            process.start()
+            try:
+                process.start()
+            except (EOFError, OSError) as error:
+                raise WorkerDied(
+                    f"a worker process could not be started ({error}); run the same command again to go on"
+                ) from error
             theirs.close()
             self._workers.append(_Worker(process, ours))
 
@@ -145,6 +145,8 @@ class LocalEngine(Engine):
 def _death(worker: _Worker, stage: Stage, number: int) -> WorkerDied:
     worker.process.join()
     exit_code = worker.process.exitcode or 0
+    if exit_code == _UNKNOWN:
+        exit_code = 0
     if exit_code > 0:
         return WorkerDied(f"a worker process died in {stage} task {number} of a bug of ours: report what it printed")
     cause = f"killed by {signal.Signals(-exit_code).name}" if exit_code else "no one knows how"
@@ -262,7 +264,6 @@ def _become_worker() -> None:
 def _work(plan: Plan, connection: Connection) -> None:
     """A worker's life: receive a task, do it, answer None or the user's error."""
     _become_worker()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears Ctrl-C and ends us
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:

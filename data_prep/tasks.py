@@ -31,7 +31,7 @@ from data_prep.manifest import VAL, TokenizerFacts, as_list, pass_name
 from data_prep.masking import Masking, draw_masks, mix64
 from data_prep.near import VALUE, band_records, near_duplicates
 from data_prep.pairs import SPECIALS_OF_A_PAIR, Bucket, Samples, assemble, make_samples, sample_lengths
-from data_prep.plan import MOST_BUCKETS, PLAN, Plan, given_tokenizer, spelling_of
+from data_prep.plan import MOST_BUCKETS, PLAN, Plan, finished_manifest, given_tokenizer, spelling_of
 from data_prep.ragged import Ints, offsets
 from data_prep.sentences import cut_by, split_sentences
 from data_prep.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
@@ -98,10 +98,12 @@ def disk_errors(plan: Plan) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise DiskError(f"out={plan.out}: {error.strerror}; make room and run the same command again") from error
-        if error.errno in _UNUSABLE:
+        gone = isinstance(error, FileNotFoundError) and not (plan.work / PLAN).exists()
+        if gone and finished_manifest(plan) is not None:
+            return
+        if gone or error.errno in _UNUSABLE:
             raise UserError(f"out={plan.out}: {error.strerror}: {error.filename}; name another directory") from error
-        if not isinstance(error, FileNotFoundError) or (plan.work / PLAN).exists():
-            raise
+        raise
 
 
 @contextmanager
@@ -265,6 +267,8 @@ def make_tokenizer(plan: Plan) -> TokenizerFacts:
         except OSError:
             if not directory.is_dir():  # else another call was quicker, with the same
                 raise
+        _tokenizers.clear()
+        _tokenizers[directory] = tokenizer
     return _tokenizer(directory).facts
 
 
@@ -287,10 +291,15 @@ def _trained(plan: Plan) -> WordPiece:
     )
 
 
-@lru_cache(maxsize=1)
+_tokenizers: dict[Path, WordPiece] = {}  # the one this process has made or loaded: that costs as much as encoding a MB
+
+
 def _tokenizer(directory: Path) -> WordPiece:
-    """That of a corpus, once it is there. Loading costs as much as encoding a megabyte."""
-    return load_tokenizer(directory)
+    """That of a corpus, once it is there."""
+    if directory not in _tokenizers:
+        _tokenizers.clear()
+        _tokenizers[directory] = load_tokenizer(directory)
+    return _tokenizers[directory]
 
 
 # -- map: input -> encoded documents, scattered -----------------------------------------------------------------------

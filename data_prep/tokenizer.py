@@ -118,8 +118,7 @@ def train_tokenizer(
 
 def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
     """Write the four files that Hugging Face expects of a BERT tokenizer into the existing `directory`."""
-    settings = json.loads(tokenizer.backend.to_str())
-    normalizer = settings["normalizer"] or {}
+    normalizer = _settings(tokenizer.backend.normalizer) or {}
     names = {"pad_token": PAD, "unk_token": UNK, "cls_token": CLS, "sep_token": SEP, "mask_token": MASK}
     config = {
         "tokenizer_class": "BertTokenizer",
@@ -162,14 +161,20 @@ def _from_vocabulary(path: Path, spelling: Spelling) -> Tokenizer:
 
 def _from_json(path: Path) -> Tokenizer:
     text = path.read_text(encoding="utf-8")
-    body = json.loads(text)
-    model = body["model"].get("type") if isinstance(body, dict) and isinstance(body.get("model"), dict) else None
+    try:
+        backend = Tokenizer.from_str(text)
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        body = json.loads(text)
+        model = body.get("model") if isinstance(body, dict) else None
+        _require_wordpiece(path, model.get("type") if isinstance(model, dict) else None)
+        raise UserError(f"tokenizer.path={path}: {error}; restore the file") from error
+    _require_wordpiece(path, type(backend.model).__name__)
+    return backend
+
+
+def _require_wordpiece(path: Path, model: str | None) -> None:
     if model != "WordPiece":
         raise UserError(f"tokenizer.path={path}: its model is {model}, not WordPiece; name a BERT tokenizer")
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # `tokenizers` raises nothing narrower
-        raise UserError(f"tokenizer.path={path}: {error}; restore the file") from error
 
 
 def _normalizer(spelling: Spelling) -> normalizers.BertNormalizer:
@@ -214,16 +219,20 @@ def _finished(backend: Tokenizer, name: str) -> WordPiece:
 
 def _fingerprint(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str:
     """sha256 over everything that decides which ids a text gets, and nothing else (not the layout of a file)."""
-    settings: dict[str, Any] = json.loads(backend.to_str())
-    model = settings["model"]
+    model = backend.model
     deciding = {
         "vocabulary": sorted((index, token) for token, index in vocabulary.items()),
-        "model": [model["unk_token"], model["continuing_subword_prefix"], model["max_input_chars_per_word"]],
-        "normalizer": settings["normalizer"],
-        "pre_tokenizer": settings["pre_tokenizer"],
+        "model": [model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word],
+        "normalizer": _settings(backend.normalizer),
+        "pre_tokenizer": _settings(backend.pre_tokenizer),
     }
     text = json.dumps(deciding, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _settings(part: Any) -> Any:
+    """Those of a normalizer or a pre-tokenizer as they stand in tokenizer.json, without all of the vocabulary."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _alphabet(words: Mapping[str, int], spelling: Spelling, room: int, most: int) -> list[str]:

@@ -48,11 +48,11 @@ def same(folder, out):
 
 
 def test_an_array_of_three_calls(work):
-    """Numbers from Slurm's variables; one call is started twice by mistake, which does no harm."""
+    """Numbers from Slurm's variables; two calls are started twice by mistake, the leading one too: no harm."""
     calls = [
         start(work, "array", "engine=array", "engine.wait_seconds=100",
               env={"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": "3"})
-        for index in (0, 1, 2, 2)
+        for index in (0, 0, 1, 2, 2)
     ]  # fmt: skip
     for call in calls:
         _, stderr = call.communicate(timeout=120)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from data_prep import lines, sources, verify, wiki
-from data_prep.__main__ import main
 from data_prep.config import PrepConfig
 from data_prep.entry import compose
 from data_prep.errors import UserError
 from data_prep.manifest import read_manifest
 from data_prep.plan import make_plan
+from data_prep.prepare import main
 from data_prep.sources import Bad, Document, Span
 from data_prep.wiki import plain_text
 from tests.unit.corpora import documents, prep, vocabulary, write_jsonl
@@ -286,32 +286,44 @@ def test_mixtures_are_weighted_and_counted_apart(two):
     tokens = {}
     for weights in ((1, 1), (0.5, 2.5)):
         out = f"{weights[0]}"
-        assert main(compose("prep", PrepConfig, mixture(two, out, weights, "passes=2"))) == 0
+        passes = 2 if weights == (0.5, 2.5) else 1
+        assert main(compose("prep", PrepConfig, mixture(two, out, weights, f"passes={passes}"))) == 0
         manifest = read_manifest(two / out)
         assert list(verify.faults(two / out)) == []
         a, b = manifest.documents["sources"]
         assert (a["read"], a["kept"], b["read"], b["kept"]) == (300, 300, 350, 300)  # the first named source keeps it
         assert b["dropped"] == {"duplicate": 50} == manifest.documents["dropped"]
         assert (a["weight"], b["weight"]) == weights
-        tokens[weights] = [manifest.splits[name].tokens for name in ("pass-00", "pass-01", "val")], a, b
+        tokens[weights] = {name: split.tokens for name, split in manifest.splits.items()}, a, b
     (plain, *_), (weighted, a, b) = tokens[1, 1], tokens[0.5, 2.5]
-    assert plain[2] == weighted[2]  # held-out documents count once
-    assert weighted[0] != weighted[1]  # another half in every pass
-    share = 1 - plain[2] / sum(plain[::2])
+    assert plain["val"] == weighted["val"]  # held-out documents count once
+    assert weighted["pass-00"] != weighted["pass-01"]  # another half in every pass
+    share = 1 - plain["val"] / sum(plain.values())
     expected = (0.5 * a["tokens"] + 2.5 * b["tokens"]) * share
-    assert abs(weighted[0] / expected - 1) < 0.1
+    assert abs(weighted["pass-00"] / expected - 1) < 0.1
 
 
 def test_bad_mixtures_are_one_line(two):
     cases = [
         ("{paths: [a]}", "has no kind"), ("{kind: text, path: [a]}", "path"), ("3", "has no kind"),
         ("{kind: text, paths: x}", "paths"), ("{kind: jsonl, paths: [a], weight: -1}", "weight"),
+        ("{kind: text, paths: [3]}", "no such file"), ("{kind: [text], paths: [a]}", "has no kind"),
+        ("{kind: text, paths: [a], document: foo}", "document: invalid value"),
+        ("{kind: text, paths: [a], weight: x}", "weight: value 'x'"), ("{kind: text, paths: [[a]]}", "paths"),
     ]  # fmt: skip
     for entry, words in cases:
         config = compose("prep", PrepConfig, [f"sources=[{entry}]", f"out={two / 'no'}"])
         with pytest.raises(UserError, match=words) as caught:
             make_plan(config)
         assert "\n" not in str(caught.value)
+
+
+def test_passes_that_would_all_be_the_same_are_refused(two):
+    """Full sentences draw nothing: only a weight with a fraction makes one pass differ from another."""
+    for weights, extra in (((1, 2), ()), ((3, 1), ("masking.baked_draws=0",))):
+        with pytest.raises(UserError, match="every pass would hold the same; set passes=1"):
+            make_plan(compose("prep", PrepConfig, mixture(two, "same", weights, "passes=2", *extra)))
+    assert make_plan(compose("prep", PrepConfig, mixture(two, "other", (1, 1.5), "passes=2")))
 
 
 def test_a_pass_may_hold_nothing_of_a_bucket(two):

@@ -19,12 +19,12 @@ import webdataset
 import zstandard
 
 from data_prep import verify
-from data_prep.__main__ import main
 from data_prep.config import PrepConfig
 from data_prep.entry import compose
 from data_prep.errors import ExitCode
 from data_prep.manifest import read_manifest, sealed_json
 from data_prep.peek import peek
+from data_prep.prepare import main
 from data_prep.shards import Split
 from tests.unit.corpora import ROOT, documents, files_of, module, prep, real, vocabulary, write_jsonl
 
@@ -211,7 +211,7 @@ def test_a_finished_corpus_is_left_alone(corpus, work):
 
 
 def test_kill_and_run_again_gives_the_same_bytes(corpus, work, tmp_path):
-    """SIGKILL of the driver, and of a worker, at growing delays; then the command once more."""
+    """SIGKILL of the driver, and of what it has started, at growing delays; then the command once more."""
     extra = ["tokenizer.path=null", "tokenizer.vocab_size=300", "engine.workers=2"]
     whole = tmp_path / "whole"
     assert prep(*overrides(work, whole, *extra)).returncode == 0
@@ -228,7 +228,7 @@ def test_kill_and_run_again_gives_the_same_bytes(corpus, work, tmp_path):
         kills += process.returncode != 0
         if victim != process.pid and process.returncode:
             assert process.returncode == ExitCode.FAILED, stderr.decode()
-            assert b"SIGKILL" in stderr
+            assert b"run the same command again" in stderr
             assert b"Traceback" not in stderr
         if (out / "manifest.json").exists():  # written last: this kill, if it was one, came after the work was done
             assert read_manifest(out).shards
@@ -257,6 +257,36 @@ def test_a_foreign_directory_is_refused(work, tmp_path):
     assert_refused(prep(*overrides(work, tmp_path / "thesis.tex")), "is a file")
     assert_refused(prep(*overrides(work, tmp_path / "thesis.tex" / "out")), "thesis.tex")
     assert_refused(prep(*overrides(work, tmp_path / ("x" * 300))), "too long")
+    assert_refused(prep(*overrides(work, Path("/proc/x/y"))), "out=/proc/x/y", "name another directory")
+
+
+def test_a_directory_by_its_url(corpus, work, tmp_path):
+    run = prep(*overrides(work, Path("x"), f"out=file://{tmp_path}/not/yet/there"))
+    assert run.returncode == 0, run.stderr
+    assert files_of(tmp_path / "not" / "yet" / "there") == files_of(corpus[0])
+
+
+def test_a_plan_that_a_loss_of_power_emptied_is_one_line(work, tmp_path):
+    (tmp_path / "out" / ".work").mkdir(parents=True)
+    (tmp_path / "out" / ".work" / "plan.json").write_bytes(b"")
+    assert_refused(prep(*overrides(work, tmp_path / "out")), "plan.json is damaged", "name a new directory or remove")
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2, 0.5, 1, 2])
+def test_control_c_leaves_no_traceback(work, tmp_path, seconds):
+    """As a terminal sends it, to the whole process group, from the first lines of ours on; then the run goes on."""
+    command = [sys.executable, "-m", "data_prep", *overrides(work, tmp_path / "out", "engine.workers=2")]
+    command += ["tokenizer.path=null", "tokenizer.vocab_size=300"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as run:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        while run.poll() is None and not children.read_text():  # before that Python itself may be on its way
+            time.sleep(0.005)
+        time.sleep(seconds)
+        os.killpg(run.pid, signal.SIGINT)
+        _, stderr = run.communicate(timeout=60)
+    assert b"Traceback" not in stderr, stderr.decode()
+    assert run.returncode in (-signal.SIGINT, ExitCode.STOPPED, ExitCode.OK)
+    assert (b"error: interrupted; run the same command again" in stderr) == (run.returncode == ExitCode.STOPPED)
 
 
 def test_a_second_preparation_at_once_is_refused(work, tmp_path):
