@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes (`ray start`, as on two machines), one of which is killed while it prepares."""
+"""A Ray cluster of two nodes (`ray start`, as on two machines): one, and the driver, are killed while it prepares."""
 
 import os
 import secrets
@@ -67,7 +67,7 @@ def wait_until(condition, seconds: float) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_node_changes_no_byte(tmp_path):
+def test_a_killed_node_and_a_killed_driver_change_no_byte(tmp_path):
     pytest.importorskip("ray")
     for number in range(4):
         write_jsonl(tmp_path / f"{number}.jsonl", documents(2500, number))
@@ -97,5 +97,14 @@ def test_a_killed_node_changes_no_byte(tmp_path):
                 kill(other)
                 _, stderr = driver.communicate(timeout=120)
             assert driver.returncode == 0, stderr
-    print(stderr)
-    assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
+        print(stderr)
+        command = [*prepare, f"out={tmp_path}/again", "engine=ray", f"engine.address={address}"]
+        with subprocess.Popen(command, cwd=ROOT, env=RAY, stderr=subprocess.DEVNULL) as driver:
+            wait_until(lambda: any((tmp_path / "again" / ".work").glob("map/*")), 60)
+            assert driver.poll() is None
+            driver.kill()
+        assert not (tmp_path / "again" / "manifest.json").exists()
+        run = subprocess.run(command, cwd=ROOT, env=RAY, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+    for out in ("ray", "again"):
+        assert files_of(tmp_path / out) == files_of(tmp_path / "local")

@@ -71,6 +71,28 @@ def test_a_finishing_call_does_what_is_missing(work):
     assert same(work, "finished")
 
 
+def test_killed_calls_of_an_array_go_on(work):
+    """SIGKILL of a call, then of the leading one, which waits for it; then both once more."""
+
+    def call(index):
+        return start(work, "killed", "engine=array", f"engine.task_index={index}", "engine.num_tasks=2")
+
+    calls = [call(0), call(1)]
+    made = work / "killed" / ".work" / "map"
+    end = time.monotonic() + 60
+    for victim in (1, 0):
+        while not any(made.glob(f"*[{victim}{victim + 2}{victim + 4}]")) and time.monotonic() < end:
+            time.sleep(0.01)
+        calls[victim].kill()
+        calls[victim].communicate(timeout=60)
+        assert calls[victim].returncode == -signal.SIGKILL
+    assert not (work / "killed" / "manifest.json").exists()
+    for again in [call(0), call(1)]:
+        _, stderr = again.communicate(timeout=120)
+        assert again.returncode == 0, stderr
+    assert same(work, "killed")
+
+
 def test_array_numbers_are_checked():
     for extra in ((), ("engine.task_index=2", "engine.num_tasks=2"), ("engine.task_index=0",)):
         with pytest.raises(UserError, match=r"engine\.task_index"):

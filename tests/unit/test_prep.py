@@ -18,12 +18,13 @@ import pytest
 import webdataset
 import zstandard
 
-from data_prep import verify
+from data_prep import sources, tasks, verify
 from data_prep.config import PrepConfig
 from data_prep.entry import compose
-from data_prep.errors import ExitCode
+from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import read_manifest, sealed_json
 from data_prep.peek import peek
+from data_prep.plan import claimed, make_plan
 from data_prep.prepare import main
 from data_prep.shards import Split
 from tests.unit.corpora import ROOT, documents, files_of, module, prep, real, vocabulary, write_jsonl
@@ -187,15 +188,33 @@ def test_held_out_documents_are_never_trained_on(tmp_path, work):
     assert run.returncode == 0, run.stderr
     manifest = read_manifest(tmp_path / "out")
     assert manifest.documents["dropped"] == {"duplicate": 200}
-    words = (work / "vocab.txt").read_text().split("\n")
-    numbers = {}
-    for name in ("pass-00", "val"):
-        split = Split(tmp_path / "out", manifest, name)
-        text = " ".join(words[token] for token in split.gather(np.arange(len(split)), 0).tokens_T.tolist())
-        text = text.replace(" ##", "")
-        numbers[name] = {part.split(" ")[0] for part in text.split("number ")[1:]}
+    numbers = {name: numbers_in(work, tmp_path / "out", name) for name in ("pass-00", "val")}
     assert not numbers["pass-00"] & numbers["val"]
     assert 30 < len(numbers["val"]) < 90
+
+
+def test_no_long_document_lies_on_both_sides(work, tmp_path, monkeypatch):
+    """Its parts scatter apart, but the split is that of the whole, also where a file hands it on in pieces."""
+    monkeypatch.setattr(tasks, "MAX_DOCUMENT_CHARACTERS", 300)
+    monkeypatch.setattr(sources, "PART_BYTES", 2000)
+    lines = [[f"{line}. Number {i} of the list." for line in text.split(". ")] for i, text in enumerate(documents(60))]
+    (tmp_path / "long.txt").write_text("\n\n".join(map("\n".join, lines)))
+    extra = ("source=text", f"source.paths=[{tmp_path}/long.txt]", "val_fraction=0.3", "objective=none")
+    assert prepare(work, tmp_path / "out", *extra) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.documents["read"] > 120  # parts
+    numbers = {name: numbers_in(work, tmp_path / "out", name) for name in ("pass-00", "val")}
+    assert not numbers["pass-00"] & numbers["val"]
+    assert len(numbers["pass-00"] | numbers["val"]) == 60
+    assert 5 < len(numbers["val"]) < 35
+
+
+def numbers_in(work: Path, out: Path, name: str) -> set[str]:
+    """What stands behind "number" in a split."""
+    words = (work / "vocab.txt").read_text().split("\n")
+    split = Split(out, read_manifest(out), name)
+    text = " ".join(words[token] for token in split.gather(np.arange(len(split)), 0).tokens_T.tolist())
+    return {part.split(" ")[0] for part in text.replace(" ##", "").split("number ")[1:]}
 
 
 # -- again ----------------------------------------------------------------------------------------------------------
@@ -237,6 +256,61 @@ def test_kill_and_run_again_gives_the_same_bytes(corpus, work, tmp_path):
     run = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert run.returncode == 0, run.stderr.decode()
     assert files_of(out) == files_of(whole)
+
+
+DIES = """
+import os, signal, sys
+from data_prep import finish, plan, tasks
+from data_prep.config import PrepConfig
+from data_prep.entry import run
+from data_prep.prepare import main
+
+def dies(*arguments, **keywords):
+    if {condition}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+{module}.{name} = dies
+run("prep", PrepConfig, main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "condition"),
+    [
+        ("tasks", "train_tokenizer", "True"),
+        ("tasks", "save_tokenizer", "True"),
+        ("finish", "write_manifest", "True"),
+        ("finish", "clear_up", "True"),  # the manifest is there
+        ("plan.shutil", "rmtree", "arguments[0].name == '.work'"),  # and plan.json is gone
+    ],
+)
+def test_killed_where_chance_seldom_strikes(work, tmp_path, module, name, condition):
+    trained = ("tokenizer.path=null", "tokenizer.vocab_size=300")
+    if not (work / "whole").exists():
+        assert prepare(work, work / "whole", *trained) == 0
+    program = DIES.format(module=module, name=name, condition=condition)
+    command = [sys.executable, "-c", program, *overrides(work, tmp_path / "out", *trained)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / "out" / ".work").exists()
+    assert prepare(work, tmp_path / "out", *trained) == 0
+    assert files_of(tmp_path / "out") == files_of(work / "whole")
+
+
+def test_a_library_of_another_version_is_refused_halfway(work, tmp_path, monkeypatch):
+    """It could have cut or spelled the other half in another way. A finished corpus is left alone."""
+    from data_prep import plan
+
+    made = make_plan(compose("prep", PrepConfig, overrides(work, tmp_path / "out")))
+    with claimed(made):
+        pass
+    installed = plan.metadata.version
+    monkeypatch.setattr(plan.metadata, "version", lambda name: "99" if name == "tokenizers" else installed(name))
+    with pytest.raises(UserError, match=r"unfinished preparation of another plan \(other versions\.tokenizers\)"):
+        prepare(work, tmp_path / "out")
+    monkeypatch.undo()
+    assert prepare(work, tmp_path / "out") == 0
+    monkeypatch.setattr(plan.metadata, "version", lambda name: "99")
+    assert prepare(work, tmp_path / "out") == 0
 
 
 def test_another_plan_is_refused(corpus, work, tmp_path):

@@ -20,12 +20,12 @@ import zstandard
 from data_prep import tasks, verify
 from data_prep.config import PrepConfig
 from data_prep.entry import compose
-from data_prep.errors import UserError
+from data_prep.errors import ExitCode, UserError
 from data_prep.finish import document_statistics, finish
 from data_prep.manifest import read_manifest
 from data_prep.plan import claimed, make_plan
 from data_prep.tasks import Stage
-from tests.unit.corpora import documents, vocabulary
+from tests.unit.corpora import documents, prep, vocabulary
 
 SECONDS = 20  # of CPU, for the worst of them; the machine may be slow
 
@@ -148,6 +148,33 @@ def test_nasty_files(tmp_path, words, case):
         assert isinstance(outcome, int), f"kept {found}"
         assert found >= outcome
     assert time.process_time() - started < SECONDS
+
+
+def test_all_of_them_in_one_command_leave_no_traceback(tmp_path, words):
+    """As a user runs it, in worker processes, the largest left out; what cannot be decompressed is refused."""
+    expected = 0
+    for number, (name, data, outcome) in enumerate(NASTY.values()):
+        if callable(data) or len(data) > 2e6:
+            continue
+        name = f"{number}-{name}" if outcome != "restore" else f"refused-{number}-{name}"
+        (tmp_path / name).write_bytes(data)
+        expected += outcome if isinstance(outcome, int) else 0
+    mixture = "{{kind: {kind}, paths: ['{folder}/{files}'], max_bad_fraction: 1}}"
+    both = ("text", "[0-9]*.txt*"), ("jsonl", "[0-9]*.jsonl")
+    sources = ",".join(mixture.format(kind=kind, folder=tmp_path, files=files) for kind, files in both)
+    extra = [f"tokenizer.path={words}", "max_len=64", "engine.workers=2"]
+    run = prep(f"sources=[{sources}]", f"out={tmp_path / 'out'}", *extra)
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stderr
+    documents = read_manifest(tmp_path / "out").documents
+    assert documents["kept"] + documents["dropped"]["duplicate"] >= expected
+    for reason in ("bad_json", "compressed", "no_text_field", "not_text", "pdf", "utf_16_or_32"):
+        assert documents["dropped"][reason]
+    assert list(verify.faults(tmp_path / "out")) == []
+    run = prep("source=text", f"source.paths=[{tmp_path}/refused-*]", f"out={tmp_path / 'no'}", *extra)
+    assert run.returncode == ExitCode.USAGE
+    assert "Traceback" not in run.stderr
+    assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [run.stderr.splitlines()[-1]]
 
 
 def test_things_that_are_no_files(tmp_path, words):
