@@ -266,10 +266,10 @@ def _record(plan: Plan) -> None:
         if recorded not in (None, identity.encode()):
             try:
                 differing = ", ".join(_differing(json.loads(recorded or b""), json.loads(identity)))
-                what = f"an unfinished preparation of another plan (other {differing})"
+                what = f"holds an unfinished preparation of another plan (other {differing})"
             except ValueError:
-                what = f"an unfinished preparation whose {WORK}/{PLAN} is damaged"
-            raise UserError(f"out={place}: holds {what}; name a new directory or remove it")
+                what = f"holds an unfinished preparation whose {WORK}/{PLAN} is damaged"
+            raise UserError(f"out={place}: {what}; name a new directory or remove it")
     if at_work is None:
         temporary = path.with_suffix(f".{os.uname().nodename}-{os.getpid()}")
         with temporary.open("w", encoding="utf-8") as file:
