@@ -134,10 +134,11 @@ class LocalEngine(Engine):
             process = self._context.Process(target=_work, args=(self._plan, theirs), daemon=True)
             try:
                 process.start()
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError):
                 raise WorkerDied(
-                    f"a worker process could not be started ({error}); run the same command again to go on"
-                ) from error
+                    "the process that starts the workers died (killed, or out of memory?); run the same command again "
+                    "to go on"
+                ) from None
             theirs.close()
             self._workers.append(_Worker(process, ours))
 

@@ -67,11 +67,6 @@ def test_compiled_layers_and_zero_3_exclude_each_other() -> None:
         changed(compile=True, zero="3")
 
 
-def test_fp16_has_no_stage_zero() -> None:
-    with pytest.raises(UserError, match="precision=fp16: needs zero=1, 2 or 3"):
-        changed(precision="fp16", zero="0")
-
-
 NAN, INF = float("nan"), float("inf")
 BAD: list[tuple[str, Any]] = [
     *(("run", name) for name in ("", ".", "..", "a/b", "../x", "/tmp/x", "a\\b", "a\0b", "a\nb")),
