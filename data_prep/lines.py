@@ -27,7 +27,7 @@ _KEPT_BYTES = 2**24  # of text past a span's end, for who goes on from there
 
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(write_size=2**14),  # of a buffer for every bite
     ".xz": lzma.LZMADecompressor,
     ".bz2": bz2.BZ2Decompressor,
 }
