@@ -98,7 +98,7 @@ def test_a_killed_node_and_a_killed_driver_change_no_byte(tmp_path):
                 _, stderr = driver.communicate(timeout=120)
             assert driver.returncode == 0, stderr
         print(stderr)
-        command = [*prepare, f"out={tmp_path}/again", "engine=ray", f"engine.address={address}"]
+        command = [*prepare, f"out={tmp_path}/again", "engine=ray", f"engine.address={address}", "engine.workers=2"]
         with subprocess.Popen(command, cwd=ROOT, env=RAY, stderr=subprocess.DEVNULL) as driver:
             wait_until(lambda: any((tmp_path / "again" / ".work").glob("map/*")), 60)
             assert driver.poll() is None

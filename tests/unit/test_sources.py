@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,26 @@ def test_a_changed_file_is_refused(tmp_path):
     path.write_text("changed")
     with pytest.raises(UserError, match="changed since"):
         list(sources.read(files, [Span(0, 0, 1)], source()))
+
+
+@pytest.mark.parametrize("change", ["cut", "rewritten", "replaced"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
+    """By the end of the span at the latest: nothing is committed before."""
+    path = tmp_path / "a.txt"
+    path.write_text("some text\n\n" * 20_000)
+    (file,) = sources.find_inputs(source(paths=[str(path)]))
+    documents = sources.read([file], [Span(0, 0, file.units)], source())
+    assert next(documents).text == "some text"
+    if change == "cut":
+        os.truncate(path, 100_000)
+    elif change == "rewritten":
+        with path.open("r+b") as other:
+            other.write(b"other text\n" * 20_000)
+    else:
+        (tmp_path / "new").write_text("newer text\n")
+        (tmp_path / "new").replace(path)
+    with pytest.raises(UserError, match=r"a\.txt: changed since the preparation began"):
+        list(documents)
 
 
 def test_tasks_cover_every_byte_once(tmp_path):

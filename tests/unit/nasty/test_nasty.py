@@ -54,6 +54,7 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "gzip named text": ("a.txt", gzip.compress(PLAIN), "compressed at"),
     "garbage after gzip": ("a.txt.gz", gzip.compress(PLAIN) + b"garbage", "restore"),
     "padding after gzip": ("a.txt.gz", gzip.compress(PLAIN) + bytes(700), 12),
+    "gzip in capitals": ("A.TXT.GZ", gzip.compress(PLAIN), 12),
     "empty gzip": ("a.txt.gz", gzip.compress(b""), "no document"),
     "zstd bomb of one letter": ("a.txt.zst", bomb, 1),
     "gzip in gzip": ("a.txt.gz", gzip.compress(gzip.compress(PLAIN)), "compressed at"),
