@@ -14,6 +14,8 @@ Filter = Callable[[str], Verdict]
 
 
 _CONTROL = re.compile("[\x01-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
+_ASCII_CONTROL = bytes(byte for byte in range(128) if _CONTROL.match(chr(byte)))
+_OTHER_CONTROL = re.compile(rb"\xc2[\x80-\x84\x86-\x9f]")  # in UTF-8
 _LOOKED_AT = 2**16  # characters of a document by which its scripts and symbols are judged
 _MOST_GARBLED = 0.2  # of the characters; a page of Latin-1 read as UTF-8 has a few in a hundred, binary data half
 _LETTERS = re.compile(r"[^\W\d_]")
@@ -55,10 +57,15 @@ def repair(text: str, nfc: bool = False) -> tuple[str, tuple[str, ...]]:
         repairs.append("nul_characters")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.replace("\n", "").isprintable() and _CONTROL.search(text):
+    if _has_control(text.encode()):
         text = _CONTROL.sub("", text)
         repairs.append("control_characters")
     return text, tuple(repairs)
+
+
+def _has_control(data: bytes) -> bool:
+    """What `_CONTROL` would find in a text of this UTF-8, three times as fast."""
+    return len(data.translate(None, _ASCII_CONTROL)) < len(data) or _OTHER_CONTROL.search(data) is not None
 
 
 def is_garbled(text: str) -> bool:

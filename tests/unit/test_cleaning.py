@@ -65,6 +65,9 @@ def test_repairs_of_nfc_and_control_characters_are_named():
     assert repair("cafe\u0301", nfc=True) == ("caf\u00e9", ("not_nfc",))
     assert repair("cafe\u0301") == ("cafe\u0301", ())
     assert repair("a\x07b\tc\n") == ("ab\tc\n", ("control_characters",))
+    for code in (*range(1, 0x300), 0x2028, 0x10FFFF):
+        control = unicodedata.category(chr(code)) == "Cc" and not chr(code).isspace()
+        assert ("control_characters" in repair(f"\u00c2{chr(code)}\u00e9")[1]) == control, hex(code)
 
 
 # -- near-duplicates --------------------------------------------------------------------------------------------------
