@@ -161,7 +161,7 @@ def test_all_of_them_in_one_command_leave_no_traceback(tmp_path, words):
         (tmp_path / name).write_bytes(data)
         expected += outcome if isinstance(outcome, int) else 0
     mixture = "{{kind: {kind}, paths: ['{folder}/{files}'], max_bad_fraction: 1}}"
-    both = ("text", "[0-9]*.txt*"), ("jsonl", "[0-9]*.jsonl")
+    both = ("text", "[0-9]*.[tT]*"), ("jsonl", "[0-9]*.jsonl")
     sources = ",".join(mixture.format(kind=kind, folder=tmp_path, files=files) for kind, files in both)
     extra = [f"tokenizer.path={words}", "max_len=64", "engine.workers=2"]
     run = prep(f"sources=[{sources}]", f"out={tmp_path / 'out'}", *extra)
