@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Sequence
 from itertools import chain, count, pairwise, repeat
 from multiprocessing import forkserver, parent_process, resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,8 @@ from data_prep.manifest import VAL, Manifest, manifest_sha256, pass_name, read_m
 from data_prep.masking import Masks, draw_masks
 from data_prep.shards import Samples, Split
 from pretrain.order import locate, micro_batch_positions
+from pretrain.stream import Streamed
 from pretrain.watchdog import STOP_SIGNALS
-
-if TYPE_CHECKING:
-    from pretrain.stream import Streamed
 
 I64 = npt.NDArray[np.int64]
 
@@ -107,8 +105,6 @@ class Corpus:
 
     def stream(self, seed: int, streaming: Streaming) -> None:
         """Read training samples by `streaming` from now on, instead of from the directory."""
-        from pretrain.stream import Streamed  # imports fsspec and webdataset, which mapped reading does without
-
         self._streamed = Streamed(streaming.source, self.manifest, seed, streaming.lanes, streaming.window)
 
     def val_batch(self, indices_N: I64) -> MicroBatch:

@@ -254,7 +254,7 @@ def memory_table(config: TrainConfig, options: PlanConfig, count: int, rows: int
     for zero in ZERO:
         try:
             changed = replace(config, zero=zero)
-        except UserError:  # not with this precision, or not compiled
+        except UserError:  # not with compiled layers
             continue
         needs = {size: memory(changed, count, options.gpus, shape_of(size, options, rows)) for size in sizes}
         fitting = [size for size, need in needs.items() if need.total <= available_gib * GIB]

@@ -117,9 +117,11 @@ def run(
     code = ExitCode.FAILED
     try:
         code = train_guarded(parts)
-    except Exception as error:
-        if not isinstance(error, UserError):  # a collective fails when another rank is gone
-            parts.writer.hurry()
+    except UserError as error:
+        code = error.exit_code
+        raise
+    except Exception:  # a collective fails when another rank is gone
+        parts.writer.hurry()
         raise
     finally:
         watchdog.tick(slow=True)

@@ -67,6 +67,19 @@ def test_bad_options_are_one_line(bad: str) -> None:
         parse([bad])
 
 
+@pytest.mark.parametrize(
+    ("argument", "slurm", "line"),
+    [
+        ("nodes=4", False, "nodes: an option only of `launch slurm`; there are hosts, procs, restarts, lost_after, "),
+        ("hosts=h", True, "hosts: an option not of `launch slurm`; there are nodes, gpus_per_node, time, sbatch here"),
+    ],
+)
+def test_an_option_of_the_other_command_is_told_so(argument: str, slurm: bool, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(["run=a", argument], slurm=slurm)
+    assert str(caught.value).startswith(line)
+
+
 def test_processes_and_threads_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     on_cpu = command()
@@ -326,7 +339,6 @@ def test_a_slurm_script_says_what_slurm_must_do(tmp_path: Path) -> None:
     quoted = slurm_script(tmp_path, """sbatch=--comment="a b" --exclusive""")
     assert "#SBATCH '--comment=a b'\n#SBATCH --exclusive\n" in quoted
     assert "requeue " not in slurm_script(tmp_path, "stop_at=5"), "it would stop at once, for ever"
-    assert parse(["nodes=4"]).overrides == ("nodes=4",), "which training refuses"
 
 
 @pytest.mark.parametrize(
