@@ -44,10 +44,10 @@ def local_corpus(
     `stop` says so.
     """
     if cache_dir is None:
-        if "://" in path:
+        if storage.is_remote(path):
             raise UserError(f"data.path={path}: is remote; set data.cache_dir to a local directory with room for it")
-        return Path(path)
-    source, cache = path.rstrip("/"), Path(cache_dir)
+        return storage.local_path(path)
+    source, cache = path.rstrip("/"), storage.local_path(cache_dir)
     manifest_bytes = _needed(f"{source}/{NAME}")
     name = hashlib.sha256(manifest_bytes).hexdigest()[:16]
     folder = cache / (name if splits is None else "-".join([name, *splits]))

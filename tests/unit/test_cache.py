@@ -66,7 +66,7 @@ def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def test_local_directory_is_read_in_place(corpus: Path) -> None:
-    assert local_corpus(str(corpus), None, 1) == corpus
+    assert local_corpus(str(corpus), None, 1) == local_corpus(f"file://{corpus}", None, 1) == corpus
 
 
 def test_a_url_needs_a_cache() -> None:

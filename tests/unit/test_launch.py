@@ -443,10 +443,13 @@ def test_gpus_that_are_broken_on_every_host_are_not_taken_for_none(
 
 
 def test_the_disk_must_hold_the_checkpoints(tmp_path: Path, corpus: Path) -> None:
-    told = facts(["run=a", f"data.path={corpus}", f"data.cache_dir={tmp_path}", "model=large"])["disks"]
+    own = ["run=a", f"data.path=file://{corpus}", f"data.cache_dir={tmp_path}", "model=large"]
+    told = facts(own)["disks"]
     weights = 335e6 - 30_522 * 1024  # of BERT-large, but for a vocabulary that is none here
     assert told["runs_root"][1] == pytest.approx(5 * 12 * weights, rel=0.02)
     assert told["data.cache_dir"][1] == sum(path.stat().st_size for path in corpus.glob("*/*.tar"))
+    streamed = facts([*own, "data.access=stream"])["disks"]
+    assert streamed["data.cache_dir"][1] == sum(path.stat().st_size for path in corpus.glob("val/*.tar"))
 
 
 def test_a_host_that_does_not_answer_is_named() -> None:

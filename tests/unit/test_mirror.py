@@ -88,12 +88,14 @@ def test_a_place_that_nobody_knows() -> None:
         mirror("nosuch://x")
 
 
-def test_a_place_that_cannot_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_place_that_is_no_folder(tmp_path: Path, scheme: str) -> None:
+    """To train from the start would not be what was meant."""
     (tmp_path / "r").write_text("a file where a folder belongs")
     (tmp_path / "r2").symlink_to(tmp_path / "r2")
-    with pytest.raises(UserError, match=r"Too many levels of symbolic links.*check the address") as caught:
-        mirror(str(tmp_path / "r2")).pull(tmp_path / "new", told)
-    assert "\n" not in str(caught.value)
+    for name in ("r", "r2"):
+        with pytest.raises(UserError, match=rf"^checkpoint\.upload: .*/{name}: not a folder; correct it$"):
+            mirror(f"{scheme}{tmp_path}/{name}").pull(tmp_path / "new", told)
 
 
 def test_training_never_waits_for_an_upload(tmp_path: Path) -> None:
