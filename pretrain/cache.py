@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from data_prep import storage
@@ -179,7 +180,8 @@ def _locked(path: Path, check: Callable[[], None]) -> Iterator[None]:
 def _progress(total: int) -> Iterator[Any]:
     """A bar on a terminal, else a line every tenth."""
     if sys.stderr.isatty():
-        with Progress("copying the corpus", BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
+        columns = "copying the corpus", BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=total)
             yield lambda size: bar.advance(task, size)
         return
