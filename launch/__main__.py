@@ -110,7 +110,8 @@ def job_of(options: Options, config: TrainConfig) -> Job:
         slots = read_hostfile(options.hosts)
         hosts = dict(slots)
         check_ranks(config, sum(slots.values()))
-        overrides = tuple(one for one in overrides if not one.startswith("world_size="))  # fewer hosts may be left
+        # Fewer hosts may be left.
+        overrides = tuple(one for one in overrides if not one.lstrip("+").startswith("world_size="))
 
     def fits(ranks: int) -> bool:
         try:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_prep.errors import UserError
 from data_prep.manifest import VAL, Manifest, manifest_sha256, pass_name, read_manifest
-from data_prep.masking import Masks, draw_masks
+from data_prep.masking import Masks
 from data_prep.shards import Samples, Split
 from pretrain.order import locate, micro_batch_positions
 from pretrain.stream import Streamed
@@ -122,16 +122,8 @@ class Corpus:
 
     def _with_masks(self, samples: Samples, draw: int) -> tuple[Samples, Masks]:
         """The baked draw where there is one, else the same function live."""
-        masks = samples.masks or draw_masks(
-            samples.tokens_T,
-            samples.lengths_Nx2,
-            samples.ids_N,
-            draw,
-            self.manifest.masking,
-            self.manifest.tokenizer.mask_vocabulary,
-            samples.word_starts_T,
-        )
-        return samples, masks
+        drawn = samples.tokens_T, samples.lengths_Nx2, samples.ids_N, draw, samples.word_starts_T
+        return samples, samples.masks or self.manifest.draw(*drawn)
 
 
 def pack(parts: list[tuple[Samples, Masks]]) -> MicroBatch:

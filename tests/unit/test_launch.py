@@ -308,8 +308,8 @@ def test_the_hosts_that_the_batch_can_be_split_over(tmp_path: Path) -> None:
 def test_a_world_size_of_the_users_own(tmp_path: Path) -> None:
     """It must be that of the hostfile; when fewer hosts are left, it holds no more."""
     (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
-    asked = job(tmp_path, "world_size=4", "global_batch_size=128")
-    assert "world_size=4" not in asked.overrides
+    asked = job(tmp_path, "world_size=4", "++world_size=4", "global_batch_size=128")
+    assert not any("world_size=" in one for one in asked.overrides)
     assert asked.fits(2)
     with pytest.raises(UserError, match="world_size=3: there are 4 ranks; correct it, or the hostfile"):
         job(tmp_path, "world_size=3")
