@@ -137,7 +137,13 @@ class LocalEngine(Engine):
         while len(self._workers) < min(self._num_workers, tasks_waiting):
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(self._plan, theirs), daemon=True)
-            process.start()
+            try:
+                process.start()
+            except (EOFError, OSError):
+                raise WorkerDied(
+                    "the process that starts the workers died (killed, or out of memory?); run the same command again "
+                    "to go on"
+                ) from None
             theirs.close()
             self._workers.append(_Worker(process, ours))
 

@@ -183,7 +183,12 @@ def make_folder(url: str) -> None:
 def listed(place: str) -> set[str]:
     """The names right below `place`; none if there is nothing."""
     if not is_remote(place):
-        return {entry.name for entry in local_path(place).iterdir()} if local_path(place).is_dir() else set()
+        try:
+            return {entry.name for entry in local_path(place).iterdir()}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise UserError(f"{place}: {error.strerror}; check the address and what you may read") from error
     with _asked(place) as (store, name):
         store.invalidate_cache()
         try:

@@ -4,7 +4,6 @@ Checkpoints come one after another from the writer's background, MANIFEST.json l
 On a machine without checkpoints the newest whole one is fetched back.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -71,9 +70,6 @@ class Mirror:
         return None
 
     def _steps(self) -> dict[int, str]:
-        """Where each step's checkpoint lies, whole or not, ascending. Raises `UserError` where there can be none."""
-        here = storage.local_path(self._url)
-        if not storage.is_remote(self._url) and os.path.lexists(here) and not here.is_dir():
-            raise UserError(f"checkpoint.upload: {self._url}: not a folder; correct it")
+        """Where each step's checkpoint lies, whole or not, ascending."""
         steps = {step_of(PurePath(name)): f"{self._url}/{name}" for name in storage.listed(self._url)}
         return {step: steps[step] for step in sorted(steps) if step >= 0}

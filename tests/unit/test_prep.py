@@ -228,7 +228,7 @@ def test_kill_and_run_again_gives_the_same_bytes(corpus, work, tmp_path):
         kills += process.returncode != 0
         if victim != process.pid and process.returncode:
             assert process.returncode == ExitCode.FAILED, stderr.decode()
-            assert b"SIGKILL" in stderr
+            assert b"died" in stderr  # a worker, or the process that they are forked off
             assert b"Traceback" not in stderr
         if (out / "manifest.json").exists():  # written last: this kill, if it was one, came after the work was done
             assert read_manifest(out).shards
