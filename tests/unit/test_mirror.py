@@ -55,6 +55,14 @@ def test_the_rules_of_retention_hold_there_too(url: str, tmp_path: Path) -> None
     assert names(url) == [f"step-{step:08d}" for step in (3, 6, 7, 8)]
 
 
+def test_what_was_given_up_does_not_come_back(url: str, tmp_path: Path) -> None:
+    for step in (3, 5, 7):
+        mirror(url, keep_last=9).push(checkpoint.write(tmp_path / "old", make_snapshot(step)))
+    mirror(url).remove_after(4)
+    assert names(url) == ["step-00000003"]
+    assert mirror(url).pull(tmp_path / "new", told) == tmp_path / "new" / "step-00000003"
+
+
 def test_a_step_that_was_written_anew_replaces_the_old_one(url: str, tmp_path: Path) -> None:
     """After a rollback the same step comes again with other weights."""
     mirror(url).push(checkpoint.write(tmp_path / "a", make_snapshot(4)))
