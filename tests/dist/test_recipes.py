@@ -88,6 +88,8 @@ def test_three_steps(trainer: Trainer, corpus: Path, recipe: str) -> None:
     first: tuple[str, ...] = ()
     if recipe == "lamb_phase2":
         first = (f"init_from={trainer.run(f'data.path={corpus}', *small).run}",)
+    if recipe == "cramming":
+        first = ("batch_ramp.start=4",)
     result = trainer.run(f"data.path={corpus}", f"recipe={recipe}", *small, *first)
     assert result.codes == (0,), result.stderrs
     assert all(map(math.isfinite, result.series("train/loss")))
