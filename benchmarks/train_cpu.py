@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 from data_prep import entry
 from pretrain import dist, train
 from pretrain.config import TrainConfig
-from pretrain.engine import Engine
+from pretrain.engine import Engine, StepResult
 from pretrain.loader import IGNORED, Corpus, MicroBatch, bounded
 from pretrain.loop import Progress
 from pretrain.loss import pretraining_loss
@@ -81,7 +81,7 @@ def ours(corpus: Path, folder: Path, model: str) -> float:
     """Seconds of the training command itself."""
     clock, update = Clock(), Engine.step
 
-    def step(self: Engine, lr: float) -> object:
+    def step(self: Engine, lr: float) -> StepResult:
         result = update(self, lr)
         clock.mark()
         return result
@@ -193,6 +193,8 @@ def loop_over(
     config: TrainConfig, engine: Engine, data: Corpus, process: dist.Process, rows: int, folder: Path
 ) -> Callable[[], None]:
     """The next `TURN_STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
+    from pretrain.checkpoint import Writer
+    from pretrain.config import Identity
     from pretrain.loader import Layout, MicroBatches, training_steps
     from pretrain.loop import Run, Window, rate_of, seed_dropout, timed
     from pretrain.telemetry import open_telemetry
@@ -201,10 +203,11 @@ def loop_over(
 
     telemetry = open_telemetry(config, folder, is_main=True, resume_step=None, wandb_id=None, resolved={})
     size = config.micro_batch_size
+    writer = Writer(folder, rank=0, num_writers=1, keep_last=1, keep_every=0, patience_seconds=1, say=print)  # idle
     run = Run(
         config=config, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,
-        throughput=Throughput(None), writer=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
-        progress=Progress(), vocab_rows=rows, config_yaml="",
+        throughput=Throughput(None), writer=writer, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
+        progress=Progress(), vocab_rows=rows, identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",
     )  # fmt: skip
     window = Window(run)
     dataset = MicroBatches(data.directory, config.seed, Layout(0, 1, size, size))

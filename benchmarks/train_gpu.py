@@ -126,7 +126,7 @@ def config_of(model: str, size: int, zero: str, attention_dropout: float = 0.1) 
 
 def our_step(config: TrainConfig, max_len: int, *, compiled: bool) -> Callable[[MicroBatch], None]:
     """One optimizer step of one micro-batch through the engine."""
-    process = dist.Process(0, 1, 0, torch.device("cuda" if ON_GPU else "cpu"), torch.distributed.group.WORLD)
+    process = dist.start()
     kernel = choose_kernel(config.model, config.precision, torch.cuda.get_device_capability() if ON_GPU else None)
     module = PackedBert(config.model, FACTS, max_len=max_len, kernel=kernel)
     if compiled:

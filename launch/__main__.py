@@ -72,7 +72,7 @@ _SLURM_READERS: dict[str, Callable[[str], Any]] = {
 
 def parse(arguments: Sequence[str], *, slurm: bool = False) -> Options:
     """Raises `UserError` for anything that is neither ours nor an override."""
-    readers = _SLURM_READERS if slurm else _READERS
+    readers, others = (_SLURM_READERS, _READERS) if slurm else (_READERS, _SLURM_READERS)
     own: dict[str, Any] = {}
     overrides: list[str] = []
     for argument in arguments:
@@ -84,6 +84,9 @@ def parse(arguments: Sequence[str], *, slurm: bool = False) -> Options:
                 own[key] = readers[key](value)
             except ValueError as error:
                 raise UserError(f"{argument}: {error}; correct it (--help)") from error
+        elif given and key in others:
+            whose = "not of `launch slurm`" if slurm else "only of `launch slurm`"
+            raise UserError(f"{key}: an option {whose}; there are {', '.join(readers)} here")
         elif argument.startswith("-"):
             raise UserError(f"{argument}: not an option of launch; use it with `python -m pretrain.train`")
         else:
@@ -107,7 +110,8 @@ def job_of(options: Options, config: TrainConfig) -> Job:
         slots = read_hostfile(options.hosts)
         hosts = dict(slots)
         check_ranks(config, sum(slots.values()))
-        overrides = tuple(one for one in overrides if not one.startswith("world_size="))  # fewer hosts may be left
+        # Fewer hosts may be left.
+        overrides = tuple(one for one in overrides if not one.lstrip("+").startswith("world_size="))
 
     def fits(ranks: int) -> bool:
         try:

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import entry
+from data_prep import entry, storage
 from data_prep.errors import UserError
 from data_prep.manifest import NAME as MANIFEST_NAME
-from data_prep.manifest import Manifest, read_manifest
-from pretrain.config import Architecture, TrainConfig
+from data_prep.manifest import VAL, Manifest, read_manifest
+from pretrain.config import Access, Architecture, TrainConfig
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "webdataset", "hydra-core", "numpy")
 _SOURCES = ("data_prep", "pretrain", "launch", "conf")
@@ -30,8 +30,8 @@ _GPU_FIELDS = ("name", "memory.used", "ecc.errors.uncorrected.volatile.total")  
 def facts(overrides: Sequence[str]) -> dict[str, Any]:
     """What must be equal on all hosts, and what must be good on each. Raises `UserError` for a bad configuration."""
     config = entry.compose("train", TrainConfig, overrides)
-    manifest = Path(config.data.path) / MANIFEST_NAME
-    remote = "://" in config.data.path
+    manifest = storage.local_path(config.data.path) / MANIFEST_NAME
+    remote = storage.is_remote(config.data.path)
     return {
         "equal": {
             "python": platform.python_version(),
@@ -76,8 +76,11 @@ def _disks(config: TrainConfig, corpus: Manifest | None) -> dict[str, tuple[int,
     checkpoints = 12 * parameters * (config.checkpoint.keep_last + 2)  # one in the making, and its shares
     needed = {"runs_root": (config.runs_root, checkpoints)}
     if config.data.cache_dir and corpus:
-        needed["data.cache_dir"] = (config.data.cache_dir, sum(shard.bytes for shard in corpus.shards))
-    return {key: (shutil.disk_usage(_existing(Path(path))).free, size) for key, (path, size) in needed.items()}
+        copied = corpus.split_shards(VAL) if config.data.access is Access.stream else corpus.shards
+        needed["data.cache_dir"] = (config.data.cache_dir, sum(shard.bytes for shard in copied))
+    return {
+        key: (shutil.disk_usage(_existing(storage.local_path(path))).free, size) for key, (path, size) in needed.items()
+    }
 
 
 def _existing(path: Path) -> Path:

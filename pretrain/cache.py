@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from data_prep import storage
@@ -44,10 +45,10 @@ def local_corpus(
     `stop` says so.
     """
     if cache_dir is None:
-        if "://" in path:
+        if storage.is_remote(path):
             raise UserError(f"data.path={path}: is remote; set data.cache_dir to a local directory with room for it")
-        return Path(path)
-    source, cache = path.rstrip("/"), Path(cache_dir)
+        return storage.local_path(path)
+    source, cache = path.rstrip("/"), storage.local_path(cache_dir)
     manifest_bytes = _needed(f"{source}/{NAME}")
     name = hashlib.sha256(manifest_bytes).hexdigest()[:16]
     folder = cache / (name if splits is None else "-".join([name, *splits]))
@@ -179,7 +180,8 @@ def _locked(path: Path, check: Callable[[], None]) -> Iterator[None]:
 def _progress(total: int) -> Iterator[Any]:
     """A bar on a terminal, else a line every tenth."""
     if sys.stderr.isatty():
-        with Progress("copying the corpus", BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
+        columns = "copying the corpus", BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=total)
             yield lambda size: bar.advance(task, size)
         return

@@ -432,14 +432,17 @@ def _parse(kind: type[Any], body: Any, where: str) -> Any:
 
 
 def _check(tensors: Mapping[str, Tensor], where: str, shapes: Mapping[str, torch.Size]) -> None:
-    """Raises ValueError unless these are all tensors, in fp32, of these shapes, with finite numbers."""
+    """Raises ValueError unless these are all tensors, in fp32, of these shapes, with numbers that can be."""
     if others := tensors.keys() ^ shapes.keys():
         raise ValueError(f"{where}: {min(others)} is missing, or nothing of this model")
     for name, value in tensors.items():
         if value.shape != shapes[name] or value.dtype != torch.float32:
             raise ValueError(f"{where}: {name} is {value.dtype} {list(value.shape)}, not fp32 {list(shapes[name])}")
-        if value.numel() and not all(math.isfinite(bound) for bound in torch.aminmax(value)):
+        least, most = torch.aminmax(value) if value.numel() else (torch.zeros(()), torch.zeros(()))
+        if not (math.isfinite(least) and math.isfinite(most)):
             raise ValueError(f"{where}: {name} holds numbers that are not finite")
+        if name.endswith(".exp_avg_sq") and least < 0:  # whose root is taken
+            raise ValueError(f"{where}: {name} holds negative numbers")
 
 
 def _text(path: Path) -> str:

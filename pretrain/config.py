@@ -396,7 +396,7 @@ class Identity:
             max_len=manifest.max_len,
             seed=config.seed,
             global_batch_size=config.global_batch_size,
-            batch_ramp=f"from {ramp.start} in {ramp.fraction:.0%} of the run" if ramp.start else "none",
+            batch_ramp=f"from {ramp.start} in {ramp.fraction:g} of the run" if ramp.start else "none",
             access=streamed if data.access is Access.stream else data.access.value,
         )
 

@@ -132,8 +132,11 @@ class Engine:
         self._deepspeed.step()
         if self.stage == 0:
             return StepResult(self._guard.applied, self._guard.grad_norm)
-        norm = self._deepspeed.get_global_grad_norm()
-        return StepResult(bool(self._deepspeed.was_step_applied()), float("nan") if norm is None else norm)
+        norm, applied = self._deepspeed.get_global_grad_norm(), bool(self._deepspeed.was_step_applied())
+        if not applied and self.stage == 2:  # offloaded, it would add the next gradients to those of the skipped step
+            sums = self._deepspeed.optimizer.averaged_gradients
+            sums.update(dict.fromkeys(sums))
+        return StepResult(applied, float("nan") if norm is None else norm)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -362,7 +365,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
     try:
-        DeepSpeedConfig(dict(settings))
+        # Without the global batch: it knows of one rank as yet, and would find that the numbers do not fit.
+        DeepSpeedConfig({key: value for key, value in settings.items() if key != "train_batch_size"})
     except (ValueError, TypeError, DeepSpeedConfigError) as error:
         reason = ": ".join(line.strip() for line in str(error).splitlines()[:3])
         raise UserError(f"deepspeed.extra: DeepSpeed refuses it ({reason}); correct it") from error

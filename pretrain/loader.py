@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Sequence
 from itertools import chain, count, pairwise, repeat
 from multiprocessing import forkserver, parent_process, resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_prep.errors import UserError
 from data_prep.manifest import VAL, Manifest, manifest_sha256, pass_name, read_manifest
-from data_prep.masking import Masks, draw_masks
+from data_prep.masking import Masks
 from data_prep.shards import Samples, Split
 from pretrain.order import locate, micro_batch_positions
+from pretrain.stream import Streamed
 from pretrain.watchdog import STOP_SIGNALS
-
-if TYPE_CHECKING:
-    from pretrain.stream import Streamed
 
 I64 = npt.NDArray[np.int64]
 
@@ -107,8 +105,6 @@ class Corpus:
 
     def stream(self, seed: int, streaming: Streaming) -> None:
         """Read training samples by `streaming` from now on, instead of from the directory."""
-        from pretrain.stream import Streamed  # imports fsspec and webdataset, which mapped reading does without
-
         self._streamed = Streamed(streaming.source, self.manifest, seed, streaming.lanes, streaming.window)
 
     def val_batch(self, indices_N: I64) -> MicroBatch:
@@ -126,16 +122,8 @@ class Corpus:
 
     def _with_masks(self, samples: Samples, draw: int) -> tuple[Samples, Masks]:
         """The baked draw where there is one, else the same function live."""
-        masks = samples.masks or draw_masks(
-            samples.tokens_T,
-            samples.lengths_Nx2,
-            samples.ids_N,
-            draw,
-            self.manifest.masking,
-            self.manifest.tokenizer.mask_vocabulary,
-            samples.word_starts_T,
-        )
-        return samples, masks
+        drawn = samples.tokens_T, samples.lengths_Nx2, samples.ids_N, draw, samples.word_starts_T
+        return samples, samples.masks or self.manifest.draw(*drawn)
 
 
 def pack(parts: list[tuple[Samples, Masks]]) -> MicroBatch:

@@ -39,6 +39,12 @@ class Mirror:
         for step in let_go([*older, step_of(path)], keep_last=self._keep_last, keep_every=self._keep_every):
             storage.remove(older[step])
 
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: of a future that was given up."""
+        for later, there in self._steps().items():
+            if later > step:
+                storage.remove(there)
+
     def pull(self, folder: Path, report: Callable[[str], None]) -> Path | None:
         """Fetch the newest checkpoint that verifies into `folder`; `report` is told of each that does not.
 

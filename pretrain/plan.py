@@ -7,12 +7,11 @@ tensors; time follows from model FLOPs and an assumed MFU.
 
 import sys
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from data_prep import entry
+from data_prep import entry, storage
 from data_prep.errors import ExitCode, UserError
 from data_prep.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
 from data_prep.schema import doc
@@ -254,7 +253,7 @@ def memory_table(config: TrainConfig, options: PlanConfig, count: int, rows: int
     for zero in ZERO:
         try:
             changed = replace(config, zero=zero)
-        except UserError:  # not with this precision, or not compiled
+        except UserError:  # not with compiled layers
             continue
         needs = {size: memory(changed, count, options.gpus, shape_of(size, options, rows)) for size in sizes}
         fitting = [size for size, need in needs.items() if need.total <= available_gib * GIB]
@@ -280,8 +279,8 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     if config.model.attention is not Attention.flash:  # which must be installed there, not here
         kernel = choose_kernel(config.model, config.precision, _CAPABILITY)
         config = replace(config, model=replace(config.model, attention=kernel))
-    if "data.path" in given and "://" not in config.data.path:
-        return config, corpus_options(options, read_manifest(Path(config.data.path)))
+    if "data.path" in given and not storage.is_remote(config.data.path):
+        return config, corpus_options(options, read_manifest(storage.local_path(config.data.path)))
     length = options.max_len or max(config.expect.max_len, default=128)
     if options.mean_len > length:
         raise UserError(f"mean_len={options.mean_len}: must be at most max_len={length}")

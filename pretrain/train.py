@@ -117,9 +117,11 @@ def run(
     code = ExitCode.FAILED
     try:
         code = train_guarded(parts)
-    except Exception as error:
-        if not isinstance(error, UserError):  # a collective fails when another rank is gone
-            parts.writer.hurry()
+    except UserError as error:
+        code = error.exit_code
+        raise
+    except Exception:  # a collective fails when another rank is gone
+        parts.writer.hurry()
         raise
     finally:
         watchdog.tick(slow=True)
@@ -210,7 +212,7 @@ def train_guarded(parts: Run) -> ExitCode:
                 raise TrainingError(f"{spike}; {most} rollbacks did not help: lower optim.lr") from spike
             settle(parts)
             sound_step, skip_to, reason = spike.sound_step, progress.samples, str(spike)
-        parts.process.on_main(functools.partial(checkpoint.remove_after, folder, sound_step))  # they may hold the spike
+        parts.process.on_main(functools.partial(give_up_after, parts, sound_step))
         found = newest(folder, parts.process)
         if found is None:
             raise TrainingError(f"{reason}; there is no checkpoint to go back to: lower optim.lr or checkpoint.every")
@@ -223,6 +225,16 @@ def train_guarded(parts: Run) -> ExitCode:
         )
         progress.step, progress.samples, progress.tokens = snapshot.state.step, skip_to, snapshot.state.tokens
         progress.rollbacks += 1
+
+
+def give_up_after(parts: Run, step: int) -> None:
+    """Remove the checkpoints of later steps, which may hold the spike, wherever they are."""
+    checkpoint.remove_after(parts.path / "checkpoints", step)
+    try:
+        if mirror := open_mirror(parts.config):
+            mirror.remove_after(step)
+    except UserError as error:
+        parts.telemetry.say(f"warning: {error}; checkpoints after step {step} may hold a loss spike: remove them there")
 
 
 def steps_ahead(parts: Run) -> Generator[list[MicroBatch], None, None]:

@@ -161,7 +161,7 @@ def save(folder: Path, step: int) -> None:
     )  # fmt: skip
     torch.manual_seed(step)
     weights = {"a": torch.randn(7, 5), "b": torch.randn(11)}
-    moments = {f"{name}.{kind}": torch.randn_like(value) for name, value in weights.items() for kind in MOMENTS}
+    moments = {f"{name}.{kind}": torch.rand_like(value) for name, value in weights.items() for kind in MOMENTS}
     checkpoint.write(folder, Snapshot(state, weights, moments, f"steps: {step}\n"))
 
 

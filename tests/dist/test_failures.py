@@ -420,7 +420,7 @@ def test_after_a_spike_the_run_goes_back_and_on(trainer: Trainer, corpus: Path, 
     """
     overrides = (
         f"data.path={corpus}", "steps=20", "checkpoint.every=1", "checkpoint.keep_last=99", "log.every=2",
-        "guard.spike_factor=3", "guard.max_rollbacks=1", "data.workers=1",
+        "guard.spike_factor=3", "guard.max_rollbacks=1", "data.workers=1", f"checkpoint.upload={tmp_path / 'store'}",
     )  # fmt: skip
     result = trainer.run(*overrides, "stop_at=18", f"runs_root={tmp_path}", ranks=2, before=SPIKES.format(lines=(7,)))
     assert result.codes == (75, 75), result.stderrs
@@ -429,6 +429,8 @@ def test_after_a_spike_the_run_goes_back_and_on(trainer: Trainer, corpus: Path, 
     assert result.series("samples") == [*range(32, 193, 32), *range(256, 321, 32)]
     newest = checkpoint.load(checkpoint.path_of(result.run / "checkpoints", 18))
     assert (newest.state.samples, newest.state.rollbacks) == (320, 1)
+    uploaded = checkpoint.list_checkpoints(tmp_path / "store" / "run")
+    assert {checkpoint.load(path).state.rollbacks for path in uploaded if checkpoint.step_of(path) > 12} == {1}
     first = weights(result, 12)
     assert all(torch.isfinite(value).all() for value in first.values())
     # Another start remembers how often the run has gone back.

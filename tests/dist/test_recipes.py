@@ -1,6 +1,7 @@
 """Every recipe: its published figures compose, and it takes three real steps at a scaled-down size."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from data_prep import entry
 from data_prep.errors import UserError
 from pretrain.config import TrainConfig
 from pretrain.schedule import learning_rate
-from tests.support import ROOT, Trainer
+from tests.support import ROOT, Trainer, make_corpus
 
 RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
 
@@ -63,6 +64,23 @@ def test_phase_two_asks_for_phase_one() -> None:
         entry.compose("train", TrainConfig, ["run=r", "data.path=d", "recipe=lamb_phase2"])
 
 
+def test_bert_goes_on_with_longer_samples(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    """With what its file allows for that, and so do the pages that tell of it."""
+    told = {
+        path: re.findall(r"recipe=bert_2018 .*(resume\.allow=\S+)", path.read_text(encoding="utf-8"))
+        for path in (ROOT / "conf/recipe/bert_2018.yaml", ROOT / "docs/recipes.md", ROOT / "docs/tutorial.md")
+    }
+    (allowed,) = {allow for found in told.values() for allow in found}
+    assert all(told.values())
+    (tmp_path / "longer").mkdir()
+    make_corpus(tmp_path / "longer", max_len=48, seed=4)
+    overrides = ("recipe=bert_2018", f"runs_root={tmp_path}", "steps=3", "eval.max_samples=8")
+    assert trainer.run(f"data.path={corpus}", *overrides, "stop_at=2").code == 75
+    result = trainer.run(f"data.path={tmp_path / 'longer'}", *overrides, allowed)
+    assert result.code == 0, result.stderr
+    assert "resuming at step 2 of 3" in result.stderr
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_three_steps(trainer: Trainer, corpus: Path, recipe: str) -> None:
     """Phase 2 goes on from the weights of a run. The corpus is of 24 tokens, with pairs: each mismatch is a warning."""
@@ -70,6 +88,8 @@ def test_three_steps(trainer: Trainer, corpus: Path, recipe: str) -> None:
     first: tuple[str, ...] = ()
     if recipe == "lamb_phase2":
         first = (f"init_from={trainer.run(f'data.path={corpus}', *small).run}",)
+    if recipe == "cramming":
+        first = ("batch_ramp.start=4",)
     result = trainer.run(f"data.path={corpus}", f"recipe={recipe}", *small, *first)
     assert result.codes == (0,), result.stderrs
     assert all(map(math.isfinite, result.series("train/loss")))

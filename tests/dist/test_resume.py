@@ -222,7 +222,7 @@ def test_the_newest_whole_checkpoint_is_taken(trainer: Trainer, corpus: Path, tm
         ("global_batch_size=32", "was trained with global_batch_size=16, now it is 32"),
         ("model.num_layers=3", "resume with the same model options"),
         ("data.access=stream", "was trained with access=mapped, now it is stream (lanes=64, window=4096)"),
-        ("batch_ramp.start=4", "was trained with batch_ramp=none, now it is from 4 in 10% of the run"),
+        ("batch_ramp.start=4", "was trained with batch_ramp=none, now it is from 4 in 0.1 of the run"),
         ("optim=muon", "its moments would mean something else; restore it, or name another run and add init_from="),
         ("data", "(300 samples in 1 passes), now it is"),
         ("max_len", "was trained with max_len=24, now it is 20: other samples would follow"),

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def test_local_directory_is_read_in_place(corpus: Path) -> None:
-    assert local_corpus(str(corpus), None, 1) == corpus
+    assert local_corpus(str(corpus), None, 1) == local_corpus(f"file://{corpus}", None, 1) == corpus
 
 
 def test_a_url_needs_a_cache() -> None:
@@ -88,6 +89,19 @@ def test_copied_over_http_once(corpus: Path, tmp_path: Path, capsys: pytest.Capt
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == f"copying the corpus: {total:.0f} of {total:.0f} MB"
     assert len(lines) <= 4  # one a shard at most
+
+
+def test_a_bar_on_a_terminal(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stderr, as everything that is for people."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    local_corpus(str(corpus), str(tmp_path / "cache"), 1)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (total,) = {float(size) for size in re.findall(r"/([\d.]+) kB", printed.err)}
+    assert total == pytest.approx(size_of(read_manifest(corpus)) / 1e3, abs=0.06)
+    assert f"{total:.1f}/{total:.1f} kB" in printed.err
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -284,6 +284,16 @@ def test_tensors_that_do_not_belong_are_refused(tmp_path: Path, name: str, lie: 
     assert "\n" not in str(caught.value)
 
 
+def test_mean_squares_are_not_negative(tmp_path: Path) -> None:
+    """The next update would make the weights NaN."""
+    path = checkpoint.write(tmp_path, make_snapshot(3))
+    tensors = safetensors.torch.load_file(path / "optimizer.safetensors")
+    tensors["a.weight.exp_avg_sq"].view(-1)[5] = -1e-9
+    rewrite(path, "optimizer.safetensors", safetensors.torch.save(tensors))
+    with pytest.raises(UserError, match=r"a\.weight\.exp_avg_sq holds negative numbers"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("name", ["state.json", "config.yaml", "MANIFEST.json"])
 def test_a_text_of_enormous_size_is_not_read(tmp_path: Path, name: str) -> None:
     path = checkpoint.write(tmp_path, make_snapshot(3))

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from data_prep import entry
 from data_prep.errors import UserError
-from pretrain.config import BatchRampConfig, Precision, TrainConfig, accumulation_steps, batch_size, total_samples
+from data_prep.manifest import read_manifest
+from pretrain.config import (
+    BatchRampConfig,
+    Identity,
+    Precision,
+    TrainConfig,
+    accumulation_steps,
+    batch_size,
+    total_samples,
+)
 from pretrain.train import plain
 from tests.support import ROOT
 
@@ -152,6 +161,18 @@ def test_the_batch_grows_evenly(start: int, multiples: int, ramp_steps: int, ste
     for step, size in enumerate(sizes[:ramp_steps]):  # within one multiple of the straight line
         assert -1e-6 <= start + step * (start * multiples - start) / ramp_steps - size < start
     assert total_samples(config) == sum(sizes)
+
+
+def test_another_ramp_is_another_run(corpus: Path) -> None:
+    """Close ones, too: their batches differ."""
+    manifest = read_manifest(corpus)
+
+    def ramp(start: int | None, fraction: float) -> str:
+        config = replace(BASE, batch_ramp=BatchRampConfig(start=start, fraction=fraction))
+        return Identity.of(config, manifest, "").batch_ramp
+
+    assert len({ramp(4, 0.1), ramp(8, 0.1), ramp(4, 0.101), ramp(4, 0.1001), ramp(None, 0.1)}) == 5
+    assert ramp(None, 0.1) == ramp(None, 0.2)
 
 
 @settings(max_examples=500, deadline=None)

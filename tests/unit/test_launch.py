@@ -67,6 +67,19 @@ def test_bad_options_are_one_line(bad: str) -> None:
         parse([bad])
 
 
+@pytest.mark.parametrize(
+    ("argument", "slurm", "line"),
+    [
+        ("nodes=4", False, "nodes: an option only of `launch slurm`; there are hosts, procs, restarts, lost_after, "),
+        ("hosts=h", True, "hosts: an option not of `launch slurm`; there are nodes, gpus_per_node, time, sbatch here"),
+    ],
+)
+def test_an_option_of_the_other_command_is_told_so(argument: str, slurm: bool, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(["run=a", argument], slurm=slurm)
+    assert str(caught.value).startswith(line)
+
+
 def test_processes_and_threads_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     on_cpu = command()
@@ -295,8 +308,8 @@ def test_the_hosts_that_the_batch_can_be_split_over(tmp_path: Path) -> None:
 def test_a_world_size_of_the_users_own(tmp_path: Path) -> None:
     """It must be that of the hostfile; when fewer hosts are left, it holds no more."""
     (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
-    asked = job(tmp_path, "world_size=4", "global_batch_size=128")
-    assert "world_size=4" not in asked.overrides
+    asked = job(tmp_path, "world_size=4", "++world_size=4", "global_batch_size=128")
+    assert not any("world_size=" in one for one in asked.overrides)
     assert asked.fits(2)
     with pytest.raises(UserError, match="world_size=3: there are 4 ranks; correct it, or the hostfile"):
         job(tmp_path, "world_size=3")
@@ -326,7 +339,6 @@ def test_a_slurm_script_says_what_slurm_must_do(tmp_path: Path) -> None:
     quoted = slurm_script(tmp_path, """sbatch=--comment="a b" --exclusive""")
     assert "#SBATCH '--comment=a b'\n#SBATCH --exclusive\n" in quoted
     assert "requeue " not in slurm_script(tmp_path, "stop_at=5"), "it would stop at once, for ever"
-    assert parse(["nodes=4"]).overrides == ("nodes=4",), "which training refuses"
 
 
 @pytest.mark.parametrize(
@@ -431,10 +443,13 @@ def test_gpus_that_are_broken_on_every_host_are_not_taken_for_none(
 
 
 def test_the_disk_must_hold_the_checkpoints(tmp_path: Path, corpus: Path) -> None:
-    told = facts(["run=a", f"data.path={corpus}", f"data.cache_dir={tmp_path}", "model=large"])["disks"]
+    own = ["run=a", f"data.path=file://{corpus}", f"data.cache_dir={tmp_path}", "model=large"]
+    told = facts(own)["disks"]
     weights = 335e6 - 30_522 * 1024  # of BERT-large, but for a vocabulary that is none here
     assert told["runs_root"][1] == pytest.approx(5 * 12 * weights, rel=0.02)
     assert told["data.cache_dir"][1] == sum(path.stat().st_size for path in corpus.glob("*/*.tar"))
+    streamed = facts([*own, "data.access=stream"])["disks"]
+    assert streamed["data.cache_dir"][1] == sum(path.stat().st_size for path in corpus.glob("val/*.tar"))
 
 
 def test_a_host_that_does_not_answer_is_named() -> None:
