@@ -52,7 +52,8 @@ class Network(Watchdog):
     def leave(self, reason: str) -> NoReturn:
         """End this process; the others' launchers then end what is left."""
         if self._rank:
-            time.sleep(_AFTER_RANK_0_SECONDS)  # who leaves first has its launcher end rank 0
+            # Who leaves first has its launcher end rank 0, which may have met a silence where this one met an error.
+            time.sleep(self._limit + _AFTER_RANK_0_SECONDS)
         else:
             name = next((key for key in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if key in os.environ), None)
             print(
