@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import fsspec
 import pytest
 
 from tests.support import Trainer, make_corpus
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as the ranks have it: two threads add up in another order
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job: what we start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
