@@ -65,16 +65,17 @@ def plain(corpus: Path) -> Plain:
 def test_fifty_steps_equal_the_unsharded_algorithm(
     trainer: Trainer, corpus: Path, plain: Plain, zero: str, ranks: int
 ) -> None:
-    """Weights move by up to 0.6 and end within 2e-6 of each other: of all, one or none is more than 1e-6 apart."""
+    """Weights move by up to 0.6 and end within 1e-6 of each other.
+
+    Biases of keys apart: softmax does not see them, so their gradients are rounding, of which Adam makes steps.
+    """
     result = trainer.run(f"data.path={corpus}", f"zero={zero}", *LAMB, *LONG, ranks=ranks)
     assert set(result.codes) == {0}, result.stderrs
     assert result.series("train/loss") == pytest.approx(plain.losses, abs=2e-6)
     weights = load_file(result.run / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
-    far = 0
     for name, parameter in plain.model.hf.named_parameters():
-        torch.testing.assert_close(weights[name], parameter.detach(), atol=2e-6, rtol=0)
-        far += int(((weights[name] - parameter.detach()).abs() > 1e-6).sum())
-    assert far <= 1
+        atol = 2e-6 if name.endswith("key.bias") else 1e-6
+        torch.testing.assert_close(weights[name], parameter.detach(), atol=atol, rtol=0)
 
 
 def test_checkpoints_cross_stages(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
