@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from data_prep import tasks
 from data_prep.config import EngineKind
@@ -24,6 +27,7 @@ from data_prep.server import start_server
 from data_prep.tasks import Stage
 
 _POLL_SECONDS = 0.2
+_LARGEST_ARRAY = 2**24  # bytes, about: of a task
 _UNKNOWN = 255  # exit code of a worker whose server was killed
 _RETRIES = 20  # of a task whose worker or machine was lost
 
@@ -40,16 +44,17 @@ class Unfinished(UserError):
     exit_code = ExitCode.STOPPED
 
 
-class Engine:
+class Engine(ABC):
     leads = True  # this call trains the tokenizer and writes the manifest
 
     def wait_for(self, path: Path) -> None:
         """Until the leading call has made `path`. Raises `Unfinished` where that takes too long."""
 
+    @abstractmethod
     def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
         """Run tasks of one stage; yield the number of each when it is done. Raises what a task raised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self, failed: bool) -> None:
         """No more tasks come."""
 
@@ -170,7 +175,9 @@ class ArrayEngine(Engine):
         self._patience_seconds = config.wait_seconds
         self._local = LocalEngine(plan)
         self.leads = self._index == 0
-        self.close = self._local.close  # type: ignore[method-assign]
+
+    def close(self, failed: bool) -> None:
+        self._local.close(failed)
 
     def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
         """Run this call's share, then wait for the rest; yield each number when it is done."""
@@ -265,6 +272,7 @@ def _become_worker() -> None:
 def _work(plan: Plan, connection: Connection) -> None:
     """A worker's life: receive a task, do it, answer None or the user's error."""
     _become_worker()
+    np.empty(_LARGEST_ARRAY, np.uint8)  # freed: from then on malloc keeps what tasks free, else it pages it in anew
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:
