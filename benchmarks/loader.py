@@ -15,6 +15,7 @@ for samples.
 import argparse
 import importlib.util
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -79,6 +80,7 @@ def mosaic_shards(rows: list[dict[str, list[int]]], folder: Path) -> Iterable[di
     found = importlib.util.find_spec("streaming")
     assert found
     package.__path__ = list(found.submodule_search_locations or [])
+    package.__spec__ = found
     sys.modules["streaming"] = package
     from streaming.base import MDSWriter, StreamingDataset
 
@@ -126,7 +128,7 @@ def measure(corpus: Path, size: int, rounds: int) -> dict[str, list[float]]:
             dataset.__getitems__(range(start, start + chunk))
 
     def padded(source: Iterable[dict[str, list[int]]]) -> None:
-        items = iter(source)
+        items = islice(source, 2048)  # once: litdata starts over
         while batch := list(islice(items, size)):
             collator(batch)
 
@@ -160,14 +162,19 @@ def cold(corpus: Path, rounds: int) -> float:
 
 
 def wait_fraction(corpus: Path, steps: int) -> float:
-    """Share of time in which a real run waits for samples, after the first tenth, in which its loader starts."""
+    """Share of time in which a real run waits for samples, after the first tenth, in which its loader starts.
+
+    One core is left to the loader process, as our launcher leaves it.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) - 1))}
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
             f"data.path={corpus}", f"runs_root={folder}", "run=r", "model=tiny", "zero=0", "precision=fp32",
             "global_batch_size=64", "micro_batch_size=32", f"steps={steps}", f"log.every={steps // 10}", "eval.every=0",
             "checkpoint.every=0", "wandb.mode=disabled",
         ]  # fmt: skip
-        subprocess.run([sys.executable, "-m", "pretrain.train", *overrides], check=True, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "pretrain.train", *overrides]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env=environment)
         lines = [json.loads(line) for line in (Path(folder) / "r" / "metrics.jsonl").read_text().splitlines()]
     return statistics.mean(line["data/wait_fraction"] for line in lines[1:])
 

@@ -173,7 +173,10 @@ class Demo:
         return code
 
     def _judge(self) -> int:
-        """Evaluation against the yardstick, predictions, report. Raises `TrainingError` if guessing is as good."""
+        """Evaluation against the yardstick, predictions, report. Raises `TrainingError` if guessing is as good.
+
+        A training that overrides have changed is told so instead.
+        """
         config = entry.compose("train", TrainConfig, ["run=demo", "data.path=x", *self._plan.train, *self._overrides])
         reached = last_evaluation(self._paths.run)
         guessing = yardstick(self._paths.shards, config.eval.max_samples)
@@ -206,7 +209,9 @@ class Demo:
             faults.append(f"held-out MLM loss is not {self._plan.mlm_margin} nats below guessing")
         if not reached["eval/nsp_accuracy"] >= guessing.nsp_accuracy + self._plan.nsp_margin:
             faults.append(f"held-out NSP accuracy is not {self._plan.nsp_margin:.0%} above guessing")
-        if faults:
+        if faults and self._overrides:  # cut short, or otherwise not what the bars are for
+            print(f"note: {' and '.join(faults)}; the demo without {shlex.join(self._overrides)} gets there")
+        elif faults:
             raise TrainingError(f"{self._paths.run}: {' and '.join(faults)}; see {self._paths.run / REPORT_NAME}")
         return ExitCode.OK
 

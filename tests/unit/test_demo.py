@@ -115,9 +115,20 @@ def test_a_good_run_ends_with_predictions_and_a_report(finished: Demo, capsys: p
 @pytest.mark.parametrize(("name", "value"), [("mlm_loss", 4.0), ("mlm_loss", math.nan), ("nsp_accuracy", 0.52)])
 def test_a_model_that_only_guesses_fails(finished: Demo, name: str, value: float) -> None:
     reached = {"eval/mlm_loss": 2.0, "eval/nsp_accuracy": 0.9} | {f"eval/{name}": value}
+    whole = Demo(ON_CPU, [], finished._paths)
     with pytest.raises(TrainingError, match="guessing") as caught:
-        finished._passed(reached, Yardstick(mlm_loss=4.1, mlm_accuracy=0.1, nsp_accuracy=0.5))
+        whole._passed(reached, Yardstick(mlm_loss=4.1, mlm_accuracy=0.1, nsp_accuracy=0.5))
     assert caught.value.exit_code == 70
+
+
+def test_a_demo_cut_short_is_told_what_it_has_not_learned(finished: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    short, guessing = Demo(ON_CPU, ["steps=300"], finished._paths), Yardstick(4.1, 0.1, 0.5)
+    assert short._passed({"eval/mlm_loss": 4.0, "eval/nsp_accuracy": 0.9}, guessing) == 0
+    assert (
+        "note: held-out MLM loss is not 1.0 nats below guessing; the demo without steps=300" in capsys.readouterr().out
+    )
+    assert short._passed({"eval/mlm_loss": 2.0, "eval/nsp_accuracy": 0.9}, guessing) == 0
+    assert not capsys.readouterr().out
 
 
 def test_a_failing_step_stops_with_its_code(
