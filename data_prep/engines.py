@@ -10,7 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -49,6 +49,7 @@ class Engine(ABC):
 
     def wait_for(self, path: Path) -> None:
         """Until the leading call has made `path`. Raises `Unfinished` where that takes too long."""
+        assert self.leads, "another engine than the leading call's knows how long to wait"
 
     @abstractmethod
     def run(self, stage: Stage, numbers: Iterable[int]) -> Iterator[int]:
@@ -62,7 +63,11 @@ class Engine(ABC):
 @contextmanager
 def engine_for(plan: Plan) -> Iterator[Engine]:
     """The engine that the configuration asks for."""
-    kinds = {EngineKind.array: ArrayEngine, EngineKind.ray: RayEngine, EngineKind.local: LocalEngine}
+    kinds: dict[EngineKind, Callable[[Plan], Engine]] = {
+        EngineKind.array: ArrayEngine,
+        EngineKind.ray: RayEngine,
+        EngineKind.local: LocalEngine,
+    }
     engine = kinds[plan.config.engine.kind](plan)
     try:
         yield engine

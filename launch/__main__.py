@@ -1,18 +1,17 @@
 """Entry: `python -m launch [check|slurm] [hosts=FILE] … <training overrides>` trains on one machine or many."""
 
 import os
-import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data_prep import entry
 from data_prep.errors import ExitCode, UserError
 from launch.command import LOCALHOST, Machine, forwarded, free_port, node_command, read_hostfile, this_machine
-from launch.supervise import LOST_AFTER_SECONDS, Job, supervise
+from launch.options import NAMES, Options, parse
+from launch.supervise import Job, supervise
 from pretrain.config import TrainConfig, check_ranks
 
 HELP = """python -m launch [check] [hosts=FILE] [option=value ...] [key=value ...]
@@ -34,70 +33,6 @@ Ctrl-C or SIGTERM stops after the step at hand with a checkpoint (exit 75); the 
 `check` trains nothing: it compares the hosts (versions, code, configuration, data, clocks, disks, GPUs), sums over all
 ranks and measures the links between hosts.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line asks of launch itself, and the rest."""
-
-    hosts: Path | None = None
-    procs: int | None = None  # None: as many as there are devices
-    restarts: int | None = None
-    lost_after: float = LOST_AFTER_SECONDS
-    forward: tuple[str, ...] = ()
-    ssh: tuple[str, ...] = ("ssh",)
-    nodes: int = 1
-    gpus_per_node: int = 1
-    time: str = ""
-    sbatch: tuple[str, ...] = ()
-    dry_run: bool = False
-    overrides: tuple[str, ...] = ()
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "hosts": Path,
-    "procs": lambda value: None if value == "auto" else _at_least(1, value),
-    "restarts": lambda value: _at_least(0, value),
-    "lost_after": lambda value: float(_at_least(3, value)),
-    "forward": lambda value: tuple(filter(None, value.split(","))),
-    "ssh": lambda value: tuple(shlex.split(value)),
-}
-_SLURM_READERS: dict[str, Callable[[str], Any]] = {
-    "nodes": lambda value: _at_least(1, value),
-    "gpus_per_node": lambda value: _at_least(1, value),
-    "time": str,
-    "sbatch": lambda value: tuple(shlex.split(value)),
-}
-
-
-def parse(arguments: Sequence[str], *, slurm: bool = False) -> Options:
-    """Raises `UserError` for anything that is neither ours nor an override."""
-    readers, others = (_SLURM_READERS, _READERS) if slurm else (_READERS, _SLURM_READERS)
-    own: dict[str, Any] = {}
-    overrides: list[str] = []
-    for argument in arguments:
-        key, given, value = argument.partition("=")
-        if argument == "--dry-run":
-            own["dry_run"] = True
-        elif given and key in readers:
-            try:
-                own[key] = readers[key](value)
-            except ValueError as error:
-                raise UserError(f"{argument}: {error}; correct it (--help)") from error
-        elif given and key in others:
-            whose = "not of `launch slurm`" if slurm else "only of `launch slurm`"
-            raise UserError(f"{key}: an option {whose}; there are {', '.join(readers)} here")
-        elif argument.startswith("-"):
-            raise UserError(f"{argument}: not an option of launch; use it with `python -m pretrain.train`")
-        else:
-            overrides.append(argument)
-    return Options(**own, overrides=tuple(overrides))
-
-
-def _at_least(least: int, value: str) -> int:
-    if not value.isdecimal() or int(value) < least:
-        raise ValueError(f"must be a whole number from {least}")
-    return int(value)
 
 
 def job_of(options: Options, config: TrainConfig) -> Job:
@@ -178,4 +113,4 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     entry.outlive_terminal()
-    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig, options=(*_READERS, *_SLURM_READERS)))
+    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig, options=NAMES))

@@ -16,15 +16,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.errors import ExitCode, UserError
 from launch.agent import STATUS_NAME
 from launch.command import TRAINING_MODULE
+from launch.options import Options
 from pretrain.config import TrainConfig, check_ranks
-
-if TYPE_CHECKING:
-    from launch.__main__ import Options
 
 SCRIPT_NAME = "job.sbatch"
 
@@ -33,7 +30,7 @@ _LEAST_SECONDS = 600  # of a job: less leaves nothing to train in
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
 
-def script(options: "Options", config: TrainConfig, folder: Path) -> str:
+def script(options: Options, config: TrainConfig, folder: Path) -> str:
     """The batch script. Raises `UserError` for a time that is none, and where the batch does not fit the ranks."""
     if seconds_of(options.time) < _LEAST_SECONDS:
         raise UserError(
@@ -94,7 +91,7 @@ def _pattern(folder: Path) -> str:
     return path
 
 
-def submit(options: "Options", config: TrainConfig) -> int:
+def submit(options: Options, config: TrainConfig) -> int:
     """Write the script into the run directory and hand it to sbatch. Raises `UserError` where sbatch refuses."""
     folder = Path(config.runs_root) / config.run
     text = script(options, config, folder)

@@ -22,7 +22,7 @@ from data_prep.config import PrepConfig
 from data_prep.errors import ExitCode
 from docs import hooks
 from finetune.config import FinetuneConfig, SuiteConfig
-from launch.__main__ import Options, parse
+from launch.options import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
 from tests.support import ROOT, Trainer, environment

@@ -15,12 +15,13 @@ import pytest
 
 from data_prep.entry import compose
 from data_prep.errors import UserError
-from launch.__main__ import Options, job_of, main, parse
+from launch.__main__ import job_of, main
 from launch.agent import CRASHED, ENDED, Orders, true_exit_code
 from launch.check import compare, table
 from launch.command import LOCALHOST, Command, Machine, forwarded, node_command, read_hostfile, this_machine
 from launch.facts import facts
 from launch.nodes import LOST
+from launch.options import Options, parse
 from launch.slurm import first_host, script, seconds_of
 from launch.supervise import Job, most_hosts, outcome
 from pretrain.config import TrainConfig
