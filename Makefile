@@ -36,8 +36,7 @@ demo: setup ## Text to shards to pretraining to a Hugging Face model, in minutes
 	$(BIN)/python -m launch.demo $(DEMO)
 
 test: setup ## Unit tests, 2-process tests and end-to-end tests
-	$(BIN)/python -m pytest -n auto tests/unit
-	$(BIN)/python -m pytest tests/dist tests/e2e
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-gpu: setup ## Kernels, LAMB, offload, compiled layers, plan's memory on one GPU (skipped where there is none)
 	$(BIN)/python -m pytest tests/gpu
