@@ -153,6 +153,11 @@ class EngineConfig:
                 0 <= self.task_index < self.num_tasks,
                 f"engine.task_index={self.task_index}: must be from 0 to engine.num_tasks - 1 = {self.num_tasks - 1}",
             )
+        users = {"task_index": EngineKind.array, "num_tasks": EngineKind.array, "address": EngineKind.ray}
+        for name, kind in users.items():
+            value = getattr(self, name)
+            useless = value is not None and self.kind is not kind
+            _require(not useless, f"engine.{name}={value}: of no use to engine={self.kind}; add engine={kind}")
         _require(self.workers is None or self.workers >= 1, f"engine.workers={self.workers}: must be at least 1")
 
 

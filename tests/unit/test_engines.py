@@ -99,6 +99,13 @@ def test_array_numbers_are_checked():
             compose("prep", PrepConfig, ["out=x", "engine=array", *extra])
 
 
+def test_numbers_of_another_engine_are_refused():
+    """Else every call of an array would do everything."""
+    for given, engine in (("task_index=0", "local"), ("num_tasks=4", "ray"), ("address=head:6379", "local")):
+        with pytest.raises(UserError, match=rf"engine\.{given}: of no use to engine={engine}; add engine="):
+            compose("prep", PrepConfig, ["out=x", "source=docstrings", f"engine={engine}", f"engine.{given}"])
+
+
 def test_ray_with_a_worker_killed(work):
     pytest.importorskip("ray")
     call = start(work, "ray", "engine=ray", "engine.workers=2", env={"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
