@@ -41,10 +41,10 @@ test: setup ## Unit tests, 2-process tests and end-to-end tests
 test-gpu: setup ## Kernels, LAMB, offload, compiled layers, plan's memory on one GPU (skipped where there is none)
 	$(BIN)/python -m pytest tests/gpu
 
-test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (10 minutes)
+test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (20 minutes)
 	$(BIN)/python -m pytest -s tests/chaos
 
-test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight (needs root; 12 minutes)
+test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight (needs root; 15 minutes)
 	$(BIN)/python -m pytest -s tests/cluster/test_cluster.py
 
 test-soak: setup ## Random faults in one run on two nodes (needs root; CLOZE_SOAK_FAULTS=20: at most 15 minutes)
