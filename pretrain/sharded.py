@@ -5,6 +5,7 @@ it which piece belongs to which parameter. Moments lie as the tensors do, under 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ class Piece(NamedTuple):
     length: int
 
 
-class ShardedOptimizer(torch.optim.Optimizer):
+class ShardedOptimizer(torch.optim.Optimizer, ABC):
     """Groups hold `lr`, `betas`, `eps`, `weight_decay` and `bias_correction`; those without `special` get AdamW."""
 
     def __init__(self, params: Iterable[dict[str, Any]], **defaults: Any) -> None:
@@ -56,9 +57,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
                 updates = (self.special_updates if group["special"] else self.adam_updates)(tensors, group)
                 torch._foreach_add_(tensors, updates, alpha=-group["lr"])
 
+    @abstractmethod
     def special_updates(self, tensors: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
         """What a learning rate of 1 takes away from the tensors of a group."""
-        raise NotImplementedError
 
     def adam_updates(self, tensors: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
         """m / (sqrt(v) + eps) + weight_decay * w, after m and v have taken in the gradients."""

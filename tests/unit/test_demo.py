@@ -112,16 +112,19 @@ def test_a_good_run_ends_with_predictions_and_a_report(finished: Demo, capsys: p
     assert "exception 75%" in report.read_text()
 
 
+@pytest.mark.parametrize("overrides", [(), ("steps=2000",), ("optim.lr=5e-3", "seed=3"), ("steps=2001",)])
 @pytest.mark.parametrize(("name", "value"), [("mlm_loss", 4.0), ("mlm_loss", math.nan), ("nsp_accuracy", 0.52)])
-def test_a_model_that_only_guesses_fails(finished: Demo, name: str, value: float) -> None:
+def test_a_model_that_only_guesses_fails(finished: Demo, overrides: tuple[str, ...], name: str, value: float) -> None:
     reached = {"eval/mlm_loss": 2.0, "eval/nsp_accuracy": 0.9} | {f"eval/{name}": value}
-    whole = Demo(ON_CPU, [], finished._paths)
+    whole = Demo(ON_CPU, overrides, finished._paths)
     with pytest.raises(TrainingError, match="guessing") as caught:
         whole._passed(reached, Yardstick(mlm_loss=4.1, mlm_accuracy=0.1, nsp_accuracy=0.5))
     assert caught.value.exit_code == 70
 
 
-def test_a_demo_cut_short_is_told_what_it_has_not_learned(finished: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_demo_of_fewer_steps_is_told_what_it_has_not_learned(
+    finished: Demo, capsys: pytest.CaptureFixture[str]
+) -> None:
     short, guessing = Demo(ON_CPU, ["steps=300"], finished._paths), Yardstick(4.1, 0.1, 0.5)
     assert short._passed({"eval/mlm_loss": 4.0, "eval/nsp_accuracy": 0.9}, guessing) == 0
     assert (
@@ -129,6 +132,8 @@ def test_a_demo_cut_short_is_told_what_it_has_not_learned(finished: Demo, capsys
     )
     assert short._passed({"eval/mlm_loss": 2.0, "eval/nsp_accuracy": 0.9}, guessing) == 0
     assert not capsys.readouterr().out
+    with pytest.raises(TrainingError):
+        short._passed({"eval/mlm_loss": math.nan, "eval/nsp_accuracy": 0.9}, guessing)
 
 
 def test_a_failing_step_stops_with_its_code(
