@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from data_prep import entry
-from data_prep.manifest import TokenizerFacts
+from cloze import cli
+from cloze.corpus.manifest import TokenizerFacts
 from pretrain import dist
 from pretrain.checkpoint import LossScale, TrainingState, Writer
 from pretrain.config import TrainConfig
-from pretrain.engine import Engine
-from pretrain.loader import Corpus
-from pretrain.model import PackedBert
+from pretrain.data.loader import Corpus
+from pretrain.engine.engine import Engine
+from pretrain.model.bert import PackedBert
 from tests.support import free_port, make_corpus, make_identity, rank_environment
 
 RANKS = 2
@@ -37,7 +37,7 @@ def worker(model: str, corpus: Path, folder: Path, rounds: int) -> None:
         f"model={model}", "zero=1", "precision=bf16", "run=bench", f"data.path={corpus}", "global_batch_size=2",
         "micro_batch_size=1",
     ]  # fmt: skip
-    config = entry.compose("train", TrainConfig, overrides)
+    config = cli.compose("train", TrainConfig, overrides)
     process = dist.start()
     facts = TokenizerFacts(fingerprint="0" * 64, vocab_size=VOCAB, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
     torch.manual_seed(1)

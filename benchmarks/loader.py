@@ -33,10 +33,10 @@ import torch
 import webdataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast, logging
 
-from data_prep.manifest import pass_name, read_manifest
-from data_prep.masking import Masking
-from data_prep.shards import Split
-from pretrain.loader import CHUNK_SAMPLES, Corpus, Layout, MicroBatches
+from cloze.corpus.manifest import pass_name, read_manifest
+from cloze.corpus.masking import Masking
+from cloze.corpus.shards import Split
+from pretrain.data.loader import CHUNK_SAMPLES, Corpus, Layout, MicroBatches
 from tests.support import make_corpus
 
 MICRO_BATCHES = (32, 64, 256)

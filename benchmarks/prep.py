@@ -31,10 +31,10 @@ import psutil
 import zstandard
 from bert_port import write_samples
 
-from data_prep.encoder import Encoder
-from data_prep.manifest import read_manifest
-from data_prep.sentences import split_sentences
-from data_prep.tokenizer import load_tokenizer
+from cloze.corpus.manifest import read_manifest
+from cloze.corpus.tokenizer import load_tokenizer
+from data_prep.text.encoder import Encoder
+from data_prep.text.sentences import split_sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "prep.json"

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from safetensors.torch import load_file
 
-from data_prep.manifest import NAME as MANIFEST_NAME
-from pretrain.loader import Corpus
+from cloze.corpus.manifest import NAME as MANIFEST_NAME
+from pretrain.data.loader import Corpus
 from tests.support import Trainer, make_corpus
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -32,7 +32,7 @@ GPUS_PER_NODE = 8
 NVLINK = 370e9  # bytes/s: what NCCL reaches of H200's 450 GB/s a direction
 NETWORKS = {"NVLink + 8 x 400 Gb/s": 8 * 50e9 * 0.85, "25 Gb/s Ethernet": 25e9 / 8 * 0.85}  # bytes/s out of a node
 LATENCY = 10e-6  # seconds for each node that a collective passes
-BUCKET = 200_000_000  # parameters a collective, at most (pretrain/engine.py)
+BUCKET = 200_000_000  # parameters a collective, at most (pretrain/engine/engine.py)
 FLOPS = 989e12 * 0.45  # a GPU's, at the bar for MFU
 TOKENS = 128  # of a sample
 MICRO_BATCH = 256  # samples a GPU takes at once, at most

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import zstandard
 
-from data_prep.sentences import split_sentences
+from data_prep.text.sentences import split_sentences
 
 RESULTS = Path(__file__).parent / "results" / "sentences.json"
 MOST_CHARACTERS = 10_000  # of a paragraph: a longer one costs pysbd its square

@@ -24,10 +24,10 @@ import numpy.typing as npt
 import torch
 from webdataset.filters import _shuffle
 
-from data_prep.manifest import Manifest, pass_name, read_manifest
-from pretrain.loader import Layout, MicroBatches, Streaming, training_steps
-from pretrain.order import sample_at
-from pretrain.stream import Streamed
+from cloze.corpus.manifest import Manifest, pass_name, read_manifest
+from pretrain.data.loader import Layout, MicroBatches, Streaming, training_steps
+from pretrain.data.order import sample_at
+from pretrain.data.stream import Streamed
 from tests.support import make_corpus, served
 
 LATENCY_SECONDS = 0.05

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_prep import entry
+from cloze import cli
 from pretrain import dist, train
 from pretrain.config import TrainConfig
-from pretrain.engine import Engine, StepResult
-from pretrain.loader import IGNORED, Corpus, MicroBatch, bounded
+from pretrain.data.loader import IGNORED, Corpus, MicroBatch, bounded
+from pretrain.engine.engine import Engine, StepResult
 from pretrain.loop import Progress
-from pretrain.loss import pretraining_loss
-from pretrain.throughput import training_flops
+from pretrain.model.loss import pretraining_loss
+from pretrain.telemetry.throughput import training_flops
 
 WARMUP, STEPS = 1, 3
 TURNS, TURN_STEPS = 8, 4  # of the loop and of the bare engine, after one turn of each to warm up
@@ -60,7 +60,7 @@ def config_of(corpus: Path, folder: Path, model: str) -> TrainConfig:
         f"global_batch_size={size}", f"micro_batch_size={size}", f"steps={WARMUP + STEPS}", "data.workers=0",
         "eval.max_samples=4", "checkpoint.every=0", "log.every=1", "wandb.mode=disabled", "optim.clip=1",
     ]  # fmt: skip
-    return entry.compose("train", TrainConfig, overrides)
+    return cli.compose("train", TrainConfig, overrides)
 
 
 class Clock:
@@ -126,7 +126,7 @@ def peer(corpus: Path, folder: Path, model: str) -> float:
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from pretrain.model import hugging_face_model
+    from pretrain.model.bert import hugging_face_model
 
     config, data, clock = config_of(corpus, folder, model), Corpus(corpus), Clock()
     facts, size = data.manifest.tokenizer, config.micro_batch_size
@@ -195,10 +195,10 @@ def loop_over(
     """The next `TURN_STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
     from pretrain.checkpoint import Writer
     from pretrain.config import Identity
-    from pretrain.loader import Layout, MicroBatches, training_steps
+    from pretrain.data.loader import Layout, MicroBatches, training_steps
     from pretrain.loop import Run, Window, rate_of, seed_dropout, timed
-    from pretrain.telemetry import open_telemetry
-    from pretrain.throughput import Throughput
+    from pretrain.telemetry.sinks import open_telemetry
+    from pretrain.telemetry.throughput import Throughput
     from pretrain.watchdog import StopRequest, Watchdog
 
     telemetry = open_telemetry(config, folder, is_main=True, resume_step=None, wandb_id=None, resolved={})

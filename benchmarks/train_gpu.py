@@ -8,8 +8,8 @@ of ten samples are of full length, the others shorter, as BERT's `short_seq_prob
 - eager, compiled: `BertForPreTraining`, rows padded to full length, head on all positions, autocast, torch's fused
   AdamW; with eager attention, and with SDPA under torch.compile. As many samples at a time as our best.
 
-MFU counts real tokens (pretrain/throughput.py says how); a profile of one step and ZeRO 2 and 3 follow for the last
-model. `--tiny` runs every path on a CPU in a minute; its figures mean nothing.
+MFU counts real tokens (pretrain/telemetry/throughput.py says how); a profile of one step and ZeRO 2 and 3 follow for
+the last model. `--tiny` runs every path on a CPU in a minute; its figures mean nothing.
 """
 
 import argparse
@@ -28,18 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep import entry
-from data_prep.manifest import TokenizerFacts
-from data_prep.masking import Masking, draw_masks
-from data_prep.shards import Samples, sample_ids
+from cloze import cli
+from cloze.corpus.manifest import TokenizerFacts
+from cloze.corpus.masking import Masking, draw_masks
+from cloze.corpus.shards import Samples, sample_ids
 from pretrain import dist
-from pretrain.attention import choose_kernel
 from pretrain.config import LossConfig, TrainConfig
-from pretrain.engine import Engine
-from pretrain.loader import IGNORED, MicroBatch, bounded, pack
-from pretrain.loss import pretraining_loss
-from pretrain.model import PackedBert, hugging_face_model
-from pretrain.throughput import peak_flops, training_flops
+from pretrain.data.loader import IGNORED, MicroBatch, bounded, pack
+from pretrain.engine.engine import Engine
+from pretrain.model.attention import choose_kernel
+from pretrain.model.bert import PackedBert, hugging_face_model
+from pretrain.model.loss import pretraining_loss
+from pretrain.telemetry.throughput import peak_flops, training_flops
 
 FACTS = TokenizerFacts(fingerprint="", vocab_size=30_522, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 WEIGHTS = LossConfig(mlm_weight=1.0, nsp_weight=1.0)
@@ -121,7 +121,7 @@ def config_of(model: str, size: int, zero: str, attention_dropout: float = 0.1) 
         f"model={model}", "run=bench", "data.path=none", f"zero={zero}", "precision=bf16", "model.dropout=0.1",
         f"model.attention_dropout={attention_dropout}", f"global_batch_size={size}", f"micro_batch_size={size}",
     ]  # fmt: skip
-    return entry.compose("train", TrainConfig, overrides)
+    return cli.compose("train", TrainConfig, overrides)
 
 
 def our_step(config: TrainConfig, max_len: int, *, compiled: bool) -> Callable[[MicroBatch], None]:

@@ -11,13 +11,13 @@ if __name__ == "__main__":
     if heard:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing has begun: Ctrl-C just ends us, without a traceback
 
-    from data_prep.server import start_server
+    from data_prep.executors.fork_server import start_server
 
     if not {"engine.workers=1", "engine=array", "engine=ray", "--help", "-h", "--cfg"} & set(sys.argv):
         start_server()  # beside our own imports, which take as long
 
+    from cloze.cli import run
     from data_prep.config import PrepConfig
-    from data_prep.entry import run
     from data_prep.prepare import main
 
     gc.freeze()

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import Any
 
-from data_prep.cleaning import SCRIPTS
-from data_prep.errors import UserError
-from data_prep.schema import doc
+from cloze.errors import UserError
+from cloze.schema import doc
+from data_prep.text.cleaning import SCRIPTS
 
 
 class SourceKind(StrEnum):
@@ -31,7 +31,7 @@ class Objective(StrEnum):
 
 
 class SentenceRules(StrEnum):
-    rules = auto()  # data_prep/sentences.py
+    rules = auto()  # data_prep/text/sentences.py
     pysbd = auto()
 
 

@@ -2,25 +2,16 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from rich.text import Text
-from tokenizers import Tokenizer
 
-from data_prep import entry
-from data_prep.errors import ExitCode, UserError
-from data_prep.manifest import Manifest, pass_name, read_manifest
-from data_prep.shards import Samples, Split
-from data_prep.storage import on_disk
-from data_prep.tokenizer import MASK, load_tokenizer
+from cloze.cli import command, parser
+from cloze.corpus.manifest import pass_name
+from cloze.corpus.peek import peek
+from cloze.errors import ExitCode
+from cloze.storage import on_disk
 
-_LABELS = {"nsp": ("is next", "random next"), "sop": ("in order", "swapped"), "none": ("one segment", "")}
-_MASKED, _REPLACED, _KEPT, _ANSWER, _HEADING = "bold red", "bold magenta", "bold yellow", "green", "bold cyan"
-
-PARSER = entry.parser(
+PARSER = parser(
     "data_prep.peek",
     "Show samples of a finished corpus. shown{answer}: to be predicted is the answer; the model sees [MASK], a random "
     "token, or the answer itself.",
@@ -31,62 +22,7 @@ PARSER.add_argument("--split", default=pass_name(0), help="pass-00, pass-01, …
 PARSER.add_argument("--seed", type=int, default=0, help="which samples: the same seed shows the same")
 
 
-def peek(directory: Path, split: str, count: int, seed: int) -> Iterator[Text]:
-    """`count` samples of a split, picked at random by `seed`, as they are in the first mask draw.
-
-    Raises `UserError` if there is no such split, or a shard is damaged.
-    """
-    manifest = read_manifest(directory)
-    if split not in manifest.splits:
-        raise UserError(f"--split {split}: not in {directory}; there are {', '.join(manifest.splits)}")
-    tokenizer = load_tokenizer(directory / "tokenizer").backend
-    samples = Split(directory, manifest, split)
-    for index in np.random.default_rng(seed).permutation(len(samples))[:count]:
-        sample = samples.gather(np.asarray([index]), 0)
-        drawn = (sample.tokens_T, sample.lengths_Nx2, sample.ids_N, 0, sample.word_starts_T)
-        masks = sample.masks or manifest.draw(*drawn)
-        words = [_word(tokenizer, token) for token in sample.tokens_T.tolist()]
-        shown = {
-            position: _word(tokenizer, token)
-            for position, token in zip(masks.positions_M.tolist(), masks.tokens_M.tolist(), strict=True)
-        }
-        begins = sample.word_starts_T
-        if begins is None:
-            begins = np.asarray([not word.startswith("##") for word in words])
-        yield _rendered(f"{split} {index}", sample, words, begins.tolist(), shown, manifest)
-
-
-def _word(tokenizer: Tokenizer, token: int) -> str:
-    return tokenizer.id_to_token(token) or f"<{token}>"
-
-
-def _rendered(
-    name: str, sample: Samples, words: Sequence[str], begins: Sequence[bool], shown: dict[int, str], manifest: Manifest
-) -> Text:
-    """Spaces stand between words: where words are masked whole, those of Chinese too."""
-    first, total = sample.lengths_Nx2[0].tolist()
-    label = _LABELS[manifest.objective][int(sample.random_next_N[0])]
-    text = Text(f"{name}: {label}, {total} tokens, {len(shown)} to predict\n", style=_HEADING)
-    for title, positions in (("A", range(1, first - 1)), ("B", range(first, total - 1))):
-        if len(positions):
-            text.append(title, style=_HEADING)
-            for position in positions:
-                text.append(" " if begins[position] or position == positions[0] else "")
-                _append_word(text, words[position], shown.get(position), position == positions[0])
-            text.append("\n")
-    return text
-
-
-def _append_word(text: Text, word: str, shown: str | None, is_first: bool) -> None:
-    """The word; where it is to be predicted, what is shown instead, and the answer in braces."""
-    if shown is None:
-        text.append(word if is_first else word.removeprefix("##"), style="default")
-        return
-    style = _MASKED if shown == MASK else _KEPT if shown == word else _REPLACED
-    text.append(shown, style=style).append(f"{{{word}}}", style=_ANSWER)
-
-
-@entry.command(PARSER)
+@command(PARSER)
 def main(options: Namespace) -> int:
     """Print samples; one line and exit code 64 if that cannot be."""
     console = Console(highlight=False, soft_wrap=True)

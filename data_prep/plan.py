@@ -23,7 +23,11 @@ from typing import Any
 
 import yaml
 
-from data_prep import manifest
+from cloze.corpus import manifest
+from cloze.corpus.tokenizer import Spelling, WordPiece, load_tokenizer
+from cloze.errors import UserError
+from cloze.schema import CONF
+from cloze.storage import download, is_remote, listed, local_path, put, remove
 from data_prep.config import (
     EngineKind,
     MaskingStrategy,
@@ -34,12 +38,8 @@ from data_prep.config import (
     SourceKind,
     TokenizerConfig,
 )
-from data_prep.errors import UserError
-from data_prep.schema import CONF
-from data_prep.sentences import cut_by
-from data_prep.sources import InputFile, Span, find_inputs, split
-from data_prep.storage import download, is_remote, listed, local_path, put, remove
-from data_prep.tokenizer import Spelling, WordPiece, load_tokenizer
+from data_prep.sources.files import InputFile, Span, find_inputs, split
+from data_prep.text.sentences import cut_by
 
 WORK = ".work"
 PLAN = "plan.json"
@@ -168,7 +168,7 @@ def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:
     """`sources`, each with what conf/source says where it is silent; else the one `source`."""
     if not config.sources:
         return (config.source,)
-    from data_prep import entry  # not above: workers import this module, and need no Hydra
+    from cloze import cli  # not above: workers import this module, and need no Hydra
 
     result: list[SourceConfig] = []
     for number, given in enumerate(config.sources):
@@ -177,7 +177,7 @@ def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:
             raise UserError(f"sources[{number}]: has no kind; write {{kind: jsonl, paths: [a.jsonl], weight: 2}}")
         silent = yaml.safe_load((CONF / "source" / f"{kind}.yaml").read_text(encoding="utf-8"))
         try:
-            result.append(entry.typed({**silent, **given}, SourceConfig))
+            result.append(cli.typed({**silent, **given}, SourceConfig))
         except UserError as error:
             raise UserError(f"sources[{number}]: {str(error).removeprefix('source.')}") from error
     return tuple(result)

@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from data_prep import tasks
+from cloze.corpus.manifest import NAME, SplitStatistics
+from cloze.errors import ExitCode
 from data_prep.config import PrepConfig
-from data_prep.engines import Engine, engine_for
-from data_prep.errors import ExitCode
-from data_prep.finish import document_statistics, finish
-from data_prep.manifest import NAME, SplitStatistics
+from data_prep.executors.executors import Engine, engine_for
 from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
-from data_prep.tasks import Stage
+from data_prep.stages import tasks
+from data_prep.stages.finish import document_statistics, finish
+from data_prep.stages.tasks import Stage
 
 MB = 1e6
 

@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data_prep import entry
+from cloze import cli
+from cloze.schema import CONF
 from data_prep.config import PrepConfig
-from data_prep.schema import CONF
 from finetune.config import FinetuneConfig, SuiteConfig
 from launch.__main__ import HELP
 from pretrain import plan
@@ -73,13 +73,13 @@ def _reference_lines() -> Iterator[str]:
     yield "keys are those of its default option. `--cfg job` prints what a command line comes to."
     for title, command, config_name, schema, folder in COMMANDS:
         yield from ("", f"## {title}", "", f"`{command}`", "")
-        for group, options in entry.groups(schema).items():
+        for group, options in cli.groups(schema).items():
             yield from (f"### `{group}=`", "", "| option | values |", "|---|---|")
             for option in options:
                 yield f"| `{option}` | {_cell(_opening_comment(folder / group / f'{option}.yaml'))} |"
             yield ""
         yield from (f"### Keys of {title.lower()}", "", "| key | default | meaning |", "|---|---|---|")
-        for key in entry.keys(config_name, schema):
+        for key in cli.keys(config_name, schema):
             if key.default is not None:
                 yield f"| `{key.name}` | {_default(key.default)} | {_cell(key.meaning)} |"
     yield from ("", "## Launch", "", "```text", HELP.strip(), "```")
@@ -90,7 +90,9 @@ def _reference_lines() -> Iterator[str]:
         yield f"| `{field.name}` | {_default(str(value))} | {_cell(field.metadata['help'])} |"
     yield from ("", "## Commands with arguments", "")
     for name in WITH_ARGUMENTS:
-        yield from ("```text", import_module(name).PARSER.format_help().strip(), "```", "")
+        module = import_module(name)
+        command = import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+        yield from ("```text", command.PARSER.format_help().strip(), "```", "")
 
 
 def _default(value: str) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from data_prep import entry
-from data_prep.errors import ExitCode, UserError
+from cloze import cli
+from cloze.errors import ExitCode, UserError
 from finetune.config import FinetuneConfig
 from finetune.tasks import TASKS, Family
 
@@ -29,7 +29,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
 def preparation(config: FinetuneConfig) -> Callable[[FinetuneConfig], Any]:
     """What makes a `train.Prepared` of the task. Imported here: transformers takes seconds, and --help none of them."""
     try:
-        return import_module(f"finetune.{_MODULES[TASKS[config.task].family]}").prepare  # type: ignore[no-any-return]
+        return import_module(f"finetune.families.{_MODULES[TASKS[config.task].family]}").prepare  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         raise UserError(f"task={config.task}: needs {error.name}: pip install 'cloze[finetune]'") from None
 
@@ -42,4 +42,4 @@ def main(config: FinetuneConfig) -> int:
 
 
 if __name__ == "__main__":
-    entry.run("finetune", FinetuneConfig, main)
+    cli.run("finetune", FinetuneConfig, main)

@@ -4,19 +4,17 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from data_prep import entry
-from data_prep.errors import ExitCode, UserError
+from cloze import cli
+from cloze.errors import ExitCode, UserError
 
-PARSER = entry.parser(
-    "finetune.compress", "Fine-tuned model -> ONNX and int8, scored beside it on the development set."
-)
+PARSER = cli.parser("finetune.compress", "Fine-tuned model -> ONNX and int8, scored beside it on the development set.")
 PARSER.add_argument("model", type=Path, help="directory that `python -m finetune` wrote")
 PARSER.add_argument("out", type=Path, help="directory to write")
 PARSER.add_argument("--train", metavar="FILE", help="data.train, if it is not where it was (it tells the labels)")
 PARSER.add_argument("--dev", metavar="FILE", help="data.dev, if it is not where it was, or to score on another one")
 
 
-@entry.command(PARSER)
+@cli.command(PARSER)
 def main(options: Namespace) -> int:
     try:  # here: they take seconds, and --help none of them
         from finetune.quantize import compress

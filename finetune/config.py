@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
-from data_prep.errors import UserError
-from data_prep.schema import doc
+from cloze.errors import UserError
+from cloze.schema import doc
 from finetune.tasks import SUITES, TASKS, Family
 
 _CLASSES = Family.classification

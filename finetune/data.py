@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 from finetune.config import FinetuneConfig
 from finetune.tasks import TASKS, Family, Layout, Task
 

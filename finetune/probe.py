@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep import entry
-from data_prep.errors import ExitCode
+from cloze import cli
+from cloze.errors import ExitCode
 
 if TYPE_CHECKING:  # torch and transformers take seconds, and --help none of them
     from torch import Tensor
 
-PARSER = entry.parser("finetune.probe", "Fill gaps, or compare texts, without fine-tuning.")
+PARSER = cli.parser("finetune.probe", "Fill gaps, or compare texts, without fine-tuning.")
 PARSER.add_argument("model", type=Path, help="directory made by `python -m pretrain.export`")
 PARSER.add_argument("texts", nargs="+", help="with [MASK]: filled in; without: their similarities, each with each")
 
@@ -26,7 +26,7 @@ def fill_masks(folder: Path, texts: Sequence[str], top: int = 5) -> list[list[li
     import torch
     from transformers import AutoModelForMaskedLM
 
-    from pretrain.hugging_face import load_pretrained, load_tokenizer
+    from pretrain.export.hugging_face import load_pretrained, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     model = load_pretrained(AutoModelForMaskedLM, folder, purpose="filling gaps")
@@ -50,7 +50,7 @@ def mean_states(folder: Path, texts: Sequence[str]) -> "Tensor":
     import torch
     from transformers import AutoModel
 
-    from pretrain.hugging_face import load_pretrained, load_tokenizer
+    from pretrain.export.hugging_face import load_pretrained, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     model = load_pretrained(AutoModel, folder)
@@ -70,9 +70,9 @@ def mean_states(folder: Path, texts: Sequence[str]) -> "Tensor":
     return torch.nn.functional.normalize(sums_NH, dim=-1)  # of the sum as of the mean
 
 
-@entry.command(PARSER)
+@cli.command(PARSER)
 def main(options: Namespace) -> int:
-    from pretrain.hugging_face import be_quiet
+    from pretrain.export.hugging_face import be_quiet
 
     be_quiet()
     gaps = [text for text in options.texts if "[MASK]" in text]

@@ -25,13 +25,13 @@ from onnxruntime import InferenceSession
 from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
-from data_prep import entry
-from data_prep.errors import UserError
+from cloze import cli
+from cloze.errors import UserError
 from finetune.__main__ import preparation
 from finetune.config import FinetuneConfig, Init
 from finetune.tasks import TASKS
 from finetune.train import Prepared
-from pretrain.hugging_face import be_quiet, replaced_directory
+from pretrain.export.hugging_face import be_quiet, replaced_directory
 
 TOLERANCE = 1e-4  # largest difference of two fp32 outputs
 _BATCH, _ROUNDS, _TIMED = 8, 5, 32  # samples of a batch; how often, and how many batches, speed is measured on
@@ -98,7 +98,7 @@ def _config(folder: Path, data: Mapping[str, Any]) -> FinetuneConfig:
         body = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder}: has no metrics.json; name a directory that `python -m finetune` wrote") from None
-    config = entry.typed(body, FinetuneConfig)
+    config = cli.typed(body, FinetuneConfig)
     alone, own = replace(config.distill, teacher=None), replace(config.data, **data)
     return replace(config, model=str(folder), init=Init.pretrained, distill=alone, data=own)
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import entry
-from data_prep.errors import ExitCode, UserError
+from cloze import cli
+from cloze.errors import ExitCode, UserError
 from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig, Init, SuiteConfig, facts
 from finetune.data import sha256
 from finetune.tasks import SUITES, TASKS
-from pretrain.card import replace_section, table
+from pretrain.export.card import replace_section, table
 
 
 def main(config: SuiteConfig) -> int:
@@ -86,7 +86,7 @@ def _cells(by_init: Sequence[Sequence[float]]) -> list[str]:
 
 def _settings(config: SuiteConfig, task: str) -> FinetuneConfig | None:
     """How to learn `task`; None where `data` lacks it."""
-    base = entry.compose("finetune", FinetuneConfig, ["model=any", "out=any"])
+    base = cli.compose("finetune", FinetuneConfig, ["model=any", "out=any"])
     own = {key: getattr(config, key) for key in ("model", "num_seeds", "batch_size", "max_len")}
     data, epochs = base.data, config.epochs or TASKS[task].epochs
     if config.data is not None:
@@ -106,4 +106,4 @@ def _file(folder: Path, stem: str) -> str | None:
 
 
 if __name__ == "__main__":
-    entry.run("suite", SuiteConfig, main)
+    cli.run("suite", SuiteConfig, main)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 from finetune.config import LossConfig, OptimConfig
 
 IGNORED = -100  # label of positions that have none

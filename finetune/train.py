@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import AutoConfig, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from data_prep.errors import TrainingError, UserError
+from cloze.errors import TrainingError, UserError
 from finetune import techniques
 from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
 from finetune.data import sha256
 from finetune.tasks import TASKS
-from pretrain.hugging_face import (
+from pretrain.export.hugging_face import (
     be_quiet,
     load_pretrained,
     load_tokenizer,

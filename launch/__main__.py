@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from data_prep import entry
-from data_prep.errors import ExitCode, UserError
+from cloze import cli
+from cloze.errors import ExitCode, UserError
 from launch.command import LOCALHOST, Machine, forwarded, free_port, node_command, read_hostfile, this_machine
 from launch.options import NAMES, Options, parse
 from launch.supervise import Job, supervise
@@ -56,7 +56,7 @@ def job_of(options: Options, config: TrainConfig) -> Job:
         return True
 
     def alert(story: str) -> None:
-        from pretrain.telemetry import raise_alert
+        from pretrain.telemetry.sinks import raise_alert
 
         raise_alert(config, run_dir, story)
 
@@ -89,18 +89,18 @@ def dry_run(job: Job) -> str:
 def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(HELP)
-        print(entry.help_text("train", TrainConfig))
+        print(cli.help_text("train", TrainConfig))
         return ExitCode.OK
     what = next((argument for argument in arguments if argument in ("check", "slurm")), None)
     options = parse([argument for argument in arguments if argument != what], slurm=what == "slurm")
-    config = entry.compose("train", TrainConfig, options.overrides)  # a typo is told once, not by every rank
+    config = cli.compose("train", TrainConfig, options.overrides)  # a typo is told once, not by every rank
     if what == "slurm":
         from launch.slurm import submit
 
         return submit(options, config)
     job = job_of(options, config)
     if what == "check":
-        from launch.check import check, measuring
+        from launch.preflight.check import check, measuring
 
         if not options.dry_run:
             return check(job, config)
@@ -112,5 +112,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    entry.outlive_terminal()
-    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig, options=NAMES))
+    cli.outlive_terminal()
+    sys.exit(cli.guarded(lambda: main(sys.argv[1:]), TrainConfig, options=NAMES))

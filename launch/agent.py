@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from data_prep.errors import ExitCode, UserError
+from cloze.errors import ExitCode, UserError
 from launch.command import TRAINING_MODULE, Command, free_port, node_command, this_machine
 
 CRASHED = 1  # a rank was killed or raised: another start may help

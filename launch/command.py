@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 
 TRAINING_MODULE = "pretrain.train"
 LOCALHOST = "localhost"

@@ -22,15 +22,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep import entry
-from data_prep.errors import ExitCode, TrainingError, UserError
-from data_prep.manifest import NAME as MANIFEST_NAME
-from data_prep.manifest import VAL, read_manifest
-from data_prep.shards import Split
+from cloze import cli
+from cloze.corpus.manifest import NAME as MANIFEST_NAME
+from cloze.corpus.manifest import VAL, read_manifest
+from cloze.corpus.shards import Split
+from cloze.errors import ExitCode, TrainingError, UserError
 from launch.command import this_machine
 from pretrain.config import TrainConfig
-from pretrain.report import REPORT_NAME, duration, read_metrics, write_report
-from pretrain.telemetry import METRICS_NAME
+from pretrain.telemetry.report import REPORT_NAME, duration, read_metrics, write_report
+from pretrain.telemetry.sinks import METRICS_NAME
 
 SENTENCES = (
     "Return a new [MASK] with the same values.",
@@ -205,7 +205,7 @@ class Demo:
         return self._passed(reached, guessing)
 
     def _config(self, overrides: Sequence[str]) -> TrainConfig:
-        return entry.compose("train", TrainConfig, ["run=demo", "data.path=x", *self._plan.train, *overrides])
+        return cli.compose("train", TrainConfig, ["run=demo", "data.path=x", *self._plan.train, *overrides])
 
     def _passed(self, reached: dict[str, float], guessing: Yardstick) -> int:
         faults = []
@@ -248,12 +248,12 @@ def run_child(command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-PARSER = entry.parser("launch.demo", "Text to shards to pretraining to a Hugging Face model, in minutes.")
+PARSER = cli.parser("launch.demo", "Text to shards to pretraining to a Hugging Face model, in minutes.")
 PARSER.add_argument("--fresh", action="store_true", help="first remove what an earlier demo made")
 PARSER.add_argument("overrides", nargs="*", metavar="key=value", help="training overrides, such as steps=300")
 
 
-@entry.command(PARSER)
+@cli.command(PARSER)
 def main(options: Namespace) -> int:
     paths = Paths()
     if options.fresh:

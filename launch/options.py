@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 from launch.supervise import LOST_AFTER_SECONDS
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.errors import ExitCode, UserError
+from cloze.errors import ExitCode, UserError
 from launch.agent import STATUS_NAME
 from launch.command import TRAINING_MODULE
 from launch.options import Options

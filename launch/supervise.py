@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NamedTuple
 from uuid import uuid4
 
-from data_prep.errors import ExitCode, UserError
+from cloze.errors import ExitCode, UserError
 from launch.agent import CRASHED, ENDED, GRACE_SECONDS, Task
 from launch.command import TRAINING_MODULE
 from launch.nodes import LOST, Node, connect, is_local, tasks

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from data_prep.errors import UserError
-from data_prep.manifest import Manifest, pass_name
-from data_prep.schema import doc
+from cloze.corpus.manifest import Manifest, pass_name
+from cloze.errors import UserError
+from cloze.schema import doc
 
 BUCKET_ELEMENTS = 200_000_000  # of gradients that ZeRO reduces, and of weights that it gathers, at a time
 

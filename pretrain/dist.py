@@ -16,7 +16,7 @@ import psutil
 import torch
 import torch.distributed as torch_dist
 
-from data_prep.errors import PeerLost, UserError
+from cloze.errors import PeerLost, UserError
 
 T = TypeVar("T")
 

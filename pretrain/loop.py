@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_prep.errors import DiskError, ExitCode, PeerFailed, TrainingError, UserError
+from cloze.errors import DiskError, ExitCode, PeerFailed, TrainingError, UserError
 from pretrain.checkpoint import TrainingState, Writer
 from pretrain.config import Identity, Precision, TrainConfig
+from pretrain.data.loader import Corpus, MicroBatch
 from pretrain.dist import Process
-from pretrain.engine import Engine, StepResult
-from pretrain.evaluate import evaluate
-from pretrain.loader import Corpus, MicroBatch
-from pretrain.loss import means, pretraining_loss
-from pretrain.schedule import learning_rate, rate_between
-from pretrain.telemetry import Telemetry
-from pretrain.throughput import RankWork, Stopwatch, Throughput, training_flops
+from pretrain.engine.engine import Engine, StepResult
+from pretrain.evaluate.held_out import evaluate
+from pretrain.model.loss import means, pretraining_loss
+from pretrain.optim.schedule import learning_rate, rate_between
+from pretrain.telemetry.sinks import Telemetry
+from pretrain.telemetry.throughput import RankWork, Stopwatch, Throughput, training_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
 SKIPPED = "skipped.jsonl"

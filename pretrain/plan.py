@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from data_prep import entry, storage
-from data_prep.errors import ExitCode, UserError
-from data_prep.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
-from data_prep.schema import doc
+from cloze import cli, storage
+from cloze.corpus.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
+from cloze.errors import ExitCode, UserError
+from cloze.schema import doc
 from pretrain.config import (
     BUCKET_ELEMENTS,
     ZERO,
@@ -29,8 +29,8 @@ from pretrain.config import (
     sums_in_fp32,
     total_samples,
 )
-from pretrain.schedule import learning_rate
-from pretrain.throughput import GPUS, Gpu, training_flops
+from pretrain.optim.schedule import learning_rate
+from pretrain.telemetry.throughput import GPUS, Gpu, training_flops
 
 GIB = 2**30
 _RESERVED = int(1.5 * GIB)  # CUDA's context, NCCL's buffers, what the allocator cannot use
@@ -123,7 +123,9 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
     byte per element for each of two dropouts; statistics of norms and softmax in fp32. At stage 0 autocast leaves the
     norms' tensors in fp32. Checkpointing keeps a layer's input, and recomputes one layer at a time.
     """
-    from pretrain.loss import CHUNK_ELEMENTS  # here, and below: transformers takes seconds, and --help none of them
+    from pretrain.model.loss import (
+        CHUNK_ELEMENTS,  # here, and below: transformers takes seconds, and --help none of them
+    )
 
     model, size = config.model, 4 if config.precision is Precision.fp32 else 2
     h, f, tokens = model.hidden_size, model.intermediate_size, shape.tokens
@@ -176,7 +178,7 @@ def corpus_options(options: PlanConfig, manifest: Manifest) -> PlanConfig:
 
 def parameters_of(model: ModelConfig, vocab_size: int, max_len: int = 1) -> int:
     """Counted on a model without storage. Raises `UserError` where its positions do not suffice."""
-    from pretrain.model import PackedBert
+    from pretrain.model.bert import PackedBert
 
     facts = TokenizerFacts(fingerprint="", vocab_size=vocab_size, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
     with torch.device("meta"):
@@ -272,9 +274,9 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     rest = [argument for argument, (key, *_) in zip(arguments, parts, strict=True) if key not in mine]
     given = {key for key, *_ in parts}
     rest += [f"{key}=plan" for key in ("run", "data.path", "init_from") if key not in given]
-    config = entry.compose("train", TrainConfig, rest)
-    options = entry.typed({**asdict(DEFAULTS), **mine}, PlanConfig)
-    from pretrain.attention import choose_kernel
+    config = cli.compose("train", TrainConfig, rest)
+    options = cli.typed({**asdict(DEFAULTS), **mine}, PlanConfig)
+    from pretrain.model.attention import choose_kernel
 
     if config.model.attention is not Attention.flash:  # which must be installed there, not here
         kernel = choose_kernel(config.model, config.precision, _CAPABILITY)
@@ -294,7 +296,7 @@ def main(arguments: list[str]) -> int:
         keys = [(field.name, field.metadata["help"], getattr(DEFAULTS, field.name)) for field in fields(PlanConfig)]
         print("python -m pretrain.plan [key=value ...]\n\nIts own keys:")
         print("\n".join(f"  {name:28} {text} [{default}]" for name, text, default in keys))
-        print(entry.help_text("train", TrainConfig).partition("\n")[2])
+        print(cli.help_text("train", TrainConfig).partition("\n")[2])
         return ExitCode.OK
     config, options = composed(arguments)
     print("\n".join(plan(config, options)))
@@ -304,4 +306,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(entry.guarded(lambda: main(sys.argv[1:]), TrainConfig))
+    sys.exit(cli.guarded(lambda: main(sys.argv[1:]), TrainConfig))

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 import torch
 
-from data_prep.errors import DiskError, UserError
-from data_prep.files import write_whole
+from cloze.errors import DiskError, UserError
+from cloze.files import write_whole
 
 _PACKAGES = ("cloze", "torch", "deepspeed", "transformers", "tokenizers", "webdataset", "hydra-core", "numpy", "wandb")
 

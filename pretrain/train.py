@@ -22,14 +22,13 @@ from typing import Any
 import torch
 import yaml
 
-from data_prep import entry
-from data_prep.errors import ExitCode, TrainingError, UserError
-from data_prep.manifest import VAL
-from data_prep.shards import CorruptShard
+from cloze import cli
+from cloze.corpus.manifest import VAL
+from cloze.corpus.shards import CorruptShard
+from cloze.errors import ExitCode, TrainingError, UserError
 from pretrain import checkpoint, dist
-from pretrain.attention import choose_kernel
-from pretrain.cache import doubt, local_corpus
 from pretrain.checkpoint import Snapshot
+from pretrain.checkpoint.mirror import Mirror
 from pretrain.config import (
     RESUME_CHECKS,
     Access,
@@ -40,18 +39,19 @@ from pretrain.config import (
     check_ranks,
     total_samples,
 )
+from pretrain.data.cache import doubt, local_corpus
+from pretrain.data.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
 from pretrain.dist import Process
-from pretrain.engine import Engine
-from pretrain.initialize import initialize
-from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
+from pretrain.engine.engine import Engine
 from pretrain.loop import LossSpike, Progress, Run, settle, share_done, train
-from pretrain.mirror import Mirror
-from pretrain.model import PackedBert
+from pretrain.model.attention import choose_kernel
+from pretrain.model.bert import PackedBert
+from pretrain.model.initialize import initialize
 from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
-from pretrain.redact import redact
 from pretrain.run_directory import RunDirectory
-from pretrain.telemetry import open_telemetry
-from pretrain.throughput import Throughput, peak_flops
+from pretrain.telemetry.redact import redact
+from pretrain.telemetry.sinks import open_telemetry
+from pretrain.telemetry.throughput import Throughput, peak_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
 
@@ -379,4 +379,4 @@ def plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    entry.run("train", TrainConfig, main)
+    cli.run("train", TrainConfig, main)

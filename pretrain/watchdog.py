@@ -12,7 +12,7 @@ from types import FrameType
 
 import psutil
 
-from data_prep.errors import ExitCode
+from cloze.errors import ExitCode
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _POLL_SECONDS = 1.0

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 MODULES = (
-    "data_prep.entry", "hydra._internal.hydra", "torch.utils.data", "transformers.models.auto.tokenization_auto",
+    "cloze.cli", "hydra._internal.hydra", "torch.utils.data", "transformers.models.auto.tokenization_auto",
     "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3",
-    "deepspeed.runtime.zero.muon.muon_optimizer", "pretrain.checkpoint", "pretrain.engine", "pretrain.loop",
-    "pretrain.model", "pretrain.run_directory", "yaml",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "pretrain.checkpoint", "pretrain.engine.engine", "pretrain.loop",
+    "pretrain.model.bert", "pretrain.run_directory", "yaml",
 )  # fmt: skip
 
 

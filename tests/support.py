@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from data_prep.manifest import VAL, Manifest, ShardEntry, SplitStatistics, TokenizerFacts, pass_name, write_manifest
-from data_prep.masking import Masking, draw_masks
-from data_prep.shards import Block, sample_ids, token_dtype, write_shard
-from data_prep.tokenizer import load_tokenizer, save_tokenizer
+from cloze.corpus.manifest import VAL, Manifest, ShardEntry, SplitStatistics, TokenizerFacts, pass_name, write_manifest
+from cloze.corpus.masking import Masking, draw_masks
+from cloze.corpus.shards import Block, sample_ids, token_dtype, write_shard
+from cloze.corpus.tokenizer import load_tokenizer, save_tokenizer
 from pretrain.config import Identity
 
 ROOT = Path(__file__).resolve().parents[1]

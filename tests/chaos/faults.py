@@ -14,9 +14,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from pretrain import checkpoint, loop
-from pretrain.engine import Engine
-from pretrain.loader import IGNORED, MicroBatch
+from pretrain import loop
+from pretrain.checkpoint import format as checkpoint_format
+from pretrain.checkpoint import writer
+from pretrain.data.loader import IGNORED, MicroBatch
+from pretrain.engine.engine import Engine
 
 LOG = Path(os.environ["CHAOS_LOG"])
 RANK = int(os.environ["RANK"])
@@ -74,8 +76,13 @@ def die_in_a_save() -> None:
 
         return operation
 
-    for name in ("save_file", "_fsync", "_write_share", "assemble", "write", "retain", "_remove"):
-        setattr(checkpoint, name, deadly(name, getattr(checkpoint, name)))
+    names = {
+        writer: ("save_file", "_write_share", "assemble", "write", "retain"),
+        checkpoint_format: ("save_file", "fsync", "_remove"),
+    }
+    for module, operations in names.items():
+        for name in operations:
+            setattr(module, name, deadly(name, getattr(module, name)))
 
 
 note_what_is_trained_on()

@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.errors import UserError
-from data_prep.manifest import VAL, read_manifest
-from data_prep.shards import Samples, Split
-from data_prep.verify import faults
-from pretrain import cache, checkpoint
+from cloze.corpus.manifest import VAL, read_manifest
+from cloze.corpus.shards import Samples, Split
+from cloze.corpus.verify import faults
+from cloze.errors import UserError
+from pretrain import checkpoint
 from pretrain.checkpoint import MOMENTS, LossScale, Snapshot, TrainingState
-from pretrain.stream import Streamed
+from pretrain.data import cache
+from pretrain.data.stream import Streamed
 from tests.support import make_corpus, make_identity
 
 Damage = Callable[[random.Random, Path, list[Path]], str]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep.manifest import read_manifest
+from cloze.corpus.manifest import read_manifest
 from pretrain import checkpoint
 from tests.support import Result, Trainer, all_gone, make_corpus, read_metrics, served
 
@@ -209,12 +209,12 @@ def test_a_disk_that_stays_full_ends_all_ranks(trainer: Trainer, corpus: Path, f
 
 FULL_AT_THE_END = """
 import errno
-from pretrain import checkpoint
+from pretrain.checkpoint import writer
 
 def write(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-checkpoint.write = write
+writer.write = write
 """
 
 
@@ -360,7 +360,8 @@ def test_a_rank_that_dies_ends_the_other(trainer: Trainer, corpus: Path) -> None
 
 SLOW = """
 import time
-from pretrain import loop, mirror
+from pretrain import loop
+from pretrain.checkpoint import mirror
 
 push, evaluate = mirror.Mirror.push, loop.evaluate
 

@@ -11,16 +11,16 @@ FP16 = """
 import torch
 from deepspeed.accelerator import get_accelerator
 
-import pretrain.engine
+import pretrain.engine.engine
 
 accelerator = get_accelerator()
 accelerator.is_fp16_supported = lambda: True
 accelerator.supported_dtypes = lambda: [torch.float, torch.half, torch.bfloat16]
-pretrain.engine.check_precision = lambda *_: None
+pretrain.engine.engine.check_precision = lambda *_: None
 """
 ALWAYS_NAN = """
-real = pretrain.engine.Engine.backward
-pretrain.engine.Engine.backward = lambda self, batch, loss_of, last: real(
+real = pretrain.engine.engine.Engine.backward
+pretrain.engine.engine.Engine.backward = lambda self, batch, loss_of, last: real(
     self, batch, lambda *a: loss_of(*a) * float("nan"), last=last
 )
 """

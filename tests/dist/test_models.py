@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from pretrain.hugging_face import export
+from pretrain.export.hugging_face import export
 from tests.support import Trainer, make_corpus
 
 MODERNBERT = (
@@ -15,7 +15,7 @@ MODERNBERT = (
 )  # fmt: skip
 # Any backend traces and differentiates alike; this one needs no compiler.
 WITHOUT_COMPILER = (
-    "from pretrain.model import PackedBert; build = PackedBert.compile_layers; "
+    "from pretrain.model.bert import PackedBert; build = PackedBert.compile_layers; "
     "PackedBert.compile_layers = lambda self: build(self, backend='aot_eager')"
 )
 
@@ -66,7 +66,7 @@ def test_compiled_layers_train_as_plain_ones(trainer: Trainer, corpus: Path) -> 
 
 def test_the_slowest_rank_is_named(trainer: Trainer, corpus: Path) -> None:
     slow = (
-        "import os, time; from pretrain.model import PackedBert; forward = PackedBert.forward; "
+        "import os, time; from pretrain.model.bert import PackedBert; forward = PackedBert.forward; "
         "wait = 0.05 * int(os.environ['RANK']); "
         "PackedBert.forward = lambda self, batch: (time.sleep(wait), forward(self, batch))[1]"
     )

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pretrain.config import OptimConfig
-from pretrain.muon import orthogonal
+from pretrain.optim.muon import orthogonal
 from tests.dist.test_stages import Plain
 from tests.support import Trainer
 

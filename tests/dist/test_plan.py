@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import entry
+from cloze import cli
 from pretrain.config import TrainConfig
 from pretrain.plan import Shape, memory
 from tests.support import TINY, Trainer
@@ -13,7 +13,7 @@ from tests.support import TINY, Trainer
 # Counts what rank 0 holds: gradients right before an update, the rest after it.
 COUNT = """
 import json
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 def size(tensors):
     return sum(t.numel() * t.element_size() for t in tensors)
@@ -49,7 +49,7 @@ def test_state_takes_the_bytes_that_plan_says(
     result = trainer.run(*overrides, "steps=1", ranks=2, before=COUNT)
     assert result.codes == (0, 0), result.stderrs
     held = json.loads((result.run.parent / "stdout-0").read_text().splitlines()[0])
-    config = entry.compose("train", TrainConfig, [*TINY, "run=r", *overrides])
+    config = cli.compose("train", TrainConfig, [*TINY, "run=r", *overrides])
     said, size = memory(config, held["count"], 2, Shape(1, 1, 1, 64)), 4 if precision == "fp32" else 2
     summed = 4 if micro == 4 else size
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep import entry
-from data_prep.errors import UserError
+from cloze import cli
+from cloze.errors import UserError
 from pretrain.config import TrainConfig
-from pretrain.schedule import learning_rate
+from pretrain.optim.schedule import learning_rate
 from tests.support import ROOT, Trainer, make_corpus
 
 RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
@@ -28,7 +28,7 @@ FIGURES = {
 
 
 def composed(recipe: str, *overrides: str) -> TrainConfig:
-    return entry.compose("train", TrainConfig, ["run=r", "data.path=d", "init_from=x", f"recipe={recipe}", *overrides])
+    return cli.compose("train", TrainConfig, ["run=r", "data.path=d", "init_from=x", f"recipe={recipe}", *overrides])
 
 
 def test_every_recipe_is_tested() -> None:
@@ -61,7 +61,7 @@ def test_lamb_decays_by_the_square_root_from_its_peak() -> None:
 
 def test_phase_two_asks_for_phase_one() -> None:
     with pytest.raises(UserError, match="add init_from="):
-        entry.compose("train", TrainConfig, ["run=r", "data.path=d", "recipe=lamb_phase2"])
+        cli.compose("train", TrainConfig, ["run=r", "data.path=d", "recipe=lamb_phase2"])
 
 
 def test_bert_goes_on_with_longer_samples(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_three_steps(trainer: Trainer, corpus: Path, recipe: str) -> None:
     assert result.codes == (0,), result.stderrs
     assert all(map(math.isfinite, result.series("train/loss")))
     assert result.series("train/skipped_steps") == [0, 0, 0]
-    config = entry.typed(yaml.safe_load((result.run / "config.yaml").read_text()), TrainConfig)
+    config = cli.typed(yaml.safe_load((result.run / "config.yaml").read_text()), TrainConfig)
     assert config.optim == composed(recipe, "optim.lr=0.003").optim  # as TINY has it
     if not config.budget.hours:
         expected = [learning_rate(step, 3, config.optim, config.schedule) for step in range(3)]

@@ -59,7 +59,7 @@ def test_resume_is_bitwise_the_uninterrupted_run(
 
 
 NAN_FIRST = """
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 calls, real = 0, Engine.backward
 

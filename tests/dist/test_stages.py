@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_prep import entry
+from cloze import cli
 from pretrain.config import TrainConfig
-from pretrain.loader import Corpus, MicroBatch
-from pretrain.loss import means, pretraining_loss
-from pretrain.model import PackedBert
-from pretrain.schedule import learning_rate
+from pretrain.data.loader import Corpus, MicroBatch
+from pretrain.model.loss import means, pretraining_loss
+from pretrain.model.bert import PackedBert
+from pretrain.optim.schedule import learning_rate
 from tests.support import TINY, Result, Trainer, make_corpus
 
 STAGES = (0, 1, 2, 3)
@@ -53,7 +53,7 @@ class Plain:
     """The same training as a loop in plain PyTorch: one process, the global batch at once, no DeepSpeed."""
 
     def __init__(self, corpus: Path, *overrides: str) -> None:
-        self.config = entry.compose("train", TrainConfig, [*TINY, "run=r", f"data.path={corpus}", *overrides])
+        self.config = cli.compose("train", TrainConfig, [*TINY, "run=r", f"data.path={corpus}", *overrides])
         self.corpus = Corpus(corpus)
         torch.manual_seed(self.config.seed)
         self.model = PackedBert(self.config.model, self.corpus.manifest.tokenizer, max_len=self.corpus.manifest.max_len)
@@ -169,7 +169,7 @@ def test_clipping_is_global(trainer: Trainer, corpus: Path, stage: int) -> None:
 
 
 POISON = """
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 calls, real = 0, Engine.backward
 

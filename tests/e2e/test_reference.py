@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import BertConfig, BertForPreTraining, Trainer, TrainingArguments
 
-from data_prep import entry
+from cloze import cli
 from pretrain.config import TrainConfig
-from pretrain.loader import IGNORED, Corpus
-from pretrain.model import PackedBert
+from pretrain.data.loader import IGNORED, Corpus
+from pretrain.model.bert import PackedBert
 from tests import support
 from tests.support import PAD, TINY, make_corpus
 
@@ -114,7 +114,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_losses_equal_those_of_hugging_face(trainer: support.Trainer, easy: Path, tmp_path: Path) -> None:
     """100 steps in fp32 without dropout: padded rows in one process there; packed rows, 2 ranks and ZeRO 2 here."""
-    config = entry.compose("train", TrainConfig, [*TINY, "run=r", f"data.path={easy}", *MODEL])
+    config = cli.compose("train", TrainConfig, [*TINY, "run=r", f"data.path={easy}", *MODEL])
     theirs = hugging_face_losses(config, Corpus(easy), tmp_path)
     result = trainer.run(f"data.path={easy}", *MODEL, "zero=2", ranks=2)
     assert result.codes == (0, 0), result.stderrs

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-from data_prep import entry
-from data_prep.manifest import read_manifest
-from data_prep.tokenizer import load_tokenizer
+from cloze import cli
+from cloze.corpus.manifest import read_manifest
+from cloze.corpus.tokenizer import load_tokenizer
 from pretrain import checkpoint
 from pretrain.config import TrainConfig
-from pretrain.loader import Corpus
-from pretrain.model import PackedBert
+from pretrain.data.loader import Corpus
+from pretrain.model.bert import PackedBert
 from tests.support import ROOT, TINY, environment, free_port, make_corpus, read_metrics
 
 DEEPSPEED = (str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2")
@@ -238,7 +238,7 @@ def test_exported_logits_equal_the_trainers(exported: Path, finished: Path) -> N
     """On the training data itself, sample by sample."""
     corpus = Corpus(finished / "shards")
     reference = AutoModelForPreTraining.from_pretrained(exported).eval()
-    model_config = entry.compose("train", TrainConfig, [*TINY, "run=r", "data.path=d"]).model
+    model_config = cli.compose("train", TrainConfig, [*TINY, "run=r", "data.path=d"]).model
     trained = PackedBert(model_config, corpus.manifest.tokenizer, max_len=24)
     trained.load_weights(load_file(finished / "runs" / "r" / "checkpoints" / "step-00000006" / "model.safetensors"))
     trained.eval()

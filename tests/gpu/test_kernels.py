@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pretrain.attention import choose_kernel, flash_attn_varlen_func
 from pretrain.config import Attention, Precision
-from pretrain.loader import bounded
-from pretrain.model import PackedBert
+from pretrain.data.loader import bounded
+from pretrain.model.attention import choose_kernel, flash_attn_varlen_func
+from pretrain.model.bert import PackedBert
 from tests.unit.test_attention import CUDA, LENGTHS, attend, drop
 from tests.unit.test_model import FACTS, losses_of, make_batch, small
 

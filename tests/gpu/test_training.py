@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep import entry
-from data_prep.manifest import read_manifest
+from cloze import cli
+from cloze.corpus.manifest import read_manifest
 from pretrain.config import ZERO, Attention, TrainConfig
 from pretrain.plan import DEFAULTS, GIB, corpus_options, memory, shape_of
 from tests.dist.test_lamb import LAMB, LONG, STEPS, plain_lamb
@@ -92,7 +92,7 @@ def test_plan_knows_the_peak(tmp_path: Path, zero: str) -> None:
     ]  # fmt: skip
     result = run(tmp_path, *overrides)
     assert result.codes == (0,), result.stderr
-    config = entry.compose("train", TrainConfig, [*TINY, "run=r", *overrides])
+    config = cli.compose("train", TrainConfig, [*TINY, "run=r", *overrides])
     config = replace(config, model=replace(config.model, attention=Attention.varlen))
     options = corpus_options(DEFAULTS, read_manifest(tmp_path / "corpus"))
     weights = load_file(result.run / "checkpoints" / "step-00000003" / "model.safetensors")
@@ -104,7 +104,7 @@ def test_plan_knows_the_peak(tmp_path: Path, zero: str) -> None:
 def test_the_host_never_waits_inside_a_micro_batch(corpus: Path, tmp_path: Path, zero: str) -> None:
     """From the copy to the device to the end of the backward pass; only the update may wait, for what is finite."""
     strict = (
-        "import torch; from pretrain.engine import Engine; backward, calls = Engine.backward, 0\n"
+        "import torch; from pretrain.engine.engine import Engine; backward, calls = Engine.backward, 0\n"
         "def watched(self, *arguments, **options):\n"
         "    global calls\n"
         "    calls += 1\n"

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data_prep.errors import UserError
-from pretrain import attention, cpu_attention
-from pretrain.attention import choose_kernel, packed_attention, packing
+from cloze.errors import UserError
 from pretrain.config import Attention, ModelConfig, Precision
-from pretrain.loader import TOKENS_MULTIPLE, MicroBatch
+from pretrain.data.loader import TOKENS_MULTIPLE, MicroBatch
+from pretrain.model import attention, cpu_attention
+from pretrain.model.attention import choose_kernel, packed_attention, packing
 from tests.unit import slow_flash
 from tests.unit.test_model import small
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
-from data_prep import storage
-from data_prep.errors import ExitCode, Stopped, UserError
-from data_prep.manifest import Manifest, read_manifest
-from pretrain import cache
-from pretrain.cache import local_corpus
+from cloze import storage
+from cloze.corpus.manifest import Manifest, read_manifest
+from cloze.errors import ExitCode, Stopped, UserError
+from pretrain.data import cache
+from pretrain.data.cache import local_corpus
 from tests.support import ROOT, Hub, environment, make_corpus, served
 
 
@@ -194,7 +194,7 @@ def test_a_request_to_stop_ends_a_copy(corpus: Path, tmp_path: Path) -> None:
 def test_copied_from_a_hub(corpus: Path, tmp_path: Path) -> None:
     """hf:// in a process of its own: where the hub is, is read once a process."""
     pytest.importorskip("huggingface_hub")
-    script = "import sys; from pretrain.cache import local_corpus; print(local_corpus(*sys.argv[1:], 1))"
+    script = "import sys; from pretrain.data.cache import local_corpus; print(local_corpus(*sys.argv[1:], 1))"
     with served(corpus, kind=Hub) as (url, requests):
         command = [sys.executable, "-c", script, "hf://datasets/org/books", str(tmp_path / "cache")]
         done = subprocess.run(
@@ -207,7 +207,7 @@ def test_copied_from_a_hub(corpus: Path, tmp_path: Path) -> None:
 
 def test_ranks_copy_once(corpus: Path, tmp_path: Path) -> None:
     """Three processes at once: each file is asked for by one of them."""
-    script = "import sys; from pretrain.cache import local_corpus; local_corpus(sys.argv[1], sys.argv[2], 1)"
+    script = "import sys; from pretrain.data.cache import local_corpus; local_corpus(sys.argv[1], sys.argv[2], 1)"
     with served(corpus, delay_seconds=0.05) as (url, requests):
         command = [sys.executable, "-c", script, url, str(tmp_path / "cache")]
         ranks = [subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) for _ in range(3)]

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from data_prep.errors import UserError
-from data_prep.manifest import manifest_sha256, read_manifest
-from pretrain import export
-from pretrain.card import push, replace_section, write_card
+from cloze.corpus.manifest import manifest_sha256, read_manifest
+from cloze.errors import UserError
 from pretrain.checkpoint import LossScale, TrainingState
+from pretrain.export import __main__ as export
+from pretrain.export.card import push, replace_section, write_card
 from tests.support import Trainer, free_port, make_corpus, make_identity
 
 

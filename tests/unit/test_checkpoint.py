@@ -23,9 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from data_prep.errors import DiskError, UserError
+from cloze.errors import DiskError, UserError
 from pretrain import checkpoint
 from pretrain.checkpoint import Fragment, LossScale, Snapshot, TrainingState, Writer
+from pretrain.checkpoint import format as checkpoint_format
+from pretrain.checkpoint import writer as checkpoint_writer
+from pretrain.checkpoint.__main__ import main
 from tests.support import make_identity
 
 SHAPES = {"a.weight": (3, 4), "a.bias": (5,), "b.weight": (2, 2, 2)}
@@ -384,8 +387,8 @@ def test_killed_at_any_line_of_write(tmp_path: Path, over: str) -> None:
 
 OPERATIONS = (
     (Path, "mkdir"), (Path, "write_text"), (Path, "iterdir"), (Path, "unlink"), (Path, "rename"), (Path, "replace"),
-    (Path, "stat"), (os, "fsync"), (os, "open"), (checkpoint, "save_file"), (hashlib, "file_digest"),
-    (shutil, "rmtree"),
+    (Path, "stat"), (os, "fsync"), (os, "open"), (checkpoint_format, "save_file"),
+    (checkpoint_writer, "save_file"), (hashlib, "file_digest"), (shutil, "rmtree"),
 )  # fmt: skip
 
 
@@ -571,7 +574,7 @@ def test_a_share_that_never_comes(tmp_path: Path) -> None:
 
 def test_a_rank_that_is_gone_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the process could not end: the thread that waits would hold it for all of its patience."""
-    monkeypatch.setattr(checkpoint, "_HURRIED_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint_writer, "_HURRIED_SECONDS", 0.1)
     one = writer(tmp_path, [], 0, 2, patience_seconds=600)
     submit(one, 1, lambda number: number % 2 == 0)
     one.hurry()
@@ -584,7 +587,8 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         self.full, self._error, self._real = True, error, safetensors.torch.save_file
-        monkeypatch.setattr(checkpoint, "save_file", self.save)
+        monkeypatch.setattr(checkpoint_format, "save_file", self.save)
+        monkeypatch.setattr(checkpoint_writer, "save_file", self.save)
 
     def save(self, tensors: Any, path: Path, **options: Any) -> None:
         self._real(tensors, path, **options)
@@ -694,7 +698,7 @@ def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
         assert release.wait(10)
         return real(*arguments)
 
-    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr(checkpoint_writer, "write", slow)
     one = writer(tmp_path, [])
     submit(one, 1)
     assert checkpoint.list_checkpoints(tmp_path) == []
@@ -713,7 +717,7 @@ def test_the_command_lists_and_verifies(
 ) -> None:
     def called(path: Path) -> tuple[int, list[str]]:
         monkeypatch.setattr(sys, "argv", ["checkpoint", str(path)])
-        code = checkpoint.main()
+        code = main()
         output = capsys.readouterr()
         return code, (output.out + output.err).splitlines()
 

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import near, tasks, verify
-from data_prep.cleaning import SCRIPTS, few_repeated_lines, few_symbols, filters_for, judge, repair, written_in
+from cloze.cli import compose
+from cloze.corpus import verify
+from cloze.corpus.manifest import read_manifest
+from cloze.errors import UserError
 from data_prep.config import PrepConfig
-from data_prep.entry import compose
-from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
 from data_prep.prepare import main
+from data_prep.stages import near_duplicates as near
+from data_prep.stages import tasks
+from data_prep.text.cleaning import SCRIPTS, few_repeated_lines, few_symbols, filters_for, judge, repair, written_in
 from tests.unit.corpora import WORDS, documents, vocabulary, write_jsonl
 
 

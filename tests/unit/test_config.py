@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import entry
-from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
+from cloze import cli
+from cloze.corpus.manifest import read_manifest
+from cloze.errors import UserError
 from pretrain.config import (
     BatchRampConfig,
     Identity,
@@ -24,7 +24,7 @@ from pretrain.config import (
 from pretrain.train import plain
 from tests.support import ROOT
 
-BASE = entry.compose("train", TrainConfig, ["run=r", "data.path=d"])
+BASE = cli.compose("train", TrainConfig, ["run=r", "data.path=d"])
 OPTIONS = [
     (group, path.stem)
     for group in sorted({field.name for field in fields(TrainConfig)} | {"recipe"})
@@ -42,7 +42,7 @@ def changed(**values: Any) -> TrainConfig:
             node = node[parent]
         assert leaf in node
         node[leaf] = value
-    return entry.typed(tree, TrainConfig)
+    return cli.typed(tree, TrainConfig)
 
 
 def test_a_saved_configuration_comes_back() -> None:
@@ -51,7 +51,7 @@ def test_a_saved_configuration_comes_back() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
-    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", "init_from=x", f"{group}={option}"])
+    config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", "init_from=x", f"{group}={option}"])
     if group == "model":
         assert config.model.name == option
 
@@ -61,13 +61,13 @@ def test_every_option_of_every_group_composes(group: str, option: str) -> None:
     [("tiny", 2, 128), ("mini", 4, 256), ("small", 4, 512), ("medium", 8, 512), ("base", 12, 768), ("large", 24, 1024)],
 )
 def test_models_have_the_published_sizes(name: str, layers: int, hidden: int) -> None:
-    model = entry.compose("train", TrainConfig, ["run=r", "data.path=d", f"model={name}"]).model
+    model = cli.compose("train", TrainConfig, ["run=r", "data.path=d", f"model={name}"]).model
     assert (model.num_layers, model.hidden_size) == (layers, hidden)
     assert (model.num_heads, model.intermediate_size, model.max_positions) == (hidden // 64, 4 * hidden, 512)
 
 
 def test_dropout_of_a_model_is_one_override() -> None:
-    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", "model=tiny", "model.dropout=0.25"])
+    config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", "model=tiny", "model.dropout=0.25"])
     assert config.model.dropout == 0.25
 
 
@@ -209,7 +209,7 @@ def test_nothing_outside_conf_holds_a_default() -> None:
         tree = plain(asdict(BASE))
         del tree[field.name]
         with pytest.raises(UserError) as caught:
-            entry.typed(tree, TrainConfig)
+            cli.typed(tree, TrainConfig)
         assert "\n" not in str(caught.value)
         assert field.name in str(caught.value)
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
-from data_prep import entry
-from data_prep.errors import TrainingError, UserError
-from data_prep.manifest import VAL, read_manifest
-from data_prep.shards import Split
+from cloze import cli
+from cloze.corpus.manifest import VAL, read_manifest
+from cloze.corpus.shards import Split
+from cloze.errors import TrainingError, UserError
 from launch import demo
 from launch.demo import ON_CPU, ON_GPU, Demo, Paths, Yardstick, fill_masks, last_evaluation, run_child, yardstick
 from pretrain.config import TrainConfig
@@ -80,7 +80,7 @@ def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("plan", [ON_CPU, ON_GPU])
 def test_the_plans_are_valid_configurations(plan: demo.Plan) -> None:
-    config = entry.compose("train", TrainConfig, ["run=demo", "data.path=x", *plan.train])
+    config = cli.compose("train", TrainConfig, ["run=demo", "data.path=x", *plan.train])
     assert config.eval.every
     assert config.checkpoint.every < config.steps
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from data_prep import entry
+from cloze import cli
+from cloze.errors import ExitCode
 from data_prep.config import PrepConfig
-from data_prep.errors import ExitCode
 from docs import hooks
 from finetune.config import FinetuneConfig, SuiteConfig
 from launch.options import Options, parse
@@ -28,7 +28,7 @@ from pretrain.config import TrainConfig
 from tests.support import ROOT, Trainer, environment
 from tests.unit.tiny_bert import write_tiny_bert
 
-PACKAGES = ("data_prep", "pretrain", "finetune", "launch")
+PACKAGES = ("cloze", "data_prep", "pretrain", "finetune", "launch")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "data_prep": ("prep", PrepConfig),
@@ -78,13 +78,13 @@ def composes(config_name: str, schema: type[Any], arguments: list[str]) -> None:
     """With what a block leaves out filled in, where a key must be given."""
     given = {one.partition("=")[0] for one in arguments}
     source = next((one[7:] for one in arguments if one.startswith("source=")), "docstrings")
-    required = [key.name for key in entry.keys(config_name, schema) if key.default == "required"]
+    required = [key.name for key in cli.keys(config_name, schema) if key.default == "required"]
     required += ["source.paths"] if config_name == "prep" and source != "docstrings" else []
     filled = [f"{key}={'[x]' if key == 'source.paths' else 'x'}" for key in required if key not in given]
     filled += ["init_from=x"] if config_name == "train" and "init_from" not in given else []
     if "engine=array" in arguments and "engine.num_tasks" not in given:
         filled += ["engine.task_index=0", "engine.num_tasks=1"]  # Slurm's
-    entry.compose(config_name, schema, [*filled, *arguments])
+    cli.compose(config_name, schema, [*filled, *arguments])
 
 
 def check(command: list[str]) -> None:
@@ -157,15 +157,15 @@ def test_the_check_finds_mistakes() -> None:
         "pip install 'cloze[everything]'",
         "rm -rf x",
     ):
-        with pytest.raises((AssertionError, entry.UserError, entry.HydraException)):
+        with pytest.raises((AssertionError, cli.UserError, cli.HydraException)):
             check(shlex.split(line))
 
 
 def test_keys_in_the_text_exist() -> None:
     """`optim.lr` (the first part tells that it is one of ours) and `zero=2` in running text and tables."""
-    known = {key.name for name, schema in SCHEMAS.values() for key in entry.keys(name, schema)}
+    known = {key.name for name, schema in SCHEMAS.values() for key in cli.keys(name, schema)}
     options = {option.name for option in fields(Options)} | {option.name for option in fields(plan.PlanConfig)}
-    keys = known | options | {group for _, schema in SCHEMAS.values() for group in entry.groups(schema)}
+    keys = known | options | {group for _, schema in SCHEMAS.values() for group in cli.groups(schema)}
     sections = {name.partition(".")[0] for name in known if "." in name}
     files = re.compile(r"\.(py|md|json|jsonl|yaml|tsv|npy|tar|txt|safetensors|onnx)\b")
     for page in [page for page in PAGES if page.name not in ("LOG.md", "formats.md")]:
@@ -179,7 +179,7 @@ def test_keys_in_the_text_exist() -> None:
 
 def test_messages_in_the_text_exist() -> None:
     """What faults.md quotes stands in the sources, but for what varies (…)."""
-    sources = "".join(path.read_text() for folder in PACKAGES for path in sorted((ROOT / folder).glob("*.py")))
+    sources = "".join(path.read_text() for folder in PACKAGES for path in sorted((ROOT / folder).rglob("*.py")))
     literal = re.sub(r'"\s*\n\s*f?"', "", sources)  # literals that go on in the next line
     text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
@@ -198,19 +198,20 @@ def test_exit_codes_are_told() -> None:
 def test_the_reference_has_every_key_and_option() -> None:
     text = hooks.reference()
     for name, schema in SCHEMAS.values():
-        for key in entry.keys(name, schema):
+        for key in cli.keys(name, schema):
             assert key.default is None or f"| `{key.name}` |" in text
             assert key.default is None or key.meaning, key.name
-        for options in entry.groups(schema).values():
+        for options in cli.groups(schema).values():
             assert all(f"| `{option}` |" in text for option in options)
     assert not re.search(r"^\| `\w+` \|\s*\|$", text, re.MULTILINE), "an option without a word on what it is"
-    sources = [path for folder in PACKAGES for path in (ROOT / folder).glob("*.py")]
-    parsers = {f"{path.parent.name}.{path.stem}" for path in sources if "PARSER = " in path.read_text()}
+    sources = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")]
+    found = [path.relative_to(ROOT).with_suffix("") for path in sources if "PARSER = " in path.read_text()]
+    parsers = {".".join(path.parts).removesuffix(".__main__") for path in found}
     assert parsers == {*hooks.WITH_ARGUMENTS}
     assert all(f"usage: python -m {name} " in text for name in parsers)
     assert re.search(r"--split SPLIT +pass-00, pass-01, …, or val \[pass-00\]", text)
     assert re.search(r"--seed SEED +which samples: the same seed shows the same \[0\]", text)
-    assert "Groups" not in entry.help_text("finetune", FinetuneConfig)
+    assert "Groups" not in cli.help_text("finetune", FinetuneConfig)
     assert "lost_after=S" in text
     assert "| `mfu` |" in text
 

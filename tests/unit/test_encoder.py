@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from data_prep import encoder as encoder_module
-from data_prep.encoder import PROBES, Encoder
-from data_prep.sentences import split_sentences
-from data_prep.tokenizer import Spelling, count_words, load_tokenizer, train_tokenizer
+from cloze.corpus.tokenizer import Spelling, load_tokenizer
+from data_prep.text import encoder as encoder_module
+from data_prep.text.encoder import PROBES, Encoder
+from data_prep.text.sentences import split_sentences
+from data_prep.text.wordpiece import count_words, train_tokenizer
 from tests.unit.corpora import FUZZ, real, vocabulary
 
 ODD = "[SEP] [MASK] [CLS] [PAD] ##s don't café İ 中文 豈 - — é ́ \x07 \u200b ... $5 😀 the cat"

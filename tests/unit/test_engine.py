@@ -7,13 +7,13 @@ import pytest
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from data_prep import entry
-from data_prep.errors import UserError
+from cloze import cli
+from cloze.errors import UserError
 from pretrain.config import DeepSpeedConfig as Extra
 from pretrain.config import Precision, TrainConfig
-from pretrain.engine import check_precision, check_settings, deepspeed_config
+from pretrain.engine.engine import check_precision, check_settings, deepspeed_config
 
-BASE = entry.compose("train", TrainConfig, ["run=r", "data.path=d"])
+BASE = cli.compose("train", TrainConfig, ["run=r", "data.path=d"])
 
 
 def config(**changes: Any) -> TrainConfig:

@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
+from cloze.cli import compose
+from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
-from data_prep.entry import compose
-from data_prep.errors import ExitCode, UserError
 from tests.unit.corpora import ROOT, documents, files_of, prep, vocabulary, write_jsonl
 
 

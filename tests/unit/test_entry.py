@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import entry
+from cloze import cli
+from cloze.errors import DiskError, ExitCode, TrainingError, UserError
 from data_prep.config import PrepConfig
-from data_prep.errors import DiskError, ExitCode, TrainingError, UserError
 from pretrain.config import TrainConfig
 from tests.support import TINY, Trainer, environment
 
@@ -22,10 +22,10 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
 
     def refused(*overrides: str) -> str:
         def compose() -> int:
-            entry.compose("train", TrainConfig, overrides)
+            cli.compose("train", TrainConfig, overrides)
             return 0
 
-        assert entry.guarded(compose, TrainConfig) == ExitCode.USAGE
+        assert cli.guarded(compose, TrainConfig) == ExitCode.USAGE
         output = capsys.readouterr()
         (line,) = output.err.splitlines()
         assert output.out == ""
@@ -103,10 +103,10 @@ def test_errors_become_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> N
         return action
 
     for kind, code in ((UserError, 64), (TrainingError, 70), (DiskError, 74)):
-        assert entry.guarded(raising(kind("what, where, what to do")), TrainConfig) == code
+        assert cli.guarded(raising(kind("what, where, what to do")), TrainConfig) == code
         assert capsys.readouterr().err == "error: what, where, what to do\n"
     with pytest.raises(ZeroDivisionError):  # our own bug keeps its traceback
-        entry.guarded(raising(ZeroDivisionError()), TrainConfig)
+        cli.guarded(raising(ZeroDivisionError()), TrainConfig)
 
 
 def test_who_speaks_in_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,21 +120,21 @@ def test_who_speaks_in_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    entry.guarded(action(UserError), TrainConfig)
+    cli.guarded(action(UserError), TrainConfig)
     assert capsys.readouterr().err == ""
-    entry.guarded(action(DiskError), TrainConfig)
+    cli.guarded(action(DiskError), TrainConfig)
     assert capsys.readouterr().err == "error: rank 5: oops\n"
     monkeypatch.setenv("LOCAL_RANK", "0")
-    entry.guarded(action(UserError), TrainConfig)
+    cli.guarded(action(UserError), TrainConfig)
     assert capsys.readouterr().err == "error: rank 5: oops\n"
 
 
 def test_help_tells_every_key_with_default_and_meaning() -> None:
-    text = entry.help_text("train", TrainConfig)
+    text = cli.help_text("train", TrainConfig)
     for words in ("optim.lr", "peak learning rate", "[0.0001]", "model        ", "tiny", "75 stopped", "required"):
         assert words in text
     assert all(len(line) > 2 for line in text.splitlines() if line.strip())
-    prep = entry.help_text("prep", PrepConfig)
+    prep = cli.help_text("prep", PrepConfig)
     assert "recipe" not in prep
     assert "what is mended and what is dropped\n" in prep  # a section has no value of its own
     assert "[true]" in prep  # as YAML writes it

@@ -16,14 +16,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from data_prep import entry
-from data_prep.errors import TrainingError, UserError
-from finetune import classification, data
+from cloze import cli
+from cloze.errors import TrainingError, UserError
+from finetune import data
 from finetune import train as training
 from finetune.__main__ import finetune, main
-from finetune.classification import correlations, scores
 from finetune.config import FinetuneConfig, facts
 from finetune.data import Example, both_sets, examples, label_names, mismatched_rows
+from finetune.families import classification
+from finetune.families.classification import correlations, scores
 from finetune.tasks import SUITES, TASKS
 from finetune.train import Prepared, TaskTrainer, run
 from tests.unit.tiny_bert import WORDS, config, write_tiny_bert
@@ -192,7 +193,7 @@ def read(folder: Path, text: str | bytes, *overrides: str, name: str = "train.ts
     path = folder / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     files = [f"data.train={path}", f"data.dev={path}", "model=m", "out=o"]
-    settings = entry.compose("finetune", FinetuneConfig, [*files, *overrides])
+    settings = cli.compose("finetune", FinetuneConfig, [*files, *overrides])
     return examples(both_sets(settings)[0], settings)
 
 
@@ -244,11 +245,11 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [1, -1]}, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows = both_sets(entry.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))[0]
+    rows = both_sets(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))[0]
     assert asked == [("nyu-mll/glue", "mnli", "train"), ("nyu-mll/glue", "mnli", "validation_matched")]
     assert [row["label"] for _, row in rows] == ["yes", "-"]
     monkeypatch.undo()
-    absent = entry.compose("finetune", FinetuneConfig, [f"data.train='hub:{tmp_path}/no:train'", "model=m", "out=o"])
+    absent = cli.compose("finetune", FinetuneConfig, [f"data.train='hub:{tmp_path}/no:train'", "model=m", "out=o"])
     with pytest.raises(UserError, match=r"data\.train=hub:.*: .*name a file"):
         both_sets(absent)
 
@@ -270,7 +271,7 @@ def test_a_label_of_the_hub_is_that_of_the_files(task: str, monkeypatch: pytest.
     columns = dict.fromkeys(texts, ["a"] * 9) | {"label": [i % len(names) for i in range(9)]}
     data = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: data)
-    settings = entry.compose("finetune", FinetuneConfig, [f"task={task}", "model=m", "out=o"])
+    settings = cli.compose("finetune", FinetuneConfig, [f"task={task}", "model=m", "out=o"])
     of_hub = [example.label for example in examples(both_sets(settings)[0], settings)]
     for labels in (of_hub, [names[i % len(names)] for i in range(9)]):
         rows = "\n".join(["\t".join([*texts, "label"]), *("\t".join(["a"] * len(texts) + [one]) for one in labels)])
@@ -305,7 +306,7 @@ def test_mismatched_examples_are_scored_beside_dev(
     assert (result["accuracy"], result["mismatched_accuracy"]) == (1, pytest.approx(1 / 3))
     asked: list[str] = []
     monkeypatch.setattr(data, "_hub_rows", lambda source, _: asked.append(source) or [("x", {})])
-    mismatched_rows(entry.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))
+    mismatched_rows(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))
     assert asked == ["hub:nyu-mll/glue@mnli:validation_mismatched"]
     with pytest.raises(UserError, match=r"data\.mismatched: task=stsb has none"):
         config(tmp_path, model, "task=stsb", "data.mismatched=x")
@@ -392,7 +393,7 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.train=hub:foo: NAME and SPLIT are needed: hub:NAME:SPLIT"):
         read(tmp_path, "", "data.train='hub:foo'")
     with pytest.raises(UserError, match=r"data\.train: task=classification needs a file"):
-        both_sets(entry.compose("finetune", FinetuneConfig, ["model=m", "out=o"]))
+        both_sets(cli.compose("finetune", FinetuneConfig, ["model=m", "out=o"]))
 
 
 def test_a_long_field_of_a_csv_file(tmp_path: Path) -> None:

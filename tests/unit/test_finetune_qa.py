@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 from finetune.__main__ import finetune
 from finetune.data import Question
-from finetune.qa import answer_scores, best_span, windows
+from finetune.families.qa import answer_scores, best_span, windows
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 

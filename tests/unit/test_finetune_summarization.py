@@ -9,10 +9,10 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoTokenizer
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 from finetune.__main__ import finetune
 from finetune.data import Document
-from finetune.summarization import encoded, oracle, rouge
+from finetune.families.summarization import encoded, oracle, rouge
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 

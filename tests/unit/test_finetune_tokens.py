@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 from finetune.__main__ import finetune
 from finetune.data import entities, sentences
+from finetune.families.tokens import Crf, entity_scores, load_tagger
 from finetune.techniques import IGNORED
-from finetune.tokens import Crf, entity_scores, load_tagger
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 CONLL = "{}/train.conll"

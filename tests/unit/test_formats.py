@@ -10,15 +10,17 @@ import fsspec
 import numpy as np
 import pytest
 
-from data_prep import lines, sources, verify, wiki
+from cloze.cli import compose
+from cloze.corpus import verify
+from cloze.corpus.manifest import read_manifest
+from cloze.errors import UserError
 from data_prep.config import PrepConfig
-from data_prep.entry import compose
-from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
 from data_prep.plan import make_plan
 from data_prep.prepare import main
-from data_prep.sources import Bad, Document, Span
-from data_prep.wiki import plain_text
+from data_prep.sources import files as sources
+from data_prep.sources import lines, wiki
+from data_prep.sources.files import Bad, Document, Span
+from data_prep.sources.wiki import plain_text
 from tests.unit.corpora import documents, prep, vocabulary, write_jsonl
 from tests.unit.test_sources import source
 

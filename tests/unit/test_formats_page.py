@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from data_prep.shards import token_dtype
-from data_prep.tokenizer import load_tokenizer
+from cloze.corpus.shards import token_dtype
+from cloze.corpus.tokenizer import load_tokenizer
 from pretrain.checkpoint import TrainingState
-from pretrain.loader import Layout, MicroBatches
+from pretrain.data.loader import Layout, MicroBatches
 from tests.support import ROOT, default_masking, make_corpus
 
 WORD = 2**64 - 1

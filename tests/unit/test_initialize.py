@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining, BertModel
 
-from data_prep.errors import UserError
-from data_prep.manifest import TokenizerFacts
-from data_prep.tokenizer import load_tokenizer
-from pretrain.initialize import initialize
-from pretrain.model import PackedBert
+from cloze.corpus.manifest import TokenizerFacts
+from cloze.corpus.tokenizer import load_tokenizer
+from cloze.errors import UserError
+from pretrain.model.bert import PackedBert
+from pretrain.model.initialize import initialize
 from tests.support import make_tokenizer
 from tests.unit.test_model import VOCAB, small
 

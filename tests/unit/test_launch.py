@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from data_prep.entry import compose
-from data_prep.errors import UserError
+from cloze.cli import compose
+from cloze.errors import UserError
 from launch.__main__ import job_of, main
 from launch.agent import CRASHED, ENDED, Orders, true_exit_code
-from launch.check import compare, table
 from launch.command import LOCALHOST, Command, Machine, forwarded, node_command, read_hostfile, this_machine
-from launch.facts import facts
 from launch.nodes import LOST
 from launch.options import Options, parse
+from launch.preflight.check import compare, table
+from launch.preflight.facts import facts
 from launch.slurm import first_host, script, seconds_of
 from launch.supervise import Job, most_hosts, outcome
 from pretrain.config import TrainConfig
@@ -158,7 +158,9 @@ def test_dry_run_and_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     printed = capsys.readouterr().out
     assert printed.endswith("--module pretrain.train world_size=3 'run=a b' data.path=x\n")
     assert main(["run=a", "check", "--dry-run", "procs=3", "data.path=x"]) == 0
-    assert capsys.readouterr().out.endswith("--module launch.speed runs localhost\n"), "of what check would run"
+    assert capsys.readouterr().out.endswith("--module launch.preflight.speed runs localhost\n"), (
+        "of what check would run"
+    )
     with pytest.raises(UserError, match=r"micro_batch_size=0"):
         main(["--dry-run", "run=a", "data.path=x", "micro_batch_size=0"])
 

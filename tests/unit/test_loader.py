@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.errors import UserError
-from data_prep.manifest import read_manifest, write_manifest
-from data_prep.masking import Masks, draw_masks
-from data_prep.shards import CorruptShard, Samples, sample_ids
-from pretrain.loader import IGNORED, Corpus, Layout, MicroBatch, MicroBatches, bounded, pack, training_steps
-from pretrain.order import locate
+from cloze.corpus.manifest import read_manifest, write_manifest
+from cloze.corpus.masking import Masks, draw_masks
+from cloze.corpus.shards import CorruptShard, Samples, sample_ids
+from cloze.errors import UserError
+from pretrain.data.loader import IGNORED, Corpus, Layout, MicroBatch, MicroBatches, bounded, pack, training_steps
+from pretrain.data.order import locate
 from tests.support import default_masking, make_corpus, random_block, tokenizer_facts
 
 

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.errors import UserError
-from data_prep.manifest import (
+from cloze.corpus.manifest import (
     NAME,
     VAL,
     Manifest,
@@ -26,7 +25,8 @@ from data_prep.manifest import (
     sealed_json,
     write_manifest,
 )
-from pretrain.loader import Corpus
+from cloze.errors import UserError
+from pretrain.data.loader import Corpus
 from tests.support import make_corpus
 from tests.unit.corpora import FUZZ
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.masking import Masking, Masks, MaskVocabulary, draw_masks
+from cloze.corpus.masking import Masking, Masks, MaskVocabulary, draw_masks
 from tests.support import CLS, MASK, PAD, SEP, UNK, default_masking, random_block, tokenizer_facts
 
 GOLDEN = 0x9E3779B97F4A7C15

@@ -7,10 +7,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 from pretrain import checkpoint
 from pretrain.checkpoint import Writer
-from pretrain.mirror import Mirror
+from pretrain.checkpoint.mirror import Mirror
 from tests.unit.test_checkpoint import make_snapshot, same
 
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from data_prep.errors import UserError
-from data_prep.masking import draw_masks
-from data_prep.shards import Samples, sample_ids
-from pretrain import loss
+from cloze.corpus.masking import draw_masks
+from cloze.corpus.shards import Samples, sample_ids
+from cloze.errors import UserError
 from pretrain.config import Architecture, Attention, LossConfig, ModelConfig, padded_vocab_size
-from pretrain.loader import MicroBatch, bounded, pack
-from pretrain.loss import pretraining_loss
-from pretrain.model import VOCABULARY_ROWS, PackedBert, hugging_face_model
-from pretrain.optim import parameter_groups
+from pretrain.data.loader import MicroBatch, bounded, pack
+from pretrain.model import loss
+from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
+from pretrain.model.loss import pretraining_loss
+from pretrain.optim.optimizer import parameter_groups
 from tests.support import PAD, default_masking, random_block, tokenizer_facts
 from tests.unit import slow_flash  # noqa: F401 - makes varlen run on a CPU
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.order import locate, micro_batch_positions, sample_at
+from pretrain.data.order import locate, micro_batch_positions, sample_at
 
 WORD = 2**64
 GOLDEN = 0x9E3779B97F4A7C15

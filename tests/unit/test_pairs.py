@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.pairs import Bucket, Samples, assemble, make_samples, sample_lengths
+from data_prep.stages.pairs import Bucket, Samples, assemble, make_samples, sample_lengths
 
 CLS, SEP = 2, 3
 DOCUMENTS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=8)

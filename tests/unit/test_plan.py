@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_prep import entry
-from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
+from cloze import cli
+from cloze.corpus.manifest import read_manifest
+from cloze.errors import UserError
 from pretrain import plan
 from pretrain.config import Architecture, Attention, ModelConfig, TrainConfig
-from pretrain.model import PackedBert
+from pretrain.model.bert import PackedBert
 from pretrain.plan import activation_bytes, check_memory, composed, corpus_options, draw_schedule, parameters_of
 from tests.support import tokenizer_facts
 from tests.unit.test_attention import row_of
@@ -23,7 +23,7 @@ LENGTH, SAMPLES = 128, 8
 
 
 def config_of(model: ModelConfig, **changes: Any) -> TrainConfig:
-    return replace(entry.compose("train", TrainConfig, ["run=r", "data.path=d"]), model=model, **changes)
+    return replace(cli.compose("train", TrainConfig, ["run=r", "data.path=d"]), model=model, **changes)
 
 
 def kept_bytes(model: ModelConfig, dtype: torch.dtype) -> int:
@@ -60,7 +60,7 @@ def test_activations_of_a_layer_are_those_autograd_keeps(
     shape = plan.Shape(SAMPLES, SAMPLES * LENGTH, 8, 64)
 
     def ours(layers: int) -> int:
-        config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", f"precision={precision}"])
+        config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", f"precision={precision}"])
         return activation_bytes(replace(config, model=replace(model, num_layers=layers)), shape)
 
     counted = kept_bytes(replace(model, num_layers=4), dtype) - kept_bytes(replace(model, num_layers=1), dtype)
@@ -72,7 +72,7 @@ def test_activations_of_a_layer_are_those_autograd_keeps(
 
 @pytest.mark.parametrize(("name", "published"), [("base", 110e6), ("large", 336e6), ("tiny", 4.4e6)])
 def test_parameters(name: str, published: float) -> None:
-    model = entry.compose("train", TrainConfig, ["run=r", "data.path=d", f"model={name}"]).model
+    model = cli.compose("train", TrainConfig, ["run=r", "data.path=d", f"model={name}"]).model
     assert parameters_of(model, 30_522) == pytest.approx(published, rel=0.02)
 
 
@@ -189,13 +189,13 @@ def test_training_refuses_what_cannot_fit(corpus: Path) -> None:
     ],
 )
 def test_bad_keys_are_one_line(argument: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert entry.guarded(lambda: plan.main([argument]), TrainConfig) == 64
+    assert cli.guarded(lambda: plan.main([argument]), TrainConfig) == 64
     (error,) = capsys.readouterr().err.splitlines()
     assert line in error
 
 
 def test_the_schedule_is_drawn_from_its_first_step_to_its_last() -> None:
-    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", "schedule.warmup_fraction=0.5"])
+    config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", "schedule.warmup_fraction=0.5"])
     bars = draw_schedule(config, 1000, columns=9).split()[0]
     assert bars[0] == bars[-1] == "▁"
     assert bars[4] == "█"

@@ -18,15 +18,17 @@ import pytest
 import webdataset
 import zstandard
 
-from data_prep import sources, tasks, verify
+from cloze.cli import compose
+from cloze.corpus import verify
+from cloze.corpus.manifest import read_manifest, sealed_json
+from cloze.corpus.peek import peek
+from cloze.corpus.shards import Split
+from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
-from data_prep.entry import compose
-from data_prep.errors import ExitCode, UserError
-from data_prep.manifest import read_manifest, sealed_json
-from data_prep.peek import peek
 from data_prep.plan import claimed, make_plan
 from data_prep.prepare import main
-from data_prep.shards import Split
+from data_prep.sources import files as sources
+from data_prep.stages import tasks
 from tests.unit.corpora import ROOT, documents, files_of, module, prep, real, vocabulary, write_jsonl
 
 
@@ -124,7 +126,8 @@ def test_byte_identical_whatever_the_workers(work, tmp_path, extra):
 
 def test_byte_identical_whatever_the_tasks_and_files(work, corpus, tmp_path, monkeypatch):
     """How the input is cut into files and tasks, and in which order tasks run, does not show in the shards."""
-    from data_prep import lines, sources
+    from data_prep.sources import files as sources
+    from data_prep.sources import lines
 
     monkeypatch.setattr(sources, "_MIN_TASK_BYTES", 3000)
     monkeypatch.setattr(lines, "_COMPRESSED_BYTES", 100)
@@ -143,10 +146,10 @@ def test_byte_identical_whatever_the_tasks_and_files(work, corpus, tmp_path, mon
 
 def _run_here(config, reverse=False):
     """All tasks in this process, without an engine."""
-    from data_prep import tasks
-    from data_prep.finish import finish
     from data_prep.plan import claimed, make_plan
-    from data_prep.tasks import Stage
+    from data_prep.stages import tasks
+    from data_prep.stages.finish import finish
+    from data_prep.stages.tasks import Stage
 
     plan = make_plan(config)
     with claimed(plan) as complete:
@@ -260,9 +263,11 @@ def test_kill_and_run_again_gives_the_same_bytes(corpus, work, tmp_path):
 
 DIES = """
 import os, signal, sys
-from data_prep import finish, plan, tasks
+from data_prep import plan
+from data_prep.stages import finish
+from data_prep.stages import tasks
 from data_prep.config import PrepConfig
-from data_prep.entry import run
+from cloze.cli import run
 from data_prep.prepare import main
 
 def dies(*arguments, **keywords):

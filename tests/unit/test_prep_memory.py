@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from data_prep import tasks
-from data_prep.buckets import BucketWriter, Documents, read_bucket
+from cloze.cli import compose
 from data_prep.config import PrepConfig
-from data_prep.entry import compose
 from data_prep.plan import claimed, make_plan
-from data_prep.tasks import Stage
+from data_prep.stages import tasks
+from data_prep.stages.buckets import BucketWriter, Documents, read_bucket
+from data_prep.stages.tasks import Stage
 from tests.unit.corpora import ROOT, WORDS, vocabulary
 
 MB = 1e6

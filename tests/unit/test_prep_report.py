@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from cloze.corpus.manifest import write_manifest
+from cloze.corpus.report import report
+from cloze.corpus.shards import Split
+from cloze.errors import ExitCode
 from data_prep import peek, verify
-from data_prep.errors import ExitCode
-from data_prep.manifest import write_manifest
-from data_prep.report import main, report
-from data_prep.shards import Split
+from data_prep.report import main
 from tests.support import CLS, SEP, make_corpus
 
 

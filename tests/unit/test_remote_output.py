@@ -12,14 +12,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from data_prep import sources
+from cloze.cli import compose
+from cloze.corpus.manifest import NAME, read_manifest
+from cloze.corpus.shards import Split
+from cloze.errors import UserError
 from data_prep.config import PrepConfig
-from data_prep.entry import compose
-from data_prep.errors import UserError
-from data_prep.manifest import NAME, read_manifest
 from data_prep.plan import claimed, make_plan
-from data_prep.shards import Split
-from pretrain.cache import local_corpus
+from data_prep.sources import files as sources
+from pretrain.data.cache import local_corpus
 from tests.unit.corpora import ROOT, documents, files_of, prep, vocabulary, write_jsonl
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.errors import UserError
-from pretrain.report import duration, main, read_run, thinned, write_report
+from cloze.errors import UserError
+from pretrain.report import main
+from pretrain.telemetry.report import duration, read_run, thinned, write_report
 
 VOID = {"meta", "br", "link", "img"}
 EVIL = '<script>alert("x")</script>&'

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.errors import DiskError, UserError
+from cloze.errors import DiskError, UserError
 from pretrain.run_directory import RunDirectory
 
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import entry
+from cloze import cli
 from pretrain.config import OptimConfig, ScheduleConfig, ScheduleKind, TrainConfig
-from pretrain.schedule import learning_rate, rate_between
+from pretrain.optim.schedule import learning_rate, rate_between
 
-CONFIG = entry.compose("train", TrainConfig, ["run=r", "data.path=d"])
+CONFIG = cli.compose("train", TrainConfig, ["run=r", "data.path=d"])
 KINDS = list(ScheduleKind)
 
 
@@ -99,6 +99,6 @@ def test_by_the_clock_as_by_steps(kind: ScheduleKind) -> None:
 
 
 def test_a_constant_rate_stays_after_warm_up() -> None:
-    config = entry.compose("train", TrainConfig, ["run=r", "data.path=d", "schedule=constant", "optim.lr=0.5"])
+    config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", "schedule=constant", "optim.lr=0.5"])
     assert {learning_rate(step, 1000, config.optim, config.schedule) for step in range(9, 1000)} == {0.5}
     assert config.schedule.kind is ScheduleKind.constant  # schedule.kind=constant on another schedule is the same

@@ -22,8 +22,8 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.manifest import BlockIndex, Manifest, ShardEntry, read_manifest
-from data_prep.shards import Block, CorruptShard, ShardReader, Split, sample_ids, token_dtype, write_shard
+from cloze.corpus.manifest import BlockIndex, Manifest, ShardEntry, read_manifest
+from cloze.corpus.shards import Block, CorruptShard, ShardReader, Split, sample_ids, token_dtype, write_shard
 from tests.support import default_masking, make_corpus, random_block, tokenizer_facts
 from tests.unit.corpora import FUZZ
 

@@ -13,10 +13,11 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep import lines, sources
+from cloze.errors import UserError
 from data_prep.config import DocumentBoundary, SourceConfig, SourceKind
-from data_prep.errors import UserError
-from data_prep.sources import Bad, Document, Span
+from data_prep.sources import files as sources
+from data_prep.sources import lines
+from data_prep.sources.files import Bad, Document, Span
 
 COMPRESSORS = {
     "": lambda data: data,

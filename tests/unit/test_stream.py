@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import storage
-from data_prep.errors import UserError
-from data_prep.manifest import ShardEntry, read_manifest
-from data_prep.shards import CorruptShard
-from pretrain.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
-from pretrain.order import lane_bounds, window_order
-from pretrain.stream import Row, Streamed, _Fetcher
+from cloze import storage
+from cloze.corpus.manifest import ShardEntry, read_manifest
+from cloze.corpus.shards import CorruptShard
+from cloze.errors import UserError
+from pretrain.data.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
+from pretrain.data.order import lane_bounds, window_order
+from pretrain.data.stream import Row, Streamed, _Fetcher
 from tests.support import make_corpus, served
 from tests.unit.test_shards import LIES, contract, honest, listed, tar_of
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from data_prep import entry
-from data_prep.errors import UserError
+from cloze import cli
+from cloze.errors import UserError
 from finetune import suite
 from finetune.config import SuiteConfig
-from pretrain.card import CARD, _section
+from pretrain.export.card import CARD, _section
 from tests.support import ROOT
 from tests.unit.tiny_bert import write_tiny_bert
 
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: Path, model: Path, out: Path, *own: str) -> SuiteConfig:
-    return entry.compose("suite", SuiteConfig, [*OWN, f"data={data}", f"model={model}", f"out={out}", *own])
+    return cli.compose("suite", SuiteConfig, [*OWN, f"data={data}", f"model={model}", f"out={out}", *own])
 
 
 def test_table_against_random_weights_and_a_second_call_that_keeps_it(
@@ -129,7 +129,7 @@ def test_two_files_for_one_set_are_refused(tmp_path: Path) -> None:
 
 
 def test_small_sets_get_more_epochs(tmp_path: Path) -> None:
-    own = entry.compose("suite", SuiteConfig, [f"model={tmp_path}", "out=o"])
+    own = cli.compose("suite", SuiteConfig, [f"model={tmp_path}", "out=o"])
     found = {task: getattr(suite._settings(own, task), "epochs", None) for task in ("rte", "mrpc", "qqp")}
     assert found == {"rte": 10, "mrpc": 5, "qqp": 3}
 

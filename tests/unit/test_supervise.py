@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.errors import UserError
+from cloze.errors import UserError
 from launch import supervise
 from launch.agent import CRASHED, ENDED
 from launch.nodes import LOST

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
-from data_prep.errors import UserError
-from finetune import classification
+from cloze.errors import UserError
 from finetune import train as training
 from finetune.__main__ import finetune, preparation
 from finetune.config import LossConfig
+from finetune.families import classification
 from finetune.techniques import IGNORED, balanced_weights, depth, soft_targets, symmetric_kl, task_loss
 from finetune.train import TaskTrainer, run
 from tests.unit.tiny_bert import config, write_tiny_bert

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.entry import compose
-from data_prep.errors import DiskError, UserError
+from cloze.cli import compose
+from cloze.errors import DiskError, UserError
 from pretrain.config import TrainConfig
-from pretrain.console import Console
-from pretrain.redact import redact, redact_overrides
-from pretrain.telemetry import (
+from pretrain.telemetry.console import Console
+from pretrain.telemetry.redact import redact, redact_overrides
+from pretrain.telemetry.sinks import (
     HarmlessSink,
     JsonlSink,
     TensorBoardSink,

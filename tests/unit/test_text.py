@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import tasks
-from data_prep.cleaning import filters_for, judge, repair
+from cloze.cli import compose
+from cloze.errors import UserError
 from data_prep.config import PrepConfig
-from data_prep.entry import compose
-from data_prep.errors import UserError
 from data_prep.plan import make_plan
-from data_prep.sentences import MAX_CHARACTERS, cut_by, split_sentences
+from data_prep.stages import tasks
+from data_prep.text.cleaning import filters_for, judge, repair
+from data_prep.text.sentences import MAX_CHARACTERS, cut_by, split_sentences
 from tests.unit.corpora import FUZZ, write_jsonl
 
 CASES = [

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import Architecture
-from pretrain.model import hugging_face_model
-from pretrain.throughput import RankWork, Stopwatch, Throughput, peak_flops, training_flops
+from pretrain.model.bert import hugging_face_model
+from pretrain.telemetry.throughput import RankWork, Stopwatch, Throughput, peak_flops, training_flops
 from tests.support import tokenizer_facts
 from tests.unit.test_model import small
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from data_prep.errors import UserError
-from data_prep.tokenizer import SPECIALS, Spelling, count_words, load_tokenizer, save_tokenizer, train_tokenizer
+from cloze.corpus.tokenizer import SPECIALS, Spelling, load_tokenizer, save_tokenizer
+from cloze.errors import UserError
+from data_prep.text.wordpiece import count_words, train_tokenizer
 from tests.unit.corpora import ROOT, documents, vocabulary
 
 PLAIN = Spelling()
@@ -25,7 +26,8 @@ def trained():
 
 def test_training_is_deterministic_across_processes(trained):
     program = (
-        "from tests.unit.test_tokenizer import TEXTS\nfrom data_prep.tokenizer import count_words, train_tokenizer\n"
+        "from tests.unit.test_tokenizer import TEXTS\n"
+        "from data_prep.text.wordpiece import count_words, train_tokenizer\n"
         "print(train_tokenizer(count_words(TEXTS), 200).facts.fingerprint)"
     )
     for _ in range(3):

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import verify
-from data_prep.encoder import Encoder
-from data_prep.manifest import read_manifest, sealed_json
-from data_prep.masking import Masking, MaskVocabulary, draw_masks
-from data_prep.peek import peek
-from data_prep.shards import Split
-from data_prep.tokenizer import load_tokenizer
-from data_prep.words import WordEncoder
+from cloze.corpus import verify
+from cloze.corpus.manifest import read_manifest, sealed_json
+from cloze.corpus.masking import Masking, MaskVocabulary, draw_masks
+from cloze.corpus.peek import peek
+from cloze.corpus.shards import Split
+from cloze.corpus.tokenizer import load_tokenizer
+from data_prep.text.encoder import Encoder
+from data_prep.text.words import WordEncoder
 from tests.support import CLS, SEP, default_masking, make_corpus, tokenizer_facts
 from tests.unit.corpora import ROOT, prep, vocabulary, write_jsonl
 from tests.unit.test_masking import GOLDEN, batches, flat, mix
@@ -241,8 +241,8 @@ def test_without_jieba_there_is_one_line(tmp_path):
         """
         import sys
         sys.modules["jieba"] = None
-        from data_prep import words
-        from data_prep.errors import UserError
+        from data_prep.text import words
+        from cloze.errors import UserError
         try:
             words._jieba()
         except UserError as error:
@@ -269,7 +269,7 @@ def test_a_corpus_of_whole_words_trains_without_jieba(tmp_path):
         sys.modules["jieba"] = None
         import numpy as np
         from pathlib import Path
-        from pretrain.loader import Corpus
+        from pretrain.data.loader import Corpus
         corpus = Corpus(Path({str(tmp_path / "out")!r}))
         size = corpus.pass_sizes[0]
         batches = [corpus.training_batch(1, np.arange(e * size, (e + 1) * size)) for e in range(2)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
-from data_prep import entry
+from cloze import cli
 from finetune.config import FinetuneConfig
 
 torch.set_num_threads(1)  # two cost more than they give on so small a model
@@ -50,4 +50,4 @@ def config(folder: Path, model: Path, *overrides: str, suffix: str = "tsv") -> F
     """Data are `train.tsv` and `dev.tsv` of `folder`, the result is its `out`."""
     files = [f"data.{name}={folder}/{name}.{suffix}" for name in ("train", "dev")]
     own = [f"model={model}", f"out={folder}/out", *files, "batch_size=8", "optim.lr=3e-3"]
-    return entry.compose("finetune", FinetuneConfig, [*own, *overrides])
+    return cli.compose("finetune", FinetuneConfig, [*own, *overrides])

@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data_prep import tasks, verify
+from cloze.cli import compose
+from cloze.corpus import verify
+from cloze.corpus.manifest import read_manifest
+from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
-from data_prep.entry import compose
-from data_prep.errors import ExitCode, UserError
-from data_prep.finish import document_statistics, finish
-from data_prep.manifest import read_manifest
 from data_prep.plan import claimed, make_plan
-from data_prep.tasks import Stage
+from data_prep.stages import tasks
+from data_prep.stages.finish import document_statistics, finish
+from data_prep.stages.tasks import Stage
 from tests.unit.corpora import documents, prep, vocabulary
 
 SECONDS = 20  # of CPU, for the worst of them; the machine may be slow

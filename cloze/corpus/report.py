@@ -1,0 +1,188 @@
+"""One self-contained HTML page to look at a finished corpus with.
+
+Lengths, tokens per source, drops by reason, use of the vocabulary, what masks and pairs are against what was asked for,
+and decoded samples. Needs no network to make or to read; bars are CSS, so that they follow the reader's theme.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from cloze.corpus.manifest import VAL, Manifest, pass_name, read_manifest
+from cloze.corpus.masking import num_predictions
+from cloze.corpus.peek import peek
+from cloze.corpus.ragged import Ints
+from cloze.corpus.shards import Split
+from cloze.corpus.tokenizer import load_tokenizer
+
+_LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
+_BINS = 32
+_SAMPLES = 20
+_STYLE = """
+:root { color-scheme: light dark; --bar: #4a7ebb; --faint: #8884; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem; } td, th { padding: .1rem .8rem .1rem 0; text-align: left; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; } td.bar { width: 24rem; }
+td.bar i { display: block; height: .8rem; background: var(--bar); }
+pre { white-space: pre-wrap; border-top: 1px solid var(--faint); padding-top: .5rem; margin: 0 0 .5rem; }
+"""
+
+
+def report(directory: Path) -> str:
+    """The page. Raises `UserError` if the corpus is unfinished or damaged."""
+    manifest = read_manifest(directory)
+    tokenizer = load_tokenizer(directory / "tokenizer").backend
+    sections = [
+        ("Corpus", _overview(manifest)),
+        ("Sources", _sources(manifest)),
+        ("Dropped and repaired documents", _drops(manifest)),
+        ("Lengths", _lengths(manifest)),
+        *_looked_at(directory, manifest, tokenizer),
+        ("Samples", _decoded(directory, manifest)),
+    ]
+    body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections)
+    title = escape(directory.resolve().name)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{body}</body></html>\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> str:
+    """Numbers to the right; a float is a bar, as a share of the widest."""
+
+    def cell(value: str | int | float) -> str:
+        if isinstance(value, float):
+            return f'<td class="bar"><i style="width:{100 * value:.1f}%"></i></td>'
+        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{escape(value)}</td>"
+
+    lines = ["".join(map(cell, row)) for row in rows]
+    header = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f"<table><tr>{header}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _overview(manifest: Manifest) -> str:
+    size = sum(shard.bytes for shard in manifest.shards)
+    tokens = sum(split.tokens for split in manifest.splits.values())
+    width = 2 if manifest.tokenizer.vocab_size <= 0x10000 else 4
+    facts = _table(
+        ("", ""),
+        [
+            ("objective", manifest.objective),
+            ("masking", f"{manifest.masking.strategy}, {manifest.masking.probability:.0%}"),
+            ("tokenizer", f"{manifest.tokenizer.vocab_size:,} tokens, {manifest.tokenizer.fingerprint[:12]}"),
+            ("longest sample", f"{manifest.max_len} tokens"),
+            (
+                "shards",
+                f"{len(manifest.shards)}, {size / 1e6:,.1f} MB: {size / max(1, width * tokens):.3f} x the tokens",
+            ),
+        ],
+    )
+    rows = [(name, split.samples, split.tokens) for name, split in manifest.splits.items()]
+    return facts + _table(("split", "samples", "tokens"), rows)
+
+
+def _sources(manifest: Manifest) -> str:
+    sources = manifest.documents.get("sources", [])
+    most = max((source["tokens"] for source in sources), default=0) or 1
+    return _table(
+        ("kind", "first path", "weight", "read", "kept", "tokens", ""),
+        [
+            (
+                s["kind"],
+                (s["paths"] or [""])[0],
+                f"{s['weight']:g}",
+                s["read"],
+                s["kept"],
+                s["tokens"],
+                s["tokens"] / most,
+            )
+            for s in sources
+        ],
+    )
+
+
+def _drops(manifest: Manifest) -> str:
+    documents = manifest.documents
+    rows: list[Sequence[str | int | float]] = [("read", "", documents["read"], 1.0)]
+    for what in ("dropped", "repaired"):
+        for reason, count in sorted(documents.get(what, {}).items()):
+            rows.append((what, reason, count, count / max(1, documents["read"])))
+    rows.append(("kept", "", documents["kept"], documents["kept"] / max(1, documents["read"])))
+    return _table(("", "reason", "documents", ""), rows)
+
+
+def _lengths(manifest: Manifest) -> str:
+    histogram = np.asarray(manifest.splits[pass_name(0)].length_histogram)
+    step = -(-len(histogram) // _BINS)
+    counts = [int(histogram[start : start + step].sum()) for start in range(0, len(histogram), step)]
+    rows = [
+        (f"{i * step} to {min((i + 1) * step, len(histogram)) - 1}", count, count / max(1, *counts))
+        for i, count in enumerate(counts)
+    ]
+    return _table(("tokens", f"samples of {pass_name(0)}", ""), rows)
+
+
+def _looked_at(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """What only the samples themselves can tell: vocabulary, masks and pairs."""
+    split = Split(directory, manifest, pass_name(0))
+    indices = np.unique(np.linspace(0, max(0, len(split) - 1), min(len(split), _LOOKED_AT)).astype(np.int64))
+    facts = manifest.tokenizer
+    uses = np.zeros(facts.vocab_size, np.int64)
+    masked = tokens = as_mask = unchanged = wanted = baked = 0
+    for part in np.array_split(indices, -(-len(indices) // 1024)):
+        samples = split.gather(part, 0)
+        uses += np.bincount(samples.tokens_T, minlength=facts.vocab_size)
+        tokens += len(samples.tokens_T)
+        totals_N = samples.lengths_Nx2[:, 1].astype(np.int64)
+        wanted += int(num_predictions(totals_N, manifest.masking).sum())
+        if samples.masks:
+            starts_N = np.cumsum(totals_N) - totals_N
+            places = np.repeat(starts_N, samples.masks.counts_N) + samples.masks.positions_M
+            baked += len(part)
+            masked += len(places)
+            as_mask += int((samples.masks.tokens_M == facts.mask_id).sum())
+            unchanged += int((samples.masks.tokens_M == samples.tokens_T[places]).sum())
+    pairs: list[Sequence[str | int | float]] = []
+    if baked:
+        pairs = [
+            ("masked tokens", f"{masked / tokens:.2%}", f"{wanted / tokens:.2%}"),
+            ("of them [MASK]", f"{as_mask / masked:.2%}", "80.00%"),
+            ("of them unchanged", f"{unchanged / masked:.2%}", "10.00%"),
+            ("of them random", f"{1 - (as_mask + unchanged) / masked:.2%}", "10.00%"),
+        ]
+    label = {"nsp": ("random next", "50% and every lone sentence"), "sop": ("swapped", "50%")}.get(manifest.objective)
+    for name, statistics in manifest.splits.items() if label else ():
+        assert label is not None
+        pairs.append((f"{label[0]}, {name}", f"{statistics.random_next / max(1, statistics.samples):.2%}", label[1]))
+    targets = _table(("", "found", "asked for"), pairs)
+    return [("Vocabulary", _vocabulary(uses, manifest, tokenizer)), ("Masks and pairs against their targets", targets)]
+
+
+def _vocabulary(uses: Ints, manifest: Manifest, tokenizer: Tokenizer) -> str:
+    facts = manifest.tokenizer
+    ordinary = uses.copy()
+    ordinary[[facts.cls_id, facts.sep_id]] = 0
+    total = max(1, int(ordinary.sum()))
+    seen = int((uses > 0).sum())
+    words = [
+        ("tokens looked at", f"{int(uses.sum()):,}"),
+        ("vocabulary in use", f"{seen:,} of {facts.vocab_size:,} ({seen / facts.vocab_size:.1%})"),
+        ("unknown", f"{int(uses[facts.unk_id]) / total:.4%}"),
+    ]
+    top = np.argsort(-ordinary, kind="stable")[:20].tolist()
+    rows = [
+        (tokenizer.id_to_token(i) or f"<{i}>", int(ordinary[i]), int(ordinary[i]) / max(1, int(ordinary[top[0]])))
+        for i in top
+    ]
+    return _table(("", ""), words) + _table(("most frequent", "times", ""), rows)
+
+
+def _decoded(directory: Path, manifest: Manifest) -> str:
+    splits = [pass_name(0), *([VAL] if VAL in manifest.splits else [])]
+    shown = [text.plain for name in splits for text in peek(directory, name, _SAMPLES // len(splits), 0)]
+    note = "<p>shown{answer}: the answer is to be predicted, the model sees what stands before it.</p>"
+    return note + "".join(f"<pre>{escape(text)}</pre>" for text in shown)

@@ -1,0 +1,206 @@
+"""Documents -> training samples: next sentence prediction, sentence order, or full sentences. Pure.
+
+Works on places, not on tokens: a bucket's tokens lie in one flat array, sentences of a document side by side, so a
+segment is a range of that array and a sample is two ranges. Nothing is copied until `assemble` writes the ids out.
+
+Shapes: D documents, S sentences of them one after another, N samples, T tokens of those.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cloze.corpus.ragged import Ints, offsets, ranges
+
+SPECIALS_OF_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
+SPECIALS_OF_ONE = 2  # [CLS] A [SEP]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The documents that meet in one bucket."""
+
+    sentences_D: Ints  # how many each document has, at least one
+    lengths_S: Ints  # tokens of each sentence, at least one
+    origins_D: npt.NDArray[np.uint64]  # equal for the parts of one long document: never random to each other
+
+
+class Samples(NamedTuple):
+    """Segments as ranges of the bucket's tokens; B is empty where there is no second segment."""
+
+    a_Nx2: Ints  # first token, one past the last
+    b_Nx2: Ints
+    label_N: npt.NDArray[np.uint8]  # NSP: 1 = B is from another document. SOP: 1 = B came before A
+
+
+def make_samples(objective: str, bucket: Bucket, max_len: int, short_seq_prob: float, key: tuple[int, ...]) -> Samples:
+    """All samples of a bucket for one pass, in random order: a pure function of its arguments.
+
+    `objective` is "nsp", "sop" or "none". `key` names the randomness (seed, pass, bucket). What cannot be paired makes
+    no sample: under "sop" a document's lone last sentence, under "nsp" such a one where there is no other document.
+    """
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    if objective == "none":
+        rows = _full_sentences(bucket, max_len - SPECIALS_OF_ONE)
+    elif objective == "sop":
+        rows = _sentence_order(bucket, max_len - SPECIALS_OF_A_PAIR, short_seq_prob, _uniforms(generator))
+    else:
+        rows = _next_sentence(bucket, max_len - SPECIALS_OF_A_PAIR, short_seq_prob, _uniforms(generator))
+    table_Nx5 = np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 5)
+    table_Nx5 = table_Nx5[generator.permutation(len(table_Nx5))]
+    a_Nx2, b_Nx2 = table_Nx5[:, 0:2], table_Nx5[:, 2:4]
+    if objective != "none":
+        _truncate(a_Nx2, b_Nx2, max_len - SPECIALS_OF_A_PAIR, generator)
+    return Samples(a_Nx2, b_Nx2, table_Nx5[:, 4].astype(np.uint8))
+
+
+def assemble(
+    samples: Samples, tokens_T: npt.NDArray[np.integer], cls_id: int, sep_id: int
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.uint16]]:
+    """The samples' ids with specials, one after another in `tokens_T`'s dtype, and their lengths.
+
+    Lengths are u16 [N, 2]: through the first [SEP], and in all. An empty B adds nothing, not even its [SEP].
+    """
+    first_N = np.diff(samples.a_Nx2)[:, 0]
+    second_N = np.diff(samples.b_Nx2)[:, 0]
+    lengths_Nx2 = sample_lengths(samples)
+    starts_N = offsets(lengths_Nx2[:, 1])[:-1]
+    result_T = np.full(int(lengths_Nx2[:, 1].sum()), sep_id, tokens_T.dtype)
+    result_T[starts_N] = cls_id
+    result_T[ranges(starts_N + 1, first_N)] = tokens_T[ranges(samples.a_Nx2[:, 0], first_N)]
+    result_T[ranges(starts_N + first_N + 2, second_N)] = tokens_T[ranges(samples.b_Nx2[:, 0], second_N)]
+    return result_T, lengths_Nx2.astype(np.uint16)
+
+
+def sample_lengths(samples: Samples) -> Ints:
+    """Tokens through the first [SEP], and in all, specials counted in: [N, 2]."""
+    first_N = np.diff(samples.a_Nx2)[:, 0] + SPECIALS_OF_ONE
+    second_N = np.diff(samples.b_Nx2)[:, 0]
+    return np.stack([first_N, first_N + second_N + (second_N > 0)], axis=1)
+
+
+Row = tuple[int, int, int, int, int]  # a begin, a end, b begin, b end, label
+
+
+def _next_sentence(bucket: Bucket, room: int, short_seq_prob: float, uniform: Iterator[float]) -> Iterator[Row]:
+    """BERT's sentence pairs (Devlin et al. 2019, appendix A.2), before truncation.
+
+    Gather sentences up to a target length; split them at random; half the time, and always for a lone sentence, B
+    starts at a random sentence of another document, and what it displaced is gathered again.
+    """
+    ends = np.cumsum(bucket.lengths_S).tolist()  # token where each sentence ends; it starts where the last one ended
+    starts = [0, *ends]
+    documents = offsets(bucket.sentences_D).tolist()
+    others = _Others(bucket.origins_D)
+    for d, (first, last) in enumerate(pairwise(documents)):
+        target = _target(room, short_seq_prob, uniform)
+        fewest = 1 if others.exist(d) else 2  # without another document, B can only be what follows A
+        begin = first
+        while last - begin >= fewest:
+            end = _gathered(starts, ends, begin, last, target, fewest)
+            split = begin + 1 if end - begin == 1 else begin + 1 + int(next(uniform) * (end - begin - 1))
+            a_begin, a_end = starts[begin], starts[split]
+            if fewest == 2 or (end - begin > 1 and next(uniform) >= 0.5):
+                yield a_begin, a_end, a_end, ends[end - 1], 0
+                begin = end
+                continue
+            other = others.pick(d, next(uniform))
+            b_first, b_last = documents[other], documents[other + 1]
+            b_first += int(next(uniform) * (b_last - b_first))
+            b_end = _gathered(starts, ends, b_first, b_last, target - (a_end - a_begin), 1)
+            yield a_begin, a_end, starts[b_first], ends[b_end - 1], 1
+            begin = split
+
+
+def _sentence_order(bucket: Bucket, room: int, short_seq_prob: float, uniform: Iterator[float]) -> Iterator[Row]:
+    """Two consecutive segments, half the time swapped (ALBERT, Lan et al. 2020, section 3.1), before truncation."""
+    ends = np.cumsum(bucket.lengths_S).tolist()
+    starts = [0, *ends]
+    documents = offsets(bucket.sentences_D).tolist()
+    for begin, last in pairwise(documents):
+        target = _target(room, short_seq_prob, uniform)
+        while last - begin >= 2:
+            end = _gathered(starts, ends, begin, last, target, 2)
+            split = begin + 1 + int(next(uniform) * (end - begin - 1))
+            front, back = (starts[begin], starts[split]), (starts[split], ends[end - 1])
+            yield (*back, *front, 1) if next(uniform) < 0.5 else (*front, *back, 0)
+            begin = end
+
+
+def _full_sentences(bucket: Bucket, room: int) -> Iterator[Row]:
+    """As many whole sentences as fit, never across documents (RoBERTa, Liu et al. 2019, "DOC-SENTENCES").
+
+    A sentence longer than `room` is cut into pieces of `room` tokens.
+    """
+    ends = np.cumsum(bucket.lengths_S).tolist()
+    starts = [0, *ends]
+    documents = offsets(bucket.sentences_D).tolist()
+    for first, last in pairwise(documents):
+        begin = starts[first]
+        for sentence in range(first, last):
+            if ends[sentence] - begin > room and starts[sentence] > begin:
+                yield begin, starts[sentence], 0, 0, 0
+                begin = starts[sentence]
+            while ends[sentence] - begin > room:
+                yield begin, begin + room, 0, 0, 0
+                begin += room
+        if ends[last - 1] > begin:
+            yield begin, ends[last - 1], 0, 0, 0
+
+
+def _gathered(starts: list[int], ends: list[int], begin: int, last: int, target: int, at_least: int) -> int:
+    """One past the last sentence, gathering from `begin` until `target` tokens and `at_least` sentences, or `last`."""
+    reached = bisect_left(ends, starts[begin] + target, begin, last) + 1
+    return min(last, max(reached, begin + at_least))
+
+
+def _target(room: int, short_seq_prob: float, uniform: Iterator[float]) -> int:
+    return 2 + int(next(uniform) * (room - 1)) if next(uniform) < short_seq_prob else room
+
+
+class _Others:
+    """Picks a document of another origin, uniformly and without trying twice."""
+
+    def __init__(self, origins_D: npt.NDArray[np.uint64]) -> None:
+        _, first, group_D = np.unique(origins_D, return_index=True, return_inverse=True)
+        group_D = first[group_D]  # named by its first document: what the origins are called must not show
+        sorted_D = np.sort(group_D)
+        self._by_group: list[int] = np.argsort(group_D, kind="stable").tolist()
+        self._first: list[int] = np.searchsorted(sorted_D, group_D, side="left").tolist()
+        self._last: list[int] = np.searchsorted(sorted_D, group_D, side="right").tolist()
+
+    def exist(self, document: int) -> bool:
+        return self._last[document] - self._first[document] < len(self._by_group)
+
+    def pick(self, document: int, uniform: float) -> int:
+        first, last = self._first[document], self._last[document]
+        index = int(uniform * (len(self._by_group) - (last - first)))
+        return self._by_group[index if index < first else index + (last - first)]
+
+
+def _truncate(a_Nx2: Ints, b_Nx2: Ints, room: int, generator: np.random.Generator) -> None:
+    """Shorten, in place, pairs of more than `room` tokens: one token at a time off the longer (B if equal), from its
+    front or its back with equal chance. The order of those choices does not show, so counts are drawn instead.
+    """
+    long_A, long_B = np.diff(a_Nx2)[:, 0], np.diff(b_Nx2)[:, 0]
+    excess = np.maximum(long_A + long_B - room, 0)
+    # Off the longer until both are equal, then in turns, B first.
+    level = np.minimum(np.abs(long_A - long_B), excess)
+    rest = excess - level
+    off_a = np.where(long_A > long_B, level, 0) + rest // 2
+    off_b = excess - off_a
+    for segment_Nx2, off in ((a_Nx2, off_a), (b_Nx2, off_b)):
+        front = generator.binomial(off, 0.5)
+        segment_Nx2[:, 0] += front
+        segment_Nx2[:, 1] -= off - front
+
+
+def _uniforms(generator: np.random.Generator) -> Iterator[float]:
+    """Floats in [0, 1), drawn many at a time: one call per number would cost more than the pairing."""
+    while True:
+        yield from generator.random(4096).tolist()

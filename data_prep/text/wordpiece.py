@@ -1,0 +1,88 @@
+"""Learning a WordPiece vocabulary: words are counted in parts of the text, and a tokenizer is made of the counts."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from cloze.corpus.tokenizer import BERT, SPECIALS, UNK, Spelling, WordPiece, bert_normalizer, bert_pipeline, checked
+from data_prep.text.encoder import IDEOGRAPHS
+
+_ALPHABET_SHARE = 0.75  # of the vocabulary that single characters may take
+_MOST_CHARACTERS = 100  # of a word: WordPiece takes a longer one for unknown
+_IDEOGRAPHS = re.compile(f"([{IDEOGRAPHS}]+)")
+_ASCII_WORD = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9 ]")
+
+
+def count_words(sentences: Iterable[str], spelling: Spelling = BERT) -> Counter[str]:
+    """How often BERT's pre-tokenizer finds each word in `sentences`: what a tokenizer is trained on.
+
+    It breaks at spaces and around ideographs, so each piece between them is looked at once, however often it comes.
+    """
+    normalizer, splitter = bert_normalizer(spelling), pre_tokenizers.BertPreTokenizer()
+    pieces: Counter[str] = Counter()
+    for sentence in sentences:
+        if spelling.ideographs and not sentence.isascii():
+            parts = _IDEOGRAPHS.split(sentence)
+            pieces.update("".join(parts[1::2]))
+            sentence = " ".join(parts[::2])
+        pieces.update(sentence.split(" "))
+    words: Counter[str] = Counter()
+    for piece, count in pieces.items():
+        if piece.isascii() and piece.isprintable():
+            found = _ASCII_WORD.findall(piece.lower() if spelling.lowercase else piece)
+        else:
+            found = [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(piece))]
+        for word in found:
+            words[word] += count
+    return words
+
+
+def train_tokenizer(
+    words: Mapping[str, int],
+    vocab_size: int,
+    spelling: Spelling = BERT,
+    *,
+    min_frequency: int = 2,
+    limit_alphabet: int | None = None,
+) -> WordPiece:
+    """A WordPiece of at most `vocab_size` tokens from how often each word comes. Same counts, same tokenizer.
+
+    Left to itself the trainer numbers the letters in the order of a randomly seeded hash table and breaks ties by
+    number: hence the alphabet is counted here and handed over in a fixed order. What the trainer would do for every
+    word, normalize it and look for breaks in it, has been done: it gets words, those with pieces to join.
+    """
+    room = int(vocab_size * _ALPHABET_SHARE) - len(SPECIALS)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[*SPECIALS, *_alphabet(words, spelling, room, limit_alphabet or room)],
+        limit_alphabet=0,
+        show_progress=False,
+    )
+    learner = Tokenizer(models.WordPiece(unk_token=UNK))
+    joinable = [(word, count) for word, count in words.items() if 1 < len(word) <= _MOST_CHARACTERS]
+    learner.train_from_iterator((word for word, count in joinable for _ in range(count)), trainer)
+    vocabulary = learner.get_vocab()
+    return checked(bert_pipeline(sorted(vocabulary, key=vocabulary.__getitem__), spelling), "the trained tokenizer")
+
+
+def _alphabet(words: Mapping[str, int], spelling: Spelling, room: int, most: int) -> list[str]:
+    """The most frequent characters as pieces, `c` and where a word can go on with it `##c`: at most `room`, sorted.
+
+    At most the `most` commonest characters are taken.
+    """
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        for letter in word:
+            letters[letter] += count
+    normalizer, splitter = bert_normalizer(spelling), pre_tokenizers.BertPreTokenizer()
+    pieces: list[str] = []
+    for letter in sorted(letters, key=lambda letter: (-letters[letter], letter))[:most]:
+        goes_on = len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{letter}"))) == 1
+        forms = [letter, f"##{letter}"] if goes_on else [letter]
+        if len(pieces) + len(forms) > room:
+            break
+        pieces += forms
+    return sorted(pieces)

@@ -1,0 +1,124 @@
+"""Extractive summaries: each sentence of a document gets a [CLS], whose class says whether the summary has it.
+
+After BertSum (Liu 2019). A document is JSON with `sentences` and `summary`; which sentences to learn is found by adding
+greedily what raises ROUGE most (Nallapati et al. 2017, section 3.1).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
+
+from finetune.config import FinetuneConfig
+from finetune.data import Document, both_sets, documents
+from finetune.families.qa import normal_words
+from finetune.techniques import IGNORED
+from finetune.train import Prepared, Scores, load_model, load_teacher, max_tokens
+from pretrain.export.hugging_face import load_tokenizer
+
+_HEAD, _NAMES = AutoModelForTokenClassification, ["left out", "summary"]
+_METRICS = ("rouge1", "rouge2", "rougeL")
+
+
+class _Words:
+    """How ROUGE cuts text: words, and single ideographs, which rouge-score's own tokenizer drops."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return normal_words(text)
+
+
+def prepare(config: FinetuneConfig) -> Prepared:
+    """Shapes of predictions: [N, T, 2] logits; the `top_sentences` likeliest are taken, in the document's order."""
+    train, dev = (documents(rows) for rows in both_sets(config))
+    tokenizer = load_tokenizer(Path(config.model))
+    limit = max_tokens(config)
+    dev_features = encoded(dev, tokenizer, limit, config.top_sentences)
+
+    def decide(logits_NT2: npt.NDArray[np.float32], _: Any) -> list[str]:
+        summaries = []
+        for logits_T2, feature, document in zip(logits_NT2, dev_features, dev, strict=True):
+            known_T = np.asarray(feature["labels"]) != IGNORED
+            margins = (logits_T2[: len(known_T), 1] - logits_T2[: len(known_T), 0])[known_T]
+            chosen = sorted(np.argsort(-margins, kind="stable")[: config.top_sentences])
+            summaries.append(" ".join(document.sentences[i] for i in chosen))
+        return summaries
+
+    def score(summaries: Sequence[str]) -> Scores:
+        leading = [" ".join(document.sentences[: config.top_sentences]) for document in dev]
+        lead = rouge(leading, [document.summary for document in dev])["rougeL"]
+        return {**rouge(summaries, [document.summary for document in dev]), "lead_rougeL": lead}
+
+    return Prepared(
+        tokenizer=tokenizer,
+        make_model=lambda: load_model(config, _HEAD, _NAMES),
+        train=encoded(train, tokenizer, limit, config.top_sentences),
+        dev=dev_features,
+        collate=DataCollatorForTokenClassification(tokenizer),
+        decide=decide,
+        score=score,
+        num_labels=2,
+        teacher=load_teacher(config, _HEAD, _NAMES, tokenizer),
+        facts={"dev_examples": len(dev)},
+    )
+
+
+def rouge(summaries: Sequence[str], gold: Sequence[str]) -> Scores:
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), by rouge-score."""
+    scorer = RougeScorer(list(_METRICS), tokenizer=_Words())
+    found = [scorer.score(right, summary) for right, summary in zip(gold, summaries, strict=True)]
+    return {name: float(np.mean([scores[name].fmeasure for scores in found])) for name in _METRICS}
+
+
+def oracle(document: Document, most: int) -> list[int]:
+    """The sentences, at most so many, that add to ROUGE-1 and ROUGE-2 one after another."""
+    wanted = _grams(normal_words(document.summary))
+    chosen: list[int] = []
+    best = 0.0
+    while len(chosen) < min(most, len(document.sentences)):
+        values = []
+        for i in sorted({*range(len(document.sentences))} - {*chosen}):
+            words = [normal_words(document.sentences[j]) for j in sorted([*chosen, i])]
+            values.append((_overlap(_grams([word for sentence in words for word in sentence]), wanted), -i))
+        value, negative = max(values)
+        if value <= best:
+            break
+        best = value
+        chosen.append(-negative)
+    return sorted(chosen)
+
+
+def _grams(words: Sequence[str]) -> tuple[Counter[Any], Counter[Any]]:
+    return Counter(words), Counter(pairwise(words))
+
+
+def _overlap(given: tuple[Counter[Any], Counter[Any]], wanted: tuple[Counter[Any], Counter[Any]]) -> float:
+    pairs = zip(given, wanted, strict=True)
+    return sum(2 * (a & b).total() / max(1, a.total() + b.total()) for a, b in pairs)
+
+
+def encoded(dataset: Sequence[Document], tokenizer: Any, max_len: int, most: int) -> list[dict[str, Any]]:
+    """[CLS] sentence [SEP] for each sentence that fits, segments alternating; each [CLS] bears the label."""
+    features = []
+    for document in dataset:
+        learned = oracle(document, most)
+        ids: list[int] = []
+        segments: list[int] = []
+        labels: list[int] = []
+        pieces = tokenizer(list(document.sentences), add_special_tokens=False).input_ids
+        for i, sentence in enumerate(pieces):
+            own = [tokenizer.cls_token_id, *sentence[: max_len - 2], tokenizer.sep_token_id]
+            if len(ids) + len(own) > max_len:
+                break
+            ids += own
+            segments += [i % 2] * len(own)
+            labels += [int(i in learned)] + [IGNORED] * (len(own) - 1)
+        feature = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": segments}
+        known = {name: feature[name] for name in tokenizer.model_input_names}
+        features.append({**known, "labels": labels})
+    return features

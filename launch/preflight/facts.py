@@ -1,0 +1,107 @@
+"""What `launch check` asks a host: `python -m launch.preflight.facts` answers training's overrides with facts in JSON.
+
+Imports no torch: a wrong one is among the things to find.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cloze import cli, storage
+from cloze.corpus.manifest import NAME as MANIFEST_NAME
+from cloze.corpus.manifest import VAL, Manifest, read_manifest
+from cloze.errors import UserError
+from pretrain.config import Access, Architecture, TrainConfig
+
+_PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "webdataset", "hydra-core", "numpy")
+_SOURCES = ("cloze", "data_prep", "pretrain", "launch", "conf")
+_GPU_FIELDS = ("name", "memory.used", "ecc.errors.uncorrected.volatile.total")  # memory in MiB
+
+
+def facts(overrides: Sequence[str]) -> dict[str, Any]:
+    """What must be equal on all hosts, and what must be good on each. Raises `UserError` for a bad configuration."""
+    config = cli.compose("train", TrainConfig, overrides)
+    manifest = storage.local_path(config.data.path) / MANIFEST_NAME
+    remote = storage.is_remote(config.data.path)
+    return {
+        "equal": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "code": _source_hash(),
+            "configuration": _short(repr(config).encode()),
+            "data": config.data.path if remote else _short(manifest.read_bytes()) if manifest.exists() else "missing",
+        },
+        "data_missing": None if remote or manifest.exists() else str(manifest),
+        "disks": _disks(config, None if remote or not manifest.exists() else read_manifest(manifest.parent)),
+        "gpus": _gpus(),
+        "time": time.time(),  # the last, for it is compared with when it arrives
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _short(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _source_hash() -> str:
+    parts = []
+    for package in _SOURCES:
+        root = Path(__file__).resolve().parents[2] / package
+        files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
+        parts += [f"{package}/{path.relative_to(root)}\0".encode() + path.read_bytes() for path in files]
+    return _short(b"".join(parts))
+
+
+def _disks(config: TrainConfig, corpus: Manifest | None) -> dict[str, tuple[int, int]]:
+    """(bytes free, bytes needed) by the key that names the directory."""
+    model, vocabulary = config.model, corpus.tokenizer.vocab_size if corpus else 30_522
+    products = 3 if model.architecture is Architecture.modernbert else 2  # of the feed-forward part
+    layer = model.hidden_size * (4 * model.hidden_size + products * model.intermediate_size)
+    parameters = (vocabulary + model.max_positions) * model.hidden_size + model.num_layers * layer
+    checkpoints = 12 * parameters * (config.checkpoint.keep_last + 2)  # one in the making, and its shares
+    needed = {"runs_root": (config.runs_root, checkpoints)}
+    if config.data.cache_dir and corpus:
+        copied = corpus.split_shards(VAL) if config.data.access is Access.stream else corpus.shards
+        needed["data.cache_dir"] = (config.data.cache_dir, sum(shard.bytes for shard in copied))
+    return {
+        key: (shutil.disk_usage(_existing(storage.local_path(path))).free, size) for key, (path, size) in needed.items()
+    }
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _gpus() -> list[dict[str, str]]:
+    """`_GPU_FIELDS` of each GPU, as nvidia-smi tells them, or its "error"; none where there is no nvidia-smi."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not shutil.which("nvidia-smi"):
+        return []
+    query = ("nvidia-smi", "--format=csv,noheader,nounits", f"--query-gpu={','.join(_GPU_FIELDS)}")
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return [{"error": ((done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"])[0]}]
+    rows = [line.split(", ") for line in done.stdout.splitlines()]
+    return [dict(zip(_GPU_FIELDS, row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS)]
+
+
+if __name__ == "__main__":
+    try:
+        found = facts(json.loads(sys.stdin.readline()))
+    except UserError as error:
+        found = {"error": str(error)}
+    print(json.dumps(found), flush=True)

@@ -1,0 +1,45 @@
+"""Checkpoints: their format, the writer, the mirror in an object store."""
+
+from pretrain.checkpoint.format import (
+    KINDS,
+    MOMENTS,
+    WEIGHT,
+    Fragment,
+    LossScale,
+    Snapshot,
+    TrainingState,
+    assemble,
+    clear_unfinished,
+    list_checkpoints,
+    load,
+    newest_verified,
+    path_of,
+    remove_after,
+    retain,
+    step_of,
+    verify,
+    write,
+)
+from pretrain.checkpoint.writer import Writer
+
+__all__ = [
+    "KINDS",
+    "MOMENTS",
+    "WEIGHT",
+    "Fragment",
+    "LossScale",
+    "Snapshot",
+    "TrainingState",
+    "Writer",
+    "assemble",
+    "clear_unfinished",
+    "list_checkpoints",
+    "load",
+    "newest_verified",
+    "path_of",
+    "remove_after",
+    "retain",
+    "step_of",
+    "verify",
+    "write",
+]

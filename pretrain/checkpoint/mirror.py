@@ -1,0 +1,81 @@
+"""A second home for a run's checkpoints: object storage, or any place that fsspec reaches.
+
+Checkpoints come one after another from the writer's background, MANIFEST.json last, so one without it is unfinished.
+On a machine without checkpoints the newest whole one is fetched back.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path, PurePath
+
+from cloze import storage
+from cloze.errors import DiskError, UserError
+from pretrain.checkpoint.format import FILES, MANIFEST, TEMPORARY, let_go, step_of, verify
+
+
+class Mirror:
+    """The checkpoints of one run below `url`. Raises `UserError` where that cannot be reached."""
+
+    def __init__(self, url: str, *, keep_last: int, keep_every: int) -> None:
+        try:
+            storage.require(url)
+        except UserError as error:
+            raise UserError(f"checkpoint.upload={error}") from error
+        self._url, self._keep_last, self._keep_every = url, keep_last, keep_every
+
+    def push(self, path: Path, tick: Callable[[], None] = lambda: None) -> None:
+        """Copy a whole checkpoint there, `tick` after each file, then remove what the rules of retention let go."""
+        remote = f"{self._url}/{path.name}"
+        steps = self._steps()
+        if step_of(path) in steps:  # of an earlier try, or of before a rollback
+            if storage.download(f"{remote}/{MANIFEST}") == (path / MANIFEST).read_bytes():
+                return
+            storage.remove(remote)
+        storage.make_folder(remote)
+        for name in (*FILES, MANIFEST):
+            storage.upload(path / name, f"{remote}/{name}")
+            tick()
+        older = {step: there for step, there in steps.items() if step < step_of(path)}
+        for step in let_go([*older, step_of(path)], keep_last=self._keep_last, keep_every=self._keep_every):
+            storage.remove(older[step])
+
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: of a future that was given up."""
+        for later, there in self._steps().items():
+            if later > step:
+                storage.remove(there)
+
+    def pull(self, folder: Path, report: Callable[[str], None]) -> Path | None:
+        """Fetch the newest checkpoint that verifies into `folder`; `report` is told of each that does not.
+
+        Raises `UserError` where the place cannot be read: to train from the start instead would not be what was meant.
+        """
+        try:
+            return self._pull(folder, report)
+        except OSError as error:
+            raise DiskError(f"{folder}: {error}; free space and run the same command again") from error
+
+    def _pull(self, folder: Path, report: Callable[[str], None]) -> Path | None:
+        for remote in reversed(self._steps().values()):
+            there = storage.listed(remote)
+            if MANIFEST not in there:
+                continue
+            final = folder / PurePath(remote).name
+            partial = folder / f"{TEMPORARY}{final.name}"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name in there.intersection((*FILES, MANIFEST)):
+                storage.fetch(f"{remote}/{name}", partial / name)
+            if faults := verify(partial):
+                report(f"{remote}: damaged ({faults[0]}); trying the one before it")
+                shutil.rmtree(partial)
+                continue
+            if final.exists():  # a damaged one
+                shutil.rmtree(final)
+            return partial.rename(final)
+        return None
+
+    def _steps(self) -> dict[int, str]:
+        """Where each step's checkpoint lies, whole or not, ascending."""
+        steps = {step_of(PurePath(name)): f"{self._url}/{name}" for name in storage.listed(self._url)}
+        return {step: steps[step] for step in sorted(steps) if step >= 0}

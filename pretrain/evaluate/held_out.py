@@ -1,0 +1,43 @@
+"""Held-out MLM and NSP, exact over ranks: the same samples and masks every time, counted once each."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pretrain.config import TrainConfig
+from pretrain.data.loader import Corpus, bounded
+from pretrain.dist import Process
+from pretrain.engine.engine import Engine
+from pretrain.model.loss import means, pretraining_loss
+
+
+def evaluate(
+    engine: Engine, corpus: Corpus, config: TrainConfig, process: Process, tick: Callable[[], None]
+) -> dict[str, float]:
+    """`eval/mlm_loss`, `eval/mlm_accuracy`, `eval/nsp_loss`, `eval/nsp_accuracy`, `eval/loss`; {} without a val split.
+
+    Collective. Every rank runs equally many micro-batches, as ZeRO 3 demands; one without samples left runs sample 0
+    again and does not count it. `tick` is called after each.
+    """
+    total = min(corpus.num_val, config.eval.max_samples or corpus.num_val)
+    if not total:
+        return {}
+    size = config.micro_batch_size
+    sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+    masked = pairs = 0
+    for round_number in range(math.ceil(total / (size * process.world_size))):
+        first = (round_number * process.world_size + process.rank) * size
+        indices = np.arange(first, min(first + size, total), dtype=np.int64)
+        batch = bounded(corpus.val_batch(indices if len(indices) else np.zeros(1, np.int64)))
+        logits = engine.evaluate(batch.to(process.device))
+        if len(indices):
+            labels = batch.mlm_labels_M.to(process.device), batch.nsp_labels_N.to(process.device)
+            sums += pretraining_loss(logits, *labels, weights=config.loss, masked=1, pairs=1).sums
+            masked += batch.num_masked
+            pairs += len(indices) if corpus.has_pairs else 0
+        tick()
+    *added, masked_all, pairs_all = process.add([*sums.tolist(), masked, pairs])
+    result = means(added, weights=config.loss, masked=int(masked_all), pairs=int(pairs_all))
+    return {f"eval/{name}": value for name, value in result.items()}

@@ -1,0 +1,34 @@
+"""`python -m pretrain.export runs/books out/books`: a checkpoint as a Hugging Face directory, also on the hub."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from cloze import cli
+from cloze.errors import ExitCode
+
+PARSER = cli.parser("pretrain.export", "Checkpoint -> Hugging Face.")
+PARSER.add_argument("run", type=Path, help="run directory, or one checkpoint of it")
+PARSER.add_argument("out", type=Path, help="directory to write")
+PARSER.add_argument("--force", action="store_true", help="replace what stands at OUT")
+PARSER.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face hub, too")
+PARSER.add_argument("--public", action="store_true", help="with --push: for everybody to see")
+
+
+@cli.command(PARSER)
+def main(options: Namespace) -> int:
+    from pretrain.export import (
+        card,  # here: transformers takes seconds, and --help none of them
+        hugging_face,
+    )
+
+    hugging_face.be_quiet()
+    difference = hugging_face.export(options.run, options.out, force=options.force)
+    print(f"{options.out}: exported; logits equal the trainer's (largest difference {difference:.1e})")
+    if options.push:
+        print(f"pushed to {card.push(options.out, options.push, private=not options.public)}")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Directories in Hugging Face's format: a checkpoint is exported as one, and each is loaded and written in one way.
+
+Names in checkpoints are Hugging Face's already; the padded vocabulary rows go, the tokenizer comes along. The written
+directory is loaded again by Hugging Face's auto class, and its padded forward must give the packed trainer's logits. A
+model card is written beside it (card.py).
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from cloze import cli
+from cloze.corpus.manifest import TokenizerFacts
+from cloze.corpus.masking import Masks
+from cloze.corpus.shards import Samples
+from cloze.corpus.tokenizer import load_tokenizer as load_word_piece
+from cloze.errors import DiskError, UserError
+from pretrain import checkpoint
+from pretrain.config import ModelConfig, TrainConfig
+from pretrain.data.loader import pack
+from pretrain.export import card
+from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
+
+TOLERANCE = 1e-4  # largest difference of two fp32 logits; the two forwards add in different orders
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_PARITY_TEXTS = (
+    ("The model reads both sides of a missing word.", "It was trained to guess what belongs there."),
+    ("A short one.", "Returns the number of items in the list, or raises an error when the list is empty."),
+    ("Numbers such as 1984 or 3.14, and names such as Ada Lovelace, are cut into pieces.", "Yes."),
+)
+
+
+def be_quiet() -> None:
+    """Neither transformers nor deepspeed, which it imports, tells of itself."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def refuse_occupied(out: Path, key: str = "", *, force: bool | None = None) -> None:
+    """Raises `UserError` where `out` is a file, is below one, or, without `force`, holds anything."""
+    at = next(path for path in (out, *out.parents) if path.exists())
+    if not at.is_dir():
+        raise UserError(f"{key}{out}: {at} is a file; name another directory")
+    if at == out and not force and any(out.iterdir()):
+        or_force = "" if force is None else ", or add --force to replace it"
+        raise UserError(f"{key}{out}: not empty; name another directory{or_force}")
+
+
+@contextmanager
+def replaced_directory(out: Path, key: str = "", *, force: bool | None = None) -> Iterator[Path]:
+    """A temporary directory that becomes `out`, or on an error nothing. Raises as `refuse_occupied` does."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        refuse_occupied(out, key, force=force)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
+        temporary.mkdir(parents=True)
+        yield temporary
+        refuse_occupied(out, key, force=force)
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    except OSError as error:
+        raise DiskError(f"{key}{out}: {error}; free space and run the same command again") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def loading(folder: Path, key: str = "model") -> Iterator[None]:
+    """Whatever is wrong with the files of `folder` becomes a `UserError`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{key}={folder}: cannot be loaded ({first}); export it again") from error
+
+
+def load_tokenizer(folder: Path, key: str = "model") -> Any:
+    """Raises `UserError` where the directory holds no model with its tokenizer."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{key}={folder}: no config.json there; name a directory made by `python -m pretrain.export`")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(f"{key}={folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); export the model again")
+    with loading(folder, key):
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def load_pretrained(auto_class: Any, folder: Path, key: str = "model", *, purpose: str = "", **options: Any) -> Any:
+    """The model in fp32. For a `purpose` it must have all its weights: missing ones would be random."""
+    with loading(folder, key):
+        model, told = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    if purpose and (missing := sorted(told["missing_keys"])):
+        raise UserError(f"{key}={folder}: has no {missing[0]}, as {purpose} needs; name another model")
+    return model.eval()
+
+
+def export(run: Path, out: Path, *, force: bool = False) -> float:
+    """Write `out` from the newest verified checkpoint of `run` (or from `run` if it is a checkpoint).
+
+    Returns the largest difference between the trainer's and the exported model's logits. Where `out` is that model
+    already, nothing is written: what was put into its card since is kept. Raises `UserError` when there is no
+    checkpoint, `out` is in the way, or the logits differ by more than `TOLERANCE`.
+    """
+    source, tokenizer = _locate(run)
+    snapshot = checkpoint.load(source)
+    model = _model_config(snapshot.config_yaml)
+    facts = load_word_piece(tokenizer).facts
+    trained = PackedBert(model, facts, max_len=model.max_positions)
+    trained.load_weights(snapshot.weights)
+    if not force:
+        with suppress(UserError):  # no model
+            if (difference := parity(trained, out)) <= TOLERANCE:
+                return difference
+    with replaced_directory(out, force=force) as temporary:
+        _plain_model(model, facts, snapshot.weights).save_pretrained(temporary)
+        _tokenizer(tokenizer, trained).save_pretrained(temporary)
+        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)  # safetensors' own is 0600
+        difference = parity(trained, temporary)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{out}: its logits differ from the trainer's by {difference:.2g}, more than {TOLERANCE:g}; "
+                "nothing was exported. Please report this with your versions"
+            )
+        card.write_card(temporary, out.name, tokenizer.parent, snapshot.state, yaml.safe_load(snapshot.config_yaml))
+    return difference
+
+
+def parity(trained: PackedBert, exported: Path) -> float:
+    """Largest difference of MLM (every position) and NSP logits on a few pairs: packed against loaded and padded."""
+    tokenizer = load_tokenizer(exported)
+    model = load_pretrained(AutoModelForPreTraining if trained.has_pairs else AutoModelForMaskedLM, exported)
+    encoded = tokenizer(
+        [a for a, _ in _PARITY_TEXTS],
+        [b for _, b in _PARITY_TEXTS],
+        padding=True,
+        truncation=True,
+        max_length=model.config.max_position_embeddings,
+        return_tensors="pt",
+    )
+    rows = [row[mask.bool()] for row, mask in zip(encoded.input_ids, encoded.attention_mask, strict=True)]
+    trained.eval()
+    with torch.no_grad():
+        mlm, nsp = trained(pack([_every_position(rows, tokenizer.sep_token_id)]))
+        theirs = model(**encoded)
+    their_mlm = theirs.prediction_logits if trained.has_pairs else theirs.logits
+    difference = _difference(mlm, their_mlm[encoded.attention_mask.bool()])
+    if trained.has_pairs:
+        difference = max(difference, _difference(nsp, theirs.seq_relationship_logits))
+    return difference
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float((ours - theirs).abs().max())
+
+
+def _every_position(rows: Sequence[Tensor], sep_id: int) -> tuple[Samples, Masks]:
+    """Samples whose every position is "masked" and shown unchanged: the packed forward then gives all logits."""
+    tokens = [row.numpy().astype(np.uint32) for row in rows]
+    lengths = np.asarray([[row.tolist().index(sep_id) + 1, len(row)] for row in rows], dtype=np.uint16)
+    counts = lengths[:, 1].astype(np.uint16)
+    joined = np.concatenate(tokens)
+    positions = np.concatenate([np.arange(len(row), dtype=np.uint16) for row in tokens])
+    ids = np.arange(len(rows), dtype=np.uint64)
+    samples = Samples(joined, lengths, np.zeros(len(rows), np.uint8), ids, None)
+    return samples, Masks(counts, positions, joined)
+
+
+def _tokenizer(folder: Path, trained: PackedBert) -> Any:
+    """The run's tokenizer; ModernBERT takes no token types, so it returns none."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not trained.has_pairs:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return tokenizer
+
+
+def _plain_model(config: ModelConfig, facts: TokenizerFacts, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Hugging Face's model with the real vocabulary only."""
+    model = hugging_face_model(config, facts, vocab_rows=facts.vocab_size)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in own.items():
+            rows = weights[name][: facts.vocab_size] if name in VOCABULARY_ROWS else weights[name]
+            parameter.copy_(rows)
+    return model
+
+
+def _model_config(config_yaml: str) -> ModelConfig:
+    """The model of a saved configuration; keys that are newer than it keep today's defaults."""
+    today = cli.compose("train", TrainConfig, ["run=any", "data.path=any"]).model
+    return cli.typed({**asdict(today), **yaml.safe_load(config_yaml)["model"]}, ModelConfig)
+
+
+def _locate(run: Path) -> tuple[Path, Path]:
+    """(checkpoint, tokenizer) of a run directory or of one checkpoint in it."""
+    if (run / "checkpoints").is_dir():
+        found = checkpoint.newest_verified(run / "checkpoints", lambda text: print(f"warning: {text}", file=sys.stderr))
+        if found is None:
+            raise UserError(f"{run}: has no checkpoint that verifies; train first")
+    elif faults := checkpoint.verify(run):
+        raise UserError(f"{run}: neither a run directory nor a whole checkpoint ({faults[0]})")
+    else:
+        found = run
+    tokenizer = found.parent.parent / "tokenizer"
+    if not tokenizer.is_dir():
+        raise UserError(f"{tokenizer}: the run's tokenizer is missing; copy the corpus's there")
+    return found, tokenizer

@@ -1,0 +1,129 @@
+"""BERT and ModernBERT with a packed forward: Hugging Face's modules and names, one row of real tokens, no padding.
+
+A micro-batch is one row of T tokens with `cu_seqlens`; everything but attention (attention.py) works token by token,
+the MLM head sees masked positions only and NSP each sample's own [CLS].
+Shapes: T tokens, N samples, M masked tokens, V real vocabulary, C width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BertConfig, BertForPreTraining, ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
+
+from cloze.corpus.manifest import TokenizerFacts
+from cloze.errors import UserError
+from pretrain.config import Architecture, Attention, ModelConfig, padded_vocab_size
+from pretrain.data.loader import MicroBatch
+from pretrain.model.attention import PACKED_ATTENTION, packing
+
+VOCABULARY_ROWS = frozenset(  # parameters with a row per token, of either architecture: only these are padded
+    {
+        "bert.embeddings.word_embeddings.weight", "cls.predictions.bias",
+        "model.embeddings.tok_embeddings.weight", "decoder.bias",
+    }
+)  # fmt: skip
+
+
+def hugging_face_model(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_rows: int) -> PreTrainedModel:
+    """Hugging Face's own module of this model, fresh, with `vocab_rows` rows in the embedding matrix."""
+    common = {
+        "vocab_size": vocab_rows,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.intermediate_size,
+        "max_position_embeddings": model.max_positions,
+        "pad_token_id": tokenizer.pad_id,
+        "initializer_range": 0.02,
+    }
+    if model.architecture is Architecture.modernbert:
+        return ModernBertForMaskedLM(
+            ModernBertConfig(
+                **common,
+                embedding_dropout=model.dropout,
+                mlp_dropout=model.dropout,
+                attention_dropout=model.attention_dropout,
+                bos_token_id=tokenizer.cls_id,
+                eos_token_id=tokenizer.sep_id,
+                cls_token_id=tokenizer.cls_id,
+                sep_token_id=tokenizer.sep_id,
+            )
+        )
+    return BertForPreTraining(
+        BertConfig(
+            **common,
+            hidden_dropout_prob=model.dropout,
+            attention_probs_dropout_prob=model.attention_dropout,
+            layer_norm_eps=1e-12,
+        )
+    )
+
+
+class PackedBert(nn.Module):
+    """`BertForPreTraining` or `ModernBertForMaskedLM` under its own parameter names, with the packed forward."""
+
+    def __init__(
+        self, model: ModelConfig, tokenizer: TokenizerFacts, *, max_len: int, kernel: Attention = Attention.sdpa
+    ) -> None:
+        super().__init__()
+        if max_len > model.max_positions:
+            raise UserError(
+                f"model.max_positions={model.max_positions}: shorter than the corpus' samples of {max_len} tokens; "
+                f"set model.max_positions={max_len} or prepare with a smaller max_len"
+            )
+        self.kernel = kernel
+        self.vocab_size = tokenizer.vocab_size
+        self.vocab_rows = padded_vocab_size(tokenizer.vocab_size, model.pad_vocab_to)
+        self.hf = hugging_face_model(model, tokenizer, vocab_rows=self.vocab_rows)
+        self.hf.set_attn_implementation(PACKED_ATTENTION)
+        self.has_pairs = model.architecture is Architecture.bert
+        if model.activation_checkpointing:
+            # The older name is all that transformers 5.17 has; newer ones warn of it.
+            enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+
+    def compile_layers(self, **options: Any) -> None:
+        """torch.compile each layer in place (names stay); they share their code: one build for training, one for
+        evaluation (ModernBERT's layers are of three kinds). Shapes are variables of a build, so it is the last.
+        """
+        layers = self.hf.bert.encoder.layer if self.has_pairs else self.hf.model.layers
+        for layer in layers:
+            layer.compile(dynamic=True, **options)
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(MLM logits [M, V] at masked positions, NSP logits [N, 2] from each sample's own [CLS]).
+
+        ModernBERT has no pairs: its NSP logits are zeros, which weigh nothing.
+        """
+        inputs = {"input_ids": batch.input_ids_T[None], "position_ids": batch.position_ids_T[None]}
+        if not self.has_pairs:
+            packed = packing(self.kernel, batch, self.hf.config.sliding_window + 1)
+            hidden_TxC = self.hf.model(**inputs, packing=packed).last_hidden_state[0]
+            masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
+            mlm_logits_MxV = self.hf.decoder(self.hf.head(masked_MxC))[:, : self.vocab_size]
+            return mlm_logits_MxV, mlm_logits_MxV.new_zeros(len(batch.nsp_labels_N), 2)
+        packed = packing(self.kernel, batch)
+        hidden_TxC = self.hf.bert(
+            **inputs, token_type_ids=batch.token_type_ids_T[None], packing=packed
+        ).last_hidden_state[0]
+        masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
+        mlm_logits_MxV = self.hf.cls.predictions(masked_MxC)[:, : self.vocab_size]
+        cls_NxC = hidden_TxC.index_select(0, batch.cu_seqlens[:-1].long())
+        return mlm_logits_MxV, self.hf.cls.seq_relationship(self.hf.bert.pooler(cls_NxC[:, None]))
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Fill the parameters from a checkpoint. Raises `UserError` where names or shapes differ."""
+        own = dict(self.hf.named_parameters())
+        if own.keys() != weights.keys():
+            raise UserError(
+                f"the checkpoint has other parameters than this model ({min(own.keys() ^ weights.keys())}); "
+                "resume with the same model options, or name another run"
+            )
+        for name, parameter in own.items():
+            if parameter.shape != weights[name].shape:
+                raise UserError(
+                    f"the checkpoint's {name} is {list(weights[name].shape)}, this model's {list(parameter.shape)}; "
+                    "resume with the same model options, or name another run"
+                )
+            parameter.data.copy_(weights[name])

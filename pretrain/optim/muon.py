@@ -1,0 +1,69 @@
+"""Muon (Jordan et al. 2024) for the matrices of the encoder's layers, AdamW for the rest, under every ZeRO stage.
+
+The momentum of a matrix, with Nesterov's look-ahead, is replaced by the nearest (semi-)orthogonal matrix, approximated
+by five Newton-Schulz iterations, and scaled to the size of an Adam update: learning rate and weight decay are AdamW's
+(Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
+
+Under ZeRO the ranks put each matrix together with an all-reduce, all orthogonalize it, and each takes its piece.
+DeepSpeed has a Muon of its own; its momentum lies otherwise at each stage, so a checkpoint could not cross stages.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.optim.sharded import ShardedOptimizer, gradients_of
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+
+
+class Muon(ShardedOptimizer):
+    """Muon for groups that are `special` (with `momentum`, and `numbers`: their parameters), AdamW for the others."""
+
+    def special_updates(self, tensors: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+        """Orthogonalized momentum, scaled, and weight decay. Momentum in exp_avg; exp_avg_sq stays 0."""
+        momenta = [self.state[tensor]["exp_avg"] for tensor in tensors]
+        gradients = gradients_of(tensors)
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        updates = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+        if not self._pieces:
+            for update in updates:
+                update.copy_(orthogonal(update))
+        else:
+            self._orthogonalize_pieces(tensors, updates, group["numbers"])
+        torch._foreach_add_(updates, tensors, alpha=group["weight_decay"])
+        return updates
+
+    def _orthogonalize_pieces(self, tensors: list[Tensor], updates: list[Tensor], numbers: Sequence[int]) -> None:
+        held = {
+            piece.parameter: (update[piece.offset : piece.offset + piece.length], piece.start)
+            for tensor, update in zip(tensors, updates, strict=True)
+            for piece in self._pieces.get(tensor, ())
+        }
+        nothing = updates[0][:0], 0
+        for number in numbers:  # in one order on every rank
+            mine, start = held.get(number, nothing)
+            matrix = mine.new_zeros(self._shapes[number])
+            matrix.view(-1)[start : start + len(mine)] = mine
+            self._add_over_ranks(matrix)
+            mine.copy_(orthogonal(matrix).reshape(-1)[start : start + len(mine)])
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About U V^T of the singular value decomposition, times 0.2 sqrt(longer side); in bf16 on a GPU."""
+    a, b, c = _COEFFICIENTS
+    x = matrix / (matrix.norm() + 1e-7)
+    if x.is_cuda:
+        x = x.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result: Tensor = (x.T if tall else x).to(matrix.dtype) * (0.2 * math.sqrt(max(matrix.shape)))
+    return result
