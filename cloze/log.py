@@ -1,7 +1,7 @@
 """One way to speak: lines for people go to stderr through Python's `logging`; progress bars are apart from them.
 
-A line of level INFO stands bare; others begin with their level ("warning: …", "error: …"). A rank other than 0 is named,
-and its host where the job has several. What a script may want to read (a path, a table) is `print`ed to stdout instead.
+A line of level INFO stands bare; others begin with their level ("warning: …", "error: …"). A rank other than 0 is
+named, and its host where the job has several. What a script may read (a path, a table) is `print`ed to stdout instead.
 """
 
 import logging
