@@ -191,7 +191,7 @@ def test_a_stop_that_fails_is_no_orderly_stop(stub: Path) -> None:
 
 def test_a_check_whose_ranks_do_not_meet_is_one_line(tmp_path: Path) -> None:
     """As with a firewall that drops what it does not like: the second rank is never heard of."""
-    code = "import sys; from pathlib import Path; from launch import speed; speed._START_SECONDS = 3; "
+    code = "import sys; from pathlib import Path; from launch.preflight import speed; speed._START_SECONDS = 3; "
     code += "sys.exit(speed.main(Path(sys.argv[1]), ['a', 'b']))"
     ours = environment() | rank_environment(0, 2, free_port()) | {"CROSS_RANK": "0", "GLOO_SOCKET_IFNAME": "eth9"}
     done = subprocess.run(

@@ -12,7 +12,8 @@ import pytest
 
 from tests.support import ROOT, environment
 
-PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+_FIND = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+PACKAGES = [name.removesuffix("*") for name in _FIND["include"]]
 
 
 @pytest.fixture(scope="module")
