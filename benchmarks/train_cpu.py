@@ -47,7 +47,7 @@ def prepare(source: Path, out: Path, max_len: int) -> Path:
     if not (out / "manifest.json").exists():
         command = [
             sys.executable, "-m", "data_prep", "source=jsonl", f"source.paths=[{source}]", f"out={out}",
-            f"max_len={max_len}", "tokenizer.vocab_size=30522", "engine.workers=1",
+            f"max_len={max_len}", "tokenizer.vocab_size=30522", "executor.workers=1",
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
     return out

@@ -62,6 +62,7 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
 
 def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Callable[[C], int]) -> int:
     """Let Hydra obey its flags."""
+    _refuse_renamed(schema, arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
     codes: list[int] = []
     composed = False
@@ -269,7 +270,18 @@ def _root(schema: type[Any]) -> Path:
     return own if own.is_dir() else CONF
 
 
+def _refuse_renamed(schema: type[Any], overrides: Iterable[str]) -> None:
+    """Raises `UserError` for a key or section whose old name stands in the schema's `renamed`."""
+    renamed: Mapping[str, str] = getattr(schema, "renamed", {})
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        for old, new in renamed.items():
+            if key == old or key.startswith(f"{old}."):
+                raise UserError(f"{override}: is called {new} now; write {new}{override.lstrip('+~')[len(old) :]}")
+
+
 def _composed(config_name: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
+    _refuse_renamed(schema, overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(config_dir=str(_root(schema)), version_base=_HYDRA):
         try:

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
     from data_prep.executors.fork_server import start_server
 
-    if not {"engine.workers=1", "engine=array", "engine=ray", "--help", "-h", "--cfg"} & set(sys.argv):
+    if not {"executor.workers=1", "executor=array", "executor=ray", "--help", "-h", "--cfg"} & set(sys.argv):
         start_server()  # beside our own imports, which take as long
 
     from cloze.cli import run

@@ -82,8 +82,8 @@ def composes(config_name: str, schema: type[Any], arguments: list[str]) -> None:
     required += ["source.paths"] if config_name == "prep" and source != "docstrings" else []
     filled = [f"{key}={'[x]' if key == 'source.paths' else 'x'}" for key in required if key not in given]
     filled += ["init_from=x"] if config_name == "train" and "init_from" not in given else []
-    if "engine=array" in arguments and "engine.num_tasks" not in given:
-        filled += ["engine.task_index=0", "engine.num_tasks=1"]  # Slurm's
+    if "executor=array" in arguments and "executor.num_tasks" not in given:
+        filled += ["executor.task_index=0", "executor.num_tasks=1"]  # Slurm's
     cli.compose(config_name, schema, [*filled, *arguments])
 
 

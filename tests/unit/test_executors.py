@@ -1,4 +1,4 @@
-"""All engines make the same bytes, also when processes die and calls come twice."""
+"""All executors make the same bytes, also when processes die and calls come twice."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ from tests.unit.corpora import ROOT, documents, files_of, prep, vocabulary, writ
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A corpus of five map tasks, and what the local engine makes of it."""
-    folder = tmp_path_factory.mktemp("engines")
+    """A corpus of five map tasks, and what the local executor makes of it."""
+    folder = tmp_path_factory.mktemp("executors")
     for number in range(5):
         path = write_jsonl(folder / f"{number}.jsonl", documents(2100, number))
         assert path.stat().st_size > 2**20
     vocabulary(folder / "vocab.txt")
-    run = prep(*overrides(folder, "local"), "engine.workers=1")
+    run = prep(*overrides(folder, "local"), "executor.workers=1")
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -50,7 +50,7 @@ def same(folder, out):
 def test_an_array_of_three_calls(work):
     """Numbers from Slurm's variables; two calls are started twice by mistake, the leading one too: no harm."""
     calls = [
-        start(work, "array", "engine=array", "engine.wait_seconds=100",
+        start(work, "array", "executor=array", "executor.wait_seconds=100",
               env={"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": "3"})
         for index in (0, 0, 1, 2, 2)
     ]  # fmt: skip
@@ -61,13 +61,13 @@ def test_an_array_of_three_calls(work):
 
 
 def test_a_finishing_call_does_what_is_missing(work):
-    share = ("engine=array", "engine.task_index=0", "engine.num_tasks=2", "engine.wait_seconds=0")
+    share = ("executor=array", "executor.task_index=0", "executor.num_tasks=2", "executor.wait_seconds=0")
     call = start(work, "finished", *share)
     _, stderr = call.communicate(timeout=60)
     assert call.returncode == ExitCode.STOPPED, stderr
-    assert "finish with engine=local" in stderr
+    assert "finish with executor=local" in stderr
     assert "Traceback" not in stderr
-    assert prep(*overrides(work, "finished"), "engine.workers=2").returncode == 0
+    assert prep(*overrides(work, "finished"), "executor.workers=2").returncode == 0
     assert same(work, "finished")
 
 
@@ -75,7 +75,7 @@ def test_killed_calls_of_an_array_go_on(work):
     """SIGKILL of a call, then of the leading one, which waits for it; then both once more."""
 
     def call(index):
-        return start(work, "killed", "engine=array", f"engine.task_index={index}", "engine.num_tasks=2")
+        return start(work, "killed", "executor=array", f"executor.task_index={index}", "executor.num_tasks=2")
 
     calls = [call(0), call(1)]
     made = work / "killed" / ".work" / "map"
@@ -94,21 +94,30 @@ def test_killed_calls_of_an_array_go_on(work):
 
 
 def test_array_numbers_are_checked():
-    for extra in ((), ("engine.task_index=2", "engine.num_tasks=2"), ("engine.task_index=0",)):
-        with pytest.raises(UserError, match=r"engine\.task_index"):
-            compose("prep", PrepConfig, ["out=x", "engine=array", *extra])
+    for extra in ((), ("executor.task_index=2", "executor.num_tasks=2"), ("executor.task_index=0",)):
+        with pytest.raises(UserError, match=r"executor\.task_index"):
+            compose("prep", PrepConfig, ["out=x", "executor=array", *extra])
 
 
-def test_numbers_of_another_engine_are_refused():
+def test_numbers_of_another_executor_are_refused():
     """Else every call of an array would do everything."""
-    for given, engine in (("task_index=0", "local"), ("num_tasks=4", "ray"), ("address=head:6379", "local")):
-        with pytest.raises(UserError, match=rf"engine\.{given}: of no use to engine={engine}; add engine="):
-            compose("prep", PrepConfig, ["out=x", "source=docstrings", f"engine={engine}", f"engine.{given}"])
+    for given, kind in (("task_index=0", "local"), ("num_tasks=4", "ray"), ("address=head:6379", "local")):
+        key = given.partition("=")[0]
+        with pytest.raises(UserError, match=rf"^executor\.{key}: of no use to executor={kind}, whose keys are kind, w"):
+            compose("prep", PrepConfig, ["out=x", "source=docstrings", f"executor={kind}", f"executor.{given}"])
+
+
+def test_the_old_name_is_refused_with_the_new():
+    for given in ("engine=array", "engine.workers=2"):
+        with pytest.raises(
+            UserError, match=rf"^{given}: is called executor now; write {given.replace('engine', 'executor')}$"
+        ):
+            compose("prep", PrepConfig, ["out=x", given])
 
 
 def test_ray_with_a_worker_killed(work):
     pytest.importorskip("ray")
-    call = start(work, "ray", "engine=ray", "engine.workers=2", env={"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
+    call = start(work, "ray", "executor=ray", "executor.workers=2", env={"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
     killed, end = 0, time.monotonic() + 120
     while call.poll() is None and time.monotonic() < end:
         for process in psutil.Process(call.pid).children(recursive=True) if not killed else ():
