@@ -400,7 +400,7 @@ class Identity:
             access=streamed if data.access is Access.stream else data.access.value,
         )
 
-    def tell(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """The value of a field, for people."""
         found = f"{name}={getattr(self, name)}"
         return f"{found} ({self.num_samples:,} samples in {self.passes} passes)" if name == "data" else found
@@ -462,3 +462,12 @@ def sums_in_fp32(config: TrainConfig, world_size: int) -> bool:
     """
     accumulates = config.global_batch_size > config.micro_batch_size * world_size
     return accumulates and config.stage > 0 and config.precision is not Precision.fp32
+
+
+def as_data(value: Any) -> Any:
+    """Dataclass values as YAML knows them: enums by their value."""
+    if isinstance(value, dict):
+        return {key: as_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_data(item) for item in value]
+    return value.value if isinstance(value, Enum) else value

@@ -72,7 +72,7 @@ def local_corpus(
     return folder
 
 
-def doubt(folder: Path) -> None:
+def mark_suspect(folder: Path) -> None:
     """Let the next start check every file of a copy, and copy again those that are damaged."""
     (folder / NAME).unlink(missing_ok=True)
 
@@ -141,7 +141,7 @@ def _make_room(folder: Path, need: int, limit: int) -> None:
         with _use_lock(other).open("a") as lock, suppress(BlockingIOError):  # else a job reads it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             used -= _size(other)
-            doubt(other)  # first: what is half removed must not look whole
+            mark_suspect(other)  # first: what is half removed must not look whole
             shutil.rmtree(other)
     if used + need > limit:
         raise UserError(

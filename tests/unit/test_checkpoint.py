@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from cloze.errors import DiskError, UserError
 from pretrain import checkpoint
-from pretrain.checkpoint import Fragment, LossScale, Snapshot, TrainingState, Writer
+from pretrain.checkpoint import Fragment, LossScale, Snapshot, TrainingState, Writer, WriterOptions
 from pretrain.checkpoint import format as checkpoint_format
 from pretrain.checkpoint import writer as checkpoint_writer
 from pretrain.checkpoint.__main__ import main
@@ -517,7 +517,7 @@ def test_shares_that_do_not_cover_all_are_refused() -> None:
 
 def writer(folder: Path, told: list[str], rank: int = 0, num_writers: int = 1, **changes: Any) -> Writer:
     options = {"keep_last": 9, "keep_every": 0, "patience_seconds": 20.0} | changes
-    return Writer(folder, rank=rank, num_writers=num_writers, say=told.append, **options)
+    return Writer(folder, WriterOptions(rank=rank, num_writers=num_writers, **options), told.append)
 
 
 def submit(to: Writer, step: int, share: Callable[[int], bool] = lambda number: True) -> None:

@@ -18,10 +18,10 @@ from pretrain.config import (
     Precision,
     TrainConfig,
     accumulation_steps,
+    as_data,
     batch_size,
     total_samples,
 )
-from pretrain.train import plain
 from tests.support import ROOT
 
 BASE = cli.compose("train", TrainConfig, ["run=r", "data.path=d"])
@@ -34,7 +34,7 @@ OPTIONS = [
 
 def changed(**values: Any) -> TrainConfig:
     """`BASE` with dotted keys replaced (a double underscore is the dot), by the way a saved config.yaml comes in."""
-    tree: dict[str, Any] = plain(asdict(BASE))
+    tree: dict[str, Any] = as_data(asdict(BASE))
     for name, value in values.items():
         *parents, leaf = name.split("__")
         node = tree
@@ -206,7 +206,7 @@ def test_accumulation_or_the_nearest_sizes_that_divide(batch: int, micro: int, w
 def test_nothing_outside_conf_holds_a_default() -> None:
     """A missing key is said, never filled in."""
     for field in fields(TrainConfig):
-        tree = plain(asdict(BASE))
+        tree = as_data(asdict(BASE))
         del tree[field.name]
         with pytest.raises(UserError) as caught:
             cli.typed(tree, TrainConfig)
