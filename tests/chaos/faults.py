@@ -1,4 +1,4 @@
-"""What the ranks of test_kills.py do besides training: `CLOZE_FAULTS=tests.chaos.faults` has them import this.
+"""What the ranks of test_kills.py do besides training: they import this first, told by the fork server or site/.
 
 Each writes down what it trained on, a line a step, into the folder CHAOS_LOG: the step, its first position in the run
 and a digest of every sample that went through the model, masks taken off, labels included. With CHAOS_KILL=RANK:N that
