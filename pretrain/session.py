@@ -188,7 +188,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
     options = checkpoint.WriterOptions(
         rank=process.rank,
-        num_writers=process.world_size if config.stage else 1,
+        num_writers=process.world_size if config.zero.stage else 1,
         patience_seconds=config.checkpoint.patience_seconds,
         keep_last=config.checkpoint.keep_last,
         keep_every=config.checkpoint.keep_every,
@@ -260,7 +260,7 @@ def describe(job: Job, engine: Engine) -> str:
         f"run {job.path}: {start} of {config.steps}, "
         f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters)\n"
         f"data {corpus.directory}: {samples:,} samples of up to {corpus.manifest.max_len} tokens, {epochs:.2f} epochs\n"
-        f"{process.world_size} x {process.device.type}, ZeRO {config.zero}, {config.precision.value}: "
+        f"{process.world_size} x {process.device.type}, ZeRO {config.zero.value}, {config.precision.value}: "
         f"global batch {config.global_batch_size} = {process.world_size} ranks x {accumulation} accumulation steps "
         f"x micro-batch {config.micro_batch_size}{ramped}"
     )

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from cloze.errors import UserError
 from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment, LossScale
-from pretrain.config import BUCKET_ELEMENTS, OptimConfig, Precision, TrainConfig, accumulation_steps, sums_in_fp32
+from pretrain.config import BUCKET_ELEMENTS, Precision, TrainConfig, accumulation_steps, sums_in_fp32
 from pretrain.data.loader import MicroBatch
 from pretrain.dist import Process
 from pretrain.engine import quirks
 from pretrain.optim.optimizer import build_optimizer
+from pretrain.optim.options import OptimConfig
 from pretrain.optim.sharded import Partition, ShardedOptimizer
 
 _EXTRA_KEYS = frozenset(  # top-level keys that DeepSpeed 0.19 reads and that leave optimizer, schedule and data to us
@@ -72,7 +73,7 @@ class Engine:
         Raises `UserError` for a combination that the device or DeepSpeed cannot do.
         """
         check_precision(config, process.device)
-        self.process, self.stage, self.precision = process, config.stage, config.precision
+        self.process, self.stage, self.precision = process, config.zero.stage, config.precision
         deepspeed = _import_deepspeed(process.device)
         # Under Hugging Face's names, each parameter once (the decoder is tied), in one order on every rank.
         self._names = [name.removeprefix("hf.") for name, _ in module.named_parameters()]
@@ -302,11 +303,11 @@ def deepspeed_config(
         "gradient_accumulation_steps": accumulation_steps(
             config.global_batch_size, config.micro_batch_size, world_size
         ),
-        "gradient_clipping": config.optim.clip if config.stage else 0.0,  # it defaults to 1.0
+        "gradient_clipping": config.optim.clip if config.zero.stage else 0.0,  # it defaults to 1.0
         "steps_per_print": None,
-        "zero_optimization": {"stage": config.stage},
+        "zero_optimization": {"stage": config.zero.stage},
     }
-    if config.stage:
+    if config.zero.stage:
         ours["zero_optimization"] |= {
             "contiguous_gradients": True,
             "overlap_comm": on_gpu,
@@ -317,10 +318,10 @@ def deepspeed_config(
         ours["fp16"] = {"enabled": config.precision is Precision.fp16}
     if sums_in_fp32(config, world_size):
         ours["data_types"] = {"grad_accum_dtype": "fp32"}  # it defaults to the precision of the run
-    if config.offload:
+    if config.zero.offload:
         ours["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
         ours["zero_force_ds_cpu_optimizer"] = False  # ours run on a CPU as they are, and need no compiler
-    if config.stage == 3:
+    if config.zero.stage == 3:
         ours["zero_optimization"] |= {"stage3_prefetch_bucket_size": bucket // 10, "stage3_max_live_parameters": bucket}
     extra = config.deepspeed.extra or {}
     for key in set(extra) - _EXTRA_KEYS - set(ours):

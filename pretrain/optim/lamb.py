@@ -15,7 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.optim.optimizer import ParameterGroups
+from pretrain.optim.options.lamb import LambConfig
 from pretrain.optim.sharded import Partition, ShardedOptimizer
+
+
+def build(config: LambConfig, groups: ParameterGroups) -> "Lamb":
+    return Lamb(
+        [groups.decayed, groups.no_decay | {"special": False}],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        bias_correction=config.bias_correction,
+    )
 
 
 class Lamb(ShardedOptimizer):

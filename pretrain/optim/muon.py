@@ -15,10 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.optim.optimizer import ParameterGroups
+from pretrain.optim.options.muon import MuonConfig
 from pretrain.optim.sharded import Partition, ShardedOptimizer, gradients_of
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+
+
+def build(config: MuonConfig, groups: ParameterGroups) -> "Muon":
+    adam = {"special": False}
+    return Muon(
+        [groups.layers | {"momentum": config.momentum}, groups.others | adam, groups.no_decay | adam],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+    )
 
 
 class Muon(ShardedOptimizer):

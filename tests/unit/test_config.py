@@ -1,5 +1,6 @@
 """The schema of conf/train.yaml: every option composes, every bad value is one line, batch arithmetic helps."""
 
+import importlib
 import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -17,11 +18,14 @@ from pretrain.config import (
     Identity,
     Precision,
     TrainConfig,
+    ZeroStage,
     accumulation_steps,
     as_data,
     batch_size,
     total_samples,
 )
+from pretrain.optim.options import OptimConfig
+from pretrain.optim.schedules import ScheduleConfig
 from tests.support import ROOT
 
 BASE = cli.compose("train", TrainConfig, ["run=r", "data.path=d"])
@@ -32,9 +36,17 @@ OPTIONS = [
 ]
 
 
+OWNERS = {  # what only some kinds have
+    "optim__momentum": "optim=muon", "optim__bias_correction": "optim=lamb", "schedule__power": "schedule=polynomial",
+    "schedule__decay_fraction": "schedule=wsd",
+}  # fmt: skip
+
+
 def changed(**values: Any) -> TrainConfig:
     """`BASE` with dotted keys replaced (a double underscore is the dot), by the way a saved config.yaml comes in."""
-    tree: dict[str, Any] = as_data(asdict(BASE))
+    owners = [owner for name in values if (owner := OWNERS.get(name))]
+    base = cli.compose("train", TrainConfig, ["run=r", "data.path=d", *owners])
+    tree: dict[str, Any] = as_data(asdict(base))
     for name, value in values.items():
         *parents, leaf = name.split("__")
         node = tree
@@ -217,3 +229,48 @@ def test_nothing_outside_conf_holds_a_default() -> None:
 def test_conf_is_where_the_package_looks() -> None:
     assert (Path(ROOT) / "conf" / "train.yaml").is_file()
     assert {"model", "optim", "schedule"} <= {group for group, _ in OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optim.momentum=0.9", "optim.momentum: of no use to optim=adamw, whose keys are "),
+        ("optim.bias_correction=false", "optim.bias_correction: of no use to optim=adamw, whose keys are "),
+        ("schedule.power=2", "schedule.power: of no use to schedule=linear, whose keys are "),
+        ("schedule.decay_fraction=0.2", "schedule.decay_fraction: of no use to schedule=linear, whose keys are "),
+    ],
+)
+def test_a_variant_owns_its_keys(override: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cli.compose("train", TrainConfig, ["run=r", "data.path=d", override])
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("optim", ["adamw", "lamb", "muon"])
+def test_help_shows_the_keys_of_the_chosen_optimizer(optim: str) -> None:
+    shown = cli.help_text("train", TrainConfig, [f"optim={optim}"])
+    assert ("optim.bias_correction" in shown) == (optim == "lamb")
+    assert ("optim.momentum" in shown) == (optim == "muon")
+    assert "optim.beta1" in shown
+
+
+@pytest.mark.parametrize("spelling", ["0", "1", "2", "3", "2_offload", "3_offload"])
+def test_spellings_of_zero(spelling: str) -> None:
+    """On the command line, and in a saved config.yaml as text or as a number."""
+    zero = cli.compose("train", TrainConfig, ["run=r", "data.path=d", f"zero={spelling}"]).zero
+    assert zero is ZeroStage(spelling) is changed(zero=spelling).zero
+    assert (zero.stage, zero.offload) == (int(spelling[0]), len(spelling) > 1)
+    assert as_data({"zero": zero}) == {"zero": spelling}
+    if not zero.offload:
+        assert changed(zero=zero.stage).zero is zero
+
+
+def test_an_optimizer_of_ones_own_is_a_file_and_no_list() -> None:
+    """Each kind of options has a module of its name that builds it."""
+    for kind in OptimConfig.kinds:
+        assert callable(importlib.import_module(f"pretrain.optim.{kind}").build)
+        assert (ROOT / "conf" / "optim" / f"{kind}.yaml").is_file()
+        assert (ROOT / "pretrain" / "optim" / "options" / f"{kind}.py").is_file()
+    for kind in ScheduleConfig.kinds:
+        assert (ROOT / "conf" / "schedule" / f"{kind}.yaml").is_file()

@@ -20,7 +20,7 @@ from torch import distributed, nn
 from cloze import cli
 from cloze.errors import UserError
 from pretrain.checkpoint import LossScale
-from pretrain.config import TrainConfig
+from pretrain.config import TrainConfig, ZeroStage
 from pretrain.data.loader import MicroBatch
 from pretrain.dist import Process
 from pretrain.engine import quirks
@@ -61,7 +61,7 @@ def engine_of(zero: str) -> Engine:
     torch.manual_seed(1)
     assert isinstance(distributed.group.WORLD, distributed.ProcessGroup)
     process = Process(0, 1, 0, torch.device("cpu"), distributed.group.WORLD)
-    return Engine(Two(), replace(BASE, zero=zero), process)
+    return Engine(Two(), replace(BASE, zero=ZeroStage(zero)), process)
 
 
 def stops_naming(name: str, action: Callable[[], object]) -> None:
