@@ -16,7 +16,7 @@ from pretrain.metrics import MetricsAccumulator
 from pretrain.optim.schedule import learning_rate, rate_between
 from pretrain.session import Progress, Session
 
-_SETTLE_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
@@ -25,7 +25,7 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     outcome, evaluated, saved = ExitCode.OK, -1, progress.step  # at step 0 there is nothing to save
     for loaded, wait_seconds in timed(steps):
         micro_batches, totals = metrics.agree(loaded, wait_seconds)
-        if spent(config, progress) >= 1.0:
+        if budget_spent(config, progress) >= 1.0:
             break
         if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
             outcome = ExitCode.STOPPED
@@ -50,25 +50,25 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         evaluate_now(session)
     if saved != progress.step:
         save(session)
-    settle(session)
+    wait_for_writer(session)
     session.process.on_main(session.writer.close)
     return outcome
 
 
-def spent(config: TrainConfig, progress: Progress) -> float:
+def budget_spent(config: TrainConfig, progress: Progress) -> float:
     """Share of the time budget that is gone; 0 without one."""
     return progress.seconds / (config.budget.hours * 3600) if config.budget.hours else 0.0
 
 
 def share_done(config: TrainConfig, progress: Progress) -> float:
     """Share of the run before the step to come: of its steps, or of the time budget where there is one."""
-    return spent(config, progress) if config.budget.hours else progress.step / config.steps
+    return budget_spent(config, progress) if config.budget.hours else progress.step / config.steps
 
 
 def rate_of(config: TrainConfig, progress: Progress) -> float:
     """Learning rate of the step to come: by steps, or by the clock where there is a time budget."""
     if config.budget.hours:
-        share = spent(config, progress)
+        share = budget_spent(config, progress)
         return rate_between(share, share, config.optim, config.schedule)
     return learning_rate(progress.step, config.steps, config.optim, config.schedule)
 
@@ -121,10 +121,10 @@ def save(session: Session) -> int:
     return session.progress.step
 
 
-def settle(session: Session) -> None:
+def wait_for_writer(session: Session) -> None:
     """Wait until every rank's checkpoint is written and uploaded. The watchdog looks whether that gets ahead."""
     progress = -1.0
-    while (found := session.process.add([session.writer.busy(_SETTLE_SECONDS), session.writer.progress]))[0]:
+    while (found := session.process.add([session.writer.busy(_POLL_SECONDS), session.writer.progress]))[0]:
         if found[1] != progress:
             progress = found[1]
             session.watchdog.tick()

@@ -64,7 +64,7 @@ class MetricsAccumulator:
         """
         session = self._session
         micro_batches = () if isinstance(loaded, UserError) else loaded
-        fault = loaded if isinstance(loaded, UserError) else session.writer.trouble
+        fault = loaded if isinstance(loaded, UserError) else session.writer.failure
         samples = sum(len(batch.nsp_labels_N) for batch in micro_batches)
         mine = (
             sum(batch.num_masked for batch in micro_batches),
@@ -110,7 +110,7 @@ class MetricsAccumulator:
         session, progress, totals = self._session, self._session.progress, self._totals
         if not result.applied and session.process.is_main:
             first = progress.samples
-            note_skipped(session.path, progress.step, first, first + totals.samples)
+            record_skipped_step(session.path, progress.step, first, first + totals.samples)
         progress.step += 1
         progress.samples += totals.samples
         progress.tokens += totals.tokens
@@ -164,7 +164,7 @@ class MetricsAccumulator:
         self._sound_step = self._session.progress.step
 
 
-def note_skipped(folder: Path, step: int, first: int, end: int) -> None:
+def record_skipped_step(folder: Path, step: int, first: int, end: int) -> None:
     """Write down which run positions a skipped step held: `order.locate` gives the samples, for replay."""
     with (folder / SKIPPED).open("a") as file:
         file.write(json.dumps({"step": step, "first_position": first, "end_position": end}) + "\n")

@@ -4,7 +4,7 @@ from contextlib import closing
 
 from cloze.errors import ExitCode, TrainingError, UserError
 from pretrain import checkpoint
-from pretrain.loop import settle, steps_ahead, train
+from pretrain.loop import steps_ahead, train, wait_for_writer
 from pretrain.metrics import LossSpike
 from pretrain.resume import newest, restore
 from pretrain.session import Session
@@ -21,7 +21,7 @@ def train_with_rollbacks(session: Session) -> ExitCode:
             if session.progress.rollbacks >= most:
                 raise TrainingError(f"{spike}; {most} rollbacks did not help: lower optim.lr") from spike
             reason, sound_step = str(spike), spike.sound_step
-        settle(session)
+        wait_for_writer(session)
         roll_back(session, sound_step, reason)
 
 

@@ -150,7 +150,7 @@ def open_session(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> 
         job.code = error.exit_code
         raise
     except Exception:  # a collective fails when another rank is gone
-        session.writer.hurry()
+        session.writer.shorten_patience()
         raise
     finally:
         job.watchdog.tick(slow=True)

@@ -53,7 +53,7 @@ class Writer:
     """Writes checkpoints in a background thread, one at a time; every rank that holds a share has one.
 
     A save that fails for want of disk space leaves the previous checkpoint, says so and lets training go on; after
-    `_MAX_FAILED_SAVES` in a row it is `trouble`, and at the end of the run a `DiskError`. Rank 0 knows of all of them.
+    `_MAX_FAILED_SAVES` in a row there is a `failure`, at the end of the run a `DiskError`. Rank 0 knows of all of them.
     `upload` is given each checkpoint that is whole, in a thread of its own, and what to call when it gets ahead; while
     it is busy only the newest waits. Where it fails, that is said.
     """
@@ -75,7 +75,7 @@ class Writer:
         self.progress = 0  # files written or uploaded so far
         self._latest = math.inf  # on the monotonic clock: when to wait for shares no more
 
-    def hurry(self) -> None:
+    def shorten_patience(self) -> None:
         """A rank may be gone: wait for the others' shares only a moment more."""
         self._latest = time.monotonic() + _HURRIED_SECONDS
 
@@ -93,7 +93,7 @@ class Writer:
             self._pending = self._pool.submit(self._save, state, fragments, shapes, config_yaml)
 
     @property
-    def trouble(self) -> DiskError | None:
+    def failure(self) -> DiskError | None:
         """Why it is no use to go on."""
         return DiskError(self._failures[-1]) if len(self._failures) >= _MAX_FAILED_SAVES else None
 

@@ -22,6 +22,7 @@ from cloze import storage
 from cloze.corpus.manifest import NAME, ShardEntry, read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from cloze.errors import DiskError, Stopped, UserError
+from cloze.log import log
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 _POLL_SECONDS = 0.5
@@ -191,6 +192,6 @@ def _progress(total: int) -> Iterator[Any]:
         nonlocal done
         before, done = done, done + size
         if total and before * 10 // total != done * 10 // total:
-            print(f"copying the corpus: {done / 1e6:.0f} of {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
+            log.info(f"copying the corpus: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     yield advance

@@ -120,7 +120,7 @@ def packed_attention(
     key_1xHxTxD: Tensor,
     value_1xHxTxD: Tensor,
     attention_mask: Tensor | None,
-    **told: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of every token to its own sample's, [1, T, H, D]; where `sliding_window` is w, to those nearer than w.
 
@@ -128,9 +128,9 @@ def packed_attention(
     `sliding_window` [none].
     """
     del module, attention_mask
-    packing: Packing = told["packing"]
+    packing: Packing = kwargs["packing"]
     qkv = query_1xHxTxD, key_1xHxTxD, value_1xHxTxD
-    options = Options(told["scaling"], told.get("dropout", 0.0), told.get("sliding_window"))
+    options = Options(kwargs["scaling"], kwargs.get("dropout", 0.0), kwargs.get("sliding_window"))
     if isinstance(packing, Padded):
         out_TxHxD = _sdpa(*qkv, packing, options)
     elif isinstance(packing, Samples):

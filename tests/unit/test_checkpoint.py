@@ -577,7 +577,7 @@ def test_a_rank_that_is_gone_is_not_waited_for_long(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(checkpoint_writer, "_HURRIED_SECONDS", 0.1)
     one = writer(tmp_path, [], 0, 2, patience_seconds=600)
     submit(one, 1, lambda number: number % 2 == 0)
-    one.hurry()
+    one.shorten_patience()
     with pytest.raises(DiskError, match="the share of rank 1 did not appear"):
         one.close()
 
@@ -655,11 +655,11 @@ def test_three_failures_in_a_row_are_an_error(tmp_path: Path, monkeypatch: pytes
     Disk(monkeypatch, ERRORS[0])
     one = writer(tmp_path, told)
     for step in (1, 2, 3):
-        assert one.trouble is None
+        assert one.failure is None
         submit(one, step)
         assert not one.busy(20)
-    assert isinstance(one.trouble, DiskError)
-    assert "step-00000003: not saved" in str(one.trouble)
+    assert isinstance(one.failure, DiskError)
+    assert "step-00000003: not saved" in str(one.failure)
     assert len(told) == 3
 
 
