@@ -2,17 +2,21 @@
 
 import importlib
 import re
-from dataclasses import asdict, fields, replace
+import sys
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloze import cli
 from cloze.corpus.manifest import read_manifest
 from cloze.errors import UserError
+from cloze.schema import doc
 from pretrain.config import (
     BatchRampConfig,
     Identity,
@@ -24,6 +28,7 @@ from pretrain.config import (
     batch_size,
     total_samples,
 )
+from pretrain.optim.optimizer import ParameterGroups, build_optimizer
 from pretrain.optim.options import OptimConfig
 from pretrain.optim.schedules import ScheduleConfig
 from tests.support import ROOT
@@ -274,3 +279,30 @@ def test_an_optimizer_of_ones_own_is_a_file_and_no_list() -> None:
         assert (ROOT / "pretrain" / "optim" / "options" / f"{kind}.py").is_file()
     for kind in ScheduleConfig.kinds:
         assert (ROOT / "conf" / "schedule" / f"{kind}.yaml").is_file()
+
+
+def test_an_optimizer_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of its own, checked, and a `build`: no list names it."""
+    monkeypatch.setattr(OptimConfig, "kinds", dict(OptimConfig.kinds))
+
+    @dataclass(frozen=True, kw_only=True)
+    class SgdConfig(OptimConfig, kind="sgd"):
+        nesterov: bool = doc("look ahead")
+
+    def build(config: SgdConfig, groups: ParameterGroups) -> torch.optim.Optimizer:
+        groups = [groups.decayed, groups.no_decay]
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)
+
+    module = ModuleType("pretrain.optim.sgd")
+    monkeypatch.setattr(module, "build", build, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    tree = as_data(asdict(BASE))
+    mine = {key: tree["optim"][key] for key in ("lr", "weight_decay", "clip", "max_skipped_steps")}
+    tree["optim"] = {"kind": "sgd", "nesterov": True, **mine}
+    config = cli.typed(tree, TrainConfig)
+    assert isinstance(config.optim, SgdConfig)
+    optimizer = build_optimizer(torch.nn.Linear(2, 3).named_parameters(), config.optim)
+    assert [(group["nesterov"], group["weight_decay"]) for group in optimizer.param_groups] == [(True, 0.01), (True, 0)]
+    tree["optim"]["beta1"] = 0.9
+    with pytest.raises(UserError, match="beta1"):
+        cli.typed(tree, TrainConfig)
