@@ -401,9 +401,7 @@ def _no_such_key(key: str, names: Sequence[str], chosen: Mapping[str, type[Varia
     """Of a section that comes in kinds, the keys of the kind are few enough to name them all."""
     section, _, leaf = key.rpartition(".")
     variant = chosen.get(section)
-    if variant is None or leaf not in {
-        field.name for kind in variant.kinds.values() for field in dataclasses.fields(kind)
-    }:
+    if variant is None or not any(leaf in other.__dataclass_fields__ for other in variant.kinds.values()):
         return f"{key}: no such key{_nearest(key, names)}; --help lists them all"
     kind = next(kind for kind, other in variant.kinds.items() if other is variant)
     mine = ", ".join(field.name for field in dataclasses.fields(variant))

@@ -20,7 +20,7 @@ from pretrain.checkpoint.format import (
     verify,
     write,
 )
-from pretrain.checkpoint.writer import Writer
+from pretrain.checkpoint.writer import Writer, WriterOptions
 
 __all__ = [
     "KINDS",
@@ -31,6 +31,7 @@ __all__ = [
     "Snapshot",
     "TrainingState",
     "Writer",
+    "WriterOptions",
     "assemble",
     "clear_unfinished",
     "list_checkpoints",

@@ -7,7 +7,6 @@ model card is written beside it (card.py).
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from cloze.corpus.masking import Masks
 from cloze.corpus.shards import Samples
 from cloze.corpus.tokenizer import load_tokenizer as load_word_piece
 from cloze.errors import DiskError, UserError
+from cloze.log import log
 from pretrain import checkpoint
 from pretrain.config import ModelConfig, TrainConfig
 from pretrain.data.loader import pack
@@ -209,7 +209,7 @@ def _model_config(config_yaml: str) -> ModelConfig:
 def _locate(run: Path) -> tuple[Path, Path]:
     """(checkpoint, tokenizer) of a run directory or of one checkpoint in it."""
     if (run / "checkpoints").is_dir():
-        found = checkpoint.newest_verified(run / "checkpoints", lambda text: print(f"warning: {text}", file=sys.stderr))
+        found = checkpoint.newest_verified(run / "checkpoints", log.warning)
         if found is None:
             raise UserError(f"{run}: has no checkpoint that verifies; train first")
     elif faults := checkpoint.verify(run):

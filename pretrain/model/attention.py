@@ -19,8 +19,8 @@ from transformers import AttentionInterface
 from cloze.errors import UserError
 from pretrain.config import Attention, ModelConfig, Precision
 from pretrain.data.loader import TOKENS_MULTIPLE, MicroBatch
-from pretrain.model import cpu_attention
-from pretrain.model.cpu_attention import Samples
+from pretrain.model import cpu_attention, torch_private
+from pretrain.model.cpu_attention import Options, Samples
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -62,15 +62,17 @@ Packing = Padded | Segments | Blocks | Samples
 def choose_kernel(model: ModelConfig, precision: Precision, capability: tuple[int, int] | None) -> Attention:
     """What `model.attention` comes to on a GPU of this compute capability, or on a CPU (None).
 
-    Raises `UserError` where it cannot run there.
+    Raises `UserError` where it cannot run there, or torch is another than it was written for.
     """
     wanted = model.attention
     if wanted is Attention.auto:
         if capability is None:
             return Attention.cpu
-        return Attention.sdpa if _obstacle(Attention.varlen, model, precision, capability) else Attention.varlen
-    if obstacle := _obstacle(wanted, model, precision, capability):
+        wanted = Attention.sdpa if _obstacle(Attention.varlen, model, precision, capability) else Attention.varlen
+    elif obstacle := _obstacle(wanted, model, precision, capability):
         raise UserError(f"model.attention={wanted.value}: {obstacle}; use model.attention=auto")
+    if wanted is Attention.varlen:
+        torch_private.check_flash_attention()
     return wanted
 
 
@@ -118,32 +120,28 @@ def packed_attention(
     key_1xHxTxD: Tensor,
     value_1xHxTxD: Tensor,
     attention_mask: Tensor | None,
-    *,
-    packing: Packing,
-    scaling: float,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **_: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of every token to its own sample's, [1, T, H, D]; where `sliding_window` is w, to those nearer than w.
 
-    Called by Hugging Face's attention modules; `packing` is handed through by them.
+    Called by Hugging Face's attention modules, which hand `packing` through beside `scaling`, `dropout` [0] and
+    `sliding_window` [none].
     """
     del module, attention_mask
+    packing: Packing = kwargs["packing"]
     qkv = query_1xHxTxD, key_1xHxTxD, value_1xHxTxD
+    options = Options(kwargs["scaling"], kwargs.get("dropout", 0.0), kwargs.get("sliding_window"))
     if isinstance(packing, Padded):
-        out_TxHxD = _sdpa(*qkv, packing, scaling, dropout, sliding_window)
+        out_TxHxD = _sdpa(*qkv, packing, options)
     elif isinstance(packing, Samples):
-        out_TxHxD = cpu_attention.attend(*(x[0] for x in qkv), packing, scaling, dropout, sliding_window).transpose(
-            0, 1
-        )
+        out_TxHxD = cpu_attention.attend(*(x[0] for x in qkv), packing, options).transpose(0, 1)
     elif isinstance(packing, Segments):
-        out_TxHxD = _varlen(*qkv, packing, scaling, dropout, sliding_window)
+        out_TxHxD = _varlen(*qkv, packing, options)
     else:
-        assert not dropout
-        mask = packing.full if sliding_window is None else packing.local
+        assert not options.dropout
+        mask = packing.full if options.window is None else packing.local
         attend = _plain_flex if torch.compiler.is_compiling() else _compiled_flex()
-        out_TxHxD = attend(*qkv, mask, scaling)[0].transpose(0, 1)
+        out_TxHxD = attend(*qkv, mask, options.scaling)[0].transpose(0, 1)
     return out_TxHxD.unsqueeze(0), None
 
 
@@ -151,13 +149,7 @@ AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 
 
 def _sdpa(
-    query_1xHxTxD: Tensor,
-    key_1xHxTxD: Tensor,
-    value_1xHxTxD: Tensor,
-    padded: Padded,
-    scaling: float,
-    dropout: float,
-    window: int | None,
+    query_1xHxTxD: Tensor, key_1xHxTxD: Tensor, value_1xHxTxD: Tensor, padded: Padded, options: Options
 ) -> Tensor:
     """q, k and v are padded here and only here. Returns [T, H, D]."""
     _1, heads, num_tokens, width = query_1xHxTxD.shape
@@ -169,12 +161,17 @@ def _sdpa(
         return rows.view(num_samples, max_seqlen, heads, width).transpose(1, 2)
 
     mask = padded.mask_Nx1x1xL
-    if window is not None:
+    if options.window is not None:
         columns_L = torch.arange(max_seqlen, device=mask.device)
         distance_LxL = (columns_L[:, None] - columns_L).abs()
-        mask = (mask & (distance_LxL < window)) | (distance_LxL == 0)  # no row without a key, padding's neither
+        mask = (mask & (distance_LxL < options.window)) | (distance_LxL == 0)  # no row without a key, padding's neither
     out_NxHxLxD = F.scaled_dot_product_attention(
-        pad(query_1xHxTxD), pad(key_1xHxTxD), pad(value_1xHxTxD), attn_mask=mask, dropout_p=dropout, scale=scaling
+        pad(query_1xHxTxD),
+        pad(key_1xHxTxD),
+        pad(value_1xHxTxD),
+        attn_mask=mask,
+        dropout_p=options.dropout,
+        scale=options.scaling,
     )
     flat_NLxHD = out_NxHxLxD.transpose(1, 2).reshape(num_samples * max_seqlen, heads * width)
     return flat_NLxHD.index_select(0, padded.scatter_T).view(num_tokens, heads, width)
@@ -200,30 +197,19 @@ def samples_of_tokens(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
 
 
 def _varlen(
-    query_1xHxTxD: Tensor,
-    key_1xHxTxD: Tensor,
-    value_1xHxTxD: Tensor,
-    segments: Segments,
-    scaling: float,
-    dropout: float,
-    window: int | None,
+    query_1xHxTxD: Tensor, key_1xHxTxD: Tensor, value_1xHxTxD: Tensor, segments: Segments, options: Options
 ) -> Tensor:
-    """Flash attention (Dao 2023) over segments. Returns [T, H, D].
-
-    torch's is what its `varlen_attn` calls with a dropout of 0.
-    """
+    """Flash attention (Dao 2023) over segments. Returns [T, H, D]."""
     qkv_TxHxD = [x.squeeze(0).transpose(0, 1) for x in (query_1xHxTxD, key_1xHxTxD, value_1xHxTxD)]
-    reach = -1 if window is None else window - 1
+    reach = -1 if options.window is None else options.window - 1
     cu_seqlens, max_seqlen = segments.cu_seqlens, segments.max_seqlen
-    segmented = *qkv_TxHxD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout
-    out_TxHxD: Tensor
-    if segments.flash:
-        out_TxHxD = flash_attn_varlen_func(*segmented, softmax_scale=scaling, window_size=(reach, reach))
-    else:
-        out_TxHxD, *_ = torch.ops.aten._flash_attention_forward(
-            *segmented, is_causal=False, return_debug_mask=False, scale=scaling, window_size_left=reach,
-            window_size_right=reach,
-        )  # fmt: skip
+    if not segments.flash:
+        return torch_private.flash_attention(qkv_TxHxD, cu_seqlens, max_seqlen, options.scaling, options.dropout, reach)
+    out_TxHxD: Tensor = flash_attn_varlen_func(
+        *(*qkv_TxHxD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, options.dropout),
+        softmax_scale=options.scaling,
+        window_size=(reach, reach),
+    )
     return out_TxHxD
 
 
