@@ -13,8 +13,9 @@ import json
 import os
 import re
 import sys
+import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -25,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cloze.errors import ExitCode, PeerFailed, UserError
-from cloze.schema import CONF
+from cloze.schema import CONF, Variant
 
 C = TypeVar("C")
 
@@ -49,7 +50,7 @@ def run(config_name: str, schema: type[C], main: Callable[[C], int]) -> NoReturn
     outlive_terminal()
     arguments = _without_local_rank(sys.argv[1:])
     if "--help" in arguments or "-h" in arguments:
-        print(help_text(config_name, schema))
+        print(help_text(config_name, schema, arguments))
         sys.exit(ExitCode.OK)
     if any(argument.startswith("-") for argument in arguments):
         code = guarded(lambda: _by_hydra(arguments, config_name, schema, main), schema)
@@ -83,7 +84,15 @@ def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Cal
 
 def compose(config_name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
     """The typed configuration that these command-line overrides give, without running anything."""
-    return _typed(_composed(config_name, schema, overrides), schema)
+    try:
+        config = _composed(config_name, schema, overrides)
+    except HydraException as error:
+        choices = _choices(schema, overrides)
+        if len(choices) == len(overrides):
+            raise
+        chosen = dict(_chosen(schema, _composed(config_name, schema, choices)))
+        raise UserError(_explain(error, schema, chosen=chosen)) from error
+    return _typed(config, schema)
 
 
 def typed(values: Mapping[str, Any], schema: type[C]) -> C:
@@ -91,8 +100,8 @@ def typed(values: Mapping[str, Any], schema: type[C]) -> C:
     return _typed(OmegaConf.create(dict(values)), schema)
 
 
-def help_text(config_name: str, schema: type[Any]) -> str:
-    """Groups with their options, then every key with its default and meaning."""
+def help_text(config_name: str, schema: type[Any], overrides: Sequence[str] = ()) -> str:
+    """Groups with their options, then every key with its default and meaning, as `overrides` choose among groups."""
     commands = {
         "prep": "python -m data_prep",
         "train": "deepspeed pretrain/train.py",
@@ -107,7 +116,7 @@ def help_text(config_name: str, schema: type[Any]) -> str:
             *(f"  {name:12} {' '.join(options)}" for name, options in there.items()),
         ]
     lines += ["", "Keys (key=value; default in brackets):"]
-    for key in keys(config_name, schema):
+    for key in keys(config_name, schema, overrides):
         if key.meaning:
             lines.append(f"  {key.name:28} {key.meaning}" + (f" [{key.default}]" if key.default else ""))
     lines += [
@@ -118,22 +127,45 @@ def help_text(config_name: str, schema: type[Any]) -> str:
     return "\n".join([*lines, f"Exit codes: {codes} (docs/faults.md)."])
 
 
-def keys(config_name: str, schema: type[Any]) -> list[Key]:
-    """Every key and section of `schema`, in order, with the default that `conf/{config_name}.yaml` gives."""
-    defaults = _composed(config_name, schema, ())
+def keys(config_name: str, schema: type[Any], overrides: Sequence[str] | None = None) -> list[Key]:
+    """Every key and section of `schema`, in order, with the default that `conf/{config_name}.yaml` gives.
+
+    Of a section that comes in kinds: the keys of the kind that `overrides` choose; of all kinds where None.
+    """
+    defaults = _composed(config_name, schema, _choices(schema, overrides or ()))
+    if overrides is not None:
+        return [
+            Key(name, meaning, _default(defaults, name)) for name, meaning in _names(schema, _chosen(schema, defaults))
+        ]
+    options = groups(schema)
+    variants = [
+        _composed(config_name, schema, [f"{section}={kind}"])
+        for section, variant in _chosen(schema, defaults)
+        for kind in variant.kinds
+        if kind in options.get(section, ())
+    ]
     found = []
     for name, meaning in _names(schema):
-        parent, _, leaf = name.rpartition(".")
-        value = OmegaConf.select(defaults, name, throw_on_missing=False)
-        if OmegaConf.is_missing(OmegaConf.select(defaults, parent) if parent else defaults, leaf):
-            default: str | None = "required"
-        elif isinstance(value, DictConfig):
-            default = None
-        else:
-            plain = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-            default = plain if isinstance(plain, str) else json.dumps(plain)
-        found.append(Key(name, meaning, default))
+        holder = next((config for config in (defaults, *variants) if _holds(config, name)), defaults)
+        found.append(Key(name, meaning, _default(holder, name)))
     return found
+
+
+def _holds(config: DictConfig, name: str) -> bool:
+    parent, _, leaf = name.rpartition(".")
+    section = OmegaConf.select(config, parent) if parent else config
+    return isinstance(section, DictConfig) and leaf in list(section)  # `in section` misses what is required
+
+
+def _default(config: DictConfig, name: str) -> str | None:
+    parent, _, leaf = name.rpartition(".")
+    value = OmegaConf.select(config, name, throw_on_missing=False)
+    if OmegaConf.is_missing(OmegaConf.select(config, parent) if parent else config, leaf):
+        return "required"
+    if isinstance(value, DictConfig):
+        return None
+    plain = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+    return plain if isinstance(plain, str) else json.dumps(plain)
 
 
 def groups(schema: type[Any]) -> dict[str, list[str]]:
@@ -246,26 +278,63 @@ def _composed(config_name: str, schema: type[Any], overrides: Sequence[str]) -> 
             raise UserError(_explain(error, schema)) from error
 
 
+def _choices(schema: type[Any], overrides: Sequence[str]) -> list[str]:
+    """Those overrides that choose an option of a group."""
+    names = groups(schema)
+    return [override for override in overrides if override.lstrip("+").partition("=")[0] in names]
+
+
 def _typed(config: DictConfig, schema: type[C]) -> C:
+    chosen = dict(_chosen(schema, config))
     try:
-        merged = OmegaConf.merge(_template(schema), config)
+        merged = OmegaConf.merge(_template(schema, chosen), config)
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(_explain(error, schema)) from error
+        raise UserError(_explain(error, schema, chosen=chosen)) from error
     assert isinstance(result, schema)
     return result
 
 
-def _template(schema: type[Any]) -> DictConfig:
+def _template(schema: type[Any], chosen: Mapping[str, type[Any]], prefix: str = "") -> DictConfig:
     """`schema` as an OmegaConf object that can be filled: OmegaConf takes frozen dataclasses for read-only ones."""
     template = OmegaConf.structured(schema)
     OmegaConf.set_readonly(template, False)
-    hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(hints[field.name]):
-            template[field.name] = _template(typing.cast(type[Any], hints[field.name]))
+    for field, hint in _fields(schema):
+        if dataclasses.is_dataclass(hint):
+            section = f"{prefix}{field.name}"
+            template[field.name] = _template(chosen.get(section, typing.cast(type[Any], hint)), chosen, f"{section}.")
             OmegaConf.set_readonly(template[field.name], False)
     return typing.cast(DictConfig, template)
+
+
+def _fields(schema: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a dataclass, each with its type."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        yield field, hints[field.name]
+
+
+def _chosen(schema: type[Any], config: DictConfig, prefix: str = "") -> Iterator[tuple[str, type[Variant]]]:
+    """(dotted name, dataclass of the kind that `config` names) of every section that comes in kinds.
+
+    `schema` itself, where it is a kind, has the name "". Raises `UserError` for a kind that does not exist.
+    """
+    if issubclass(schema, Variant) and schema in schema.kinds.values():
+        yield prefix.removesuffix("."), schema
+    for field, hint in _fields(schema):
+        section = config.get(field.name) if isinstance(config, DictConfig) else None
+        if not dataclasses.is_dataclass(hint) or not isinstance(section, DictConfig):
+            continue
+        if issubclass(typing.cast(type[Any], hint), Variant):
+            kind = str(section.get("kind"))
+            kinds = typing.cast(type[Variant], hint).kinds
+            if kind not in kinds:
+                name = f"{prefix}{field.name}"
+                raise UserError(
+                    f"{name}.kind={kind}: no such kind{_nearest(kind, [*kinds])}; there are {', '.join(kinds)}"
+                )
+            hint = kinds[kind]
+        yield from _chosen(typing.cast(type[Any], hint), section, f"{prefix}{field.name}.")
 
 
 def _without_local_rank(arguments: Sequence[str]) -> list[str]:
@@ -281,9 +350,17 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _explain(error: Exception, schema: type[Any], options: Sequence[str] = ()) -> str:
-    """One line for a Hydra or OmegaConf error, with the nearest valid name where a name is wrong."""
-    names = [*options, *(name for name, _ in _names(schema))]
+def _explain(
+    error: Exception,
+    schema: type[Any],
+    options: Sequence[str] = (),
+    chosen: Mapping[str, type[Variant]] = types.MappingProxyType({}),
+) -> str:
+    """One line for a Hydra or OmegaConf error, with the nearest valid name where a name is wrong.
+
+    `chosen` are the kinds of the sections that come in kinds.
+    """
+    names = [*options, *(name for name, _ in _names(schema, chosen.items()))]
     message = str(error)
     first = message.strip().splitlines()[0].rstrip(".")
     if isinstance(error, OverrideParseException):
@@ -293,12 +370,10 @@ def _explain(error: Exception, schema: type[Any], options: Sequence[str] = ()) -
         options = groups(schema).get(group, [])
         return f"{group}={option}: no such option{_nearest(option, options)}; there are {', '.join(options)}"
     if match := re.search(r"Could not override '([^']+)'", message):
-        key = match.group(1)
-        return f"{key}: no such key{_nearest(key, names)}; --help lists them all"
+        return _no_such_key(match.group(1), names, chosen)
     if match := re.search(r"Key '([^']+)' (?:not in|is not in)", message):
         full = re.search(r"full_key: (\S+)", message)
-        key = full.group(1) if full else match.group(1)
-        return f"{key}: no such key{_nearest(key, names)}; --help lists them all"
+        return _no_such_key(full.group(1) if full else match.group(1), names, chosen)
     if isinstance(error, MissingMandatoryValue) and (match := re.search(r"full_key: (\S+)", message)):
         return (
             f"{match.group(1)}: has no value; add {match.group(1)}=… to the command line (--help tells what it means)"
@@ -310,6 +385,17 @@ def _explain(error: Exception, schema: type[Any], options: Sequence[str] = ()) -
     return f"{first}; correct the command line (--help lists groups and keys)"
 
 
+def _no_such_key(key: str, names: Sequence[str], chosen: Mapping[str, type[Variant]]) -> str:
+    """Of a section that comes in kinds, the keys of the kind are few enough to name them all."""
+    section, _, leaf = key.rpartition(".")
+    variant = chosen.get(section)
+    if variant is None or not any(leaf in other.__dataclass_fields__ for other in variant.kinds.values()):
+        return f"{key}: no such key{_nearest(key, names)}; --help lists them all"
+    kind = next(kind for kind, other in variant.kinds.items() if other is variant)
+    mine = ", ".join(field.name for field in dataclasses.fields(variant))
+    return f"{key}: of no use to {section + '=' if section else ''}{kind}, whose keys are {mine}"
+
+
 def _nearest(name: str, valid: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     if not close:  # a right leaf under a wrong parent: `lr` for `optim.lr`
@@ -317,11 +403,38 @@ def _nearest(name: str, valid: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _names(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, help text) of every field; a nested dataclass comes before its fields."""
-    hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        yield prefix + field.name, field.metadata.get("help", "")
-        for candidate in (hints[field.name], *typing.get_args(hints[field.name])):
-            if dataclasses.is_dataclass(candidate):
-                yield from _names(typing.cast(type[Any], candidate), f"{prefix}{field.name}.")
+def _names(
+    schema: type[Any], chosen: Iterable[tuple[str, type[Variant]]] | None = None, prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """(dotted key, help text) of every field; a nested dataclass comes before its fields.
+
+    Of a section that comes in kinds: the fields of the kind in `chosen`, else of every kind, each once.
+    """
+    kinds = dict(chosen or ())
+    for field, hint in _fields(schema):
+        section = f"{prefix}{field.name}"
+        help_text = field.metadata.get("help", "")
+        if issubclass(schema, Variant) and field.name == "kind":
+            help_text = f"{help_text}: {', '.join(schema.kinds)}"
+        yield section, help_text
+        for candidate in (hint, *typing.get_args(hint)):
+            if not dataclasses.is_dataclass(candidate):
+                continue
+            candidate = typing.cast(type[Any], candidate)
+            if issubclass(candidate, Variant) and section not in kinds:
+                yield from _names_of_kinds(candidate, f"{section}.")
+            else:
+                yield from _names(kinds.get(section, candidate), kinds.items(), f"{section}.")
+
+
+def _names_of_kinds(variant: type[Variant], prefix: str) -> Iterator[tuple[str, str]]:
+    """`_names` of all kinds together; what only some have begins with their names."""
+    owners: dict[str, list[str]] = {}
+    meanings: dict[str, str] = {}
+    for kind, schema in variant.kinds.items():
+        for name, meaning in _names(schema, prefix=prefix):
+            owners.setdefault(name, []).append(kind)
+            meanings.setdefault(name, meaning)
+    for name, meaning in meanings.items():
+        shared = len(owners[name]) == len(variant.kinds)
+        yield name, meaning if shared else f"{', '.join(owners[name])}: {meaning}"
