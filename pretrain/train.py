@@ -55,6 +55,7 @@ from pretrain.telemetry.throughput import Throughput, peak_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
 
+@cli.hydra_command("train", TrainConfig)
 def main(config: TrainConfig) -> int:
     """One process of a run, from joining the group to leaving it. Returns the exit code."""
     if module := os.environ.get("CLOZE_FAULTS"):  # of tests: it lets things go wrong
@@ -379,4 +380,4 @@ def plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    cli.run("train", TrainConfig, main)
+    sys.exit(main())

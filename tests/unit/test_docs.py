@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from hydra.errors import HydraException
 
 from cloze import cli
-from cloze.errors import ExitCode
+from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
 from docs import hooks
 from finetune.config import FinetuneConfig, SuiteConfig
@@ -157,7 +158,7 @@ def test_the_check_finds_mistakes() -> None:
         "pip install 'cloze[everything]'",
         "rm -rf x",
     ):
-        with pytest.raises((AssertionError, cli.UserError, cli.HydraException)):
+        with pytest.raises((AssertionError, UserError, HydraException)):
             check(shlex.split(line))
 
 

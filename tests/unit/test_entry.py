@@ -231,7 +231,7 @@ def drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dr
     (tmp_path / "shape" / "circle.yaml").write_text("kind: circle\ncolour: red\nradius: 1.5\n")
     (tmp_path / "shape" / "box.yaml").write_text("kind: box\ncolour: blue\nwidth: ???\nsides: [1]\n")
     (tmp_path / "draw.yaml").write_text("defaults: [{shape: circle}, _self_]\ncopies: 2\n")
-    monkeypatch.setattr(cli, "CONF", tmp_path)
+    monkeypatch.setattr("cloze.cli.schemas.CONF", tmp_path)
     return lambda *overrides: cli.compose("draw", DrawingConfig, overrides)
 
 
