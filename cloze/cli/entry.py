@@ -174,13 +174,22 @@ def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Cal
 
     sweeps = "${runs_root}" if "runs_root" in {field.name for field in fields(schema)} else "runs"  # type: ignore[arg-type]
     try:
-        with _as_process([*_HYDRA_SETTINGS, f"hydra.sweep.dir={sweeps}", *arguments]):
+        with _as_process(_with_settings(arguments, [*_HYDRA_SETTINGS, f"hydra.sweep.dir={sweeps}"])):
             task()
     except ValueError as error:  # Hydra's, of an override such as `model=3`
         if composed:
             raise
         raise UserError(explain(error, schema)) from error
     return max(codes, default=ExitCode.OK)
+
+
+def _with_settings(arguments: list[str], settings: list[str]) -> list[str]:
+    """The settings before the user's overrides, whose word is the last; Hydra wants all overrides side by side."""
+    overrides = (
+        at for at, one in enumerate(arguments) if one.startswith("~") or ("=" in one and not one.startswith("-"))
+    )
+    first = next(overrides, len(arguments))
+    return [*arguments[:first], *settings, *arguments[first:]]
 
 
 @contextmanager

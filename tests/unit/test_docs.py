@@ -217,6 +217,23 @@ def test_the_reference_has_every_key_and_option() -> None:
     assert "| `mfu` |" in text
 
 
+def test_contributing_tells_every_contract_and_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    table = re.search(r"^\| contract \|.*\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table
+    assert re.findall(r"^\| (.*?) \|", table[1], re.MULTILINE) == [contract["name"] for contract in contracts]
+    rooms = re.search(r"^\| package \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert rooms
+    for package in PACKAGES:
+        (row,) = re.findall(rf"^\| `{package}` \|(.*)$", rooms[1], re.MULTILINE)
+        named = set(re.findall(r"`(\w+)/`", row))
+        inner = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert named <= inner, package
+        if package not in ("cloze", "finetune"):
+            assert named == inner, package
+
+
 def test_help_is_quick() -> None:
     """It needs neither torch nor transformers, which take seconds; `plan` knows GPUs by way of torch."""
     quick = ("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite")
