@@ -1,5 +1,6 @@
 """Entry: `python -m finetune task=classification model=out/books data.train=a.tsv data.dev=b.tsv out=out/task`."""
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -21,9 +22,9 @@ _MODULES = {
 def finetune(config: FinetuneConfig) -> dict[str, float]:
     """Fine-tune as `config` says and write its `out`; returns the scores, averaged over the seeds."""
     prepare = preparation(config)
-    from finetune.train import run
+    from finetune import train
 
-    return run(config, prepare)
+    return train.run(config, prepare)
 
 
 def preparation(config: FinetuneConfig) -> Callable[[FinetuneConfig], Any]:
@@ -34,12 +35,15 @@ def preparation(config: FinetuneConfig) -> Callable[[FinetuneConfig], Any]:
         raise UserError(f"task={config.task}: needs {error.name}: pip install 'cloze[finetune]'") from None
 
 
-def main(config: FinetuneConfig) -> int:
+def run(config: FinetuneConfig) -> int:
+    """Fine-tune and tell the scores."""
     result = finetune(config)
     print("  ".join(f"{name} {value:.4f}" for name, value in result.items()))
     print(f"{config.out}: model, tokenizer and metrics.json")
     return ExitCode.OK
 
 
+main = cli.hydra_command("finetune", FinetuneConfig)(run)
+
 if __name__ == "__main__":
-    cli.run("finetune", FinetuneConfig, main)
+    sys.exit(main())

@@ -6,6 +6,7 @@ the same seeds. The table goes to `out` as Markdown and JSON and into the model 
 
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from finetune.tasks import SUITES, TASKS
 from pretrain.export.card import replace_section, table
 
 
-def main(config: SuiteConfig) -> int:
+def run(config: SuiteConfig) -> int:
+    """Learn the tasks of the suite and write the table."""
     out = Path(config.out)
     names = config.tasks or SUITES[config.suite]
     settings = {task: found for task in names if (found := _settings(config, task)) is not None}
@@ -105,5 +107,7 @@ def _file(folder: Path, stem: str) -> str | None:
     return next(iter(found), None)
 
 
+main = cli.hydra_command("suite", SuiteConfig)(run)
+
 if __name__ == "__main__":
-    cli.run("suite", SuiteConfig, main)
+    sys.exit(main())

@@ -86,6 +86,7 @@ def dry_run(job: Job) -> str:
     return "\n".join([*lines, "forwarded: " + (" ".join(sorted(job.environment)) or "nothing")])
 
 
+@cli.overrides_command(TrainConfig)
 def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(HELP)
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
         return ExitCode.OK
     what = next((argument for argument in arguments if argument in ("check", "slurm")), None)
     options = parse([argument for argument in arguments if argument != what], slurm=what == "slurm")
-    config = cli.compose("train", TrainConfig, options.overrides)  # a typo is told once, not by every rank
+    config = cli.compose("train", TrainConfig, options.overrides, NAMES)  # a typo is told once, not by every rank
     if what == "slurm":
         from launch.slurm import submit
 
@@ -112,5 +113,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.outlive_terminal()
-    sys.exit(cli.guarded(lambda: main(sys.argv[1:]), TrainConfig, options=NAMES))
+    sys.exit(main())

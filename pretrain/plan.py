@@ -291,6 +291,7 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     )
 
 
+@cli.overrides_command(TrainConfig)
 def main(arguments: list[str]) -> int:
     if "--help" in arguments:
         keys = [(field.name, field.metadata["help"], getattr(DEFAULTS, field.name)) for field in fields(PlanConfig)]
@@ -306,4 +307,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(lambda: main(sys.argv[1:]), TrainConfig))
+    sys.exit(main())

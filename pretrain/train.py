@@ -19,6 +19,7 @@ from pretrain.rollback import train_with_rollbacks
 from pretrain.session import Job, open_job, open_session
 
 
+@cli.hydra_command("train", TrainConfig)
 def main(config: TrainConfig) -> int:
     """One process of a run, from joining the group to leaving it. Returns the exit code."""
     with open_job(config) as job:
@@ -48,4 +49,4 @@ def run(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    cli.run("train", TrainConfig, main)
+    sys.exit(main())

@@ -139,6 +139,17 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
     return difference
 
 
+def load_hugging_face(run: Path | str) -> PreTrainedModel:
+    """Hugging Face's model, in fp32 and ready to predict, with the weights of the newest verified checkpoint of `run`.
+
+    `run` may be one checkpoint of a run, too. Raises `UserError` where there is none.
+    """
+    source, tokenizer = _locate(Path(run))
+    snapshot = checkpoint.load(source)
+    facts = load_word_piece(tokenizer).facts
+    return _plain_model(_model_config(snapshot.config_yaml), facts, snapshot.weights).eval()
+
+
 def parity(trained: PackedBert, exported: Path) -> float:
     """Largest difference of MLM (every position) and NSP logits on a few pairs: packed against loaded and padded."""
     tokenizer = load_tokenizer(exported)

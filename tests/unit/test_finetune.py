@@ -20,7 +20,8 @@ from cloze import cli
 from cloze.errors import TrainingError, UserError
 from finetune import data
 from finetune import train as training
-from finetune.__main__ import finetune, main
+from finetune.__main__ import finetune
+from finetune.__main__ import run as command
 from finetune.config import FinetuneConfig, facts
 from finetune.data import Example, both_sets, examples, label_names, mismatched_rows
 from finetune.families import classification
@@ -52,7 +53,7 @@ def test_learns_writes_scores_and_a_model_that_loads(
     write_tsv(tmp_path / "train.tsv", 160, 1)
     write_tsv(tmp_path / "dev.tsv", 50, 2)
     settings = config(tmp_path, model, "epochs=3", "num_seeds=2", "patience=2")
-    assert main(settings) == 0
+    assert command(settings) == 0
     body = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert body["labels"] == ["neg", "pos"]
     assert (body["train_examples"], body["dev_examples"]) == (160, 50)
@@ -103,7 +104,7 @@ def test_pairs_in_jsonl_and_the_same_seed_twice(tmp_path: Path, model: Path) -> 
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n\n" for row in rows))
     bodies = []
     for out in ("a", "b"):
-        assert main(config(tmp_path, model, "epochs=1", f"out={tmp_path / out}", suffix="jsonl")) == 0
+        assert command(config(tmp_path, model, "epochs=1", f"out={tmp_path / out}", suffix="jsonl")) == 0
         bodies.append(json.loads((tmp_path / out / "metrics.json").read_text()))
         assert bodies[-1]["labels"] == ["0", "1", "2"]
         assert bodies[-1].pop("config") == facts(
@@ -375,7 +376,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     spoil(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=expected) as caught:
-        main(config(tmp_path, tmp_path / "model", "epochs=1"))
+        command(config(tmp_path, tmp_path / "model", "epochs=1"))
     assert caught.value.exit_code == 64
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before

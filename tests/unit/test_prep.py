@@ -267,7 +267,7 @@ from data_prep import plan
 from data_prep.stages import finish
 from data_prep.stages import tokenizer
 from data_prep.config import PrepConfig
-from cloze.cli import run
+from cloze.cli import hydra_command
 from data_prep.prepare import main
 
 def dies(*arguments, **keywords):
@@ -275,7 +275,7 @@ def dies(*arguments, **keywords):
         os.kill(os.getpid(), signal.SIGKILL)
 
 {module}.{name} = dies
-run("prep", PrepConfig, main)
+sys.exit(hydra_command("prep", PrepConfig)(main)())
 """
 
 
