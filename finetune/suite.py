@@ -18,7 +18,8 @@ from cloze.errors import ExitCode, UserError
 from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig, Init, SuiteConfig, facts
 from finetune.data import sha256
-from finetune.tasks import SUITES, TASKS
+from finetune.families import SUITES, TASKS
+from finetune.length import fitted
 from pretrain.export.card import replace_section, table
 
 
@@ -39,7 +40,10 @@ def main(config: SuiteConfig) -> int:
                 print(f"{task}, {init.value} weights", flush=True)
                 finetune(wanted)
             body = json.loads((where / "metrics.json").read_text(encoding="utf-8"))
-            now, then = {**facts(wanted), **sha256(wanted)}, {**body.get("config", {}), **body.get("sha256", {})}
+            now, then = (
+                {**facts(fitted(wanted)), **sha256(wanted)},
+                {**body.get("config", {}), **body.get("sha256", {})},
+            )
             if other := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
                 raise UserError(f"{where}: was made with another {', '.join(other)}; remove it, or name another out")
             results.setdefault(task, {})[init.value] = body

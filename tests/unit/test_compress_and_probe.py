@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from finetune import compress as command
 from finetune import probe
 from finetune.__main__ import finetune
-from finetune.quantize import compress
+from finetune.onnx_export import compress
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 TEXTS = ["good film", "bad a the very was", "ann met bob", "rome"]
