@@ -162,7 +162,7 @@ class Demo:
         for title, command in steps:
             code = self._step(title, command)
             if code:
-                log.error(f"demo: {title}: exit code {code}; run it again to go on")
+                log.info(f"\ndemo: stopped: {title}: exit code {code}")
                 return code
         return self._evaluate()
 
@@ -175,7 +175,7 @@ class Demo:
         return code
 
     def _evaluate(self) -> int:
-        """Evaluation against the guessing_baseline, predictions, report. Raises `TrainingError` if guessing is as good.
+        """Evaluation against the baseline, predictions, report. Raises `TrainingError` if guessing is as good.
 
         A training of fewer steps than planned is told so instead.
         """

@@ -60,7 +60,7 @@ def test_table_against_random_weights_and_a_second_call_that_keeps_it(
         f"| rte | accuracy | {ours:.1f} ± {spread[0]:.1f} | {random:.1f} ± {spread[1]:.1f} | {ours - random:+.1f} |"
     )
     assert expected in text
-    assert "2 seeds. Batch 8, learning rate 0.001, 128 tokens; epochs: rte 1." in text
+    assert "2 seeds. Batch 8, learning rate 0.001, 64 tokens; epochs: rte 1." in text
     assert "one task. No data: cola." in text
     assert text.count(expected.removeprefix("| rte | accuracy")) == 2  # the average of one task
     stamp = (tmp_path / "out" / "rte-random" / "metrics.json").stat().st_mtime_ns
