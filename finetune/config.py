@@ -1,11 +1,12 @@
 """The schemas of conf/finetune/*.yaml. What the tasks are stands in families/."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
+from cloze import cli
 from cloze.errors import UserError
 from cloze.schema import doc
 from finetune.families import SUITES, TASKS
@@ -220,6 +221,13 @@ class SuiteConfig:
             require(
                 task in SUITES[self.suite], f"tasks: suite={self.suite} has {', '.join(SUITES[self.suite])}, no {task}"
             )
+
+
+def saved(body: Mapping[str, Any]) -> FinetuneConfig:
+    """The configuration that `facts` gave, perhaps of an earlier version: keys that are newer have their defaults."""
+    today = facts(cli.compose("finetune", FinetuneConfig, ["model=any", "out=any"]))
+    sections = {key: {**value, **body.get(key, {})} for key, value in today.items() if isinstance(value, dict)}
+    return cli.typed({**today, **body, **sections}, FinetuneConfig)
 
 
 def facts(config: FinetuneConfig) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from cloze.log import log
 from finetune.config import FinetuneConfig
 
 # Of these the positions begin behind the padding's: 514 hold 512 tokens.
@@ -15,14 +14,13 @@ _FROM_PADDING = {
 
 
 def fitted(config: FinetuneConfig) -> FinetuneConfig:
-    """`config` with a max_len that the model has positions for; a smaller one than asked for is told.
+    """`config` with a max_len that the model has positions for.
 
     A directory that holds no model is left for the one who loads it to complain of.
     """
     positions = _positions(Path(config.model))
     if positions is None or config.max_len <= positions:
         return config
-    log.warning(f"max_len={config.max_len}: model={config.model} has {positions} positions; {positions} is used")
     return replace(config, max_len=positions)
 
 

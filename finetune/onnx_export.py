@@ -25,9 +25,8 @@ from onnxruntime import InferenceSession
 from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
-from cloze import cli
 from cloze.errors import UserError
-from finetune.config import FinetuneConfig, Init
+from finetune.config import FinetuneConfig, Init, saved
 from finetune.train import Prepared
 from pretrain.export.hugging_face import be_quiet, replaced_directory
 
@@ -96,7 +95,7 @@ def _config(folder: Path, data: Mapping[str, Any]) -> FinetuneConfig:
         body = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder}: has no metrics.json; name a directory that `python -m finetune` wrote") from None
-    config = cli.typed(body, FinetuneConfig)
+    config = saved(body)
     alone, own = replace(config.distill, teacher=None), replace(config.data, **data)
     return replace(config, model=str(folder), init=Init.pretrained, distill=alone, data=own)
 

@@ -217,7 +217,11 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
     out = Path(config.out)
     refuse_occupied(out, "out=")
     be_quiet()
-    config = fitted(config)
+    asked, config = config.max_len, fitted(config)
+    if config.max_len < asked:
+        log.warning(
+            f"max_len={asked}: model={config.model} has positions for {config.max_len} tokens: so many are used"
+        )
     prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
     prepared.tokenizer.model_max_length = config.max_len
     main = config.definition.score
