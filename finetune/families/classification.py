@@ -42,7 +42,8 @@ def examples(dataset: Dataset, config: "FinetuneConfig") -> list[Example]:
             if isinstance(value, list | dict) or (name == layout[-1] and value in (None, "")):
                 raise BadRow(f"{name} is {json.dumps(value)[:40]}; a text is needed there")
         *texts, label = ["" if value is None else str(value) for value in values]
-        label = re.sub(r"^(-?\d+)\.0+$", r"\1", label)  # pandas makes floats of a column with gaps
+        if config.definition.family is CLASSIFICATION:
+            label = re.sub(r"^(-?\d+)\.0+$", r"\1", label)  # pandas makes floats of a column with gaps
         if label in config.definition.unlabelled:
             return None
         where = f"{dataset.name}: {row.place}: task={config.task}"
