@@ -1,7 +1,8 @@
 """Starting a training on one machine, on many, or by Slurm: `from launch import main; main(["run=x", "data.path=y"])`.
 
-Also looks at the machines before (`preflight`) and at the processes while they run (`supervise`). Stands on `pretrain`
-and `cloze`.
+`python -m launch` builds a safe `deepspeed` command and watches over it; a host is a machine by its name, a node is a
+host's part in one start of a run, with an agent and ranks. It looks at the machines before (`preflight`) and at the
+processes while they run (`supervise`). Stands on `pretrain` and `cloze`.
 """
 
 from typing import TYPE_CHECKING

@@ -27,6 +27,7 @@ from cloze.corpus.manifest import NAME as MANIFEST_NAME
 from cloze.corpus.manifest import VAL, read_manifest
 from cloze.corpus.shards import Split
 from cloze.errors import ExitCode, TrainingError, UserError
+from cloze.log import log
 from launch.command import this_machine
 from pretrain.config import TrainConfig
 from pretrain.telemetry.report import REPORT_NAME, duration, read_metrics, write_report
@@ -82,7 +83,7 @@ class Paths(NamedTuple):
     model: Path = Path("out/demo")
 
 
-class Yardstick(NamedTuple):
+class Baseline(NamedTuple):
     """What guessing reaches on the held-out samples: the best that no reading of the text can beat."""
 
     mlm_loss: float  # entropy of the masked tokens' own frequencies, nats
@@ -90,7 +91,7 @@ class Yardstick(NamedTuple):
     nsp_accuracy: float  # share of the more frequent label
 
 
-def yardstick(corpus: Path, max_samples: int) -> Yardstick:
+def guessing_baseline(corpus: Path, max_samples: int) -> Baseline:
     """Guessing, on the first `max_samples` held-out samples (0: all) and their first draw of masks."""
     manifest = read_manifest(corpus)
     split = Split(corpus, manifest, VAL)
@@ -103,7 +104,7 @@ def yardstick(corpus: Path, max_samples: int) -> Yardstick:
     counts_V = np.bincount(samples.tokens_T[masked_M])
     shares = counts_V[counts_V > 0] / counts_V.sum()
     random_next = float(samples.random_next_N.mean())
-    return Yardstick(
+    return Baseline(
         mlm_loss=float(-(shares * np.log(shares)).sum()),
         mlm_accuracy=float(shares.max()),
         nsp_accuracy=max(random_next, 1 - random_next),
@@ -161,9 +162,9 @@ class Demo:
         for title, command in steps:
             code = self._step(title, command)
             if code:
-                print(f"\ndemo: stopped: {title}: exit code {code}", file=sys.stderr)
+                log.info(f"\ndemo: stopped: {title}: exit code {code}")
                 return code
-        return self._judge()
+        return self._evaluate()
 
     def _step(self, title: str, command: Sequence[str]) -> int:
         number = len(self._seconds) + 1
@@ -173,28 +174,28 @@ class Demo:
         self._seconds.append((title, time.monotonic() - start))
         return code
 
-    def _judge(self) -> int:
-        """Evaluation against the yardstick, predictions, report. Raises `TrainingError` if guessing is as good.
+    def _evaluate(self) -> int:
+        """Evaluation against the baseline, predictions, report. Raises `TrainingError` if guessing is as good.
 
         A training of fewer steps than planned is told so instead.
         """
         config = self._config(self._overrides)
         reached = last_evaluation(self._paths.run)
-        guessing = yardstick(self._paths.shards, config.eval.max_samples)
-        verdict = [
+        guessing = guessing_baseline(self._paths.shards, config.eval.max_samples)
+        comparison = [
             ("MLM loss, nats", f"{guessing.mlm_loss:.3f}", f"{reached['eval/mlm_loss']:.3f}"),
             ("MLM accuracy", f"{guessing.mlm_accuracy:.1%}", f"{reached['eval/mlm_accuracy']:.1%}"),
             ("NSP accuracy", f"{guessing.nsp_accuracy:.1%}", f"{reached['eval/nsp_accuracy']:.1%}"),
         ]
         print(f"\n=== Held-out evaluation\n{'':16}{'guessing':>10}{'model':>10}")
-        for name, guess, value in verdict:
+        for name, guess, value in comparison:
             print(f"{name:16}{guess:>10}{value:>10}")
         predictions = list(zip(SENTENCES, fill_masks(self._paths.model, SENTENCES, _GUESSES), strict=True))
         print("\n=== What the model fills in")
         for sentence, words in predictions:
             print(f"{sentence}\n    " + "   ".join(f"{word} {probability:.0%}" for word, probability in words))
         sections = [
-            ("Held-out, against guessing", _table(("", "guessing by frequency", "model"), verdict)),
+            ("Held-out, against guessing", _table(("", "guessing by frequency", "model"), comparison)),
             ("What the model fills in", _table(("sentence", "guesses"), [(s, _guessed(w)) for s, w in predictions])),
         ]
         report = write_report([self._paths.run], self._paths.run / REPORT_NAME, sections)
@@ -207,7 +208,7 @@ class Demo:
     def _config(self, overrides: Sequence[str]) -> TrainConfig:
         return cli.compose("train", TrainConfig, ["run=demo", "data.path=x", *self._plan.train, *overrides])
 
-    def _passed(self, reached: dict[str, float], guessing: Yardstick) -> int:
+    def _passed(self, reached: dict[str, float], guessing: Baseline) -> int:
         faults = []
         if not reached["eval/mlm_loss"] <= guessing.mlm_loss - self._plan.mlm_margin:
             faults.append(f"held-out MLM loss is not {self._plan.mlm_margin} nats below guessing")
@@ -235,11 +236,11 @@ def run_child(command: Sequence[str]) -> int:
     """Run a command to its end. Ctrl-C reaches it from the terminal, SIGTERM is handed on; both are its to answer."""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:
 
-        def hand_on(number: int, frame: FrameType | None) -> None:
+        def forward_signal(number: int, frame: FrameType | None) -> None:
             del frame
             child.send_signal(number)
 
-        before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGTERM, hand_on)
+        before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGTERM, forward_signal)
         try:
             code = child.wait()
         finally:

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cloze.errors import ExitCode, UserError
+from cloze.files import write_whole
+from cloze.log import log
 from launch.agent import STATUS_NAME
 from launch.command import TRAINING_MODULE
 from launch.options import Options
@@ -100,7 +102,7 @@ def submit(options: Options, config: TrainConfig) -> int:
         return ExitCode.OK
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCRIPT_NAME
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text.encode())
     try:
         done = subprocess.run(["sbatch", str(path)], check=False)
     except FileNotFoundError:
@@ -136,7 +138,7 @@ def main(overrides: Sequence[str]) -> None:
     try:
         os.environ.update(rank_variables(os.environ))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(str(error))
         sys.exit(error.exit_code)
     sys.argv[1:] = overrides
     try:

@@ -23,10 +23,10 @@ from finetune import train as training
 from finetune.__main__ import finetune
 from finetune.__main__ import run as command
 from finetune.config import FinetuneConfig, facts
-from finetune.data import Example, both_sets, examples, label_names, mismatched_rows
-from finetune.families import classification
-from finetune.families.classification import correlations, scores
-from finetune.tasks import SUITES, TASKS
+from finetune.data import both_sets, label_names, mismatched_set
+from finetune.families import SUITES, TASKS, classification
+from finetune.families.classification import Example, correlations, examples, scores
+from finetune.readers import Row
 from finetune.train import Prepared, TaskTrainer, run
 from tests.unit.tiny_bert import WORDS, config, write_tiny_bert
 
@@ -108,7 +108,7 @@ def test_pairs_in_jsonl_and_the_same_seed_twice(tmp_path: Path, model: Path) -> 
         bodies.append(json.loads((tmp_path / out / "metrics.json").read_text()))
         assert bodies[-1]["labels"] == ["0", "1", "2"]
         assert bodies[-1].pop("config") == facts(
-            config(tmp_path, model, "epochs=1", f"out={tmp_path / out}", suffix="jsonl")
+            config(tmp_path, model, "epochs=1", "max_len=64", f"out={tmp_path / out}", suffix="jsonl")
         )
     assert bodies[0] == bodies[1]
 
@@ -246,9 +246,9 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [1, -1]}, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows = both_sets(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))[0]
+    rows = both_sets(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))[0].rows
     assert asked == [("nyu-mll/glue", "mnli", "train"), ("nyu-mll/glue", "mnli", "validation_matched")]
-    assert [row["label"] for _, row in rows] == ["yes", "-"]
+    assert [row.columns["label"] for row in rows] == ["yes", "-"]
     monkeypatch.undo()
     absent = cli.compose("finetune", FinetuneConfig, [f"data.train='hub:{tmp_path}/no:train'", "model=m", "out=o"])
     with pytest.raises(UserError, match=r"data\.train=hub:.*: .*name a file"):
@@ -306,8 +306,8 @@ def test_mismatched_examples_are_scored_beside_dev(
     result = finetune(config(tmp_path, model, *own))
     assert (result["accuracy"], result["mismatched_accuracy"]) == (1, pytest.approx(1 / 3))
     asked: list[str] = []
-    monkeypatch.setattr(data, "_hub_rows", lambda source, _: asked.append(source) or [("x", {})])
-    mismatched_rows(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))
+    monkeypatch.setattr(data, "_hub_rows", lambda source, _: asked.append(source) or [Row("x", {})])
+    mismatched_set(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))
     assert asked == ["hub:nyu-mll/glue@mnli:validation_mismatched"]
     with pytest.raises(UserError, match=r"data\.mismatched: task=stsb has none"):
         config(tmp_path, model, "task=stsb", "data.mismatched=x")
@@ -384,8 +384,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_broken_lines_are_named(tmp_path: Path) -> None:
     for text, fault in (
-        ('{"sentence": "a", "label": 1}\n{"sentence"\n', "line 2: not JSON"),
-        ("[1]\n", "line 1: not a JSON object"),
+        ('{"sentence"\n', "line 1: not JSON"),
+        ('["a"]', "item 1: not a JSON object"),
+        ('[{"sentence": "a"}', "train=.*: not JSON .* an array of objects, or an object on each line"),
         (b"\xff\xfe", "UTF-8"),
         ('{"sentence": ["a", "b"], "label": 1}', r'line 1: sentence is \["a", "b"\]; a text is needed there'),
     ):

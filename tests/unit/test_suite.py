@@ -60,7 +60,7 @@ def test_table_against_random_weights_and_a_second_call_that_keeps_it(
         f"| rte | accuracy | {ours:.1f} ± {spread[0]:.1f} | {random:.1f} ± {spread[1]:.1f} | {ours - random:+.1f} |"
     )
     assert expected in text
-    assert "2 seeds. Batch 8, learning rate 0.001, 128 tokens; epochs: rte 1." in text
+    assert "2 seeds. Batch 8, learning rate 0.001, 64 tokens; epochs: rte 1." in text
     assert "one task. No data: cola." in text
     assert text.count(expected.removeprefix("| rte | accuracy")) == 2  # the average of one task
     stamp = (tmp_path / "out" / "rte-random" / "metrics.json").stat().st_mtime_ns
@@ -152,7 +152,9 @@ def test_a_grid_by_multirun(tmp_path: Path, data: Path) -> None:
     write_tiny_bert(tmp_path / "model", layers=1)
     files = [f"data.{name}={data}/sst2/{name}.tsv" for name in ("train", "dev")]
     grid = ["optim.lr=1e-3,1e-4", "out=grid/lr-${optim.lr}"]
-    done = run("finetune", "--multirun", "task=sst2", "model=model", "epochs=1", *files, *grid, cwd=tmp_path)
+    done = run(
+        "finetune", "--multirun", "task=sst2", "model=model", "epochs=1", "max_len=64", *files, *grid, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     bodies = [json.loads((folder / "metrics.json").read_text()) for folder in sorted((tmp_path / "grid").iterdir())]
     assert [body["config"]["optim"]["lr"] for body in bodies] == [1e-4, 1e-3]

@@ -13,9 +13,12 @@ from transformers import AutoTokenizer
 
 from cloze.errors import UserError
 from finetune.__main__ import finetune
-from finetune.data import entities, sentences
-from finetune.families.tokens import Crf, entity_scores, load_tagger
-from finetune.techniques import IGNORED
+from finetune.config import DataConfig
+from finetune.data import Dataset
+from finetune.families.tagging import Sentence, entities, entity_scores, load_tagger, sentences
+from finetune.readers import Row
+from finetune.techniques.crf import Crf
+from finetune.techniques.losses import IGNORED
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 CONLL = "{}/train.conll"
@@ -24,6 +27,16 @@ CONLL = "{}/train.conll"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("model"))
+
+
+def data(**changes: object) -> DataConfig:
+    defaults = {"train": None, "dev": None, "mismatched": None, "columns": None, "max_bad_fraction": 0.01}
+    return DataConfig(**{**defaults, "repair_tags": False, **changes})
+
+
+def checked(*tags: list[str], repair: bool = False) -> list[Sentence]:
+    rows = [Row("line 1", {"words": own, "tags": own}) for own in tags]
+    return sentences(Dataset(name="x", rows=rows), data(repair_tags=repair))
 
 
 def crf_of(num_tags: int, seed: int) -> Crf:
@@ -75,19 +88,15 @@ def test_entities_of_spelled_tags(spans: list[tuple[str, int]], closed: bool) ->
     tags = spelled(spans, closed)
     assert entities(tags) == expected
     if tags and "O" in tags:
-        assert sentences([("x", {"words": tags, "tags": tags, "line": 1}), CLOSED if closed else OPEN])
+        assert checked(tags, ["S-X" if closed else "B-X"])
 
 
 @given(st.lists(st.sampled_from(["O", "B-X", "I-X", "I-Y", "B-Y"]), min_size=1), st.booleans())
 def test_repaired_tags_are_sound_and_mean_what_they_meant(tags: list[str], closed: bool) -> None:
     tags = [*tags, "S-X"] if closed else tags
-    repaired = sentences([("x", {"words": tags, "tags": tags, "line": 1})], repair=True)[0].tags
+    repaired = checked(tags, repair=True)[0].tags
     assert entities(repaired) == entities(tags)
-    assert sentences([("x", {"words": tags, "tags": list(repaired), "line": 1})])
-
-
-OPEN = ("x", {"words": ["a"], "tags": ["B-X"], "line": 9})
-CLOSED = ("x", {"words": ["a"], "tags": ["S-X"], "line": 9})
+    assert checked(list(repaired))
 
 
 def test_faulty_predictions_count_as_conll_counts_them() -> None:

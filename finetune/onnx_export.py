@@ -25,11 +25,8 @@ from onnxruntime import InferenceSession
 from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
-from cloze import cli
 from cloze.errors import UserError
-from finetune.__main__ import preparation
-from finetune.config import FinetuneConfig, Init
-from finetune.tasks import TASKS
+from finetune.config import FinetuneConfig, Init, saved
 from finetune.train import Prepared
 from pretrain.export.hugging_face import be_quiet, replaced_directory
 
@@ -65,7 +62,7 @@ def compress(folder: Path, out: Path, data: Mapping[str, Any]) -> dict[str, Any]
     be_quiet()
     config = _config(folder, data)
     with replaced_directory(out) as temporary:
-        prepared = preparation(config)(config)
+        prepared = config.definition.family.prepare(config)
         model = _Plain(prepared.make_model().eval()).eval()
         batches = list(_batches(prepared))
         prepared.tokenizer.save_pretrained(temporary)
@@ -85,7 +82,7 @@ def compress(folder: Path, out: Path, data: Mapping[str, Any]) -> dict[str, Any]
                 f"{folder}: ONNX differs from PyTorch by {body['onnx']['difference']:.2g}; nothing was written"
             )
         body |= {
-            "score": TASKS[config.task].score,
+            "score": config.definition.score,
             "bytes": {path.name: path.stat().st_size for path in (whole, small)},
         }
         (temporary / "compress.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
@@ -98,7 +95,7 @@ def _config(folder: Path, data: Mapping[str, Any]) -> FinetuneConfig:
         body = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder}: has no metrics.json; name a directory that `python -m finetune` wrote") from None
-    config = cli.typed(body, FinetuneConfig)
+    config = saved(body)
     alone, own = replace(config.distill, teacher=None), replace(config.data, **data)
     return replace(config, model=str(folder), init=Init.pretrained, distill=alone, data=own)
 
