@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cloze.errors import DiskError, ExitCode, PeerFailed, TrainingError, UserError
 from pretrain.checkpoint import TrainingState, Writer
-from pretrain.config import Identity, Precision, TrainConfig
+from pretrain.config import Identity, Precision, TrainConfig, share_consumed
 from pretrain.data.loader import Corpus, MicroBatch
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine, StepResult
@@ -66,6 +66,7 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     """Train to the end of `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands at the end."""
     config, progress, window = run.config, run.progress, Window(run)
     outcome, evaluated, saved = ExitCode.OK, -1, progress.step  # at step 0 there is nothing to save
+    distance_bias = config.model.distance_curve
     for loaded, wait_seconds in timed(steps):
         micro_batches, totals = window.agree(loaded, wait_seconds)
         if spent(config, progress) >= 1.0:
@@ -73,6 +74,7 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
             outcome = ExitCode.STOPPED
             break
+        run.engine.set_distance_bias(distance_bias.at(share_consumed(progress.samples, config)))
         for number, batch in enumerate(micro_batches):
             seed_dropout(config.seed, progress.step, number, run.process.rank)
             window.stopwatch.mark()
