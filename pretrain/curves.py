@@ -3,8 +3,8 @@
 A curve is written where the number would stand: `[[0, 1.0], [0.1, 1.0], [0.6, 0.01], [0.6, 0]]`, points of (share of
 the run's samples, value). Before the first point and after the last the value stays; two points at one share are a
 jump, of which the second counts from there on. Between points a curve runs straight, or geometrically (a constant ratio
-per share) where it is asked to and both values are positive. Never of the clock: a run that is killed and goes on at any
-world size sees the same values.
+per share) where it is asked to and both values are positive. Never of the clock: a run that is killed and goes on at
+any world size sees the same values.
 """
 
 from bisect import bisect_right
