@@ -20,16 +20,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-import numpy as np
-
 from cloze import cli
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
-from cloze.corpus.manifest import VAL, read_manifest
-from cloze.corpus.shards import Split
 from cloze.errors import ExitCode, TrainingError, UserError
 from cloze.log import log
 from launch.command import this_machine
 from pretrain.config import TrainConfig
+from pretrain.evaluate.baseline import Baseline, held_out_baseline
 from pretrain.telemetry.report import REPORT_NAME, duration, read_metrics, write_report
 from pretrain.telemetry.sinks import METRICS_NAME
 
@@ -81,34 +78,6 @@ class Paths(NamedTuple):
     shards: Path = Path("shards/demo")
     run: Path = Path("runs/demo")
     model: Path = Path("out/demo")
-
-
-class Baseline(NamedTuple):
-    """What guessing reaches on the held-out samples: the best that no reading of the text can beat."""
-
-    mlm_loss: float  # entropy of the masked tokens' own frequencies, nats
-    mlm_accuracy: float  # share of the most frequent of them
-    nsp_accuracy: float  # share of the more frequent label
-
-
-def guessing_baseline(corpus: Path, max_samples: int) -> Baseline:
-    """Guessing, on the first `max_samples` held-out samples (0: all) and their first draw of masks."""
-    manifest = read_manifest(corpus)
-    split = Split(corpus, manifest, VAL)
-    count = min(len(split), max_samples or len(split))
-    samples = split.gather(np.arange(count, dtype=np.int64), 0)
-    if not count or samples.masks is None:
-        raise UserError(f"{corpus}: has no held-out samples with masks; prepare it with val_fraction and baked_draws")
-    starts_N = np.concatenate([[0], np.cumsum(samples.lengths_Nx2[:-1, 1], dtype=np.int64)])
-    masked_M = np.repeat(starts_N, samples.masks.counts_N) + samples.masks.positions_M
-    counts_V = np.bincount(samples.tokens_T[masked_M])
-    shares = counts_V[counts_V > 0] / counts_V.sum()
-    random_next = float(samples.random_next_N.mean())
-    return Baseline(
-        mlm_loss=float(-(shares * np.log(shares)).sum()),
-        mlm_accuracy=float(shares.max()),
-        nsp_accuracy=max(random_next, 1 - random_next),
-    )
 
 
 def fill_masks(model: Path, sentences: Sequence[str], guesses: int) -> list[list[tuple[str, float]]]:
@@ -181,7 +150,9 @@ class Demo:
         """
         config = self._config(self._overrides)
         reached = last_evaluation(self._paths.run)
-        guessing = guessing_baseline(self._paths.shards, config.eval.max_samples)
+        guessing = held_out_baseline(self._paths.shards, config.eval.max_samples)
+        if guessing is None:
+            raise UserError(f"{self._paths.shards}: has no held-out samples; prepare it with val_fraction")
         comparison = [
             ("MLM loss, nats", f"{guessing.mlm_loss:.3f}", f"{reached['eval/mlm_loss']:.3f}"),
             ("MLM accuracy", f"{guessing.mlm_accuracy:.1%}", f"{reached['eval/mlm_accuracy']:.1%}"),

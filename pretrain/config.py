@@ -8,6 +8,7 @@ from typing import Any
 from cloze.corpus.manifest import Manifest, pass_name
 from cloze.errors import UserError
 from cloze.schema import doc
+from pretrain.curves import Curve, parse_curve
 from pretrain.optim.options import OptimConfig
 from pretrain.optim.options import require as _require
 from pretrain.optim.schedules import ScheduleConfig
@@ -38,6 +39,16 @@ class Attention(Enum):
     flex = "flex"
     sdpa = "sdpa"
     cpu = "cpu"
+
+
+class Init(Enum):
+    width = "width"
+    fixed = "fixed"
+
+
+class PositionInit(Enum):
+    sinusoid = "sinusoid"
+    normal = "normal"
 
 
 class WandbMode(Enum):
@@ -112,6 +123,13 @@ class ModelConfig:
     activation_checkpointing: bool = doc(
         "recompute activations in the backward pass: less memory, about a third slower"
     )
+    init: Init = doc("fresh weights: width (standard deviation sqrt(2 / (5 hidden_size))) or fixed (model.init_std)")
+    init_std: float = doc("standard deviation of fresh weights under model.init=fixed; BERT's own is 0.02")
+    position_init: PositionInit = doc("fresh position embeddings: sinusoid, as large as other weights, or normal")
+    distance_bias: Any = doc(
+        "in training, attention scores get minus this times distance in tokens: a number, or a curve of [share of the "
+        "run, value] that ends at 0, geometric in between; evaluation and export are always without it"
+    )
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "pad_vocab_to"):
@@ -126,6 +144,26 @@ class ModelConfig:
             not self.attention_dropout or self.attention is not Attention.flex,
             "model.attention=flex: knows no dropout; set model.attention_dropout=0, or use model.attention=auto",
         )
+        _require(0 < self.init_std < 1, f"model.init_std={self.init_std}: must be in (0, 1)")
+        curve = self.distance_curve
+        _require(
+            curve.is_constant or curve.at(1.0) == 0,
+            f"model.distance_bias: ends at {curve.at(1.0):g}; a curve must end at 0, so that what is left is a BERT",
+        )
+        _require(
+            self.architecture is Architecture.bert or not any(curve.values),
+            "model.distance_bias: is for architecture=bert; rotary positions learn what is near by themselves",
+        )
+
+    @property
+    def distance_curve(self) -> Curve:
+        """Slope of the distance bias over the run, per token."""
+        return parse_curve(self.distance_bias, "model.distance_bias", least=0.0, geometric=True)
+
+    @property
+    def weights_std(self) -> float:
+        """Standard deviation of fresh weights (by width: Nguyen and Salazar 2019, section 2.2)."""
+        return math.sqrt(2 / (5 * self.hidden_size)) if self.init is Init.width else self.init_std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +354,11 @@ class TrainConfig:
                 "init_from: this recipe goes on from other weights; add init_from=<run of the phase before>"
             )
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
+        _require(
+            self.budget.hours is None or self.model.distance_curve.is_constant,
+            "model.distance_bias: a curve stretches over the samples of a run, and budget.hours leaves their number "
+            "open; give a number, or leave out budget.hours",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +413,11 @@ def total_samples(config: TrainConfig) -> int:
     ramped = min(config.steps, math.ceil(config.batch_ramp.fraction * config.steps)) if config.batch_ramp.start else 0
     sizes = (batch_size(step / config.steps, config) for step in range(ramped))
     return sum(sizes) + (config.steps - ramped) * config.global_batch_size
+
+
+def share_consumed(samples: int, config: TrainConfig) -> float:
+    """Share of the run's samples that are consumed: what curves run over. Never of the clock."""
+    return min(1.0, samples / total_samples(config))
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:

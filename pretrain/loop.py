@@ -9,7 +9,7 @@ import torch
 
 from cloze.errors import ExitCode, UserError
 from pretrain.checkpoint import TrainingState
-from pretrain.config import Access, TrainConfig, batch_size
+from pretrain.config import Access, TrainConfig, batch_size, share_consumed
 from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, training_steps
 from pretrain.evaluate.held_out import evaluate
 from pretrain.metrics import MetricsAccumulator
@@ -23,6 +23,7 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     """Train to the end of `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands at the end."""
     config, progress, metrics = session.config, session.progress, MetricsAccumulator(session)
     outcome, evaluated, saved = ExitCode.OK, -1, progress.step  # at step 0 there is nothing to save
+    distance_bias = config.model.distance_curve
     for loaded, wait_seconds in timed(steps):
         micro_batches, totals = metrics.agree(loaded, wait_seconds)
         if budget_spent(config, progress) >= 1.0:
@@ -30,6 +31,7 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
             outcome = ExitCode.STOPPED
             break
+        session.engine.set_distance_bias(distance_bias.at(share_consumed(progress.samples, config)))
         for number, batch in enumerate(micro_batches):
             seed_dropout(config.seed, progress.step, number, session.process.rank)
             metrics.stopwatch.mark()

@@ -132,6 +132,10 @@ class Engine:
             quirks.drop_gradients_of_skipped_step(self._deepspeed.optimizer)
         return StepResult(applied, float("nan") if norm is None else norm)
 
+    def set_distance_bias(self, slope: float) -> None:
+        """Of the training forward passes to come, per token of distance."""
+        self._deepspeed.module.distance_bias = slope
+
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Logits without dropout. Collective under ZeRO 3: every rank calls it equally often."""

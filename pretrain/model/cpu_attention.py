@@ -23,6 +23,7 @@ class Samples(NamedTuple):
 
     bounds: list[int]  # first token of each, and the end of the last
     max_seqlen: int
+    slope: float = 0.0  # of the distance bias: scores get minus this times the distance in tokens
 
 
 class Options(NamedTuple):
@@ -36,6 +37,8 @@ class Options(NamedTuple):
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(query_HxTxD: Tensor, key_HxTxD: Tensor, value_HxTxD: Tensor, samples: Samples, options: Options) -> Tensor:
     """Softmax attention of every token to its own sample's tokens, to those in its window where it has one.
+
+    Scores get minus `samples.slope` times the distance in tokens (Press et al. 2022, section 3); 0 costs nothing.
 
     Computed in fp32 (or fp64), returned as [H, T, D] in the dtype of `query_HxTxD`; zeros where there is no sample.
     """
@@ -97,6 +100,10 @@ class _Workspace:
         most = self._heads(longest) * longest**2
         self._scores, self._weights = query_HxTxD.new_empty(most), query_HxTxD.new_empty(most)
         self._rows = query_HxTxD.new_empty(self._num_heads * longest * self._width)
+        self._bias_LxL = None
+        if samples.slope:
+            places_L = torch.arange(longest, dtype=query_HxTxD.dtype)
+            self._bias_LxL = (places_L[:, None] - places_L).abs_().mul_(-samples.slope)
         if options.dropout:
             self._generator = torch.Generator().manual_seed(seed)
             self._random = torch.empty(-(-most // 4), dtype=torch.int64)
@@ -121,10 +128,14 @@ class _Workspace:
         return self._rows[: heads * length * self._width].view(heads, length, self._width)
 
     def weights(self, query_hxlxD: Tensor, key_hxlxD: Tensor) -> Tensor:
-        """softmax(query key^T * scaling), [h, l, l]."""
+        """softmax(query key^T * scaling + bias), [h, l, l]."""
         heads, length, _ = query_hxlxD.shape
         scores = self.scores((heads, length))
-        torch.baddbmm(scores, query_hxlxD, key_hxlxD.transpose(1, 2), beta=0, alpha=self._scaling, out=scores)
+        beta = 0
+        if self._bias_LxL is not None:
+            scores.copy_(self._bias_LxL[:length, :length])
+            beta = 1
+        torch.baddbmm(scores, query_hxlxD, key_hxlxD.transpose(1, 2), beta=beta, alpha=self._scaling, out=scores)
         if self._window is not None and length > self._window:
             places = torch.arange(length)
             scores.masked_fill_((places[:, None] - places).abs_() >= self._window, -torch.inf)
