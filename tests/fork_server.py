@@ -29,6 +29,17 @@ MODULES = (
 )  # fmt: skip
 
 
+def warm_up() -> None:
+    """Do once what every process would do again: Hydra learns its grammar, DeepSpeed tries which operators build."""
+    from deepspeed import ops
+
+    from cloze import cli
+    from pretrain.config import TrainConfig
+
+    cli.compose("train", TrainConfig, ["run=r", "data.path=d", "model=tiny", "data.workers=0", "optim.lr=1e-3"])
+    ops.__compatible_ops__  # noqa: B018
+
+
 def become(request: dict[str, Any]) -> None:
     """Be the process that was asked for. Returns never: raises SystemExit, or what the program raises."""
     os.setsid()
@@ -96,6 +107,7 @@ if __name__ == "__main__":
     os.dup2(2, 1)  # what libraries print while they are imported is no answer
     for module in MODULES:
         importlib.import_module(module)
+    warm_up()
     assert threading.active_count() == 1, "a forked copy of a threaded process may hang"
     gc.collect()
     gc.freeze()  # forked copies then leave what is here alone
