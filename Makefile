@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 DEMO ?=
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-chaos test-cluster test-soak lint format docs sbom bench clean
+.PHONY: help setup demo test test-e2e test-gpu test-chaos test-cluster test-soak lint format docs sbom bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,20 +37,23 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 demo: setup ## Text to shards to pretraining to a Hugging Face model, in minutes (DEMO=--fresh starts over)
 	$(BIN)/python -m launch.demo $(DEMO)
 
-test: setup ## Unit tests, 2-process tests and end-to-end tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: setup ## Unit tests, 2-process tests, the quick end-to-end tests (6 minutes on two cores)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow'
+
+test-e2e: setup ## The slow ones: real launchers, the wheel, compiled layers (6 minutes on two cores)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m slow
 
 test-gpu: setup ## Kernels, LAMB, offload, compiled layers, plan's memory on one GPU (skipped where there is none)
-	$(BIN)/python -m pytest tests/gpu
+	$(PYTEST) tests/gpu
 
-test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (20 minutes)
-	$(BIN)/python -m pytest -s tests/chaos
+test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (10 minutes)
+	$(PYTEST) -rA -n 2 --dist worksteal tests/chaos
 
-test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight (needs root; 15 minutes)
-	$(BIN)/python -m pytest -s tests/cluster/test_cluster.py
+test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight, soak (needs root; 10 minutes)
+	$(PYTEST) -rA -n 2 --dist worksteal tests/cluster
 
-test-soak: setup ## Random faults in one run on two nodes (needs root; CLOZE_SOAK_FAULTS=20: at most 15 minutes)
-	$(BIN)/python -m pytest -s tests/cluster/test_soak.py
+test-soak: setup ## Random faults in runs on two nodes (needs root; CLOZE_SOAK_FAULTS=20: at most 15 minutes)
+	CLOZE_SOAK_FAULTS=$${CLOZE_SOAK_FAULTS:-20} $(PYTEST) -rA -n 2 tests/cluster/test_soak.py
 
 lint: setup ## Format check, lint, types, import contracts
 	$(BIN)/ruff format --check .

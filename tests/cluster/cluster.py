@@ -1,6 +1,8 @@
 """Two machines on one: network namespaces that are joined by a veth pair, with an sshd in each.
 
 They share the file system, the processes (told apart by namespace) and the clock; they share no loopback and no port.
+Several such pairs may stand side by side, one for each process that makes one: names carry its id, and addresses are
+seen in their namespaces alone.
 """
 
 import os

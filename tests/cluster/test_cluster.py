@@ -1,6 +1,7 @@
 """Runs on two nodes through `python -m launch`, and what can happen to them.
 
-Every run must give the losses of one that nothing happened to, and leave no process behind on either node.
+Every run must give the losses of one that nothing happened to, and leave no process behind on either node. They wait
+most of the time: with `-n 2` there are two clusters, each with half of the cases.
 """
 
 import json

@@ -384,15 +384,15 @@ loop.evaluate = slow_evaluation
 
 def test_the_watchdog_lets_slow_work_be(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """An evaluation, the last save and its upload each take longer than its limit, but get ahead."""
-    overrides = (f"data.path={corpus}", f"checkpoint.upload={tmp_path}", "eval.every=6", "watchdog.seconds=20")
-    result = trainer.run(*overrides, ranks=2, before=SLOW.format(pieces=12, seconds=2), timeout=150)
+    overrides = (f"data.path={corpus}", f"checkpoint.upload={tmp_path}", "eval.every=6", "watchdog.seconds=8")
+    result = trainer.run(*overrides, ranks=2, before=SLOW.format(pieces=10, seconds=1), timeout=150)
     assert result.codes == (0, 0), result.stderrs
     assert checkpoint.verify(tmp_path / "run" / "step-00000006") == []
 
 
 def test_an_upload_that_hangs_is_noticed(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     hangs = SLOW.format(pieces=1, seconds=1000).replace("loop.evaluate = ", "")
-    overrides = (f"data.path={corpus}", f"checkpoint.upload={tmp_path}", "watchdog.seconds=12")
+    overrides = (f"data.path={corpus}", f"checkpoint.upload={tmp_path}", "watchdog.seconds=8")
     result = trainer.run(*overrides, ranks=2, before=hangs, timeout=150)
     assert result.codes == (71, 71), result.stderrs
     assert checkpoint.verify(checkpoint.path_of(result.run / "checkpoints", 6)) == []

@@ -50,6 +50,7 @@ def test_trains_on_two_processes_and_tells_errors_once(corpus: Path, tmp_path: P
     ]
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_costs_no_progress(corpus: Path, tmp_path: Path) -> None:
     """The shell and the kernel both send SIGHUP, and writing to the terminal fails from then on."""
     overrides = (f"data.path={corpus}", f"runs_root={tmp_path}", "run=r", "steps=1000000")
@@ -97,6 +98,7 @@ class Slow:
 """
 
 
+@pytest.mark.slow
 def test_rank_0_may_take_its_time_to_close_its_trackers(corpus: Path, tmp_path: Path) -> None:
     """Longer than DeepSpeed's launcher leaves to a rank whose peer has left with a code."""
     (tmp_path / "slow_sink_of_a_test.py").write_text(SLOW_SINK)
@@ -125,6 +127,7 @@ exit "$most"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [("USR1", 75), ("KILL", 137)])
 def test_a_slurm_script_trains_and_asks_to_be_queued_again(
     corpus: Path, tmp_path: Path, number: str, code: int

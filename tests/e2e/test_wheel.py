@@ -13,6 +13,8 @@ import pytest
 from tests.support import ROOT, environment
 
 _FIND = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+pytestmark = pytest.mark.slow
+
 PACKAGES = [name.removesuffix("*") for name in _FIND["include"]]
 
 

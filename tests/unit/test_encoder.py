@@ -106,6 +106,7 @@ def test_a_failing_self_check_turns_the_short_cuts_off(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "lowercase"), [("books-small.jsonl.zst", True), ("zh/reviews.jsonl.zst", False)])
+@pytest.mark.slow
 def test_ids_on_a_whole_real_corpus(name, lowercase):
     with zstandard.open(real(name), "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file][:5000]

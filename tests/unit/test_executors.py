@@ -115,6 +115,7 @@ def test_the_old_name_is_refused_with_the_new():
             compose("prep", PrepConfig, ["out=x", given])
 
 
+@pytest.mark.slow
 def test_ray_with_a_worker_killed(work):
     pytest.importorskip("ray")
     call = start(work, "ray", "executor=ray", "executor.workers=2", env={"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})

@@ -150,7 +150,9 @@ def test_modernbert_equals_hugging_faces_beyond_its_window() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it, but not where warnings are errors
 @pytest.mark.parametrize("kernel", [Attention.sdpa, Attention.varlen])
-@pytest.mark.parametrize("architecture", Architecture)
+@pytest.mark.parametrize(
+    "architecture", [Architecture.bert, pytest.param(Architecture.modernbert, marks=pytest.mark.slow)]
+)
 def test_layers_are_compiled_once_for_training_and_once_for_evaluation(
     architecture: Architecture, kernel: Attention
 ) -> None:
