@@ -89,6 +89,19 @@ def test_writing_leaves_the_old_one_or_the_new_one(
     assert read_manifest(tmp_path) == manifest
 
 
+def test_a_manifest_is_on_the_disk_before_it_has_its_name(
+    made: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+    replace_, size = Path.replace, (made[0] / NAME).stat().st_size
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(("synced", os.fstat(number).st_size)))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: [done.append(("named", self.stat().st_size)), replace_(self, to)][1]
+    )
+    write_manifest(tmp_path, made[1])
+    assert done == [("synced", size), ("named", size)]
+
+
 def test_pass_names_are_those_a_reader_takes() -> None:
     assert [pass_name(p) for p in (0, 9, 10, 100)] == ["pass-00", "pass-09", "pass-10", "pass-100"]
 

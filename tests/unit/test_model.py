@@ -1,5 +1,6 @@
 """The packed forward against Hugging Face's padded `BertForPreTraining`: loss and every gradient, in fp32."""
 
+import itertools
 import random
 from collections.abc import Mapping
 from itertools import pairwise
@@ -16,6 +17,7 @@ from cloze.corpus.shards import Samples, sample_ids
 from cloze.errors import UserError
 from pretrain.config import Architecture, Attention, LossConfig, ModelConfig, padded_vocab_size
 from pretrain.data.loader import MicroBatch, bounded, pack
+from pretrain.loop import seed_dropout
 from pretrain.model import loss
 from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
 from pretrain.model.loss import pretraining_loss
@@ -297,6 +299,18 @@ def test_each_kind_of_dropout_follows_the_seed(dropout: float, attention_dropout
     model.eval()
     with torch.no_grad():
         assert losses_of(model, batch) == losses_of(model, batch)
+
+
+def test_dropout_is_another_at_every_step_micro_batch_and_rank() -> None:
+    """And the same where those are the same: a resumed run drops what the uninterrupted one does."""
+
+    def drawn(*place: int) -> float:
+        seed_dropout(*place)
+        return float(torch.rand(()))
+
+    places = list(itertools.product((1, 2), (0, 1, 70_000), (0, 1), (0, 1)))
+    assert len({drawn(*place) for place in places}) == len(places)
+    assert [drawn(*place) for place in places] == [drawn(*place) for place in places]
 
 
 def test_the_decoder_is_tied() -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import zstandard
 from cloze.cli import compose
 from cloze.corpus import verify
 from cloze.corpus.manifest import read_manifest, sealed_json
+from cloze.corpus.masking import draw_masks
 from cloze.corpus.peek import peek
 from cloze.corpus.shards import Split
 from cloze.errors import ExitCode, UserError
@@ -29,6 +31,8 @@ from data_prep.plan import claimed, make_plan
 from data_prep.prepare import main
 from data_prep.sources import text as text_source
 from data_prep.stages import documents as documents_module
+from data_prep.stages.sample import SAMPLE, sampled_words
+from tests import support
 from tests.unit.corpora import ROOT, documents, files_of, module, prep, real, vocabulary, write_jsonl
 
 
@@ -194,6 +198,25 @@ def test_held_out_documents_are_never_trained_on(tmp_path, work):
     numbers = {name: numbers_in(work, tmp_path / "out", name) for name in ("pass-00", "val")}
     assert not numbers["pass-00"] & numbers["val"]
     assert 30 < len(numbers["val"]) < 90
+
+
+def test_the_tokenizer_learns_nothing_of_held_out_text(tmp_path, work):
+    """Which documents are held out follows from their texts: as in a run whose vocabulary is given."""
+    texts = [f"{text} Number {i} of the list." for i, text in enumerate(documents(200))]
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    same = (f"source.paths=[{path}]", "val_fraction=0.3", "objective=none")
+    assert prepare(work, tmp_path / "given", *same) == 0
+    sides = {name: numbers_in(work, tmp_path / "given", name) for name in ("pass-00", "val")}
+    base = ["source=jsonl", *same, "max_len=64", f"out={tmp_path / 'trained'}"]
+    plan = make_plan(compose("prep", PrepConfig, base))
+    with claimed(plan):
+        counted = set()
+        for number in range(SAMPLE.num_tasks(plan)):
+            SAMPLE.run_task(plan, number)
+            counted |= {word for word in sampled_words(plan, number) if word.isdigit()}
+    assert counted == sides["pass-00"]
+    assert not counted & sides["val"]
+    assert len(sides["val"]) > 30
 
 
 def test_no_long_document_lies_on_both_sides(work, tmp_path, monkeypatch):
@@ -568,6 +591,14 @@ def test_verify_finds_every_kind_of_damage(corpus, tmp_path):
     damaged(edit(["masking", "seed"], lambda seed: seed + 1), "mask draw 0")
     damaged(edit(["splits", "val", "random_next"], lambda count: count + 1), "split val")
     damaged(edit(["objective"], lambda _: "none"), "objective none")
+
+
+def test_verify_looks_at_every_draw(tmp_path, monkeypatch):
+    """Shards in which each draw is the first one once more."""
+    monkeypatch.setattr(support, "draw_masks", lambda *given: draw_masks(*given[:3], 0, *given[4:]))
+    support.make_corpus(tmp_path, samples=40, val=0, baked_draws=3, shards_per_split=1)
+    found = [fault for fault in faults(tmp_path) if "mask draw" in fault]
+    assert {re.search(r"mask draw (\d)", fault)[1] for fault in found} == {"1", "2"}
 
 
 def test_verify_commands(corpus, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pickle
 import random
 import shutil
@@ -80,6 +81,18 @@ def test_round_trip(sizes: list[int], vocab_size: int, draws: int, objective: st
         read = [reader.block(number) for number in range(len(sizes))]
         assert all(equal(a, b) for a, b in zip(blocks, read, strict=True))
         assert all(block.tokens_T.dtype == token_dtype(vocab_size) for block in read)
+
+
+def test_a_shard_is_on_the_disk_when_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is synced before its writer returns: the caller's rename makes it count."""
+    synced: dict[str, int] = {}
+    monkeypatch.setattr(os, "fsync", lambda number: synced.update({_name_of(number): os.fstat(number).st_size}))
+    entry = written(folder, [random_block(random.Random(1), samples=5, max_len=24, vocab_size=VOCAB)])
+    assert synced == {"a.tar": entry.bytes}
+
+
+def _name_of(descriptor: int) -> str:
+    return Path(f"/proc/self/fd/{descriptor}").readlink().name
 
 
 def test_ids_take_two_bytes_up_to_65536_tokens() -> None:
