@@ -24,6 +24,7 @@ from cloze.corpus.tokenizer import load_tokenizer
 from pretrain import checkpoint
 from pretrain.config import TrainConfig
 from pretrain.data.loader import Corpus
+from pretrain.export import __main__ as export
 from pretrain.model.bert import PackedBert
 from tests.support import ROOT, TINY, environment, free_port, make_corpus, read_metrics
 
@@ -206,14 +207,11 @@ def test_one_process(corpus: Path, tmp_path: Path, overrides: list[str], code: i
 # Export
 
 
-def export(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pretrain.export", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=100)
-
-
 @pytest.fixture(scope="module")
 def exported(finished: Path) -> Path:
-    done = export("runs/r", "out/r", cwd=finished)
+    """By the command; what it refuses is asked of its main function: each start costs seconds."""
+    command = [sys.executable, "-m", "pretrain.export", "runs/r", "out/r"]
+    done = subprocess.run(command, cwd=finished, env=environment(), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "logits equal the trainer's" in done.stdout
     assert done.stderr == ""
@@ -269,19 +267,21 @@ def test_exported_logits_equal_the_trainers(exported: Path, finished: Path) -> N
 
 
 @pytest.mark.slow
-def test_what_export_refuses(exported: Path, finished: Path) -> None:
+def test_what_export_refuses(
+    exported: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
     written = (exported / "model.safetensors").stat().st_mtime_ns
-    assert export("runs/r", "out/r", cwd=finished).returncode == 0  # it is there already
+    assert export.main(["runs/r", "out/r"]) == 0  # it is there already
     assert (exported / "model.safetensors").stat().st_mtime_ns == written
-    other = export("runs/r/checkpoints/step-00000003", "out/r", cwd=finished)
-    assert other.returncode == 64
-    assert other.stderr == "error: out/r: not empty; name another directory, or add --force to replace it\n"
+    capsys.readouterr()
+    assert export.main(["runs/r/checkpoints/step-00000003", "out/r"]) == 64
+    assert capsys.readouterr().err == "error: out/r: not empty; name another directory, or add --force to replace it\n"
     before = sorted(path.name for path in exported.iterdir())
-    forced = export("runs/r/checkpoints/step-00000003", "out/r", "--force", cwd=finished)
-    assert forced.returncode == 0
+    assert export.main(["runs/r/checkpoints/step-00000003", "out/r", "--force"]) == 0
     assert sorted(path.name for path in exported.iterdir()) == before
-    nothing = export("shards", "out/s", cwd=finished)
-    assert nothing.returncode == 64
-    assert len(nothing.stderr.splitlines()) == 1
+    capsys.readouterr()
+    assert export.main(["shards", "out/s"]) == 64
+    assert capsys.readouterr().err.count("\n") == 1
     assert not (finished / "out" / "s").exists()
     assert [path.name for path in (finished / "out").iterdir()] == ["r"]
