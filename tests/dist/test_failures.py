@@ -250,7 +250,7 @@ def test_a_copy_that_is_damaged_is_mended_by_the_same_command(trainer: Trainer, 
 def test_a_signal_while_the_corpus_is_copied(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """Exit 75 soon; the same command goes on."""
     overrides = (f"data.cache_dir={tmp_path / 'cache'}", f"runs_root={tmp_path}")
-    with served(corpus, delay_seconds=3.0) as (url, requests):
+    with served(corpus, delay_seconds=1.0) as (url, requests):
         job = trainer.start(f"data.path={url}", *overrides, ranks=2)
         end = time.monotonic() + 60
         while not any(".tar" in request for request in requests):
@@ -415,6 +415,7 @@ metrics.means = means
 """
 
 
+@pytest.mark.slow
 def test_after_a_spike_the_run_goes_back_and_on(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """The seventh line, of steps 13 and 14, tells of a spike. Checkpoints of 13 and 14 may hold it: back to 12, and on
     with the samples after step 14, as a run that starts from that checkpoint there.

@@ -54,6 +54,7 @@ def test_modernbert_on_pairs_is_one_line(trainer: Trainer, corpus: Path) -> None
     assert "prepare with objective=none" in error
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_as_plain_ones(trainer: Trainer, corpus: Path) -> None:
     plain, compiled = (
         trainer.run(f"data.path={corpus}", "zero=2", f"compile={on}", "steps=3", ranks=2, before=WITHOUT_COMPILER)

@@ -38,7 +38,8 @@ Engine.step = step
     ("zero", "precision", "micro"),
     [
         ("0", "fp32", 4), ("1", "bf16", 4), ("1", "bf16", 8), ("2", "fp32", 4), ("2", "bf16", 4), ("3", "bf16", 4),
-        ("3", "bf16", 8), ("2_offload", "bf16", 4), ("2_offload", "bf16", 8), ("3_offload", "bf16", 4),
+        pytest.param("3", "bf16", 8, marks=pytest.mark.slow), ("2_offload", "bf16", 4),
+        pytest.param("2_offload", "bf16", 8, marks=pytest.mark.slow), ("3_offload", "bf16", 4),
     ],
 )  # fmt: skip
 def test_state_takes_the_bytes_that_plan_says(

@@ -89,6 +89,7 @@ def test_saved_before_the_first_update(trainer: Trainer, corpus: Path, tmp_path:
     assert bitwise(resumed, whole)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_on_other_layouts(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """Three epochs, by way of two ranks and back, with a loader process in between: the same global batches."""
     stream = ("data.access=stream", "data.lanes=4", "data.window=8", "checkpoint.every=0", "steps=54", "log.every=1")
