@@ -94,7 +94,7 @@ def check(command: list[str]) -> None:
     if program in OTHER_PROGRAMS:
         return
     if program == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {one for one in arguments if "=" not in one} <= set(targets)
     elif program == "pip":
         project = (ROOT / "pyproject.toml").read_text()
