@@ -99,6 +99,13 @@ def test_best_span_against_all_spans(seed: int, length: int) -> None:
     assert (value, text) == pytest.approx(max(every, default=(-np.inf, "")))
 
 
+def test_an_answer_has_thirty_tokens_at_most() -> None:
+    starts, ends = np.zeros((2, 40), np.float32)
+    starts[0], ends[29], ends[30] = 9, 5, 9
+    value, text = best_span(starts, ends, [(3 * i, 3 * i + 2) for i in range(40)], "ab " * 40)
+    assert (value, text) == (14, ("ab " * 30).strip())
+
+
 def test_scores_by_hand() -> None:
     found = answer_scores(
         ["The cat, sat", "a dog", "", "in Rome", "北京大学"],

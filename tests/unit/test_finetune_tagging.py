@@ -169,6 +169,16 @@ def write_conll(path: Path, count: int, seed: int) -> None:
     path.write_text("\n".join(lines))
 
 
+def test_the_first_piece_of_a_word_alone_bears_its_tag(tmp_path: Path, model: Path) -> None:
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.conll").write_text("rome B-LOC\nfilms I-LOC\nwas O\n")
+    (feature,) = prepare(config(tmp_path, model, "task=ner", suffix="conll")).train
+    pieces = AutoTokenizer.from_pretrained(model).convert_ids_to_tokens(feature["input_ids"])
+    assert [piece[:2] for piece in pieces].count("##") == 1
+    tagged = [piece for piece, label in zip(pieces, feature["labels"], strict=True) if label != IGNORED]
+    assert tagged == [piece for piece in pieces if not piece.startswith(("##", "["))]
+
+
 @pytest.mark.parametrize("head", ["linear", "crf"])
 def test_learns_entities(head: str, tmp_path: Path, model: Path) -> None:
     """`films` is two pieces, and an entity only after `rome`; max_len cuts words off, which are then missed."""

@@ -10,6 +10,7 @@ import pytest
 from cloze.errors import UserError
 from pretrain import checkpoint
 from pretrain.checkpoint import Writer, WriterOptions
+from pretrain.checkpoint.format import MANIFEST
 from pretrain.checkpoint.mirror import Mirror
 from tests.unit.test_checkpoint import make_snapshot, same
 
@@ -47,6 +48,15 @@ def test_there_and_back(url: str, tmp_path: Path) -> None:
     assert found == tmp_path / "new" / "step-00000005"
     assert checkpoint.verify(found) == []
     assert same(checkpoint.load(found), make_snapshot(5))
+
+
+def test_the_manifest_is_the_last_to_arrive(url: str, tmp_path: Path) -> None:
+    """Whoever is killed in between leaves nothing that looks whole."""
+    seen: list[list[str]] = []
+    path = checkpoint.write(tmp_path, make_snapshot(3))
+    mirror(url).push(path, lambda: seen.append(names(f"{url}/{path.name}")))
+    assert len(seen) == len(list(path.iterdir()))
+    assert [MANIFEST in there for there in seen] == [False] * (len(seen) - 1) + [True]
 
 
 def test_the_rules_of_retention_hold_there_too(url: str, tmp_path: Path) -> None:

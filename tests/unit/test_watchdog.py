@@ -67,6 +67,7 @@ def test_the_start_and_the_end_of_a_run_may_take_longer(tmp_path: Path) -> None:
         code, stderr, _ = run(tmp_path, seconds=0.4, slow=slow, wait=1, then=then)
         assert code == expected, stderr
         assert not stderr or f"start_seconds={slow}" in stderr or slow != 0.3
+        assert ("in deep_inside" in stderr) == (then == start)  # not before, in the slow parts
 
 
 @pytest.mark.parametrize(("seconds", "then"), [(0, ""), (0.2, "dog.close()")])
