@@ -15,7 +15,7 @@ from cloze.errors import UserError
 from finetune.__main__ import finetune
 from finetune.config import DataConfig
 from finetune.data import Dataset
-from finetune.families.tagging import Sentence, entities, entity_scores, load_tagger, sentences
+from finetune.families.tagging import Sentence, entities, entity_scores, load_tagger, prepare, sentences
 from finetune.readers import Row
 from finetune.techniques.crf import Crf
 from finetune.techniques.losses import IGNORED
