@@ -37,19 +37,19 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 demo: setup ## Text to shards to pretraining to a Hugging Face model, in minutes (DEMO=--fresh starts over)
 	$(BIN)/python -m launch.demo $(DEMO)
 
-test: setup ## Unit tests, 2-process tests, the quick end-to-end tests (6 minutes on two cores)
+test: setup ## Unit tests, 2-process tests, the quick end-to-end tests
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow'
 
-test-e2e: setup ## The slow ones: real launchers, the wheel, compiled layers (6 minutes on two cores)
+test-e2e: setup ## The slow ones, end to end above all: real launchers, the wheel, compiled layers
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m slow
 
 test-gpu: setup ## Kernels, LAMB, offload, compiled layers, plan's memory on one GPU (skipped where there is none)
 	$(PYTEST) tests/gpu
 
-test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (10 minutes)
+test-chaos: setup ## Kill runs at random moments, hundreds of corruptions: nothing lost, nothing wrong (at most 15 minutes)
 	$(PYTEST) -rA -n 2 --dist worksteal tests/chaos
 
-test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight, soak (needs root; 10 minutes)
+test-cluster: setup ## Two nodes in network namespaces, over ssh: training, faults, preflight, soak (needs root; at most 20 minutes)
 	$(PYTEST) -rA -n 2 --dist worksteal tests/cluster
 
 test-soak: setup ## Random faults in runs on two nodes (needs root; CLOZE_SOAK_FAULTS=20: at most 15 minutes)
