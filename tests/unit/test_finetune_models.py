@@ -18,6 +18,7 @@ from transformers import (
 
 from cloze.errors import UserError
 from finetune.__main__ import finetune
+from finetune.probe import fill_masks, mean_states
 from finetune.train import load_encoder_tokenizer
 from tests.unit.tiny_bert import config, write_tiny_bert
 
@@ -143,3 +144,10 @@ def test_a_tokenizer_of_roberta_s_kind(tmp_path: Path) -> None:
     assert finetune(settings)["f1"] > 0.8
     body = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert body["config"]["max_len"] == 64
+
+
+def test_a_long_text_of_roberta_s_is_cut_to_its_positions(tmp_path: Path) -> None:
+    roberta = write_tiny_roberta(tmp_path / "roberta", 66)
+    ((best,),) = fill_masks(roberta, ["ann <mask> " + "in " * 90], top=2)
+    assert len(best) == 2
+    assert mean_states(roberta, ["ann " + "in " * 90]).shape == (1, 32)
