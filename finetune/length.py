@@ -18,13 +18,13 @@ def fitted(config: FinetuneConfig) -> FinetuneConfig:
 
     A directory that holds no model is left for the one who loads it to complain of.
     """
-    positions = _positions(Path(config.model))
+    positions = num_positions(Path(config.model))
     if positions is None or config.max_len <= positions:
         return config
     return replace(config, max_len=positions)
 
 
-def _positions(folder: Path) -> int | None:
+def num_positions(folder: Path) -> int | None:
     """Tokens that the model in `folder` has positions for; None where its config.json does not say."""
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloze import cli
 from cloze.errors import ExitCode
+from finetune.length import num_positions
 
 if TYPE_CHECKING:  # torch and transformers take seconds, and --help none of them
     from torch import Tensor
@@ -32,7 +33,7 @@ def fill_masks(folder: Path, texts: Sequence[str], top: int = 5) -> list[list[li
     model = load_pretrained(AutoModelForMaskedLM, folder, purpose="filling gaps")
     found = []
     for text in texts:
-        inputs = tokenizer(text, truncation=True, max_length=model.config.max_position_embeddings, return_tensors="pt")
+        inputs = tokenizer(text, truncation=True, max_length=num_positions(folder), return_tensors="pt")
         with torch.inference_mode():
             probabilities_TV = model(**inputs).logits[0].softmax(-1)
         best = [row.topk(top) for row in probabilities_TV[inputs.input_ids[0] == tokenizer.mask_token_id]]
@@ -54,11 +55,10 @@ def mean_states(folder: Path, texts: Sequence[str]) -> "Tensor":
 
     tokenizer = load_tokenizer(folder)
     model = load_pretrained(AutoModel, folder)
-    limit = model.config.max_position_embeddings
     inputs: Any = tokenizer(
         list(texts),
         truncation=True,
-        max_length=limit,
+        max_length=num_positions(folder),
         padding=True,
         return_tensors="pt",
         return_special_tokens_mask=True,

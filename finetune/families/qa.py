@@ -99,22 +99,23 @@ def questions(dataset: Dataset, *, need_places: bool = True) -> list[Question]:
     converted = dataset.convert(parse)
     if num_moved:
         log.warning(
-            f"{dataset.name}: {num_moved} answers do not stand where answer_start says, but once elsewhere; used so"
+            f"{dataset.name}: answers that are not at their answer_start, but once elsewhere, found there: {num_moved}"
         )
     return converted
 
 
 def _spans(answers: Any) -> list[tuple[str, int]]:
-    """(text, first character) of each answer that has a text. Raises `BadRow`."""
+    """(text, first character) of each answer, without blanks around it. Raises `BadRow`."""
     try:
         if isinstance(answers, dict):
             answers = [{"text": t, "answer_start": s} for t, s in zip(*map(answers.get, _ANSWER), strict=True)]
         spans = [(str(answer["text"]), int(answer["answer_start"])) for answer in answers]
     except (TypeError, KeyError, ValueError):
         raise BadRow("answers need text and answer_start") from None
-    if spans and not any(text.strip() for text, _ in spans):
+    bare = [(text.strip(), start + len(text) - len(text.lstrip())) for text, start in spans if text.strip()]
+    if spans and not bare:
         raise BadRow("its answer is blank")
-    return [(text, start) for text, start in spans if text.strip()]
+    return bare
 
 
 def _place(text: str, start: int, context: str) -> int | None:

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cloze import cli
 from cloze.errors import TrainingError, UserError
-from finetune import data
+from finetune import data, families
 from finetune import train as training
 from finetune.__main__ import finetune
 from finetune.__main__ import run as command
@@ -253,6 +254,26 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     absent = cli.compose("finetune", FinetuneConfig, [f"data.train='hub:{tmp_path}/no:train'", "model=m", "out=o"])
     with pytest.raises(UserError, match=r"data\.train=hub:.*: .*name a file"):
         both_sets(absent)
+
+
+def test_a_data_set_that_is_a_script_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found wikipedia.py\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    settings = cli.compose("finetune", FinetuneConfig, ["task=sst2", "model=m", "out=o"])
+    with pytest.raises(
+        UserError, match=r"^data\.train=hub:\S+: Dataset scripts [^\n]*wikipedia\.py; name a file[^\n]*$"
+    ):
+        both_sets(settings)
+
+
+def test_a_new_family_is_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = "from finetune.tasks import Family, Task\nTASKS = {'toy': Task(family=Family(prepare=print), score='f1')}\n"
+    (tmp_path / "toy.py").write_text(toy)
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    assert families._found().keys() - TASKS.keys() == {"toy"}
+    monkeypatch.delitem(sys.modules, "finetune.families.toy")
 
 
 HUB_NAMES = {  # in the hub's order, which gives the ids

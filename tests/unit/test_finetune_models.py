@@ -18,6 +18,7 @@ from transformers import (
 
 from cloze.errors import UserError
 from finetune.__main__ import finetune
+from finetune.probe import fill_masks, mean_states
 from finetune.train import load_encoder_tokenizer
 from tests.unit.tiny_bert import config, write_tiny_bert
 
@@ -44,7 +45,9 @@ def renamed(model: Path, out: Path, old: str, new: str) -> Path:
 
 
 def first_weights(out: Path) -> torch.Tensor:
-    return AutoModelForSequenceClassification.from_pretrained(out).bert.encoder.layer[0].output.LayerNorm.weight
+    return (
+        AutoModelForSequenceClassification.from_pretrained(out).bert.encoder.layer[0].output.LayerNorm.weight.detach()
+    )
 
 
 def test_an_encoder_of_other_names_is_refused(folder: Path, model: Path) -> None:
@@ -134,10 +137,17 @@ def test_a_tokenizer_of_roberta_s_kind(tmp_path: Path) -> None:
     roberta = write_tiny_roberta(tmp_path / "roberta", 66)
     for name in ("train.conll", "dev.conll"):
         (tmp_path / name).write_text(("ann\tB-PER\nmet\tO\nrome\tB-LOC\n" + "in\tO\n" * 90 + "\n") * 8)
-    settings = config(tmp_path, roberta, "task=ner", "epochs=20", "max_len=100", suffix="conll")
+    settings = config(tmp_path, roberta, "task=ner", "epochs=20", "batch_size=2", "max_len=100", suffix="conll")
     tokenizer = load_encoder_tokenizer(settings, split_into_words=True)
     words = tokenizer(["ann", "rome"], is_split_into_words=True).input_ids
     assert words == AutoTokenizer.from_pretrained(roberta)(" ann rome").input_ids
     assert finetune(settings)["f1"] > 0.8
     body = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert body["config"]["max_len"] == 64
+
+
+def test_a_long_text_of_roberta_s_is_cut_to_its_positions(tmp_path: Path) -> None:
+    roberta = write_tiny_roberta(tmp_path / "roberta", 66)
+    ((best,),) = fill_masks(roberta, ["ann <mask> " + "in " * 90], top=2)
+    assert len(best) == 2
+    assert mean_states(roberta, ["ann " + "in " * 90]).shape == (1, 32)
