@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from cloze.corpus.masking import draw_masks
 from cloze.corpus.shards import Samples, sample_ids
 from cloze.errors import UserError
-from pretrain.config import Architecture, Attention, LossConfig, ModelConfig, padded_vocab_size
+from pretrain.config import Architecture, Attention, Init, LossConfig, ModelConfig, PositionInit, padded_vocab_size
 from pretrain.data.loader import MicroBatch, bounded, pack
 from pretrain.model import loss
 from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
@@ -32,6 +32,7 @@ def small(**changes: Any) -> ModelConfig:
         "name": "test", "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64,
         "max_positions": 40, "dropout": 0.0, "attention_dropout": 0.0, "pad_vocab_to": 64,
         "activation_checkpointing": False, "architecture": Architecture.bert, "attention": Attention.auto,
+        "init": Init.fixed, "init_std": 0.02, "position_init": PositionInit.normal, "distance_bias": 0.0,
     }  # fmt: skip
     return ModelConfig(**(values | changes))
 
