@@ -196,6 +196,7 @@ def loop_over(
     from pretrain.checkpoint import Writer, WriterOptions
     from pretrain.config import Identity
     from pretrain.data.loader import Layout, MicroBatches, training_steps
+    from pretrain.evaluate.doctor import Doctor
     from pretrain.loop import rate_of, seed_dropout, timed
     from pretrain.metrics import MetricsAccumulator
     from pretrain.session import Session
@@ -209,6 +210,7 @@ def loop_over(
     writer = Writer(folder, options, print)  # idle
     session = Session(
         config=config, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,
+        doctor=Doctor(None),
         throughput=Throughput(None), writer=writer, mirror=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
         progress=Progress(), vocab_rows=rows, identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",
     )  # fmt: skip

@@ -22,6 +22,7 @@ class Access(Enum):
 
 
 class Precision(Enum):
+    auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
@@ -312,7 +313,9 @@ class TrainConfig:
     zero: ZeroStage = doc(
         "DeepSpeed ZeRO stage (Rajbhandari et al. 2020): 0, 1, 2, 3; 2_offload, 3_offload keep the optimizer on the CPU"
     )
-    precision: Precision = doc("fp32, bf16 or fp16 (GPU only, dynamic loss scale)")
+    precision: Precision = doc(
+        "fp32, bf16, fp16 (GPU only, dynamic loss scale), or auto: what this device is fastest in"
+    )
     compile: bool = doc("torch.compile the layers, once for all shapes: zero=0, 1, 2; needs Triton, or g++ on a CPU")
     global_batch_size: int = doc("samples per optimizer step over all ranks")
     micro_batch_size: int = doc("samples per forward pass of one rank; accumulation steps follow")
@@ -354,6 +357,7 @@ class TrainConfig:
                 "init_from: this recipe goes on from other weights; add init_from=<run of the phase before>"
             )
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
+        object.__setattr__(self, "optim", self.optim.with_lr(self.model.hidden_size))
         _require(
             self.budget.hours is None or self.model.distance_curve.is_constant,
             "model.distance_bias: a curve stretches over the samples of a run, and budget.hours leaves their number "

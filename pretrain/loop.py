@@ -101,7 +101,11 @@ def evaluate_now(session: Session) -> int:
     progress = session.progress
     with session.throughput.pause():
         found = evaluate(session.engine, session.corpus, session.config, session.process, session.watchdog.tick)
-        session.telemetry.log(progress.step, {**found, "samples": progress.samples, "tokens": progress.tokens})
+        beside, turn = session.doctor.examine(found, progress.tokens)
+        axes = {"samples": progress.samples, "tokens": progress.tokens}
+        session.telemetry.log(progress.step, {**found, **beside, **axes})
+        if turn:
+            session.process.log.info(turn)
     return progress.step
 
 

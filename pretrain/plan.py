@@ -237,7 +237,7 @@ def run_length(config: TrainConfig, seconds: float) -> tuple[int, float]:
 
 def draw_schedule(config: TrainConfig, steps: int, columns: int = 60) -> str:
     """The learning rate from first step to last, as bars."""
-    wide, peak = max(steps, columns), max(config.optim.lr, 1e-30)
+    wide, peak = max(steps, columns), max(config.optim.peak_lr, 1e-30)
     moments = [column * (wide - 1) // (columns - 1) for column in range(columns)]
     rates = [learning_rate(step, wide, config.optim, config.schedule) for step in moments]
     bars = "".join(_BARS[round(rate / peak * (len(_BARS) - 1))] for rate in rates)
@@ -278,6 +278,8 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     options = cli.typed({**asdict(DEFAULTS), **mine}, PlanConfig)
     from pretrain.model.attention import choose_kernel
 
+    if config.precision is Precision.auto:
+        config = replace(config, precision=Precision.bf16)  # as on the GPUs that are planned for
     if config.model.attention is not Attention.flash:  # which must be installed there, not here
         kernel = choose_kernel(config.model, config.precision, _CAPABILITY)
         config = replace(config, model=replace(config.model, attention=kernel))

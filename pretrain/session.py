@@ -31,14 +31,18 @@ from pretrain.data.cache import local_corpus, mark_suspect
 from pretrain.data.loader import Corpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
+from pretrain.evaluate.baseline import held_out_baseline
+from pretrain.evaluate.doctor import Doctor
 from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
 from pretrain.model.initialize import initialize
 from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
+from pretrain.precision import with_precision
 from pretrain.resume import restore
 from pretrain.run_directory import RunDirectory
 from pretrain.telemetry.redact import redact
-from pretrain.telemetry.sinks import Telemetry, open_telemetry
+from pretrain.telemetry.report import read_metrics
+from pretrain.telemetry.sinks import METRICS_NAME, Telemetry, open_telemetry
 from pretrain.telemetry.throughput import Throughput, peak_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
@@ -79,6 +83,7 @@ class Job:
         """Meet the other ranks, and open the corpus. Collective."""
         config, data = self.config, self.config.data
         self.process = dist.start()
+        self.config = config = with_precision(config, self.process.device)
         self.process.on_main(dist.check_hostfile)
         check_ranks(config, self.process.world_size)
         only = [VAL] if data.access is Access.stream else None  # the rest is streamed
@@ -129,6 +134,7 @@ class Session:
     corpus: Corpus
     engine: Engine
     telemetry: Telemetry
+    doctor: Doctor  # rank 0's alone knows the baseline
     throughput: Throughput
     writer: checkpoint.Writer
     mirror: Mirror | None
@@ -182,6 +188,8 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         )
     else:
         telemetry = Telemetry([], None, wandb_id)
+    earlier = read_metrics(path / METRICS_NAME) if process.is_main and snapshot else ()
+    baseline = process.here_on_main(lambda: held_out_baseline(corpus.directory, config.eval.max_samples))
     process.log.info(describe(job, engine))
     for mismatch in config.expect.unmet(corpus.manifest):
         process.log.warning(f"{corpus.directory} was prepared with {mismatch} as the recipe expects")
@@ -201,6 +209,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         corpus=corpus,
         engine=engine,
         telemetry=telemetry,
+        doctor=Doctor(baseline, earlier),
         throughput=Throughput(peak * process.world_size if peak else None),
         writer=checkpoint.Writer(
             path / "checkpoints", options, process.log.warning, upload=mirror.push if mirror else None
@@ -258,7 +267,8 @@ def describe(job: Job, engine: Engine) -> str:
     ramped = f" (from {ramp.start} at first, in {ramp.fraction:.0%} of the run)" if ramp.start else ""
     return (
         f"run {job.path}: {start} of {config.steps}, "
-        f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters)\n"
+        f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters), "
+        f"{config.optim.kind} at {config.optim.peak_lr:g}\n"
         f"data {corpus.directory}: {samples:,} samples of up to {corpus.manifest.max_len} tokens, {epochs:.2f} epochs\n"
         f"{process.world_size} x {process.device.type}, ZeRO {config.zero.value}, {config.precision.value}: "
         f"global batch {config.global_batch_size} = {process.world_size} ranks x {accumulation} accumulation steps "

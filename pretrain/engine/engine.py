@@ -284,6 +284,7 @@ class _StageZeroGuard:
 
 def check_precision(config: TrainConfig, device: torch.device) -> None:
     """Refuse what this device cannot compute in."""
+    assert config.precision is not Precision.auto, "see pretrain.precision"
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise UserError("precision=fp16: not possible on a CPU; use precision=bf16 or fp32")
     if config.precision is not Precision.bf16 or device.type != "cuda":

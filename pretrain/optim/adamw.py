@@ -9,7 +9,7 @@ from pretrain.optim.options.adamw import AdamwConfig
 def build(config: AdamwConfig, groups: ParameterGroups) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         [groups.decayed, groups.no_decay],
-        lr=config.lr,
+        lr=config.peak_lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,

@@ -23,7 +23,7 @@ from pretrain.optim.sharded import Partition, ShardedOptimizer
 def build(config: LambConfig, groups: ParameterGroups) -> "Lamb":
     return Lamb(
         [groups.decayed, groups.no_decay | {"special": False}],
-        lr=config.lr,
+        lr=config.peak_lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         bias_correction=config.bias_correction,

@@ -27,7 +27,7 @@ def build(config: MuonConfig, groups: ParameterGroups) -> "Muon":
     adam = {"special": False}
     return Muon(
         [groups.layers | {"momentum": config.momentum}, groups.others | adam, groups.no_decay | adam],
-        lr=config.lr,
+        lr=config.peak_lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
     )

@@ -18,7 +18,7 @@ def rate_between(done: float, after: float, optim: OptimConfig, schedule: Schedu
     """
     warmup = schedule.warmup_fraction
     if after <= warmup:
-        return optim.lr * (schedule.start_fraction + (1.0 - schedule.start_fraction) * after / warmup)
+        return optim.peak_lr * (schedule.start_fraction + (1.0 - schedule.start_fraction) * after / warmup)
     left = max(0.0, 1.0 - max(done, warmup))
     height = schedule.height(left)
-    return optim.lr * (schedule.final_fraction + (1.0 - schedule.final_fraction) * height)
+    return optim.peak_lr * (schedule.final_fraction + (1.0 - schedule.final_fraction) * height)

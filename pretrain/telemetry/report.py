@@ -29,10 +29,10 @@ _INK, _GRID = "#010203", "#040506"  # stand-ins that CSS variables replace
 
 # (title, metrics that share the chart, whether its axis is logarithmic); held-out metrics are dashed
 _CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("MLM loss, nats per masked token", ("train/mlm_loss", "eval/mlm_loss"), False),
+    ("MLM loss, nats per masked token", ("train/mlm_loss", "eval/mlm_loss", "eval/frequencies_loss"), False),
     ("MLM accuracy", ("train/mlm_accuracy", "eval/mlm_accuracy"), False),
     ("NSP loss, nats per pair", ("train/nsp_loss", "eval/nsp_loss"), False),
-    ("NSP accuracy", ("train/nsp_accuracy", "eval/nsp_accuracy"), False),
+    ("NSP accuracy", ("train/nsp_accuracy", "eval/nsp_accuracy", "eval/majority_nsp_accuracy"), False),
     ("Total loss", ("train/loss",), False),
     ("Learning rate", ("train/lr",), False),
     ("Tokens per second", ("throughput/tokens_per_second",), False),

@@ -34,7 +34,7 @@ def small(**changes: Any) -> ModelConfig:
         "name": "test", "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64,
         "max_positions": 40, "dropout": 0.0, "attention_dropout": 0.0, "pad_vocab_to": 64,
         "activation_checkpointing": False, "architecture": Architecture.bert, "attention": Attention.auto,
-        "init": Init.width, "init_std": 0.02, "position_init": PositionInit.sinusoid, "distance_bias": 0.0,
+        "init": Init.fixed, "init_std": 0.02, "position_init": PositionInit.normal, "distance_bias": 0.0,
     }  # fmt: skip
     return ModelConfig(**(values | changes))
 

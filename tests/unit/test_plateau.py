@@ -10,6 +10,7 @@ import pytest
 from cloze.corpus.manifest import VAL, read_manifest
 from cloze.corpus.shards import Split
 from pretrain.evaluate.baseline import Baseline, held_out_baseline
+from pretrain.evaluate.doctor import Doctor
 from pretrain.evaluate.plateau import Evaluation, judge
 from tests.support import make_corpus
 
@@ -55,3 +56,23 @@ def test_verdicts() -> None:
     assert verdict.left_at_tokens == 2_000_000
     assert "off the plateau since 2.0M tokens" in verdict.line
     assert all("\n" not in str(judge([Evaluation(5_000_000, loss)], BASELINE)) for loss in (5.0, 6.2, 9.0))
+
+
+def test_the_doctor_speaks_when_the_state_turns_and_goes_on_after_a_resume() -> None:
+    doctor = Doctor(BASELINE)
+    lines = []
+    for tokens, loss in ((1_000_000, 7.0), (4_000_000, 6.1), (5_000_000, 6.0), (6_000_000, 5.5), (7_000_000, 5.2)):
+        metrics, line = doctor.examine({"eval/mlm_loss": loss, "eval/nsp_accuracy": 0.6}, tokens)
+        lines.append((line or "").partition(":")[0])
+        assert metrics["eval/frequencies_loss"] == BASELINE.mlm_loss
+        assert metrics["eval/majority_nsp_accuracy"] == BASELINE.nsp_accuracy
+        assert metrics.get("eval/left_plateau_tokens") == (6_000_000 if tokens >= 6_000_000 else None)
+    assert lines == ["", "on the plateau", "", "off the plateau since 6.0M tokens", ""]
+
+    earlier = [{"step": 1, "tokens": 6_000_000, "eval/mlm_loss": 5.5}, {"step": 2, "train/loss": 5.4}]
+    metrics, line = Doctor(BASELINE, earlier).examine({"eval/mlm_loss": 5.2}, 8_000_000)
+    assert line is None
+    assert metrics["eval/left_plateau_tokens"] == 6_000_000
+    assert "eval/majority_nsp_accuracy" not in metrics
+    assert Doctor(None).examine({"eval/mlm_loss": 5.2}, 1) == ({}, None)
+    assert Doctor(BASELINE).examine({}, 1) == ({}, None)

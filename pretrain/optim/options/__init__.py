@@ -7,7 +7,8 @@ its defaults in `conf/optim`. Nothing lists them.
 import importlib
 import math
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from cloze.errors import UserError
 from cloze.schema import Variant, doc
@@ -21,7 +22,7 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Variant):
-    lr: float = doc("peak learning rate")
+    lr: float | None = doc("peak learning rate; null: one that suits the model's width, told at the start")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
     clip: float = doc("largest global gradient norm; 0 does not clip")
     max_skipped_steps: int = doc("give up (exit 70) after so many steps in a row with gradients that are not finite")
@@ -29,8 +30,23 @@ class OptimConfig(Variant):
     def __post_init__(self) -> None:
         require(self.clip >= 0, f"optim.clip={self.clip}: cannot be negative")
         for key in ("lr", "weight_decay"):
-            require(0 <= getattr(self, key) < math.inf, f"optim.{key}={getattr(self, key)}: must be in [0, infinity)")
+            value = getattr(self, key)
+            require(value is None or 0 <= value < math.inf, f"optim.{key}={value}: must be in [0, infinity)")
         require(self.max_skipped_steps >= 1, f"optim.max_skipped_steps={self.max_skipped_steps}: must be at least 1")
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, once it is known: `with_lr` was asked, or it was given."""
+        assert self.lr is not None
+        return self.lr
+
+    def with_lr(self, width: int) -> Self:
+        """The same with a learning rate, for a model of this hidden size. Raises `UserError` where none suits all."""
+        return self if self.lr is not None else replace(self, lr=self.lr_for(width))
+
+    def lr_for(self, width: int) -> float:
+        """Peak learning rate for a model of this hidden size, where none is given."""
+        raise UserError("optim.lr=null: this optimizer's depends on the batch; give a number, as its recipe has it")
 
 
 for _module in pkgutil.iter_modules(__path__):

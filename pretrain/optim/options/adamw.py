@@ -22,4 +22,9 @@ class AdamConfig(OptimConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamwConfig(AdamConfig, kind="adamw"):
-    pass
+    def lr_for(self, width: int) -> float:
+        """4e-3 at 128, 1e-3 at 256 (the best of those tried here, docs/LOG.md), about BERT's 1e-4 at 768.
+
+        That it falls with the square of the width is a guess that fits these three.
+        """
+        return float(f"{4e-3 * (128 / width) ** 2:.2g}")
