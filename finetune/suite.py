@@ -15,11 +15,14 @@ import numpy as np
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
+from cloze.ownership import require_own_file
 from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig, Init, SuiteConfig, facts
 from finetune.data import sha256
 from finetune.tasks import SUITES, TASKS
 from pretrain.export.card import replace_section, table
+
+_FIRST_LINE = "| task | score, % | this model |"  # of results.md: known by it
 
 
 def main(config: SuiteConfig) -> int:
@@ -30,6 +33,8 @@ def main(config: SuiteConfig) -> int:
         raise UserError(
             f"data={config.data}: has no task of {config.suite}; {names[0]}/train.tsv, say, is needed there"
         )
+    require_own_file(out / "results.md", (_FIRST_LINE,))
+    require_own_file(out / "results.json", ('"pretrained": {',))
     results: dict[str, dict[str, Any]] = {}
     for task, own in settings.items():
         for init in Init if config.baseline else (Init.pretrained,):

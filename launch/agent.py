@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from cloze import ownership
 from cloze.errors import ExitCode, UserError
 from launch.command import TRAINING_MODULE, Command, free_port, node_command, this_machine
 
@@ -96,7 +97,7 @@ def run(command: Command, run_dir: Path | None, orders: Callable[[str], bool], m
     `writes`: rank 0, which writes `run_dir`/status.json, is on this node.
     """
     status = run_dir / STATUS_NAME if run_dir and writes else None
-    if status:
+    if status and run_dir and ownership.is_of(run_dir, ownership.RUN):  # else training refuses the directory
         status.unlink(missing_ok=True)
     process = subprocess.Popen(
         command.arguments,

@@ -73,7 +73,7 @@ class DataConfig:
     cache_dir: str | None = doc(
         "copy the corpus here first, once per node; needed for URLs, good for slow file systems"
     )
-    cache_gib: float = doc("largest size of data.cache_dir, GiB; corpora used longest ago make room")
+    cache_gib: float = doc("largest size of the copies in data.cache_dir, GiB; those used longest ago make room")
     access: Access = doc("mapped (memory-mapped files, perfect shuffle) or stream (for corpora larger than the disks)")
     lanes: int = doc("stretches of an epoch that are streamed side by side; best a multiple of the number of ranks")
     window: int = doc("streamed samples per lane that are shuffled together")

@@ -48,7 +48,7 @@ from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
 from pretrain.model.initialize import initialize
 from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
-from pretrain.run_directory import RunDirectory
+from pretrain.run_directory import RunDirectory, refuse_lost
 from pretrain.telemetry.redact import redact
 from pretrain.telemetry.sinks import open_telemetry
 from pretrain.telemetry.throughput import Throughput, peak_flops
@@ -180,6 +180,7 @@ def build(
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
             say=telemetry.say,
+            on_saved=directory.note_saved if directory else lambda step: None,
             upload=mirror.push if mirror else None,
             token=process.on_main(lambda: secrets.token_hex(4)),
         ),
@@ -284,7 +285,7 @@ def resume(
         say(process, f"{folder}: empty; looking into checkpoint.upload={config.checkpoint.upload}")
         found = process.on_main(lambda: mirror.pull(folder, lambda text: say(process, f"warning: {text}")))
     if found is None:
-        return None
+        return process.on_main(lambda: refuse_lost(folder.parent))
     snapshot = checkpoint.load(found)
     then, now = snapshot.state.identity, Identity.of(config, corpus.manifest, corpus.sha256)
     if then.tokenizer != now.tokenizer:

@@ -17,7 +17,10 @@ from cloze.corpus.peek import peek
 from cloze.corpus.ragged import Ints
 from cloze.corpus.shards import Split
 from cloze.corpus.tokenizer import load_tokenizer
+from cloze.ownership import page_mark
 
+PAGE_MARK = page_mark("report on a corpus")
+EARLIER_MARK = "--bar: #4a7ebb"  # of pages made before they bore one
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
 _BINS = 32
 _SAMPLES = 20
@@ -46,7 +49,7 @@ def report(directory: Path) -> str:
     body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections)
     title = escape(directory.resolve().name)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{PAGE_MARK}<title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{body}</body></html>\n"
     )
 

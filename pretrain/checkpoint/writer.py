@@ -5,7 +5,6 @@ fragments keyed by name and range, and rank 0 puts them together: no collective,
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -26,6 +25,7 @@ from pretrain.checkpoint.format import (
     Snapshot,
     TrainingState,
     assemble,
+    discard,
     path_of,
     retain,
     write,
@@ -55,11 +55,13 @@ class Writer:
         keep_every: int,
         patience_seconds: float,  # how long rank 0 waits for the other shares
         say: Callable[[str], None],
+        on_saved: Callable[[int], None] = lambda step: None,  # called after each checkpoint, with its step
         upload: Callable[[Path, Callable[[], None]], None] | None = None,
         token: str = "",  # of this start of the run, the same on all ranks
     ) -> None:
         self._folder, self._rank, self._num_writers, self._say = folder, rank, num_writers, say
         self._keep_last, self._keep_every, self._patience_seconds = keep_last, keep_every, patience_seconds
+        self._on_saved = on_saved
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._upload, self._uploading = upload, list[Future[None]]()
@@ -134,13 +136,14 @@ class Writer:
                 moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
                 self._note_progress()
                 write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
+                self._on_saved(state.step)
                 retain(self._folder, newest=state.step, keep_last=self._keep_last, keep_every=self._keep_every)
                 self._start_upload(final)
             self._note_progress()
             self._failures.clear()
         except (OSError, SafetensorError) as error:
             if self._rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
+                discard(temporary)
             else:
                 with suppress(OSError):  # an empty file fits on a full disk; without it rank 0 waits in vain
                     _failed_path(temporary, self._rank).touch()

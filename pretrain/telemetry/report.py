@@ -19,9 +19,11 @@ import yaml
 
 from cloze.errors import DiskError, UserError, first_line
 from cloze.files import write_whole
+from cloze.ownership import page_mark, require_own_file
 from pretrain.telemetry.sinks import METRICS_NAME
 
 REPORT_NAME = "report.html"
+_PAGE_MARK = page_mark("report on runs")
 
 _MAX_POINTS = 1000  # per curve: more would only make the page heavy
 _PALETTE = ("#2f7ed8", "#d95f02", "#1b9e77", "#c2478f", "#8a6fd1", "#a6761d", "#d64550", "#5b8c2a")
@@ -109,6 +111,7 @@ def write_report(
     metrics, `DiskError` where `out` cannot be written.
     """
     runs = [read_run(directory, label) for directory, label in zip(run_dirs, _labels(run_dirs), strict=True)]
+    require_own_file(out, (_PAGE_MARK, "<title>Cloze: "), "--out ")  # the second: of earlier versions
     page = _page(runs, extra_sections, axis)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +139,7 @@ def _page(runs: Sequence[RunData], extra_sections: Sequence[tuple[str, str]], ax
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
+<meta name="color-scheme" content="light dark">{_PAGE_MARK}
 <title>{escape(title)}</title><style>{_STYLE}</style></head>
 <body><h1>{escape(title)}</h1>
 {body}
