@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -72,6 +74,7 @@ def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Cal
         codes.append(guarded(lambda: main(_typed(config, schema)), schema))
 
     sys.argv[1:] = arguments
+    _refuse_one_run_for_all(config_name, schema, arguments)
     try:
         task()
     except ValueError as error:  # Hydra's, of an override such as `model=3`
@@ -79,6 +82,30 @@ def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Cal
             raise
         raise UserError(_explain(error, schema)) from error
     return max(codes, default=ExitCode.OK)
+
+
+def _refuse_one_run_for_all(config_name: str, schema: type[Any], arguments: Sequence[str]) -> None:
+    """Raises `UserError` where two jobs of a sweep would train in one run directory: the second finds nothing to do."""
+    names = {field.name for field in dataclasses.fields(schema)}
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if (
+        not {"--multirun", "-m"} & {*arguments}
+        or not {"run", "runs_root"} <= names
+        or "${hydra:" in " ".join(overrides)
+    ):
+        return
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    seen: dict[tuple[str, str], Sequence[str]] = {}
+    for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+        config = _composed(config_name, schema, job)
+        where = str(config.runs_root), str(config.run)
+        if where in seen:
+            swept = [change.key_or_group for change in parsed if change.is_sweep_override()]
+            raise UserError(
+                f"run={where[1]}: is that of several jobs of the sweep; name one for each, such as "
+                f"run={where[1]}-${{hydra:job.num}}" + (f" or run={where[1]}-${{{swept[0]}}}" if swept else "")
+            )
+        seen[where] = job
 
 
 def compose(config_name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
@@ -166,9 +193,18 @@ def command(arguments: argparse.ArgumentParser) -> Callable[[Callable[[argparse.
     """Make `main(options)` a `main(argv)`, of the process where none is given, that returns an exit code."""
 
     def with_parser(main: Callable[[argparse.Namespace], int]) -> Callable[..., int]:
-        return lambda argv=None: guarded(lambda: main(arguments.parse_args(argv)))
+        return lambda argv=None: guarded(lambda: main(arguments.parse_args(_none_empty(argv))))
 
     return with_parser
+
+
+def _none_empty(argv: Sequence[str] | None) -> Sequence[str] | None:
+    """The arguments, all with something in them. Raises `UserError`: an empty path would be the working directory."""
+    for number, argument in enumerate(sys.argv[1:] if argv is None else argv, 1):
+        if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+            named = argument.strip() or f"argument {number}"
+            raise UserError(f"{named}: empty (is a variable of the shell unset?); give it a value")
+    return argv
 
 
 def outlive_terminal() -> None:
@@ -253,7 +289,20 @@ def _typed(config: DictConfig, schema: type[C]) -> C:
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, schema)) from error
     assert isinstance(result, schema)
+    _refuse_empty(dataclasses.asdict(typing.cast(Any, result)))
     return result
+
+
+def _refuse_empty(value: Any, key: str = "") -> None:
+    """Raises `UserError` where a text is empty, as `init_from=$UNSET` is: to train without it is not what was meant."""
+    if isinstance(value, Mapping):
+        for name, item in value.items() if key != "deepspeed.extra" else ():  # DeepSpeed's own keys
+            _refuse_empty(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_empty(item, key)
+    elif isinstance(value, str) and not value.strip():
+        raise UserError(f"{key}: empty (is a variable of the shell unset?); give it a value, or {key}=null for none")
 
 
 def _template(schema: type[Any]) -> DictConfig:

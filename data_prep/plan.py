@@ -172,6 +172,8 @@ def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:
         return (config.source,)
     from cloze import cli  # not above: workers import this module, and need no Hydra
 
+    if config.source != cli.compose("prep", PrepConfig, ["out=any"]).source:
+        raise UserError("sources: and source is given, too; put it into the list, [{kind: text, paths: [a.txt]}, …]")
     result: list[SourceConfig] = []
     for number, given in enumerate(config.sources):
         kind = given.get("kind") if isinstance(given, Mapping) else None

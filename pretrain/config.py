@@ -263,9 +263,13 @@ class BudgetConfig:
 class GuardConfig:
     spike_factor: float | None = doc("roll back when a logged loss exceeds its running mean by this factor; null never")
     max_rollbacks: int = doc("roll back at most so often, then give up (exit 70)")
+    give_up_loss: float | None = doc(
+        "give up (exit 70) when five logged losses in a row exceed this after the warm-up; null never"
+    )
 
     def __post_init__(self) -> None:
-        factor = self.spike_factor
+        factor, most = self.spike_factor, self.give_up_loss
+        _require(most is None or 0 < most < math.inf, f"guard.give_up_loss={most}: must be positive, or null")
         _require(factor is None or factor > 1, f"guard.spike_factor={factor}: must be above 1")
         _require(self.max_rollbacks >= 1, f"guard.max_rollbacks={self.max_rollbacks}: must be at least 1")
 

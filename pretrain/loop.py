@@ -19,6 +19,7 @@ from pretrain.data.loader import Corpus, MicroBatch
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.evaluate.held_out import evaluate
+from pretrain.guessing import LossWatch
 from pretrain.model.loss import means, pretraining_loss
 from pretrain.optim.schedule import learning_rate, rate_between
 from pretrain.telemetry.sinks import Telemetry
@@ -40,6 +41,7 @@ class Progress:
     seconds: float = 0.0
     rollbacks: int = 0
     skipped_in_a_row: int = 0
+    verdict: str | None = None  # what is wrong with the model at the end, as far as its losses tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,14 @@ def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         if is_due(progress.step, config.checkpoint.every):
             saved = save(run)
         run.watchdog.tick()
+    if not progress.step and spent(config, progress) >= 1.0:
+        raise UserError(
+            f"budget.hours={config.budget.hours:g}: was spent before the first step, so nothing is trained; raise it"
+        )
     window.log()
+    if outcome is ExitCode.OK and (verdict := window.watch.verdict()):
+        progress.verdict = verdict
+        run.telemetry.say(f"warning: step {progress.step}: {verdict}")
     if outcome is ExitCode.OK and evaluated != progress.step:
         evaluate_now(run)
     if saved != progress.step:
@@ -124,6 +133,7 @@ class Window:
         self._started = self._clock() - run.progress.seconds
         self._losses: deque[float] = deque(maxlen=_SPIKE_WINDOWS)
         self._sound_step = run.progress.step
+        self.watch = LossWatch(run.config, run.corpus.manifest.tokenizer.vocab_size)
         self.stopwatch = Stopwatch(run.process.device)
         self._clear()
 
@@ -229,6 +239,8 @@ class Window:
             metrics["train/loss_scale"] = run.engine.loss_scale.value
         self._clear()
         run.telemetry.log(run.progress.step, metrics)
+        if line := self.watch.saw(run.progress.step, share_done(run.config, run.progress), losses):
+            run.telemetry.say(line)
         self._guard(losses["loss"])
 
     def _guard(self, loss: float) -> None:

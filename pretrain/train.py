@@ -27,6 +27,7 @@ from cloze.corpus.manifest import VAL
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import ExitCode, TrainingError, UserError
 from pretrain import checkpoint, dist
+from pretrain.changes import changed, note, refuse_other_architecture, told
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.config import (
@@ -43,7 +44,7 @@ from pretrain.data.cache import doubt, local_corpus
 from pretrain.data.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
-from pretrain.loop import LossSpike, Progress, Run, settle, share_done, train
+from pretrain.loop import LossSpike, Progress, Run, settle, share_done, spent, train
 from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
 from pretrain.model.initialize import initialize
@@ -83,7 +84,7 @@ def main(config: TrainConfig) -> int:
         raise
     finally:
         if directory:
-            directory.write_status(int(code), progress.step)
+            directory.write_status(int(code), progress.step, progress.verdict)
             directory.close()
         watchdog.close()
     dist.finish()
@@ -112,6 +113,9 @@ def run(
         progress.rollbacks = snapshot.state.rollbacks
     if progress.step >= config.steps:
         say(process, f"{path}: already at step {progress.step} of {config.steps}; raise `steps` or name another run")
+        return ExitCode.OK
+    if snapshot and spent(config, progress) >= 1.0:
+        say(process, f"{path}: budget.hours={config.budget.hours} is spent, at step {progress.step}; raise it")
         return ExitCode.OK
     parts = build(config, path, directory, corpus, process, stop, watchdog, progress, snapshot, mirror)
     code = ExitCode.FAILED
@@ -150,6 +154,8 @@ def build(
         if before not in (None, process.world_size):
             say(process, f"{path}: {before} ranks before, {process.world_size} now; the global batches stay the same")
         directory.describe(config_yaml, corpus.directory / "tokenizer", process.world_size)
+        if snapshot:
+            note(path, changed(snapshot.config_yaml, config_yaml), progress.step)
     engine, vocab_rows = build_engine(config, corpus, process, snapshot)
     telemetry = open_telemetry(
         config,
@@ -161,6 +167,14 @@ def build(
         seconds=progress.seconds,
     )
     say(process, describe(config, path, corpus, process, engine, progress))
+    for line in told(snapshot.config_yaml, config_yaml, config, progress.step) if snapshot else ():
+        say(process, line)
+    if config.eval.every and not corpus.num_val:
+        say(
+            process,
+            f"warning: eval.every={config.eval.every}: {corpus.directory} has no held-out split, so nothing is "
+            "evaluated; prepare it with val_fraction=0.01",
+        )
     for mismatch in config.expect.unmet(corpus.manifest):
         say(process, f"warning: {corpus.directory} was prepared with {mismatch} as the recipe expects")
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
@@ -287,6 +301,7 @@ def resume(
     if found is None:
         return process.on_main(lambda: refuse_lost(folder.parent))
     snapshot = checkpoint.load(found)
+    refuse_other_architecture(str(found), snapshot.config_yaml, plain(asdict(config.model)))
     then, now = snapshot.state.identity, Identity.of(config, corpus.manifest, corpus.sha256)
     if then.tokenizer != now.tokenizer:
         raise UserError(
@@ -353,10 +368,15 @@ def describe(
     samples = sum(corpus.pass_sizes)
     epochs = total_samples(config) / max(1, samples / corpus.manifest.passes)
     start = f"resuming at step {progress.step}" if progress.step else "starting"
+    end = (
+        f"{config.steps}"
+        if config.budget.hours is None
+        else f"{config.steps} at most, in {config.budget.hours:g} hours"
+    )
     ramp = config.batch_ramp
     ramped = f" (from {ramp.start} at first, in {ramp.fraction:.0%} of the run)" if ramp.start else ""
     return (
-        f"run {path}: {start} of {config.steps}, "
+        f"run {path}: {start} of {end}, "
         f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters)\n"
         f"data {corpus.directory}: {samples:,} samples of up to {corpus.manifest.max_len} tokens, {epochs:.2f} epochs\n"
         f"{process.world_size} x {process.device.type}, ZeRO {config.zero}, {config.precision.value}: "

@@ -20,6 +20,7 @@ import yaml
 from cloze.errors import DiskError, UserError, first_line
 from cloze.files import write_whole
 from cloze.ownership import page_mark, require_own_file
+from pretrain.changes import read_changes
 from pretrain.telemetry.sinks import METRICS_NAME
 
 REPORT_NAME = "report.html"
@@ -53,6 +54,7 @@ class RunData:
     config: Mapping[str, Any]
     config_yaml: str
     environment: Mapping[str, Any]
+    told: Mapping[str, str]  # what changed between its starts, and what is wrong with it
 
     def series(self, name: str, axis: str = "step") -> tuple[list[int], list[float]]:
         """Steps (or what else is the `axis`) and values of one metric; null becomes NaN."""
@@ -77,7 +79,16 @@ def read_run(directory: Path, label: str) -> RunData:
         config=config if isinstance(config, dict) else {},
         config_yaml=config_yaml,
         environment=environment if isinstance(environment, dict) else {},
+        told=read_changes(directory) | _verdict(directory),
     )
+
+
+def _verdict(directory: Path) -> dict[str, str]:
+    try:
+        found = json.loads(_text(directory / "status.json") or "{}").get("verdict")
+    except (ValueError, AttributeError):
+        return {}
+    return {"verdict": found} if isinstance(found, str) else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -282,7 +293,7 @@ def run_facts(run: RunData) -> dict[str, str]:
     times = [row["time"] for row in run.metrics if "time" in row]
     if len(times) > 1:
         facts["time from first to last logged step"] = duration(times[-1] - times[0])
-    return facts | _highlights(run)
+    return {**facts, **_highlights(run), **run.told}
 
 
 def _highlights(run: RunData) -> dict[str, str]:
