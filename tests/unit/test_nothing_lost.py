@@ -1,24 +1,33 @@
 """What Cloze deletes or replaces (the table in SECURITY.md): each place with something of somebody else's beside it."""
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cloze import ownership, storage
+from cloze import cli, ownership, storage
 from cloze.errors import UserError
 from cloze.ownership import CHECKPOINT, CORPUS, CORPUS_COPY, EXPORT, RUN, WORK, Kind
 from data_prep import report as corpus_report
-from launch import demo
+from data_prep.config import PrepConfig
+from data_prep.plan import Plan, claimed, clear_up, make_plan
+from finetune import suite
+from launch import demo, slurm
+from launch.options import Options
 from pretrain import checkpoint
 from pretrain.checkpoint.mirror import Mirror
+from pretrain.config import TrainConfig
 from pretrain.data import cache
 from pretrain.export.hugging_face import refuse_within, replaced_directory
 from pretrain.run_directory import RunDirectory, refuse_lost, saved_step
 from pretrain.telemetry.report import write_report
 from pretrain.telemetry.sinks import JsonlSink
+from pretrain.watchdog import Watchdog
 from tests.support import make_corpus
 from tests.unit.test_cache import let_go, size_of
 from tests.unit.test_checkpoint import flip, make_snapshot
@@ -376,6 +385,76 @@ def test_the_end_of_a_preparation_leaves_what_others_put_beside_it(tmp_path: Pat
         (tmp_path / name).write_text("")
     assert not ownership.remove_files(tmp_path, WORK)
     assert [*files_of(tmp_path)] == ["map.txt", "mine/x"]
+
+
+def prep_plan(tmp_path: Path, *overrides: str) -> Plan:
+    (tmp_path / "a.txt").write_text("One sentence. Another one.\n\nA third.\n")
+    out = f"out={tmp_path / 'out'}"
+    return make_plan(cli.compose("prep", PrepConfig, [out, "engine.workers=1", *overrides]))
+
+
+def test_another_tools_work_folder_is_no_preparation(tmp_path: Path) -> None:
+    plan = prep_plan(tmp_path, "source=text", f"source.paths=[{tmp_path}/a.txt]")
+    (plan.work / "map").mkdir(parents=True)
+    (plan.work / "build.log").write_text("x")
+    with pytest.raises(UserError, match=r"holds \.work/build\.log, which no preparation wrote"), claimed(plan):
+        pass
+    assert files_of(plan.out) == {".work/build.log": b"x"}
+    clear_up(plan)  # as after the last shard
+    assert files_of(plan.out) == {".work/build.log": b"x"}
+
+
+def test_source_beside_sources_is_refused(tmp_path: Path) -> None:
+    """Case 57: one of them would not be read."""
+    mixture = f"sources=[{{kind: text, paths: [{tmp_path}/a.txt]}}]"
+    with pytest.raises(UserError, match="sources: and source is given, too; put it into the list"):
+        prep_plan(tmp_path, mixture, "source=text", f"source.paths=[{tmp_path}/b.txt]")
+    assert len(prep_plan(tmp_path, mixture).sources) == 1
+
+
+def test_a_batch_script_replaces_one_of_ours_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    config = cli.compose("train", TrainConfig, ["run=a", "data.path=x", f"runs_root={tmp_path}"])
+    options = Options(nodes=1, gpus_per_node=1, time="1:00:00")
+    for _ in range(2):
+        assert slurm.submit(options, config) == 0
+    script = tmp_path / "a" / slurm.SCRIPT_NAME
+    script.write_text("#!/bin/bash\necho mine\n")
+    with pytest.raises(UserError, match="not one that Cloze wrote"):
+        slurm.submit(options, config)
+    assert script.read_text() == "#!/bin/bash\necho mine\n"
+
+
+def test_the_table_of_a_suite_replaces_one_of_ours_only(tmp_path: Path) -> None:
+    for name, ours in (("results.md", suite._FIRST_LINE), ("results.json", '{"mrpc": {"pretrained": {')):
+        path = tmp_path / name
+        path.write_text("mine")
+        with pytest.raises(UserError, match="not one that Cloze wrote"):
+            ownership.require_own_file(path, (suite._FIRST_LINE, '"pretrained": {'))
+        path.write_text(ours)
+        ownership.require_own_file(path, (suite._FIRST_LINE, '"pretrained": {'))
+    rows = [["mrpc", "f1", "1.0 ± 0.1"]]
+    assert suite.table(["task", "score, %", "this model"], rows).startswith(suite._FIRST_LINE)
+
+
+def test_stacks_of_an_earlier_hang_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stacks-rank0.txt").write_text("earlier\n")
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    dog = Watchdog(0, tmp_path, 0, 0)
+    dog.give_up(1.0, 1.0)
+    dog.close()
+    text = (tmp_path / "stacks-rank0.txt").read_text()
+    assert text.startswith("earlier\n")
+    assert "test_stacks_of_an_earlier_hang_stay" in text
+
+
+def test_what_a_run_was_told_is_in_its_report(tmp_path: Path) -> None:
+    path = a_run(tmp_path / "a")
+    (path / "status.json").write_text('{"exit_code": 0, "step": 2, "verdict": "is no better than guessing"}')
+    (path / "changes.jsonl").write_text('{"step": 1, "changed": {"optim.lr": ["0.1", "0.2"]}}\n')
+    page = write_report([path], tmp_path / "page.html").read_text()
+    for text in ("is no better than guessing", "changed at step 1", "optim.lr 0.1 -&gt; 0.2"):
+        assert text in page
 
 
 def test_a_fresh_demo_removes_an_earlier_demo_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
