@@ -163,7 +163,7 @@ def ours(path: Path, out: Path, tokenizer: Path | None, workers: int, *extra: st
     shutil.rmtree(out, ignore_errors=True)
     command = [
         sys.executable, "-m", "data_prep", "source=jsonl", f"source.paths=[{path}]", f"out={out}",
-        f"tokenizer.path={tokenizer or 'null'}", f"engine.workers={workers}", *extra,
+        f"tokenizer.path={tokenizer or 'null'}", f"executor.workers={workers}", *extra,
     ]  # fmt: skip
     row, _ = measured(command, dict(os.environ), watched)
     manifest = read_manifest(out)

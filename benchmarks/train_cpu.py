@@ -33,8 +33,8 @@ from pretrain import dist, train
 from pretrain.config import TrainConfig
 from pretrain.data.loader import IGNORED, Corpus, MicroBatch, bounded
 from pretrain.engine.engine import Engine, StepResult
-from pretrain.loop import Progress
 from pretrain.model.loss import pretraining_loss
+from pretrain.session import Progress, build_engine
 from pretrain.telemetry.throughput import training_flops
 
 WARMUP, STEPS = 1, 3
@@ -47,7 +47,7 @@ def prepare(source: Path, out: Path, max_len: int) -> Path:
     if not (out / "manifest.json").exists():
         command = [
             sys.executable, "-m", "data_prep", "source=jsonl", f"source.paths=[{source}]", f"out={out}",
-            f"max_len={max_len}", "tokenizer.vocab_size=30522", "engine.workers=1",
+            f"max_len={max_len}", "tokenizer.vocab_size=30522", "executor.workers=1",
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
     return out
@@ -159,7 +159,7 @@ def overhead(corpus: Path, folder: Path, model: str) -> float:
     config = config_of(corpus, folder, model)
     process = dist.start()
     data = Corpus(corpus)
-    engine, rows = train.build_engine(config, data, process, None)
+    engine, rows = build_engine(config, data, process, None)
     size = config.micro_batch_size
     raw = engine._deepspeed
 
@@ -193,38 +193,41 @@ def loop_over(
     config: TrainConfig, engine: Engine, data: Corpus, process: dist.Process, rows: int, folder: Path
 ) -> Callable[[], None]:
     """The next `TURN_STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
-    from pretrain.checkpoint import Writer
+    from pretrain.checkpoint import Writer, WriterOptions
     from pretrain.config import Identity
     from pretrain.data.loader import Layout, MicroBatches, training_steps
-    from pretrain.loop import Run, Window, rate_of, seed_dropout, timed
+    from pretrain.loop import rate_of, seed_dropout, timed
+    from pretrain.metrics import MetricsAccumulator
+    from pretrain.session import Session
     from pretrain.telemetry.sinks import open_telemetry
     from pretrain.telemetry.throughput import Throughput
     from pretrain.watchdog import StopRequest, Watchdog
 
-    telemetry = open_telemetry(config, folder, is_main=True, resume_step=None, wandb_id=None, resolved={})
+    telemetry = open_telemetry(config, folder, resume_step=None, wandb_id=None, resolved={})
     size = config.micro_batch_size
-    writer = Writer(folder, rank=0, num_writers=1, keep_last=1, keep_every=0, patience_seconds=1, say=print)  # idle
-    run = Run(
+    options = WriterOptions(rank=0, num_writers=1, keep_last=1, keep_every=0, patience_seconds=1)
+    writer = Writer(folder, options, print)  # idle
+    session = Session(
         config=config, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,
-        throughput=Throughput(None), writer=writer, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
+        throughput=Throughput(None), writer=writer, mirror=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
         progress=Progress(), vocab_rows=rows, identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",
     )  # fmt: skip
-    window = Window(run)
+    metrics = MetricsAccumulator(session)
     dataset = MicroBatches(data.directory, config.seed, Layout(0, 1, size, size))
     steps = (TURNS + 1) * TURN_STEPS
     ahead = timed(training_steps(dataset, steps=steps, workers=0, prefetch=1, pin_memory=False))
 
     def loop() -> None:
         for loaded, wait in islice(ahead, TURN_STEPS):
-            micro_batches, _ = window.agree(loaded, wait)
+            micro_batches, _ = metrics.agree(loaded, wait)
             for number, batch in enumerate(micro_batches):
-                seed_dropout(config.seed, run.progress.step, number, 0)
-                window.stopwatch.mark()
-                engine.backward(batch, window.loss_of)
-            rate = rate_of(config, run.progress)
-            window.stepped(rate, engine.step(rate))
-            if run.progress.step % config.log.every == 0:
-                window.log()
+                seed_dropout(config.seed, session.progress.step, number, 0)
+                metrics.stopwatch.mark()
+                engine.backward(batch, metrics.loss_of)
+            rate = rate_of(config, session.progress)
+            metrics.count_step(rate, engine.step(rate))
+            if session.progress.step % config.log.every == 0:
+                metrics.log()
 
     return loop
 

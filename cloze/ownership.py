@@ -78,7 +78,7 @@ def _is_export(path: Path) -> bool:
 
 _TOKENIZER = r"(tokenizer\.json|tokenizer_config\.json|vocab\.txt|special_tokens_map\.json)"
 _SPLIT = r"(pass-\d+|val[\w.-]*)"
-_TEMPORARY = r"\.[^/]+\.\d+\.tmp"  # of a process that was killed
+_TEMPORARY = r"\.[^/]+\.([^/]+-)?\d+\.tmp"  # of a process that was killed: `files.write_whole`
 
 CORPUS = Kind(
     "corpus",
@@ -89,7 +89,7 @@ CORPUS = Kind(
 WORK = Kind(
     "work",
     "unfinished work of `python -m data_prep`",
-    r"lock|plan\.[^/]+|manifest\.json|\.manifest\.json\.\d+\.tmp|(tmp|bands|sample|map|near|reduce)/.+",
+    rf"lock|plan\.[^/]+|manifest\.json|{_TEMPORARY}|(tmp|bands|sample|map|near|reduce)/.+",
     lambda path: (path / "plan.json").is_file(),
 )
 CORPUS_COPY = Kind(

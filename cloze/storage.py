@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
-from cloze.errors import UserError
+from cloze.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -212,11 +212,10 @@ def _asked(url: str) -> Iterator[tuple[Any, str]]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         kind: type[UserError] = Unreachable
         if isinstance(error, FileNotFoundError | PermissionError):
             kind = Missing if isinstance(error, FileNotFoundError) else UserError
-        raise kind(f"{url}: {reason}; check the address and your credentials, then run it again") from error
+        raise kind(f"{url}: {first_line(error)}; check the address and your credentials, then run it again") from error
 
 
 def _remote(path: str) -> tuple[Any, str]:

@@ -4,6 +4,17 @@ import atexit
 import gc
 import signal
 import sys
+from collections.abc import Sequence
+
+
+def main(overrides: Sequence[str] | None = None) -> int:
+    """Prepare a corpus as `overrides` say, of the process where none are given; returns the exit code."""
+    from cloze.cli import hydra_command
+    from data_prep.config import PrepConfig
+    from data_prep.prepare import main as prepare
+
+    return hydra_command("prep", PrepConfig)(prepare)(overrides)
+
 
 if __name__ == "__main__":
     gc.disable()  # imports leave no garbage
@@ -13,16 +24,15 @@ if __name__ == "__main__":
 
     from data_prep.executors.fork_server import start_server
 
-    if not {"engine.workers=1", "engine=array", "engine=ray", "--help", "-h", "--cfg"} & set(sys.argv):
+    if not {"executor.workers=1", "executor=array", "executor=ray", "--help", "-h", "--cfg"} & set(sys.argv):
         start_server()  # beside our own imports, which take as long
 
-    from cloze.cli import run
-    from data_prep.config import PrepConfig
-    from data_prep.prepare import main
+    import cloze.cli  # noqa: F401
+    import data_prep.prepare  # noqa: F401
 
     gc.freeze()
     gc.enable()
     atexit.register(gc.freeze)  # else all that is left is searched once more before it is thrown away: 0.1 s
     if heard:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    run("prep", PrepConfig, main)
+    sys.exit(main())

@@ -3,25 +3,12 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum, auto
-from typing import Any
+from typing import Any, ClassVar
 
 from cloze.errors import UserError
-from cloze.schema import doc
+from cloze.schema import Variant, doc
+from data_prep.sources.base import Source
 from data_prep.text.cleaning import SCRIPTS
-
-
-class SourceKind(StrEnum):
-    docstrings = auto()
-    text = auto()
-    jsonl = auto()
-    parquet = auto()
-    wikidump = auto()
-    hub = auto()
-
-
-class DocumentBoundary(StrEnum):
-    blank_line = auto()
-    file = auto()
 
 
 class Objective(StrEnum):
@@ -41,38 +28,9 @@ class MaskingStrategy(StrEnum):
     span = auto()
 
 
-class EngineKind(StrEnum):
-    local = auto()  # processes on this machine
-    array = auto()  # this call's share of the tasks: one call of several, as in a Slurm array
-    ray = auto()  # tasks of a Ray cluster
-
-
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    kind: SourceKind = doc("docstrings, text, jsonl, parquet, wikidump or hub")
-    paths: list[str] = doc(
-        "files, globs or URLs, .gz .zst .xz .bz2 as they are (docstrings: directories; hub: name@config:split)"
-    )
-    document: DocumentBoundary = doc("text: what separates documents, blank_line or file")
-    field: str = doc("jsonl, parquet, hub: key or column of the text")
-    min_characters: int = doc("documents with fewer characters are dropped")
-    max_bad_fraction: float = doc("share of malformed items (lines, Python files) above which the run stops")
-    weight: float = doc(
-        "how often a pass holds each training document: 1 once, 0.5 every other one, 2.5 two or three times"
-    )
-
-    def __post_init__(self) -> None:
-        needs_paths = self.kind is not SourceKind.docstrings
-        _require(bool(self.paths) or not needs_paths, "source.paths: empty; name files or globs: source.paths=[a.txt]")
-        _require(all(isinstance(path, str) for path in self.paths), f"source.paths={self.paths}: a list within a list")
-        _require(self.min_characters >= 0, f"source.min_characters={self.min_characters}: cannot be negative")
-        _require(0 < self.weight <= 100, f"source.weight={self.weight}: must be above 0 and at most 100")
-        _require(0 <= self.max_bad_fraction <= 1, f"source.max_bad_fraction={self.max_bad_fraction}: must be in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,37 +91,52 @@ class CleanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    kind: EngineKind = doc("where tasks run: local, array or ray")
+class ExecutorConfig(Variant):
     workers: int | None = doc("processes; null = one per core (ray: one task per CPU of the cluster)")
-    task_index: int | None = doc("array: number of this call, from 0; null = SLURM_ARRAY_TASK_ID")
-    num_tasks: int | None = doc("array: how many calls there are; null = SLURM_ARRAY_TASK_COUNT")
-    address: str | None = doc("ray: of the cluster; null = the one this machine belongs to, else a local one")
-    wait_seconds: float = doc("array: how long to wait for the shares of other calls before saying they are missing")
 
     def __post_init__(self) -> None:
-        if self.kind is EngineKind.array:
-            _require(
-                self.task_index is not None and self.num_tasks is not None,
-                "engine.task_index, engine.num_tasks: give both, or run inside a Slurm array",
-            )
-            assert self.task_index is not None
-            assert self.num_tasks is not None
-            _require(
-                0 <= self.task_index < self.num_tasks,
-                f"engine.task_index={self.task_index}: must be from 0 to engine.num_tasks - 1 = {self.num_tasks - 1}",
-            )
-        users = {"task_index": EngineKind.array, "num_tasks": EngineKind.array, "address": EngineKind.ray}
-        for name, kind in users.items():
-            value = getattr(self, name)
-            useless = value is not None and self.kind is not kind
-            _require(not useless, f"engine.{name}={value}: of no use to engine={self.kind}; add engine={kind}")
-        _require(self.workers is None or self.workers >= 1, f"engine.workers={self.workers}: must be at least 1")
+        _require(self.workers is None or self.workers >= 1, f"executor.workers={self.workers}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig(ExecutorConfig, kind="local"):
+    """Processes of this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayConfig(ExecutorConfig, kind="array"):
+    """This call's share of the tasks: one call of several, as in a Slurm array."""
+
+    task_index: int | None = doc("number of this call, from 0; null = SLURM_ARRAY_TASK_ID")
+    num_tasks: int | None = doc("how many calls there are; null = SLURM_ARRAY_TASK_COUNT")
+    wait_seconds: float = doc("how long to wait for the shares of other calls before saying they are missing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.task_index is not None and self.num_tasks is not None,
+            "executor.task_index, executor.num_tasks: give both, or run inside a Slurm array",
+        )
+        assert self.task_index is not None
+        assert self.num_tasks is not None
+        _require(
+            0 <= self.task_index < self.num_tasks,
+            f"executor.task_index={self.task_index}: must be from 0 to executor.num_tasks - 1 = {self.num_tasks - 1}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig(ExecutorConfig, kind="ray"):
+    """Tasks of a Ray cluster."""
+
+    address: str | None = doc("of the cluster; null = the one this machine belongs to, else a local one")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepConfig:
-    source: SourceConfig = doc("where documents come from")
+    renamed: ClassVar[dict[str, str]] = {"engine": "executor"}
+
+    source: Source = doc("where documents come from")
     sources: list[Any] = doc("a mixture instead of source: [{kind: text, paths: [a.txt], weight: 2}, …]")
     out: str = doc("directory of the finished corpus, or a URL that can be written: s3://bucket/corpus")
     work: str = doc("for an out that is a URL: local directory for the unfinished work, a folder for each out")
@@ -179,7 +152,7 @@ class PrepConfig:
     masking: MaskingConfig = doc("what the model must guess")
     tokenizer: TokenizerConfig = doc("WordPiece to train or to use")
     bucket_mib: int = doc("MiB of text per bucket: bounds memory, and is about the size of a shard")
-    engine: EngineConfig = doc("where tasks run")
+    executor: ExecutorConfig = doc("where tasks run")
 
     def __post_init__(self) -> None:
         _require(self.out.strip() != "", "out: empty; name the directory of the finished corpus")

@@ -26,33 +26,31 @@ import yaml
 from cloze.corpus import manifest
 from cloze.corpus.tokenizer import Spelling, WordPiece, load_tokenizer
 from cloze.errors import UserError
+from cloze.files import write_whole
 from cloze.ownership import CORPUS, foreign, remove_files
 from cloze.ownership import WORK as UNFINISHED
 from cloze.schema import CONF
 from cloze.storage import download, is_remote, listed, local_path, put, remove
 from data_prep.config import (
-    EngineKind,
+    ArrayConfig,
     MaskingStrategy,
     Objective,
     PrepConfig,
     SentenceRules,
-    SourceConfig,
-    SourceKind,
     TokenizerConfig,
 )
-from data_prep.sources.files import InputFile, Span, find_inputs, split
+from data_prep.sources.base import InputFile, Source, Span
 from data_prep.text.sentences import cut_by
 
 WORK = ".work"
 PLAN = "plan.json"
 MOST_BUCKETS = 2048  # every bucket is read from every map task's file: beyond that, buckets grow
-_READERS = {SourceKind.wikidump: "mwparserfromhell", SourceKind.parquet: "pyarrow", SourceKind.hub: "datasets"}
 
 
 @dataclass(frozen=True)
 class Plan:
     config: PrepConfig
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[Source, ...]
     files: tuple[InputFile, ...]
     tasks: tuple[tuple[Span, ...], ...]  # what each map task reads
     num_buckets: int  # of the training documents; those of the held-out ones follow
@@ -89,7 +87,7 @@ class Plan:
     def identity(self, with_versions: bool = True) -> str:
         """The plan as JSON, without what changes no byte of the shards (where they go, who makes them)."""
         config = asdict(self.config)
-        del config["out"], config["work"], config["engine"], config["tokenizer"]["path"]
+        del config["out"], config["work"], config["executor"], config["tokenizer"]["path"]
         del config["source"], config["sources"]
         sources = [asdict(source) for source in self.sources]
         for source in sources:
@@ -108,8 +106,7 @@ class Plan:
     def _libraries(self) -> Iterator[str]:
         """What the shards' bytes depend on besides the configuration and the input."""
         yield from ("cloze", "python", "numpy", "tokenizers")
-        for kind in {source.kind for source in self.sources} & _READERS.keys():
-            yield _READERS[kind]
+        yield from sorted({source.library for source in self.sources if source.library})
         if self.config.masking.strategy != MaskingStrategy.token and self.config.masking.chinese_words:
             yield "jieba"
         if self.config.clean.near_duplicates is not None:
@@ -132,8 +129,8 @@ def make_plan(config: PrepConfig) -> Plan:
     files: list[InputFile] = []
     tasks: list[tuple[Span, ...]] = []  # each of one source
     for number, source in enumerate(sources):
-        found = [file._replace(source=number) for file in find_inputs(source)]
-        shifted = ([span._replace(file=span.file + len(files)) for span in task] for task in split(found, source))
+        found = [file._replace(source=number) for file in source.find_inputs()]
+        shifted = ([span._replace(file=span.file + len(files)) for span in task] for task in source.split(found))
         tasks += [tuple(task) for task in shifted]
         files += found
     if not any(file.bytes for file in files):
@@ -166,7 +163,7 @@ def spelling_of(config: TokenizerConfig) -> Spelling:
     return Spelling(config.lowercase, config.strip_accents, config.chinese_characters)
 
 
-def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:
+def mixture(config: PrepConfig) -> tuple[Source, ...]:
     """`sources`, each with what conf/source says where it is silent; else the one `source`."""
     if not config.sources:
         return (config.source,)
@@ -174,14 +171,17 @@ def mixture(config: PrepConfig) -> tuple[SourceConfig, ...]:
 
     if config.source != cli.compose("prep", PrepConfig, ["out=any"]).source:
         raise UserError("sources: and source is given, too; put it into the list, [{kind: text, paths: [a.txt]}, …]")
-    result: list[SourceConfig] = []
+    result: list[Source] = []
     for number, given in enumerate(config.sources):
         kind = given.get("kind") if isinstance(given, Mapping) else None
-        if not isinstance(kind, str) or kind not in set(SourceKind):
-            raise UserError(f"sources[{number}]: has no kind; write {{kind: jsonl, paths: [a.jsonl], weight: 2}}")
+        if not isinstance(kind, str) or kind not in Source.kinds:
+            raise UserError(
+                f"sources[{number}]: has no kind; write {{kind: jsonl, paths: [a.jsonl], weight: 2}}; "
+                f"kinds are {', '.join(Source.kinds)}"
+            )
         silent = yaml.safe_load((CONF / "source" / f"{kind}.yaml").read_text(encoding="utf-8"))
         try:
-            result.append(cli.typed({**silent, **given}, SourceConfig))
+            result.append(cli.typed({**silent, **given}, Source.kinds[kind]))
         except UserError as error:
             raise UserError(f"sources[{number}]: {str(error).removeprefix('source.')}") from error
     return tuple(result)
@@ -208,7 +208,7 @@ def claimed(plan: Plan) -> Iterator[bool]:
     plan.work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(plan.work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        several = plan.config.engine.kind is EngineKind.array
+        several = isinstance(plan.config.executor, ArrayConfig)
         locked = _lock(descriptor, out, fcntl.LOCK_SH if several else fcntl.LOCK_EX)
         if _finished(plan):  # meanwhile, by the process that held the lock
             yield True
@@ -282,12 +282,7 @@ def _record(plan: Plan) -> None:
                 what = f"holds an unfinished preparation whose {WORK}/{PLAN} is damaged"
             raise UserError(f"out={place}: {what}; name a new directory or remove it")
     if at_work is None:
-        temporary = path.with_suffix(f".{os.uname().nodename}-{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(identity)
-            file.flush()
-            os.fsync(file.fileno())  # else a loss of power can leave an empty file
-        temporary.replace(path)
+        write_whole(path, identity.encode())
     if plan.remote and at_out is None:
         shutil.rmtree(plan.work / "reduce", ignore_errors=True)  # of shards that someone has removed since
         put(path, _record_place(plan))

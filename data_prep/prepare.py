@@ -1,4 +1,4 @@
-"""Prepare a corpus: wires configuration, plan, engine and progress together."""
+"""Prepare a corpus: wires configuration, plan, stages, executor and progress together."""
 
 import sys
 import time
@@ -7,12 +7,20 @@ from contextlib import contextmanager
 
 from cloze.corpus.manifest import NAME, SplitStatistics
 from cloze.errors import ExitCode
+from cloze.log import log
 from data_prep.config import PrepConfig
-from data_prep.executors.executors import Engine, engine_for
+from data_prep.executors.array import ArrayExecutor
+from data_prep.executors.base import Executor
+from data_prep.executors.local import LocalExecutor
+from data_prep.executors.ray import RayExecutor
 from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
-from data_prep.stages import tasks
+from data_prep.stages.base import Stage, disk_errors
 from data_prep.stages.finish import document_statistics, finish
-from data_prep.stages.tasks import Stage
+from data_prep.stages.map import MAP
+from data_prep.stages.near import NEAR
+from data_prep.stages.reduce import REDUCE
+from data_prep.stages.sample import SAMPLE
+from data_prep.stages.tokenizer import make_tokenizer, tokenizer_directory
 
 MB = 1e6
 
@@ -21,49 +29,61 @@ def main(config: PrepConfig) -> int:
     """Prepare, or finish preparing, the corpus that `config` describes."""
     started = time.perf_counter()
     plan = make_plan(config)
-    with tasks.disk_errors(plan), claimed(plan) as complete:
+    with disk_errors(plan), claimed(plan) as complete:
         if complete:
             clear_up(plan)
             print(f"{plan.config.out} is complete: nothing to do")
             _summarize(plan, None)
             return ExitCode.OK
-        with engine_for(plan) as engine:
-            _prepare(plan, engine)
+        with executor_for(plan) as executor:
+            _prepare(plan, executor)
     _summarize(plan, time.perf_counter() - started)
     return ExitCode.OK
 
 
-def _prepare(plan: Plan, engine: Engine) -> None:
-    print(
+def _prepare(plan: Plan, executor: Executor) -> None:
+    log.info(
         f"{len(plan.files)} files, about {plan.text_bytes / MB:,.1f} MB of text: "
-        f"{len(plan.tasks)} map tasks, {plan.num_buckets} + {plan.num_val_buckets} buckets",
-        file=sys.stderr,
+        f"{len(plan.tasks)} map tasks, {plan.num_buckets} + {plan.num_val_buckets} buckets"
     )
-    if not (plan.out / "tokenizer").is_dir() and plan.config.tokenizer.path is None:
-        _run(plan, engine, Stage.sample)
-    if not engine.leads:
-        engine.wait_for(plan.out / "tokenizer")
-    facts = tasks.make_tokenizer(plan)
-    print(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}", file=sys.stderr)
-    _run(plan, engine, Stage.map)
-    if engine.leads:
+    if not tokenizer_directory(plan).is_dir() and plan.config.tokenizer.path is None:
+        _run(plan, executor, SAMPLE)
+    if not executor.leads:
+        executor.wait_for(tokenizer_directory(plan))
+    facts = make_tokenizer(plan)
+    log.info(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}")
+    _run(plan, executor, MAP)
+    if executor.leads:
         document_statistics(plan)  # refuses bad input before any shard is made of it
     if plan.config.clean.near_duplicates is not None:
-        _run(plan, engine, Stage.near)
-    _run(plan, engine, Stage.reduce)
-    if engine.leads:
+        _run(plan, executor, NEAR)
+    _run(plan, executor, REDUCE)
+    if executor.leads:
         finish(plan, facts)
     else:
-        engine.wait_for(plan.out / NAME)
+        executor.wait_for(plan.out / NAME)
 
 
-def _run(plan: Plan, engine: Engine, stage: Stage) -> None:
+@contextmanager
+def executor_for(plan: Plan) -> Iterator[Executor]:
+    """The executor that the configuration asks for; closed in the end."""
+    kinds: dict[str, Callable[[Plan], Executor]] = {"local": LocalExecutor, "array": ArrayExecutor, "ray": RayExecutor}
+    executor = kinds[plan.config.executor.kind](plan)
+    try:
+        yield executor
+    except BaseException:
+        executor.close(failed=True)
+        raise
+    executor.close(failed=False)
+
+
+def _run(plan: Plan, executor: Executor, stage: Stage) -> None:
     """Run the tasks of a stage that no earlier run has done."""
-    numbers = range(tasks.num_tasks(plan, stage))
-    missing = [number for number in numbers if not tasks.result_path(plan, stage, number).exists()]
-    with _progress(stage, len(numbers)) as advance:
-        advance(len(numbers) - len(missing))
-        for _ in engine.run(stage, missing):
+    missing = [number for number, path in enumerate(stage.results(plan)) if not path.exists()]
+    total = stage.num_tasks(plan)
+    with _progress(stage, total) as advance:
+        advance(total - len(missing))
+        for _ in executor.run(stage, missing):
             advance(1)
 
 
@@ -76,7 +96,7 @@ def _progress(stage: Stage, total: int) -> Iterator[Callable[[int], None]]:
 
         columns = (TextColumn("{task.description:8}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-            task = progress.add_task(stage, total=total)
+            task = progress.add_task(stage.name, total=total)
             yield lambda count: progress.advance(task, count)
         return
     started, done, told = time.perf_counter(), 0, 0
@@ -86,7 +106,7 @@ def _progress(stage: Stage, total: int) -> Iterator[Callable[[int], None]]:
         done += count
         if done == total or done >= told + max(1, total // 5):
             told = done
-            print(f"{stage}: {done}/{total} tasks, {time.perf_counter() - started:.1f} s", file=sys.stderr)
+            log.info(f"{stage.name}: {done}/{total} tasks, {time.perf_counter() - started:.1f} s")
 
     yield advance
 

@@ -14,7 +14,7 @@ from cloze import cli
 from cloze.schema import CONF
 from data_prep.config import PrepConfig
 from finetune.config import FinetuneConfig, SuiteConfig
-from launch.__main__ import HELP
+from launch.options import HELP
 from pretrain import plan
 from pretrain.config import TrainConfig
 

@@ -17,7 +17,7 @@ PARSER.add_argument("--dev", metavar="FILE", help="data.dev, if it is not where 
 @cli.command(PARSER)
 def main(options: Namespace) -> int:
     try:  # here: they take seconds, and --help none of them
-        from finetune.quantize import compress
+        from finetune.onnx_export import compress
     except ModuleNotFoundError as error:
         raise UserError(f"needs {error.name}: pip install 'cloze[finetune]'") from None
     changes = {name: path for name in ("train", "dev") if (path := getattr(options, name))}

@@ -1,15 +1,16 @@
-"""The schemas of conf/finetune/*.yaml. Pure: what each task is stands in tasks.py."""
+"""The schemas of conf/finetune/*.yaml. What the tasks are stands in families/."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
+from cloze import cli
 from cloze.errors import UserError
 from cloze.schema import doc
-from finetune.tasks import SUITES, TASKS, Family
-
-_CLASSES = Family.classification
+from finetune.families import SUITES, TASKS
+from finetune.tasks import Layout, Task
 
 
 class Init(Enum):
@@ -44,9 +45,14 @@ class DataConfig:
     dev: str | None = doc("the same for evaluation")
     mismatched: str | None = doc("scored beside dev: MNLI's mismatched half, say; null: the hub's where dev is its")
     columns: list[str] | None = doc(
-        "columns of the text, or of both texts, and then of the label; null: the task's own"
+        "columns of the text, or of both texts, and then of the label; of ner the numbers of the words' and the tags', "
+        "from 1; null: the task's own"
     )
+    max_bad_fraction: float = doc("share of rows that may be unusable and are left out; a single one always may")
     repair_tags: bool = doc("spell entities anew that do not begin or end as BIO or BIOES has it (ner)")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.max_bad_fraction < 1, f"data.max_bad_fraction={self.max_bad_fraction}: must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +147,7 @@ class FinetuneConfig:
     max_len: int = doc("tokens per sample at most; longer ones are cut, or for questions slid over")
     stride: int = doc("tokens that neighbouring windows of a long context share (question answering)")
     top_sentences: int = doc("sentences in a summary (summarization)")
+    dropout: float | None = doc("of hidden states and attention while fine-tuning; null: what the model has")
     head: Head = doc("of token classification: linear or crf")
     freeze_layers: int = doc("embeddings and so many lowest layers keep their weights; -1: everything is trained")
     optim: OptimConfig
@@ -157,20 +164,31 @@ class FinetuneConfig:
         require(0 <= self.seed < 2**32 - self.num_seeds, f"seed={self.seed}: must be in [0, 2^32)")
         require(self.patience >= 0, f"patience={self.patience}: cannot be negative")
         require(self.freeze_layers >= -1, f"freeze_layers={self.freeze_layers}: must be at least -1")
+        require(self.dropout is None or 0 <= self.dropout < 1, f"dropout={self.dropout}: must be in [0, 1)")
         self._techniques_fit()
+
+    @property
+    def definition(self) -> Task:
+        """What `task` is."""
+        return TASKS[self.task]
+
+    @property
+    def layouts(self) -> Sequence[Layout]:
+        """The columns to read: data.columns, or those that the task's files may have."""
+        return (tuple(self.data.columns),) if self.data.columns else self.definition.layouts
 
     def _techniques_fit(self) -> None:
         """Refuse what the task has no use for, rather than ignore it."""
-        family, crf = TASKS[self.task].family, self.head is Head.crf
-        require(family is Family.tokens or not crf, f"head=crf: task={self.task} has no tags; leave head=linear")
-        plain_only = crf or family in (Family.regression, Family.qa)
+        useful, crf = self.definition.family.options, self.head is Head.crf
+        require("head" in useful or not crf, f"head=crf: task={self.task} has no tags; leave head=linear")
+        tags = "data.repair_tags" in useful or not self.data.repair_tags
+        require(tags, f"data.repair_tags: task={self.task} has no tags; leave it false")
         why = "head=crf" if crf else f"task={self.task}"
-        require(
-            self.loss.is_plain or not plain_only, f"loss: {why} has a loss of its own; leave loss.* at its defaults"
-        )
+        own_loss = crf or "loss" not in useful
+        require(self.loss.is_plain or not own_loss, f"loss: {why} has a loss of its own; leave loss.* at its defaults")
         distills = self.distill.teacher is not None
         require(not (distills and crf), "distill.teacher: a CRF cannot be distilled; leave head=linear")
-        single = family is _CLASSES or self.data.mismatched is None
+        single = "data.mismatched" in useful or self.data.mismatched is None
         require(single, f"data.mismatched: task={self.task} has none; leave it null")
         require(not (distills and self.loss.r_drop), "distill.teacher: excludes loss.r_drop; set one of them")
         frozen_words = self.lora.rank > 0 or self.freeze_layers >= 0
@@ -203,6 +221,13 @@ class SuiteConfig:
             require(
                 task in SUITES[self.suite], f"tasks: suite={self.suite} has {', '.join(SUITES[self.suite])}, no {task}"
             )
+
+
+def saved(body: Mapping[str, Any]) -> FinetuneConfig:
+    """The configuration that `facts` gave, perhaps of an earlier version: keys that are newer have their defaults."""
+    today = facts(cli.compose("finetune", FinetuneConfig, ["model=any", "out=any"]))
+    sections = {key: {**value, **body.get(key, {})} for key, value in today.items() if isinstance(value, dict)}
+    return cli.typed({**today, **body, **sections}, FinetuneConfig)
 
 
 def facts(config: FinetuneConfig) -> dict[str, Any]:

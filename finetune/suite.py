@@ -6,6 +6,7 @@ the same seeds. The table goes to `out` as Markdown and JSON and into the model 
 
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,20 @@ import numpy as np
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
+from cloze.files import write_whole
 from cloze.ownership import require_own_file
 from finetune.__main__ import finetune
-from finetune.config import FinetuneConfig, Init, SuiteConfig, facts
+from finetune.config import FinetuneConfig, Init, SuiteConfig, facts, saved
 from finetune.data import sha256
-from finetune.tasks import SUITES, TASKS
+from finetune.families import SUITES, TASKS
+from finetune.length import fitted
 from pretrain.export.card import replace_section, table
 
 _FIRST_LINE = "| task | score, % | this model |"  # of results.md: known by it
 
 
-def main(config: SuiteConfig) -> int:
+def run(config: SuiteConfig) -> int:
+    """Learn the tasks of the suite and write the table."""
     out = Path(config.out)
     names = config.tasks or SUITES[config.suite]
     settings = {task: found for task in names if (found := _settings(config, task)) is not None}
@@ -38,25 +42,31 @@ def main(config: SuiteConfig) -> int:
     results: dict[str, dict[str, Any]] = {}
     for task, own in settings.items():
         for init in Init if config.baseline else (Init.pretrained,):
-            where = out / f"{task}-{init.value}"
-            wanted = replace(own, init=init, out=str(where))
-            if not (where / "metrics.json").is_file():
-                print(f"{task}, {init.value} weights", flush=True)
-                finetune(wanted)
-            body = json.loads((where / "metrics.json").read_text(encoding="utf-8"))
-            now, then = {**facts(wanted), **sha256(wanted)}, {**body.get("config", {}), **body.get("sha256", {})}
-            if other := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
-                raise UserError(f"{where}: was made with another {', '.join(other)}; remove it, or name another out")
-            results.setdefault(task, {})[init.value] = body
+            wanted = replace(own, init=init, out=str(out / f"{task}-{init.value}"))
+            results.setdefault(task, {})[init.value] = _result(task, wanted)
     text = markdown(results, [task for task in names if task not in settings])
-    (out / "results.md").write_text(text, encoding="utf-8")
-    (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(out / "results.md", text.encode())
+    write_whole(out / "results.json", (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
     in_card = replace_section(Path(config.model), "evaluation", text)
     print(text)
     print(
         f"{out}: results.md and results.json" + (f"; the table is in {config.model}/README.md, too" if in_card else "")
     )
     return ExitCode.OK
+
+
+def _result(task: str, wanted: FinetuneConfig) -> dict[str, Any]:
+    """The metrics.json of a task, learned now unless it is there. Raises `UserError` for one of other settings."""
+    out = Path(wanted.out)
+    if not (out / "metrics.json").is_file():
+        print(f"{task}, {wanted.init.value} weights", flush=True)
+        finetune(wanted)
+    body: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    now = {**facts(fitted(wanted)), **sha256(wanted)}
+    then = {**facts(fitted(saved(body.get("config", {})))), **body.get("sha256", {})}
+    if other := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
+        raise UserError(f"{out}: was made with another {', '.join(other)}; remove it, or name another out")
+    return body
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], missing: Sequence[str]) -> str:
@@ -110,5 +120,7 @@ def _file(folder: Path, stem: str) -> str | None:
     return next(iter(found), None)
 
 
+main = cli.hydra_command("suite", SuiteConfig)(run)
+
 if __name__ == "__main__":
-    cli.run("suite", SuiteConfig, main)
+    sys.exit(main())

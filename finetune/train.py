@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +16,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from cloze.errors import TrainingError, UserError
-from finetune import techniques
+from cloze.files import write_whole
+from cloze.log import log
 from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
 from finetune.data import sha256
-from finetune.tasks import TASKS
+from finetune.length import fitted
+from finetune.techniques import losses
+from finetune.techniques.adversary import add_adversarial_gradients
+from finetune.techniques.distillation import Teacher
+from finetune.techniques.layers import freeze, parameter_groups
+from finetune.techniques.lora import with_lora
 from pretrain.export.hugging_face import (
     be_quiet,
     load_pretrained,
@@ -59,14 +72,34 @@ class Prepared:
     facts: dict[str, Any] = field(default_factory=dict)  # for metrics.json
 
 
+def load_encoder_tokenizer(config: FinetuneConfig, *, split_into_words: bool = False) -> Any:
+    """The tokenizer of `config.model`. `split_into_words`: for words of their own, as if a blank stood before each."""
+    folder = Path(config.model)
+    tokenizer = load_tokenizer(folder)
+    if split_into_words and "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer):
+        with loading(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    if config.max_len > tokenizer.model_max_length:
+        seen = f"its tokenizer is made for {tokenizer.model_max_length} tokens, which is what pretraining saw"
+        log.warning(f"max_len={config.max_len}: model={config.model}: {seen}; positions beyond may know little")
+    return tokenizer
+
+
 def load_model(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | None = None, **head: Any) -> Any:
-    """The model with the head of `auto_class`, for the labels `names`; its new layers are random, or all of it is."""
+    """The model with the head of `auto_class`, for the labels `names`; its new layers are random, or all of it is.
+
+    Raises `UserError` where the directory has other labels, or lacks weights of the encoder (but the pooler's).
+    """
     folder = Path(config.model)
     if names is not None:
         head |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     with loading(folder):
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shape = AutoConfig.from_pretrained(folder, **head)
+    if config.dropout is not None:
+        for name, value in shape.to_dict().items():
+            if "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
+                setattr(shape, name, config.dropout)
     kind = auto_class.__name__.removeprefix("AutoModel")
     before = described.get("id2label", {"0": "", "1": ""})
     head_is_there = any(name.endswith(kind) for name in described.get("architectures") or [])
@@ -77,7 +110,15 @@ def load_model(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | N
         )
     if config.init is Init.random:
         return auto_class.from_config(shape)
-    return load_pretrained(auto_class, folder, config=shape)
+    with loading(folder):
+        model, told = auto_class.from_pretrained(folder, config=shape, dtype=torch.float32, output_loading_info=True)
+    encoder = f"{model.base_model_prefix}."
+    if missing := sorted(key for key in told["missing_keys"] if key.startswith(encoder) and ".pooler." not in key):
+        raise UserError(
+            f"model={folder}: has no {missing[0]}, nor {len(missing) - 1} other weights of the encoder, which would be "
+            f"random; are its names those of {type(model).__name__}? Or ask for random weights by init=random"
+        )
+    return model.eval()
 
 
 def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | None, tokenizer: Any) -> Any:
@@ -96,12 +137,6 @@ def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str] |
     return teacher
 
 
-def max_tokens(config: FinetuneConfig) -> int:
-    """`max_len`, or fewer where the model has fewer positions. Call `load_tokenizer` first."""
-    described = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))
-    return min(config.max_len, int(described.get("max_position_embeddings", config.max_len)))
-
-
 class _Progress(TrainerCallback):
     """Now and then a line on stderr, instead of Hugging Face's dictionaries on stdout."""
 
@@ -111,7 +146,7 @@ class _Progress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
         if "loss" in logs and time.monotonic() > self.told + _SECONDS:
             step, loss = f"{state.global_step}/{state.max_steps}", float(logs["loss"])
-            print(f"seed {self.seed}  step {step}  loss {loss:.3f}", file=sys.stderr, flush=True)
+            log.info(f"seed {self.seed}  step {step}  loss {loss:.3f}")
             self.told = time.monotonic()
 
 
@@ -127,17 +162,17 @@ class TaskTrainer(Trainer):
         self.weights: Tensor | None = None
         if config.loss.balanced and prepared.num_labels:
             labels = [torch.as_tensor(row["labels"]).reshape(-1) for row in prepared.train]
-            weights = techniques.balanced_weights(torch.cat(labels), prepared.num_labels)
+            weights = losses.balanced_weights(torch.cat(labels), prepared.num_labels)
             self.weights = weights.to(self.args.device)
         self.teacher = None
         if prepared.teacher is not None:
-            self.teacher = techniques.Teacher(prepared.teacher, self.model).to(self.args.device)
+            self.teacher = Teacher(prepared.teacher, self.model).to(self.args.device)
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
-            groups = techniques.parameter_groups(self.model, self.cloze.optim, self.layers)
+            groups = parameter_groups(self.model, self.cloze.optim, self.layers)
             if self.teacher is not None:
-                groups += techniques.parameter_groups(self.teacher.project, self.cloze.optim, self.layers)
+                groups += parameter_groups(self.teacher.project, self.cloze.optim, self.layers)
             self.optimizer = torch.optim.AdamW(groups)
         return self.optimizer
 
@@ -150,12 +185,12 @@ class TaskTrainer(Trainer):
         outputs = model(**texts, output_hidden_states=self.teacher is not None)
         if crf:
             return self.model.crf(outputs.logits.float(), labels["labels"])
-        learned = techniques.learned(outputs, labels)
-        value = techniques.mean_loss(learned, loss, self.weights)
+        learned = losses.learned(outputs, labels)
+        value = losses.mean_loss(learned, loss, self.weights)
         if loss.r_drop:
-            again = techniques.learned(model(**texts), labels)
-            value = (value + techniques.mean_loss(again, loss, self.weights)) / 2
-            value = value + loss.r_drop * techniques.symmetric_kl(learned[0][0], again[0][0])
+            again = losses.learned(model(**texts), labels)
+            value = (value + losses.mean_loss(again, loss, self.weights)) / 2
+            value = value + loss.r_drop * losses.symmetric_kl(learned[0][0], again[0][0])
         if self.teacher is not None:
             distill = self.cloze.distill
             soft, hidden = self.teacher(texts, labels, outputs, distill.temperature)
@@ -165,33 +200,16 @@ class TaskTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
         value = super().training_step(model, inputs, *rest)
         adversary = self.cloze.adversary
-        if adversary.kind is Adversary.none:
-            return value
-        words = self.model.get_input_embeddings().weight
-        kept = words.detach().clone()
-        gradients = {parameter: parameter.grad for parameter in self.model.parameters()}
-        fgm = adversary.kind is Adversary.fgm
-        steps, size = (1, adversary.epsilon) if fgm else (adversary.steps, adversary.step_size)
-        gradient = words.grad
-        for step in range(steps):
-            last = step == steps - 1
-            with torch.no_grad():
-                words.add_(techniques.ascent(gradient, size))
-                moved = words - kept
-                if moved.norm() > adversary.epsilon:
-                    words.copy_(kept + techniques.ascent(moved, adversary.epsilon))
-            for parameter, clean in gradients.items():
-                parameter.grad = clean if last else None  # learned from: the clean batch and the last disturbance
-            super().training_step(model, inputs, *rest)
-            gradient = words.grad
-        with torch.no_grad():
-            words.copy_(kept)
+        if adversary.kind is not Adversary.none:
+            again = super().training_step
+            add_adversarial_gradients(self.model, adversary, lambda: again(model, inputs, *rest))
         return value
 
 
-def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -> Scores:
+def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | None = None) -> Scores:
     """Train for every seed, score on data.dev, write `out`; returns the mean scores. `out` appears whole or not at all.
 
+    `prepare` stands in for that of the task's family.
     Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -199,8 +217,14 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
     out = Path(config.out)
     refuse_occupied(out, "out=")
     be_quiet()
-    prepared, read = prepare(config), sha256(config)
-    main = TASKS[config.task].score
+    asked, config = config.max_len, fitted(config)
+    if config.max_len < asked:
+        log.warning(
+            f"max_len={asked}: model={config.model} has positions for {config.max_len} tokens: so many are used"
+        )
+    prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
+    prepared.tokenizer.model_max_length = config.max_len
+    main = config.definition.score
     by_seed: dict[int, Scores] = {}
     with replaced_directory(out, "out=") as temporary:
         for seed in range(config.seed, config.seed + config.num_seeds):
@@ -216,7 +240,7 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared]) -
         if config.num_seeds > 1:
             body |= {"by_seed": by_seed, "model_of_seed": best}
             body["std"] = {name: statistics.stdev(s[name] for s in by_seed.values()) for name in means}
-        (temporary / "metrics.json").write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(temporary / "metrics.json", (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
     return means
 
 
@@ -224,9 +248,11 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
     set_seed(seed)
     model = prepared.make_model()
     if config.freeze_layers >= 0:
-        techniques.freeze(model, config.freeze_layers, model.config.num_hidden_layers)
+        freeze(model, config.freeze_layers, model.config.num_hidden_layers)
     if config.lora.rank:
-        model = techniques.with_lora(model, config.lora.rank, config.lora.alpha, config.lora.dropout)
+        model = with_lora(model, config.lora)
+    if config.loss.r_drop:
+        losses.require_dropout(model)
 
     def scored(predictions: Any) -> Scores:
         return prepared.score(prepared.decide(predictions, model))
@@ -271,7 +297,7 @@ def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: i
         save_total_limit=1,
         save_only_model=True,
         load_best_model_at_end=bool(config.patience),
-        metric_for_best_model=TASKS[config.task].score,
+        metric_for_best_model=config.definition.score,
         greater_is_better=True,
         label_names=list(prepared.label_columns),
         remove_unused_columns=False,

@@ -1,13 +1,13 @@
-"""What launch runs on each node: starts the node's ranks, does as launch says, leaves no process behind.
+"""What launch runs on each node: starts the node's ranks, obeys launch's requests, leaves no process behind.
 
-`python -m launch.agent MARK` is a child of launch on this machine and of ssh on others. On stdin come a `Task` as one
-line of JSON, then `beat` now and then, `stop` (orderly, with a checkpoint), `end` (soon) or `kill` (at once). The end
-of stdin, or no word for `lost_after` seconds, is `end`: a node that launch has lost must not train on. On stdout goes
-one line of JSON first (`Hello`), then what the ranks print.
+`python -m launch.agent JOB_ID` is a child of launch on this machine and of ssh on others. On stdin come a `Task` as one
+line of JSON, then `heartbeat` now and then, `stop` (orderly, with a checkpoint), `end` (soon) or `kill` (at once). The
+end of stdin, or no word for `lost_after` seconds, is `end`: a node that launch has lost must not train on. On stdout
+goes one line of JSON first (`Handshake`), then what the ranks print.
 
 The exit code is training's own where deepspeed's launcher knows it; for a launcher that was killed, the one that
-training wrote down; else `CRASHED` or `ENDED`. Every process of the node bears MARK in its environment, by which it is
-found whatever became of its parents; an agent first ends what an earlier one of the same mark has left.
+training wrote down; else `CRASHED` or `ENDED`. Every process of the node has JOB_ID in its environment, by which
+it is found whatever became of its parents; an agent first ends what an earlier one of the same job has left.
 """
 
 import io
@@ -28,15 +28,16 @@ from typing import Any
 import psutil
 
 from cloze import ownership
-from cloze.errors import ExitCode, UserError
-from launch.command import TRAINING_MODULE, Command, free_port, node_command, this_machine
+from cloze.errors import ExitCode, UserError, first_line
+from cloze.log import log
+from launch.command import Command, NodeStart, free_port, node_command, this_machine
 
 CRASHED = 1  # a rank was killed or raised: another start may help
 ENDED = 2  # the ranks were ended as launch asked
 STATUS_NAME = "status.json"
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL for ranks whose run is over
 
-_MARK = "CLOZE_LAUNCH"
+_JOB_VARIABLE = "CLOZE_LAUNCH"
 _LOOK_SECONDS = 0.5  # between two looks at all processes, which cost some milliseconds
 _POLL_SECONDS = 0.1
 _LEFTOVERS_SECONDS = 2.0  # the same for what ranks that have ended left behind
@@ -45,7 +46,7 @@ _SIGTERMED = (-signal.SIGTERM, 256 - signal.SIGTERM)  # the launcher itself, or 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hello:
+class Handshake:
     """What launch needs to know of a node before it can start."""
 
     port: int  # free there
@@ -54,62 +55,55 @@ class Hello:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One node's part in one start of a run. All of it is plain data: it travels as JSON."""
+class Task(NodeStart):
+    """One node's part in one start of a run, as it travels from launch to the agent: as JSON."""
 
-    overrides: list[str]
-    hosts: dict[str, int | None]
     run_dir: str | None  # where training writes status.json
-    module: str = TRAINING_MODULE
-    node_rank: int = 0
-    master: str = "127.0.0.1"
-    port: int = 0
     address: str | None = None  # this node's
     environment: dict[str, str] = field(default_factory=dict)
     lost_after: float = 0.0  # seconds; 0: never
 
 
-class Orders:
-    """What launch has asked for so far, read by a thread."""
+class Requests:
+    """What launch has requested so far, read by a thread."""
 
     def __init__(self, stream: io.RawIOBase, lost_after: float) -> None:
         self._stream = stream
-        self._asked: set[str] = set()
+        self._seen: set[str] = set()
         self._lost_after = lost_after
         self._heard = time.monotonic()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in self._stream:
-            self._asked.add(line.decode().strip())
+            self._seen.add(line.decode().strip())
             self._heard = time.monotonic()
-        self._asked.add("end")
+        self._seen.add("end")
 
-    def asked(self, order: str) -> bool:
-        if order == "end" and self._lost_after and time.monotonic() - self._heard > self._lost_after:
+    def requested(self, request: str) -> bool:
+        if request == "end" and self._lost_after and time.monotonic() - self._heard > self._lost_after:
             return True
-        return order in self._asked
+        return request in self._seen
 
 
-def run(command: Command, run_dir: Path | None, orders: Callable[[str], bool], mark: str, *, writes: bool) -> int:
-    """Run `command` to its end or to an order's, and return the agent's exit code.
+def run(command: Command, status: Path | None, requested: Callable[[str], bool], job_id: str) -> int:
+    """Run `command` until it ends or is requested to, and return the agent's exit code.
 
-    `writes`: rank 0, which writes `run_dir`/status.json, is on this node.
+    `status` is the file in which rank 0, where it is on this node, writes how training ended.
     """
-    status = run_dir / STATUS_NAME if run_dir and writes else None
-    if status and run_dir and ownership.is_of(run_dir, ownership.RUN):  # else training refuses the directory
+    if status and ownership.is_of(status.parent, ownership.RUN):  # else training refuses the directory
         status.unlink(missing_ok=True)
     process = subprocess.Popen(
         command.arguments,
-        env=command.full_environment() | {_MARK: mark},
+        env=command.full_environment() | {_JOB_VARIABLE: job_id},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
     ranks = _Ranks(process.pid)
     forwarded = False
     try:
-        while process.poll() is None and not orders("end") and not orders("kill") and not ranks.overdue():
-            if orders("stop") and not forwarded:
+        while process.poll() is None and not requested("end") and not requested("kill") and not ranks.overdue():
+            if requested("stop") and not forwarded:
                 forwarded = True
                 if not ranks.signal(signal.SIGTERM):  # nothing has started, nothing is to be saved
                     break
@@ -117,9 +111,9 @@ def run(command: Command, run_dir: Path | None, orders: Callable[[str], bool], m
                 process.wait(_LOOK_SECONDS)
     finally:
         launcher_ended = process.poll() is not None and process.returncode >= 0  # and with it all ranks
-        sweep(mark, orders, _LEFTOVERS_SECONDS if launcher_ended else GRACE_SECONDS)
-    code = true_exit_code(status, process.wait(), stop_requested=forwarded and not orders("kill"))
-    return ENDED if code == CRASHED and orders("end") else code
+        end_processes(job_id, requested, _LEFTOVERS_SECONDS if launcher_ended else GRACE_SECONDS)
+    code = true_exit_code(status, process.wait(), stop_requested=forwarded and not requested("kill"))
+    return ENDED if code == CRASHED and requested("end") else code
 
 
 def true_exit_code(status: Path | None, launcher_code: int, *, stop_requested: bool) -> int:
@@ -135,7 +129,7 @@ def true_exit_code(status: Path | None, launcher_code: int, *, stop_requested: b
     except FileNotFoundError:
         written = ExitCode.STOPPED if stop_requested and launcher_code in _SIGTERMED else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"warning: {status}: unreadable ({error}); calling the run failed", file=sys.stderr)
+        log.warning(f"{status}: unreadable ({first_line(error)}); calling the run failed")
         written = None
     return written if written in (ExitCode.OK, ExitCode.STOPPED) else CRASHED
 
@@ -172,27 +166,29 @@ class _Ranks:
         return time.monotonic() - self._first_gone > _FINISH_SECONDS
 
 
-def sweep(mark: str, orders: Callable[[str], bool] = lambda order: False, grace: float = GRACE_SECONDS) -> None:
-    """End every process that bears `mark`: by SIGTERM first, since a rank may still be saving."""
+def end_processes(
+    job_id: str, requested: Callable[[str], bool] = lambda request: False, grace: float = GRACE_SECONDS
+) -> None:
+    """End every process of the job: by SIGTERM first, since a rank may still be saving."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + grace
-        left = _marked(mark)
-        for process in left if number == signal.SIGKILL or not orders("kill") else ():
+        left = _processes_of(job_id)
+        for process in left if number == signal.SIGKILL or not requested("kill") else ():
             with suppress(psutil.Error):
                 process.send_signal(number)
-        while left and time.monotonic() < deadline and not (number == signal.SIGTERM and orders("kill")):
+        while left and time.monotonic() < deadline and not (number == signal.SIGTERM and requested("kill")):
             time.sleep(_POLL_SECONDS)
-            left = _marked(mark)
+            left = _processes_of(job_id)
         if not left:
             return
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    """Processes of ours with this mark; zombies, which a lazy PID 1 leaves for ever, do not count."""
+def _processes_of(job_id: str) -> list[psutil.Process]:
+    """Processes of this job; zombies, which a lazy PID 1 leaves for ever, do not count."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.environ().get(_MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(_JOB_VARIABLE) == job_id and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
@@ -209,46 +205,37 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def perform(task: Task, mark: str, orders: Callable[[str], bool]) -> int:
+def perform(task: Task, job_id: str, requested: Callable[[str], bool]) -> int:
     """Run this node's part of `task`. Raises `UserError` where the node cannot."""
     os.environ.update(task.environment)
     if task.address and "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_of(task.address)):
         os.environ["GLOO_SOCKET_IFNAME"] = name
-    command = node_command(
-        task.overrides,
-        this_machine(),
-        task.hosts,
-        node_rank=task.node_rank,
-        master=task.master,
-        port=task.port,
-        module=task.module,
-    )
-    run_dir = Path(task.run_dir) if task.run_dir else None
-    return run(command, run_dir, orders, mark, writes=task.node_rank == 0)
+    status = Path(task.run_dir) / STATUS_NAME if task.run_dir and task.node_rank == 0 else None  # rank 0 writes it
+    return run(node_command(task, this_machine()), status, requested, job_id)
 
 
-def hello(environment: Mapping[str, str]) -> Hello:
+def handshake(environment: Mapping[str, str]) -> Handshake:
     connection = environment.get("SSH_CONNECTION", "").split()  # client's address and port, server's address and port
     if len(connection) != 4:
-        return Hello(port=free_port())
-    return Hello(port=free_port(), address=connection[2], launch_address=connection[0])
+        return Handshake(port=free_port())
+    return Handshake(port=free_port(), address=connection[2], launch_address=connection[0])
 
 
-def main(mark: str) -> int:
+def main(job_id: str) -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # launch tells what to do; what is ignored would be so in the ranks too
-    sweep(mark)
-    print(json.dumps(asdict(hello(os.environ))), flush=True)
+    end_processes(job_id)
+    print(json.dumps(asdict(handshake(os.environ))), flush=True)
     stream = io.FileIO(0, closefd=False)  # unbuffered: a thread may read it while the interpreter ends
     line = stream.readline()
-    if not line:  # launch only wanted the place swept
+    if not line:  # launch only wanted what was left here ended
         return ExitCode.OK
     received: dict[str, Any] = json.loads(line)
     task = Task(**received)
     try:
-        return perform(task, mark, Orders(stream, task.lost_after).asked)
+        return perform(task, job_id, Requests(stream, task.lost_after).requested)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        log.error(str(error))
         return error.exit_code
 
 

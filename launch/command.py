@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloze.errors import UserError
+from cloze.errors import UserError, first_line
 
 TRAINING_MODULE = "pretrain.train"
 LOCALHOST = "localhost"
@@ -55,6 +55,18 @@ class Command:
         return " ".join([*(["env", *unset] if unset else []), *values, shlex.join(self.arguments)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class NodeStart:
+    """What one node is to run. All of it is plain data."""
+
+    overrides: Sequence[str]
+    hosts: Mapping[str, int | None]  # name -> processes; None, for a single host: one per GPU, or up to two on a CPU
+    module: str = TRAINING_MODULE
+    node_rank: int = 0  # which of the hosts this is
+    master: str = "127.0.0.1"  # address of rank 0
+    port: int = 0
+
+
 def this_machine() -> Machine:
     """GPUs (those that CUDA_VISIBLE_DEVICES leaves) and cores. Raises `UserError` for GPUs named by UUID."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -84,7 +96,9 @@ def read_hostfile(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"hosts={path}: cannot be read ({error}); name a file of lines `host slots=N`") from error
+        raise UserError(
+            f"hosts={path}: cannot be read ({first_line(error)}); name a file of lines `host slots=N`"
+        ) from error
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
@@ -107,28 +121,18 @@ def forwarded(environment: Mapping[str, str], more: Sequence[str] = ()) -> dict[
     return {key: value for key, value in environment.items() if key.startswith(prefixes) and key != _VISIBLE}
 
 
-def node_command(
-    overrides: Sequence[str],
-    machine: Machine,
-    hosts: Mapping[str, int | None],
-    *,
-    node_rank: int = 0,
-    master: str = "127.0.0.1",
-    port: int,
-    module: str = TRAINING_MODULE,
-) -> Command:
-    """What runs the ranks of one node of `hosts` (name -> processes; None, for a single one, is as many as it has
-    devices, or up to two on a CPU): deepspeed's own node launcher, which is what its runner starts on each host.
+def node_command(start: NodeStart, machine: Machine) -> Command:
+    """What runs the ranks of one node: deepspeed's own node launcher, which is what its runner starts on each host.
 
     Training is told the world size, and refuses another. Raises `UserError` when the node has fewer GPUs than that.
     """
-    name = list(hosts)[node_rank]
-    procs = hosts[name] or len(machine.gpus) or min(_MAX_CPU_PROCESSES, machine.cpus)
+    name = list(start.hosts)[start.node_rank]
+    procs = start.hosts[name] or len(machine.gpus) or min(_MAX_CPU_PROCESSES, machine.cpus)
     if machine.gpus and procs > len(machine.gpus):
         raise UserError(
             f"{name}: {procs} processes for {len(machine.gpus)} GPUs; ask for that many at most (procs= or hostfile)"
         )
-    world = {host: list(range(procs if slots is None else slots)) for host, slots in hosts.items()}
+    world = {host: list(range(procs if slots is None else slots)) for host, slots in start.hosts.items()}
     world[name] = list(machine.gpus[:procs]) if machine.gpus else list(range(procs))
     environment: dict[str, str | None] = {_VISIBLE: None}
     if not machine.gpus:
@@ -136,14 +140,14 @@ def node_command(
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, machine.cpus // procs))
     world_info = base64.urlsafe_b64encode(json.dumps(world).encode()).decode()
-    insist = (f"world_size={sum(map(len, world.values()))}",) if module == TRAINING_MODULE else ()
+    world_size = (f"world_size={sum(map(len, world.values()))}",) if start.module == TRAINING_MODULE else ()
     return Command(
         arguments=(
             *(sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world_info}"),
-            *(f"--node_rank={node_rank}", f"--master_addr={master}", f"--master_port={port}"),
-            *("--log_level", "critical", "--no_local_rank", "--module", module),
-            *insist,
-            *overrides,
+            *(f"--node_rank={start.node_rank}", f"--master_addr={start.master}", f"--master_port={start.port}"),
+            *("--log_level", "critical", "--no_local_rank", "--module", start.module),
+            *world_size,
+            *start.overrides,
         ),
         environment=environment,
     )

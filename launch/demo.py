@@ -19,15 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-import numpy as np
-
 from cloze import cli, ownership
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
-from cloze.corpus.manifest import VAL, read_manifest
-from cloze.corpus.shards import Split
 from cloze.errors import ExitCode, TrainingError, UserError
+from cloze.log import log
 from launch.command import this_machine
 from pretrain.config import TrainConfig
+from pretrain.evaluate.baseline import Baseline, held_out_baseline
 from pretrain.telemetry.report import REPORT_NAME, duration, read_metrics, write_report
 from pretrain.telemetry.sinks import METRICS_NAME
 
@@ -81,34 +79,6 @@ class Paths(NamedTuple):
     model: Path = Path("out/demo")
 
 
-class Yardstick(NamedTuple):
-    """What guessing reaches on the held-out samples: the best that no reading of the text can beat."""
-
-    mlm_loss: float  # entropy of the masked tokens' own frequencies, nats
-    mlm_accuracy: float  # share of the most frequent of them
-    nsp_accuracy: float  # share of the more frequent label
-
-
-def yardstick(corpus: Path, max_samples: int) -> Yardstick:
-    """Guessing, on the first `max_samples` held-out samples (0: all) and their first draw of masks."""
-    manifest = read_manifest(corpus)
-    split = Split(corpus, manifest, VAL)
-    count = min(len(split), max_samples or len(split))
-    samples = split.gather(np.arange(count, dtype=np.int64), 0)
-    if not count or samples.masks is None:
-        raise UserError(f"{corpus}: has no held-out samples with masks; prepare it with val_fraction and baked_draws")
-    starts_N = np.concatenate([[0], np.cumsum(samples.lengths_Nx2[:-1, 1], dtype=np.int64)])
-    masked_M = np.repeat(starts_N, samples.masks.counts_N) + samples.masks.positions_M
-    counts_V = np.bincount(samples.tokens_T[masked_M])
-    shares = counts_V[counts_V > 0] / counts_V.sum()
-    random_next = float(samples.random_next_N.mean())
-    return Yardstick(
-        mlm_loss=float(-(shares * np.log(shares)).sum()),
-        mlm_accuracy=float(shares.max()),
-        nsp_accuracy=max(random_next, 1 - random_next),
-    )
-
-
 def fill_masks(model: Path, sentences: Sequence[str], guesses: int) -> list[list[tuple[str, float]]]:
     """For each sentence the most probable words at its [MASK], with their probabilities."""
     import torch
@@ -160,9 +130,9 @@ class Demo:
         for title, command in steps:
             code = self._step(title, command)
             if code:
-                print(f"\ndemo: stopped: {title}: exit code {code}", file=sys.stderr)
+                log.info(f"\ndemo: stopped: {title}: exit code {code}")
                 return code
-        return self._judge()
+        return self._evaluate()
 
     def _step(self, title: str, command: Sequence[str]) -> int:
         number = len(self._seconds) + 1
@@ -172,28 +142,30 @@ class Demo:
         self._seconds.append((title, time.monotonic() - start))
         return code
 
-    def _judge(self) -> int:
-        """Evaluation against the yardstick, predictions, report. Raises `TrainingError` if guessing is as good.
+    def _evaluate(self) -> int:
+        """Evaluation against the baseline, predictions, report. Raises `TrainingError` if guessing is as good.
 
         A training of fewer steps than planned is told so instead.
         """
         config = self._config(self._overrides)
         reached = last_evaluation(self._paths.run)
-        guessing = yardstick(self._paths.shards, config.eval.max_samples)
-        verdict = [
+        guessing = held_out_baseline(self._paths.shards, config.eval.max_samples)
+        if guessing is None:
+            raise UserError(f"{self._paths.shards}: has no held-out samples; prepare it with val_fraction")
+        comparison = [
             ("MLM loss, nats", f"{guessing.mlm_loss:.3f}", f"{reached['eval/mlm_loss']:.3f}"),
             ("MLM accuracy", f"{guessing.mlm_accuracy:.1%}", f"{reached['eval/mlm_accuracy']:.1%}"),
             ("NSP accuracy", f"{guessing.nsp_accuracy:.1%}", f"{reached['eval/nsp_accuracy']:.1%}"),
         ]
         print(f"\n=== Held-out evaluation\n{'':16}{'guessing':>10}{'model':>10}")
-        for name, guess, value in verdict:
+        for name, guess, value in comparison:
             print(f"{name:16}{guess:>10}{value:>10}")
         predictions = list(zip(SENTENCES, fill_masks(self._paths.model, SENTENCES, _GUESSES), strict=True))
         print("\n=== What the model fills in")
         for sentence, words in predictions:
             print(f"{sentence}\n    " + "   ".join(f"{word} {probability:.0%}" for word, probability in words))
         sections = [
-            ("Held-out, against guessing", _table(("", "guessing by frequency", "model"), verdict)),
+            ("Held-out, against guessing", _table(("", "guessing by frequency", "model"), comparison)),
             ("What the model fills in", _table(("sentence", "guesses"), [(s, _guessed(w)) for s, w in predictions])),
         ]
         report = write_report([self._paths.run], self._paths.run / REPORT_NAME, sections)
@@ -206,7 +178,7 @@ class Demo:
     def _config(self, overrides: Sequence[str]) -> TrainConfig:
         return cli.compose("train", TrainConfig, ["run=demo", "data.path=x", *self._plan.train, *overrides])
 
-    def _passed(self, reached: dict[str, float], guessing: Yardstick) -> int:
+    def _passed(self, reached: dict[str, float], guessing: Baseline) -> int:
         faults = []
         if not reached["eval/mlm_loss"] <= guessing.mlm_loss - self._plan.mlm_margin:
             faults.append(f"held-out MLM loss is not {self._plan.mlm_margin} nats below guessing")
@@ -234,11 +206,11 @@ def run_child(command: Sequence[str]) -> int:
     """Run a command to its end. Ctrl-C reaches it from the terminal, SIGTERM is handed on; both are its to answer."""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:
 
-        def hand_on(number: int, frame: FrameType | None) -> None:
+        def forward_signal(number: int, frame: FrameType | None) -> None:
             del frame
             child.send_signal(number)
 
-        before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGTERM, hand_on)
+        before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGTERM, forward_signal)
         try:
             code = child.wait()
         finally:

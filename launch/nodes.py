@@ -19,12 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from launch.agent import Hello, Task
+from launch.agent import Handshake, Task
 from launch.command import LOCALHOST
 
 LOST = 255  # ssh's own exit code: no connection, or none any more
 
-_HELLO_SECONDS = 60.0
+_HANDSHAKE_SECONDS = 60.0
 _CLOSE_SECONDS = 25.0  # an agent may need twice its grace
 _POLL_SECONDS = 0.05
 
@@ -48,13 +48,13 @@ def on_host(host: str, module: Sequence[str], ssh: Sequence[str], lost_after: fl
 class Node:
     """An agent that was started on a host. What its ranks print comes with the `prefix`."""
 
-    def __init__(self, host: str, mark: str, ssh: Sequence[str], lost_after: float, prefix: str = "") -> None:
+    def __init__(self, host: str, job_id: str, ssh: Sequence[str], lost_after: float, prefix: str = "") -> None:
         self.host = host
-        self.hello: Hello | None = None
+        self.handshake: Handshake | None = None
         # A session of its own: Ctrl-C is for launch, which then asks for an orderly end. Without what tells how launch
         # was reached itself, by a tunnel perhaps: an agent takes that for how launch reached it.
         self._process = subprocess.Popen(
-            on_host(host, ("launch.agent", f"{mark}:{host}"), ssh, lost_after),
+            on_host(host, ("launch.agent", f"{job_id}:{host}"), ssh, lost_after),
             env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -65,33 +65,33 @@ class Node:
         pipes = ((self._process.stdout, sys.stdout, True), (self._process.stderr, sys.stderr, False))
         self._readers = [
             threading.Thread(
-                target=self._read, args=[io.BufferedReader(pipe), out, greets, prefix.encode()], daemon=True
+                target=self._read, args=[io.BufferedReader(pipe), out, has_handshake, prefix.encode()], daemon=True
             )
-            for pipe, out, greets in pipes
+            for pipe, out, has_handshake in pipes
             if isinstance(pipe, io.RawIOBase)
         ]
         for reader in self._readers:
             reader.start()
 
-    def _read(self, pipe: io.BufferedReader, out: TextIO, greets: bool, prefix: bytes) -> None:
-        """Take the agent's hello, where it `greets`; pass on what the ranks print."""
+    def _read(self, pipe: io.BufferedReader, out: TextIO, has_handshake: bool, prefix: bytes) -> None:
+        """Take the agent's handshake, where it comes by this pipe; pass on what the ranks print."""
         with pipe:
             for line in pipe:
-                if greets and self.hello is None:
+                if has_handshake and self.handshake is None:
                     with suppress(ValueError, TypeError):  # a login script may print first
-                        self.hello = Hello(**json.loads(line))
+                        self.handshake = Handshake(**json.loads(line))
                     continue
                 out.buffer.write(prefix + line)
                 out.flush()
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         """Send a line; it is lost where the agent is."""
         assert self._process.stdin
         with suppress(OSError, ValueError):
             self._process.stdin.write(f"{line}\n".encode())
 
     def start(self, task: Task) -> None:
-        self.tell(json.dumps(asdict(task)))
+        self.send(json.dumps(asdict(task)))
 
     @property
     def code(self) -> int | None:
@@ -113,36 +113,36 @@ class Node:
             reader.join(1)
 
 
-def connect(hosts: Sequence[str], mark: str, ssh: Sequence[str], lost_after: float) -> dict[str, Node]:
+def connect(hosts: Sequence[str], job_id: str, ssh: Sequence[str], lost_after: float) -> dict[str, Node]:
     """Start an agent on each host, all at once; those that answer, in the order of `hosts`.
 
     The first one has rank 0, which speaks for the run; what the others print begins with the host's name.
     """
-    nodes = [Node(host, mark, ssh, lost_after, f"{host}: " if number else "") for number, host in enumerate(hosts)]
-    deadline = time.monotonic() + _HELLO_SECONDS
-    while time.monotonic() < deadline and any(node.hello is None and node.code is None for node in nodes):
+    nodes = [Node(host, job_id, ssh, lost_after, f"{host}: " if number else "") for number, host in enumerate(hosts)]
+    deadline = time.monotonic() + _HANDSHAKE_SECONDS
+    while time.monotonic() < deadline and any(node.handshake is None and node.code is None for node in nodes):
         time.sleep(_POLL_SECONDS)
     for node in nodes:
-        if node.hello is None:
+        if node.handshake is None:
             node.close()
-    return {node.host: node for node in nodes if node.hello}
+    return {node.host: node for node in nodes if node.handshake}
 
 
 def tasks(nodes: Mapping[str, Node], common: Task) -> dict[str, Task]:
     """Each node's part: where the others find rank 0, and on which of its addresses it can be reached itself."""
-    greetings = {host: node.hello for host, node in nodes.items() if node.hello}
-    seen_from = next((hello.launch_address for hello in greetings.values() if hello.launch_address), None)
-    addresses = {host: hello.address or seen_from for host, hello in greetings.items()}
-    first = next(iter(greetings))
+    handshakes = {host: node.handshake for host, node in nodes.items() if node.handshake}
+    seen_from = next((handshake.launch_address for handshake in handshakes.values() if handshake.launch_address), None)
+    addresses = {host: handshake.address or seen_from for host, handshake in handshakes.items()}
+    first = next(iter(handshakes))
     return {
         host: Task(
             **asdict(common)
             | {
                 "node_rank": rank,
-                "master": (addresses[first] or "127.0.0.1") if len(greetings) > 1 else "127.0.0.1",
-                "port": greetings[first].port,
-                "address": addresses[host] if len(greetings) > 1 else None,
+                "master": (addresses[first] or "127.0.0.1") if len(handshakes) > 1 else "127.0.0.1",
+                "port": handshakes[first].port,
+                "address": addresses[host] if len(handshakes) > 1 else None,
             }
         )
-        for rank, host in enumerate(greetings)
+        for rank, host in enumerate(handshakes)
     }

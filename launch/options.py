@@ -7,7 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from cloze.errors import UserError
-from launch.supervise import LOST_AFTER_SECONDS
+
+LOST_AFTER_SECONDS = 30.0  # ranks then outlive a lost peer by that and twice an agent's grace at most: under a minute
+
+HELP = """python -m launch [check] [hosts=FILE] [option=value ...] [key=value ...]
+python -m launch slurm nodes=N gpus_per_node=N time=H:MM:SS [option=value ...] [key=value ...]
+
+Trains with one process per GPU (or up to two on a CPU) on this machine, with slots=N processes on each host of a
+hostfile, or as a Slurm job. key=value are training's own overrides; they reach it as they stand, no shell reads them.
+Ctrl-C or SIGTERM stops after the step at hand with a checkpoint (exit 75); the same command goes on from there.
+
+  hosts=FILE      DeepSpeed's hostfile: a line `host slots=N` each; ssh must work without a password
+  procs=N         processes on this machine, without hosts= [auto]
+  restarts=N      start again after a fault of a node or a rank, so often within an hour [3 with hosts=, else 0]
+  lost_after=S    seconds without a word after which a node counts as lost [30]
+  forward=NAMES   more environment variables for the other hosts, as prefixes: forward=MY_VAR,SENTRY_
+  ssh=COMMAND     how to reach a host ['ssh']
+  sbatch=OPTIONS  more directives for slurm's script: sbatch='--partition=big --account=me'
+  --dry-run       print the deepspeed command of each host (of Slurm: the script) and stop
+
+`check` trains nothing: it compares the hosts (versions, code, configuration, data, clocks, disks, GPUs), sums over all
+ranks and measures the links between hosts.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

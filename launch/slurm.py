@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cloze.errors import ExitCode, UserError
+from cloze.files import write_whole
+from cloze.log import log
 from cloze.ownership import require_own_file
 from launch.agent import STATUS_NAME
 from launch.command import TRAINING_MODULE
@@ -104,7 +106,7 @@ def submit(options: Options, config: TrainConfig) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCRIPT_NAME
     require_own_file(path, (_MARK, "-m launch.slurm "))  # the second: of earlier versions
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text.encode())
     try:
         done = subprocess.run(["sbatch", str(path)], check=False)
     except FileNotFoundError:
@@ -140,7 +142,7 @@ def main(overrides: Sequence[str]) -> None:
     try:
         os.environ.update(rank_variables(os.environ))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(str(error))
         sys.exit(error.exit_code)
     sys.argv[1:] = overrides
     try:

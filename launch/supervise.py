@@ -7,21 +7,18 @@ ends with a fault, launch ends the others, and starts again on the hosts that an
 """
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import NamedTuple
 from uuid import uuid4
 
 from cloze.errors import ExitCode, UserError
+from cloze.log import log
 from launch.agent import CRASHED, ENDED, GRACE_SECONDS, Task
-from launch.command import TRAINING_MODULE
+from launch.job import Job
 from launch.nodes import LOST, Node, connect, is_local, tasks
-
-LOST_AFTER_SECONDS = 30.0  # ranks then outlive a lost peer by that and twice an agent's grace at most: under a minute
 
 _POLL_SECONDS = 0.2
 _ORDERLY_SECONDS = 90.0  # for nodes to end by themselves after one that ended in an orderly way
@@ -53,36 +50,19 @@ ENDS: dict[int, End] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to run where, and how long to insist."""
-
-    overrides: tuple[str, ...]
-    hosts: Mapping[str, int | None]  # name -> processes; None, for a single host: as many as it has devices
-    run_dir: str | None = None
-    fits: Callable[[int], bool] = lambda ranks: True  # whether the run can go on with so many
-    module: str = TRAINING_MODULE
-    environment: Mapping[str, str]
-    ssh: tuple[str, ...] = ("ssh",)
-    restarts: int = 0  # at most, within an hour
-    stops: bool = False  # training may stop without being asked (stop_at); else who stops is started again
-    lost_after: float = LOST_AFTER_SECONDS  # without a word for so long a node, or launch, is taken for lost
-    alert: Callable[[str], None] = lambda story: None  # called where a fault ends the run
-
-
 def supervise(job: Job) -> ExitCode:
     """Run `job`, start it again after faults that another start may survive, and return its exit code.
 
     The first SIGINT, SIGTERM, SIGHUP or SIGUSR1 asks every rank to stop in an orderly way; a second SIGINT or SIGTERM
     kills. When this returns or raises, no process of the job is left on a host that answers.
     """
-    mark = uuid4().hex
+    job_id = uuid4().hex
     faults: list[float] = []
     pause = _BACKOFF_SECONDS
     codes: dict[str, int] | None = None
     with Stop().on_signals() as stop:
         while True:
-            nodes = _reach(job, mark, codes, stop)
+            nodes = _connect_all(job, job_id, codes, stop)
             started = time.monotonic()
             try:
                 codes = attempt(job, nodes, stop) if nodes and not stop.asked else {}
@@ -102,13 +82,13 @@ def supervise(job: Job) -> ExitCode:
             )
             if len(faults) > job.restarts or not codes:
                 story += f"; given up after {len(faults) - 1} restarts within an hour" if job.restarts else ""
-                say(story)
+                log.info(f"launch: {story}")
                 lost = [host for host, code in codes.items() if code == LOST]
-                _close(connect(lost, mark, job.ssh, job.lost_after).values())  # its agent ends what is left there
+                _close(connect(lost, job_id, job.ssh, job.lost_after).values())  # its agent ends what is left there
                 job.alert(story)
                 return end.code
             pause = min(_MAX_BACKOFF_SECONDS, 2 * pause) if now - started < _SHORT_SECONDS else _BACKOFF_SECONDS
-            say(f"{story}; restart {len(faults)} of {job.restarts} in {pause:.0f} s")
+            log.info(f"launch: {story}; restart {len(faults)} of {job.restarts} in {pause:.0f} s")
             stop.sleep(pause)
 
 
@@ -124,26 +104,26 @@ def attempt(job: Job, nodes: Mapping[str, Node], stop: "Stop") -> dict[str, int]
     )
     for host, task in tasks(nodes, common).items():
         nodes[host].start(task)
-    told, beat = 0, time.monotonic()
+    num_signals, last_sent = 0, time.monotonic()
     first_end: float | None = None
-    end_told: float | None = None
+    end_requested: float | None = None
     while any(node.code is None for node in nodes.values()):
-        now, order = time.monotonic(), None
+        now, request = time.monotonic(), None
         ended = [_end(node.code) for node in nodes.values() if node.code is not None]
         if ended and first_end is None:
             first_end = now
         broken = any(end.again and end.code != ExitCode.STOPPED for end in ended)
-        if stop.asked > told:
-            told, order = stop.asked, "stop" if stop.asked == 1 else "kill"
-        elif first_end and not end_told and (broken or now - first_end > _ORDERLY_SECONDS):
-            end_told, order = now, "end"
-        elif now - beat > job.lost_after / 6:
-            order = "beat"
-        if order:
-            beat = now
+        if stop.asked > num_signals:
+            num_signals, request = stop.asked, "stop" if stop.asked == 1 else "kill"
+        elif first_end and not end_requested and (broken or now - first_end > _ORDERLY_SECONDS):
+            end_requested, request = now, "end"
+        elif now - last_sent > job.lost_after / 6:
+            request = "heartbeat"
+        if request:
+            last_sent = now
             for node in nodes.values():
-                node.tell(order)
-        if end_told and now - end_told > job.lost_after:
+                node.send(request)
+        if end_requested and now - end_requested > job.lost_after:
             _close(nodes.values())
         stop.sleep(_POLL_SECONDS)
     return {host: LOST if node.code is None else node.code for host, node in nodes.items()}
@@ -159,7 +139,7 @@ def _end(code: int) -> End:
     return outcome([code])
 
 
-def _reach(job: Job, mark: str, before: Mapping[str, int] | None, stop: "Stop") -> dict[str, Node]:
+def _connect_all(job: Job, job_id: str, before: Mapping[str, int] | None, stop: "Stop") -> dict[str, Node]:
     """Agents on the hosts to train on. At the first start, when no exit codes are from `before`, all must answer.
 
     A host that was lost and does not answer may still be training: it stops by itself after `lost_after` seconds, for
@@ -170,7 +150,7 @@ def _reach(job: Job, mark: str, before: Mapping[str, int] | None, stop: "Stop") 
     deadline = time.monotonic() + _WINDOW_SECONDS
     may_train = job.lost_after + 2 * GRACE_SECONDS  # seconds, where a host was lost
     while True:
-        nodes = connect(hosts, mark, job.ssh, job.lost_after)
+        nodes = connect(hosts, job_id, job.ssh, job.lost_after)
         missing = [host for host in hosts if host not in nodes]
         if not missing or stop.asked:
             return nodes
@@ -182,7 +162,7 @@ def _reach(job: Job, mark: str, before: Mapping[str, int] | None, stop: "Stop") 
             pause, reason = may_train, f"whatever trains there ends within {may_train:.0f} s, waiting for that"
         elif chosen := most_hosts({host: job.hosts[host] or 1 for host in nodes}, job.fits):
             _close(node for host, node in nodes.items() if host not in chosen)
-            say(f"going on without {', '.join(host for host in hosts if host not in chosen)}")
+            log.info(f"launch: going on without {', '.join(host for host in hosts if host not in chosen)}")
             return {host: nodes[host] for host in chosen}
         else:
             pause = _MAX_BACKOFF_SECONDS
@@ -190,7 +170,7 @@ def _reach(job: Job, mark: str, before: Mapping[str, int] | None, stop: "Stop") 
         _close(nodes.values())
         if time.monotonic() > deadline:
             return {}
-        say(f"no answer from {names}; {reason}")
+        log.info(f"launch: no answer from {names}; {reason}")
         stop.sleep(pause)
         may_train = 0.0
 
@@ -239,11 +219,7 @@ class Stop:
             time.sleep(min(left, _POLL_SECONDS))
         if self.asked and not self._said:
             self._said = True
-            say("stopping after this step, with a checkpoint; another Ctrl-C kills")
-
-
-def say(text: str) -> None:
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+            log.info("launch: stopping after this step, with a checkpoint; another Ctrl-C kills")
 
 
 def _close(nodes: Iterable[Node]) -> None:

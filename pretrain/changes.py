@@ -19,11 +19,15 @@ from pretrain.optim.schedule import learning_rate
 CHANGES = "changes.jsonl"  # in the run directory: what every stretch of the run was trained with
 
 # Keys of the model that leave it the same function of the same weights: all others are its architecture.
-_SAME_FUNCTION = ("name", "dropout", "attention_dropout", "attention", "pad_vocab_to", "activation_checkpointing")
+# The distance bias is for training alone.
+_SAME_FUNCTION = (
+    *("name", "dropout", "attention_dropout", "attention", "pad_vocab_to", "activation_checkpointing"),
+    *("init", "init_std", "position_init", "distance_bias"),
+)
 _NO_WEIGHT = (  # keys and sections that change neither weights nor their order
     *("run", "runs_root", "stop_at", "world_size", "init_from", "expect", "resume", "log", "eval", "checkpoint"),
     *("watchdog", "wandb", "data.path", "data.cache_dir", "data.cache_gib", "data.workers", "data.prefetch"),
-    "model.name",
+    *("model.name", "model.init", "model.init_std", "model.position_init"),
 )
 _JUMP = 1.5  # of the learning rate from one step to the next: no schedule of ours does that
 
@@ -48,22 +52,24 @@ def changed(then_yaml: str, now_yaml: str) -> dict[str, tuple[str, str]]:
     return {key: (_told(then[key]), _told(now[key])) for key in weighty if key in then and then[key] != now[key]}
 
 
-def told(then_yaml: str, now_yaml: str, config: TrainConfig, step: int) -> list[str]:
-    """The lines to say where a run goes on from a checkpoint of `step`: what changed, and a rate that jumps by it."""
-    found = changed(then_yaml, now_yaml)
-    pairs = ", ".join(f"{key} {a} -> {b}" for key, (a, b) in found.items())
-    lines = [f"changed since step {step}: {pairs}"] if found else []
+def describe_changes(found: Mapping[str, tuple[str, str]], step: int) -> str:
+    """What `changed` since the checkpoint of `step`, in a line."""
+    return f"changed since step {step}: " + ", ".join(f"{key} {a} -> {b}" for key, (a, b) in found.items())
+
+
+def learning_rate_jump(then_yaml: str, config: TrainConfig, step: int) -> str | None:
+    """A warning where the learning rate jumps at `step`, since the run had another length."""
     before = yaml.safe_load(then_yaml).get("steps")
     budgets = config.budget.hours or _section(then_yaml, "budget").get("hours")
     if isinstance(before, int) and 1 <= step <= before != config.steps and not budgets:
         last = learning_rate(step - 1, before, config.optim, config.schedule)
         next_one = learning_rate(step, config.steps, config.optim, config.schedule)
         if next_one > _JUMP * last:
-            lines.append(
-                f"warning: the learning rate jumps from {last:.1e} to {next_one:.1e} at step {step}, since steps was "
+            return (
+                f"the learning rate jumps from {last:.1e} to {next_one:.1e} at step {step}, since steps was "
                 f"{before} and is {config.steps}; to go on evenly lower optim.lr, or name another run with init_from"
             )
-    return lines
+    return None
 
 
 def note(folder: Path, found: Mapping[str, tuple[str, str]], step: int) -> None:

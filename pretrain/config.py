@@ -8,6 +8,10 @@ from typing import Any
 from cloze.corpus.manifest import Manifest, pass_name
 from cloze.errors import UserError
 from cloze.schema import doc
+from pretrain.curves import Curve, parse_curve
+from pretrain.optim.options import OptimConfig
+from pretrain.optim.options import require as _require
+from pretrain.optim.schedules import ScheduleConfig
 
 BUCKET_ELEMENTS = 200_000_000  # of gradients that ZeRO reduces, and of weights that it gathers, at a time
 
@@ -37,18 +41,14 @@ class Attention(Enum):
     cpu = "cpu"
 
 
-class OptimizerKind(Enum):
-    adamw = "adamw"
-    lamb = "lamb"
-    muon = "muon"
+class Init(Enum):
+    width = "width"
+    fixed = "fixed"
 
 
-class ScheduleKind(Enum):
-    linear = "linear"
-    polynomial = "polynomial"
-    cosine = "cosine"
-    wsd = "wsd"  # warm-up, stable, decay
-    constant = "constant"
+class PositionInit(Enum):
+    sinusoid = "sinusoid"
+    normal = "normal"
 
 
 class WandbMode(Enum):
@@ -58,13 +58,29 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
-ZERO = ("0", "1", "2", "3", "2_offload", "3_offload")
+class ZeroStage(Enum):
+    """A stage of DeepSpeed ZeRO (Rajbhandari et al. 2020), spelled as on the command line: `ZeroStage("2_offload")`."""
+
+    _ignore_ = "members spelling"
+    members = vars()
+    for spelling in ("0", "1", "2", "3", "2_offload", "3_offload"):
+        members[spelling] = spelling
+
+    @classmethod
+    def _missing_(cls, value: object) -> "ZeroStage | None":
+        return cls.__members__.get(str(value))  # YAML reads a plain stage as a number
+
+    @property
+    def stage(self) -> int:
+        return int(str(self.value)[0])
+
+    @property
+    def offload(self) -> bool:
+        """Whether fp32 weights and moments stay in the CPU's memory, and are updated there."""
+        return str(self.value).endswith("_offload")
+
+
 RESUME_CHECKS = ("data", "max_len", "seed", "global_batch_size", "batch_ramp", "access")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +123,13 @@ class ModelConfig:
     activation_checkpointing: bool = doc(
         "recompute activations in the backward pass: less memory, about a third slower"
     )
+    init: Init = doc("fresh weights: width (standard deviation sqrt(2 / (5 hidden_size))) or fixed (model.init_std)")
+    init_std: float = doc("standard deviation of fresh weights under model.init=fixed; BERT's own is 0.02")
+    position_init: PositionInit = doc("fresh position embeddings: sinusoid, as large as other weights, or normal")
+    distance_bias: Any = doc(
+        "in training, attention scores get minus this times distance in tokens: a number, or a curve of [share of the "
+        "run, value] that ends at 0, geometric in between; evaluation and export are always without it"
+    )
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "pad_vocab_to"):
@@ -121,50 +144,26 @@ class ModelConfig:
             not self.attention_dropout or self.attention is not Attention.flex,
             "model.attention=flex: knows no dropout; set model.attention_dropout=0, or use model.attention=auto",
         )
+        _require(0 < self.init_std < 1, f"model.init_std={self.init_std}: must be in (0, 1)")
+        curve = self.distance_curve
+        _require(
+            curve.is_constant or curve.at(1.0) == 0,
+            f"model.distance_bias: ends at {curve.at(1.0):g}; a curve must end at 0, so that what is left is a BERT",
+        )
+        _require(
+            self.architecture is Architecture.bert or not any(curve.values),
+            "model.distance_bias: is for architecture=bert; rotary positions learn what is near by themselves",
+        )
 
+    @property
+    def distance_curve(self) -> Curve:
+        """Slope of the distance bias over the run, per token."""
+        return parse_curve(self.distance_bias, "model.distance_bias", least=0.0, geometric=True)
 
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    kind: OptimizerKind = doc("optimizer")
-    lr: float = doc("peak learning rate")
-    beta1: float = doc("decay of the first moment")
-    beta2: float = doc("decay of the second moment")
-    eps: float = doc("added to the root of the second moment")
-    weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
-    momentum: float = doc("Muon: decay of the momentum of the layers' matrices; AdamW takes the rest")
-    bias_correction: bool = doc("LAMB: divide moments by 1 - beta^step, as AdamW always does")
-    clip: float = doc("largest global gradient norm; 0 does not clip")
-    max_skipped_steps: int = doc("give up (exit 70) after so many steps in a row with gradients that are not finite")
-
-    def __post_init__(self) -> None:
-        _require(self.clip >= 0, f"optim.clip={self.clip}: cannot be negative")
-        _require(0 < self.eps < math.inf, f"optim.eps={self.eps}: must be positive")
-        for key in ("lr", "weight_decay"):
-            _require(0 <= getattr(self, key) < math.inf, f"optim.{key}={getattr(self, key)}: must be in [0, infinity)")
-        _require(self.max_skipped_steps >= 1, f"optim.max_skipped_steps={self.max_skipped_steps}: must be at least 1")
-        for key in ("beta1", "beta2", "momentum"):
-            _require(0 <= getattr(self, key) < 1, f"optim.{key}={getattr(self, key)}: must be in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    kind: ScheduleKind = doc("shape of the learning rate after warm-up")
-    warmup_fraction: float = doc("share of the run in which the learning rate rises linearly to optim.lr")
-    start_fraction: float = doc("learning rate from which it rises, as a share of optim.lr")
-    final_fraction: float = doc("learning rate at the end of the run, as a share of optim.lr")
-    power: float = doc("polynomial: exponent of the share of the decay that is left; 1 is linear, below it falls late")
-    decay_fraction: float = doc("wsd: share of the run, at its end, in which the learning rate falls")
-
-    def __post_init__(self) -> None:
-        for key in ("warmup_fraction", "start_fraction", "final_fraction", "decay_fraction"):
-            _require(0 <= getattr(self, key) <= 1, f"schedule.{key}={getattr(self, key)}: must be in [0, 1]")
-        _require(0 < self.power < math.inf, f"schedule.power={self.power}: must be positive")
-        if self.kind is ScheduleKind.wsd:
-            _require(
-                0 < self.decay_fraction <= 1 - self.warmup_fraction + 1e-9,  # 0.1 and 0.9 are fine
-                f"schedule.decay_fraction={self.decay_fraction}: must be above 0, and at most 1 with "
-                f"schedule.warmup_fraction={self.warmup_fraction} together",
-            )
+    @property
+    def weights_std(self) -> float:
+        """Standard deviation of fresh weights (by width: Nguyen and Salazar 2019, section 2.2)."""
+        return math.sqrt(2 / (5 * self.hidden_size)) if self.init is Init.width else self.init_std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +313,7 @@ class TrainConfig:
     schedule: ScheduleConfig
     expect: ExpectConfig
     loss: LossConfig
-    zero: str = doc(
+    zero: ZeroStage = doc(
         "DeepSpeed ZeRO stage (Rajbhandari et al. 2020): 0, 1, 2, 3; 2_offload, 3_offload keep the optimizer on the CPU"
     )
     precision: Precision = doc("fp32, bf16 or fp16 (GPU only, dynamic loss scale)")
@@ -341,10 +340,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         plain = self.run not in ("", ".", "..") and not set(self.run) & set("/\\") and self.run.isprintable()
         _require(plain, f"run={self.run!r}: must be a plain name; the directory goes into runs_root")
-        _require(self.zero in ZERO, f"zero={self.zero}: there are {', '.join(ZERO)}")
         _require(
-            not (self.compile and self.stage == 3),
-            f"compile=true: not with zero={self.zero}, which gathers weights in hooks inside the layers; "
+            not (self.compile and self.zero.stage == 3),
+            f"compile=true: not with zero={self.zero.value}, which gathers weights in hooks inside the layers; "
             "use zero=1 or 2, or compile=false",
         )
         for key in ("global_batch_size", "micro_batch_size", "steps"):
@@ -360,16 +358,11 @@ class TrainConfig:
                 "init_from: this recipe goes on from other weights; add init_from=<run of the phase before>"
             )
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
-
-    @property
-    def stage(self) -> int:
-        """The number of the ZeRO stage."""
-        return int(self.zero[0])
-
-    @property
-    def offload(self) -> bool:
-        """Whether fp32 weights and moments stay in the CPU's memory, and are updated there."""
-        return self.zero.endswith("_offload")
+        _require(
+            self.budget.hours is None or self.model.distance_curve.is_constant,
+            "model.distance_bias: a curve stretches over the samples of a run, and budget.hours leaves their number "
+            "open; give a number, or leave out budget.hours",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,7 +386,7 @@ class Identity:
         streamed = f"stream (lanes={data.lanes}, window={data.window})"
         return cls(
             tokenizer=manifest.tokenizer.fingerprint,
-            optimizer=config.optim.kind.value,
+            optimizer=config.optim.kind,
             data=manifest_sha256,
             num_samples=sum(manifest.splits[pass_name(p)].samples for p in range(manifest.passes)),
             passes=manifest.passes,
@@ -404,7 +397,7 @@ class Identity:
             access=streamed if data.access is Access.stream else data.access.value,
         )
 
-    def tell(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """The value of a field, for people."""
         found = f"{name}={getattr(self, name)}"
         return f"{found} ({self.num_samples:,} samples in {self.passes} passes)" if name == "data" else found
@@ -424,6 +417,11 @@ def total_samples(config: TrainConfig) -> int:
     ramped = min(config.steps, math.ceil(config.batch_ramp.fraction * config.steps)) if config.batch_ramp.start else 0
     sizes = (batch_size(step / config.steps, config) for step in range(ramped))
     return sum(sizes) + (config.steps - ramped) * config.global_batch_size
+
+
+def share_consumed(samples: int, config: TrainConfig) -> float:
+    """Share of the run's samples that are consumed: what curves run over. Never of the clock."""
+    return min(1.0, samples / total_samples(config))
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
@@ -465,4 +463,13 @@ def sums_in_fp32(config: TrainConfig, world_size: int) -> bool:
     A sum in bf16 loses what is below 1/256 of it: over 512 micro-batches 4% of the gradient.
     """
     accumulates = config.global_batch_size > config.micro_batch_size * world_size
-    return accumulates and config.stage > 0 and config.precision is not Precision.fp32
+    return accumulates and config.zero.stage > 0 and config.precision is not Precision.fp32
+
+
+def as_data(value: Any) -> Any:
+    """Dataclass values as YAML knows them: enums by their value."""
+    if isinstance(value, dict):
+        return {key: as_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_data(item) for item in value]
+    return value.value if isinstance(value, Enum) else value

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import functools
+import logging
 import os
 import re
 import socket
@@ -17,10 +18,12 @@ import torch
 import torch.distributed as torch_dist
 
 from cloze.errors import PeerLost, UserError
+from cloze.log import log
 
 T = TypeVar("T")
 
 _GONE = re.compile(r"(?i)connection (?:was )?(?:closed|reset|refused)|broken pipe|remote process exited|socket closed")
+_SILENT = logging.Logger("silent", logging.CRITICAL + 1)
 _CONTROL_TIMEOUT = timedelta(days=1)  # the watchdog acts long before
 
 
@@ -36,6 +39,11 @@ class Process(NamedTuple):
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def log(self) -> logging.Logger:
+        """For what every rank knows: rank 0 says it, the others are silent."""
+        return log if self.is_main else _SILENT
 
     def add(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over all ranks of a few host numbers, in fp64: exact for counts below 2^53."""
@@ -77,7 +85,7 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def lost_peers_told() -> Iterator[None]:
+def translate_peer_loss() -> Iterator[None]:
     """A collective that fails because another process is gone is one line, not our traceback."""
     try:
         yield

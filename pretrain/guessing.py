@@ -25,7 +25,7 @@ class LossWatch:
         self._said = False
 
     def saw(self, step: int, done: float, losses: Mapping[str, float]) -> str | None:
-        """A line to say, once, where losses stay above guessing; `done` is the share of the run that is trained.
+        """A warning, once, where losses stay above guessing; `done` is the share of the run that is trained.
 
         Raises `TrainingError` where they stay above guard.give_up_loss after the warm-up.
         """
@@ -43,7 +43,7 @@ class LossWatch:
         if self._said or done < _LONG or not long_above:
             return None
         self._said = True
-        return f"warning: step {step}: {self._above(self._mlm[-1])}"
+        return f"step {step}: {self._above(self._mlm[-1])}"
 
     def verdict(self) -> str | None:
         """What is wrong with a model that ends no better than guessing; None where nothing is known to be."""

@@ -1,316 +1,132 @@
 """The training loop. It wires parts that know their business; all it owns is their order."""
 
 import hashlib
-import json
 import struct
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
-from cloze.errors import DiskError, ExitCode, PeerFailed, TrainingError, UserError
-from pretrain.checkpoint import TrainingState, Writer
-from pretrain.config import Identity, Precision, TrainConfig
-from pretrain.data.loader import Corpus, MicroBatch
-from pretrain.dist import Process
-from pretrain.engine.engine import Engine, StepResult
+from cloze.errors import ExitCode, UserError
+from pretrain.checkpoint import TrainingState
+from pretrain.config import Access, TrainConfig, batch_size, share_consumed
+from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, training_steps
 from pretrain.evaluate.held_out import evaluate
-from pretrain.guessing import LossWatch
-from pretrain.model.loss import means, pretraining_loss
+from pretrain.metrics import MetricsAccumulator
 from pretrain.optim.schedule import learning_rate, rate_between
-from pretrain.telemetry.sinks import Telemetry
-from pretrain.telemetry.throughput import RankWork, Stopwatch, Throughput, training_flops
-from pretrain.watchdog import StopRequest, Watchdog
+from pretrain.session import Progress, Session
 
-SKIPPED = "skipped.jsonl"
-_SPIKE_WINDOWS = 5  # logged losses that make the running mean
-_SETTLE_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
-@dataclass(kw_only=True)
-class Progress:
-    """Where the run stands, counted over all ranks and all starts."""
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    rollbacks: int = 0
-    skipped_in_a_row: int = 0
-    verdict: str | None = None  # what is wrong with the model at the end, as far as its losses tell
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """The parts of a run."""
-
-    config: TrainConfig
-    path: Path
-    process: Process
-    corpus: Corpus
-    engine: Engine
-    telemetry: Telemetry
-    throughput: Throughput
-    writer: Writer
-    watchdog: Watchdog
-    stop: StopRequest
-    progress: Progress
-    vocab_rows: int
-    identity: Identity
-    config_yaml: str
-
-
-def train(run: Run, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
+def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     """Train to the end of `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands at the end."""
-    config, progress, window = run.config, run.progress, Window(run)
+    config, progress, metrics = session.config, session.progress, MetricsAccumulator(session)
     outcome, evaluated, saved = ExitCode.OK, -1, progress.step  # at step 0 there is nothing to save
+    distance_bias = config.model.distance_curve
     for loaded, wait_seconds in timed(steps):
-        micro_batches, totals = window.agree(loaded, wait_seconds)
-        if spent(config, progress) >= 1.0:
+        micro_batches, totals = metrics.agree(loaded, wait_seconds)
+        if progress.budget_spent(config) >= 1.0:
             break
         if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
             outcome = ExitCode.STOPPED
             break
+        session.engine.set_distance_bias(distance_bias.at(share_consumed(progress.samples, config)))
         for number, batch in enumerate(micro_batches):
-            seed_dropout(config.seed, progress.step, number, run.process.rank)
-            window.stopwatch.mark()
+            seed_dropout(config.seed, progress.step, number, session.process.rank)
+            metrics.stopwatch.mark()
             last = number == len(micro_batches) - 1
-            run.engine.backward(batch.to(run.process.device), window.loss_of, last=last)
+            session.engine.backward(batch.to(session.process.device), metrics.loss_of, last=last)
         rate = rate_of(config, progress)
-        window.stepped(rate, run.engine.step(rate))
+        metrics.count_step(rate, session.engine.step(rate))
 
         if is_due(progress.step, config.log.every):
-            window.log()
+            metrics.log()
         if is_due(progress.step, config.eval.every):
-            evaluated = evaluate_now(run)
+            evaluated = evaluate_now(session)
         if is_due(progress.step, config.checkpoint.every):
-            saved = save(run)
-        run.watchdog.tick()
-    if not progress.step and spent(config, progress) >= 1.0:
+            saved = save(session)
+        session.watchdog.tick()
+    if not progress.step and progress.budget_spent(config) >= 1.0:
         raise UserError(
             f"budget.hours={config.budget.hours:g}: was spent before the first step, so nothing is trained; raise it"
         )
-    window.log()
-    if outcome is ExitCode.OK and (verdict := window.watch.verdict()):
+    metrics.log()
+    if outcome is ExitCode.OK and (verdict := metrics.watch.verdict()):
         progress.verdict = verdict
-        run.telemetry.say(f"warning: step {progress.step}: {verdict}")
+        session.process.log.warning(f"step {progress.step}: {verdict}")
     if outcome is ExitCode.OK and evaluated != progress.step:
-        evaluate_now(run)
+        evaluate_now(session)
     if saved != progress.step:
-        save(run)
-    settle(run)
-    run.process.on_main(run.writer.close)
+        save(session)
+    wait_for_writer(session)
+    session.process.on_main(session.writer.close)
     return outcome
-
-
-class LossSpike(Exception):
-    """The loss jumped: the last checkpoint is better than what we have."""
-
-    def __init__(self, step: int, loss: float, mean: float, sound_step: int) -> None:
-        super().__init__(f"step {step}: loss {loss:.3f}, its running mean is {mean:.3f}")
-        self.sound_step = sound_step  # the last one of which that was not so
-
-
-class Totals:
-    """What all ranks know of one step before its first backward pass."""
-
-    def __init__(self, added: Sequence[float]) -> None:
-        self.masked, self.pairs, self.samples, self.tokens = (int(value) for value in added[:4])
-        self.tokens_squared, self.row_tokens = int(added[4]), int(added[5])
-        self.stop, self.seconds, self.failed, self.disk_full = bool(added[6]), added[7], bool(added[8]), bool(added[9])
-
-
-class Window:
-    """What happened since the last line of metrics. Sums stay on the device; `read` is where the host looks."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._clock = time.monotonic
-        self._started = self._clock() - run.progress.seconds
-        self._losses: deque[float] = deque(maxlen=_SPIKE_WINDOWS)
-        self._sound_step = run.progress.step
-        self.watch = LossWatch(run.config, run.corpus.manifest.tokenizer.vocab_size)
-        self.stopwatch = Stopwatch(run.process.device)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64, device=self._run.process.device)
-        self._masked = self._pairs = self._skipped = self._steps = 0
-
-    def agree(
-        self, loaded: Sequence[MicroBatch] | UserError, wait_seconds: float
-    ) -> tuple[Sequence[MicroBatch], Totals]:
-        """One small all-reduce of host numbers: the counts that normalize the loss, who must stop, rank 0's clock.
-
-        Where a rank could not load its samples, or saves fail again and again, it raises its own error and the others
-        `PeerFailed`.
-        """
-        run = self._run
-        micro_batches = () if isinstance(loaded, UserError) else loaded
-        fault = loaded if isinstance(loaded, UserError) else run.writer.trouble
-        samples = sum(len(batch.nsp_labels_N) for batch in micro_batches)
-        mine = (
-            sum(batch.num_masked for batch in micro_batches),
-            samples if run.corpus.has_pairs else 0,
-            samples,
-            sum(batch.num_tokens for batch in micro_batches),
-            sum(batch.tokens_squared for batch in micro_batches),
-            sum(len(batch.input_ids_T) for batch in micro_batches),
-            run.stop.requested,
-            self._clock() - self._started if run.process.is_main else 0.0,
-            fault is not None,
-            isinstance(fault, DiskError),
-        )
-        self._totals = totals = Totals(run.process.add(mine))
-        if fault:
-            raise fault
-        if totals.failed:
-            raise PeerFailed("another rank tells why", ExitCode.DISK if totals.disk_full else ExitCode.USAGE)
-        run.progress.seconds = totals.seconds
-        flops = training_flops(
-            run.config.model, run.vocab_rows, totals.tokens, totals.tokens_squared, totals.masked, totals.pairs
-        )
-        run.throughput.add(tokens=totals.tokens, samples=totals.samples, row_tokens=totals.row_tokens, flops=flops)
-        self.stopwatch.waited(wait_seconds)
-        return micro_batches, totals
-
-    def loss_of(self, logits: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
-        """This micro-batch's share of the global loss. Called where the forward pass ends."""
-        self.stopwatch.mark()
-        losses = pretraining_loss(
-            logits,
-            batch.mlm_labels_M,
-            batch.nsp_labels_N,
-            weights=self._run.config.loss,
-            masked=self._totals.masked,
-            pairs=self._totals.pairs,
-        )
-        self._sums += losses.sums
-        return losses.loss
-
-    def stepped(self, rate: float, result: StepResult) -> None:
-        """Count the step; give up when updates are skipped again and again."""
-        run, progress, totals = self._run, self._run.progress, self._totals
-        if not result.applied and run.process.is_main:
-            first = progress.samples
-            note_skipped(run.path, progress.step, first, first + totals.samples)
-        progress.step += 1
-        progress.samples += totals.samples
-        progress.tokens += totals.tokens
-        self._steps += 1
-        self._masked += totals.masked
-        self._pairs += totals.pairs
-        self._skipped += not result.applied
-        self._rate, self._grad_norm = rate, result.grad_norm
-        progress.skipped_in_a_row = 0 if result.applied else progress.skipped_in_a_row + 1
-        limit = run.config.optim.max_skipped_steps
-        if progress.skipped_in_a_row >= limit:
-            raise TrainingError(
-                f"step {progress.step}: gradients were not finite for {limit} steps in a row; the weights are those of "
-                f"step {progress.step - limit}, {run.path / SKIPPED} lists the samples. Lower optim.lr, or use "
-                "precision=fp32 to see where it comes from"
-            )
-
-    def log(self) -> None:
-        """Log what all ranks did since the last line, if anything. Collective."""
-        run = self._run
-        if not self._steps:
-            return
-        own_sums = self._sums.tolist()  # waits for the device, once per line of metrics
-        rows = run.process.gather([*own_sums, *self.stopwatch.read()])
-        sums, ranks = [sum(column) for column in zip(*rows, strict=True)][:4], [RankWork(*row[4:]) for row in rows]
-        losses = means(sums, weights=run.config.loss, masked=self._masked, pairs=self._pairs)
-        metrics = {f"train/{name}": value for name, value in losses.items()}
-        metrics |= {
-            "train/grad_norm": float(self._grad_norm),
-            "train/lr": self._rate,
-            "train/skipped_steps": self._skipped,
-            "train/masked_tokens": self._masked,
-            "train/pairs": self._pairs,
-            **run.throughput.read(ranks),
-            "samples": run.progress.samples,
-            "tokens": run.progress.tokens,
-        }
-        if run.config.precision is Precision.fp16:
-            metrics["train/loss_scale"] = run.engine.loss_scale.value
-        self._clear()
-        run.telemetry.log(run.progress.step, metrics)
-        if line := self.watch.saw(run.progress.step, share_done(run.config, run.progress), losses):
-            run.telemetry.say(line)
-        self._guard(losses["loss"])
-
-    def _guard(self, loss: float) -> None:
-        """Raise `LossSpike` on every rank alike: all of them computed the same loss."""
-        factor = self._run.config.guard.spike_factor
-        mean = sum(self._losses) / max(1, len(self._losses))
-        if factor is not None and len(self._losses) == self._losses.maxlen and not loss <= factor * mean:
-            raise LossSpike(self._run.progress.step, loss, mean, self._sound_step)
-        self._losses.append(loss)
-        self._sound_step = self._run.progress.step
-
-
-def spent(config: TrainConfig, progress: Progress) -> float:
-    """Share of the time budget that is gone; 0 without one."""
-    return progress.seconds / (config.budget.hours * 3600) if config.budget.hours else 0.0
-
-
-def share_done(config: TrainConfig, progress: Progress) -> float:
-    """Share of the run before the step to come: of its steps, or of the time budget where there is one."""
-    return spent(config, progress) if config.budget.hours else progress.step / config.steps
 
 
 def rate_of(config: TrainConfig, progress: Progress) -> float:
     """Learning rate of the step to come: by steps, or by the clock where there is a time budget."""
     if config.budget.hours:
-        share = spent(config, progress)
+        share = progress.budget_spent(config)
         return rate_between(share, share, config.optim, config.schedule)
     return learning_rate(progress.step, config.steps, config.optim, config.schedule)
 
 
-def evaluate_now(run: Run) -> int:
+def steps_ahead(session: Session) -> Generator[list[MicroBatch], None, None]:
+    """This rank's micro-batches from where the run stands to its last step."""
+    config, process, data = session.config, session.process, session.config.data
+    streamed = data.access is Access.stream
+    dataset = MicroBatches(
+        session.corpus.directory,
+        config.seed,
+        Layout(process.rank, process.world_size, config.micro_batch_size, config.global_batch_size),
+        session.progress.samples,
+        Streaming(data.path, data.lanes, data.window) if streamed else None,
+    )
+    stretch, ahead = process.world_size * config.micro_batch_size, range(session.progress.step, config.steps)
+    return training_steps(
+        dataset,
+        steps=(batch_size(session.progress.share_done(config), config) // stretch for _ in ahead),
+        workers=min(data.workers, 1) if streamed else data.workers,  # a stream fetches by threads
+        prefetch=data.prefetch,
+        pin_memory=process.device.type == "cuda",
+    )
+
+
+def evaluate_now(session: Session) -> int:
     """Evaluate, log, and return the step."""
-    progress = run.progress
-    with run.throughput.pause():
-        found = evaluate(run.engine, run.corpus, run.config, run.process, run.watchdog.tick)
-        run.telemetry.log(progress.step, {**found, "samples": progress.samples, "tokens": progress.tokens})
+    progress = session.progress
+    with session.throughput.pause():
+        found = evaluate(session.engine, session.corpus, session.config, session.process, session.watchdog.tick)
+        session.telemetry.log(progress.step, {**found, "samples": progress.samples, "tokens": progress.tokens})
     return progress.step
 
 
-def note_skipped(folder: Path, step: int, first: int, end: int) -> None:
-    """Write down which run positions a skipped step held: `order.locate` gives the samples, for replay."""
-    with (folder / SKIPPED).open("a") as file:
-        file.write(json.dumps({"step": step, "first_position": first, "end_position": end}) + "\n")
-
-
-def save(run: Run) -> int:
+def save(session: Session) -> int:
     """Take a checkpoint of this step, which is written in the background; returns the step."""
     state = TrainingState(
-        step=run.progress.step,
-        samples=run.progress.samples,
-        tokens=run.progress.tokens,
-        seconds=run.progress.seconds,
-        optimizer_steps=run.engine.optimizer_steps,
-        rollbacks=run.progress.rollbacks,
-        loss_scale=run.engine.loss_scale,
-        identity=run.identity,
-        wandb_id=run.telemetry.wandb_id,
+        step=session.progress.step,
+        samples=session.progress.samples,
+        tokens=session.progress.tokens,
+        seconds=session.progress.seconds,
+        optimizer_steps=session.engine.optimizer_steps,
+        rollbacks=session.progress.rollbacks,
+        loss_scale=session.engine.loss_scale,
+        identity=session.identity,
+        wandb_id=session.telemetry.wandb_id,
     )
-    with run.throughput.pause():
-        run.writer.submit(state, run.engine.fragments(), run.engine.shapes, run.config_yaml)
-    return run.progress.step
+    with session.throughput.pause():
+        session.writer.submit(state, session.engine.fragments(), session.engine.shapes, session.config_yaml)
+    return session.progress.step
 
 
-def settle(run: Run) -> None:
+def wait_for_writer(session: Session) -> None:
     """Wait until every rank's checkpoint is written and uploaded. The watchdog looks whether that gets ahead."""
     progress = -1.0
-    while (found := run.process.add([run.writer.busy(_SETTLE_SECONDS), run.writer.progress]))[0]:
+    while (found := session.process.add([session.writer.busy(_POLL_SECONDS), session.writer.progress]))[0]:
         if found[1] != progress:
             progress = found[1]
-            run.watchdog.tick()
+            session.watchdog.tick()
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:

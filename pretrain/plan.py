@@ -17,12 +17,12 @@ from cloze.errors import ExitCode, UserError
 from cloze.schema import doc
 from pretrain.config import (
     BUCKET_ELEMENTS,
-    ZERO,
     Architecture,
     Attention,
     ModelConfig,
     Precision,
     TrainConfig,
+    ZeroStage,
     accumulation_steps,
     batch_size,
     padded_vocab_size,
@@ -99,19 +99,19 @@ def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Sha
     count, share = num_parameters, -(-num_parameters // world_size)
     size = 4 if config.precision is Precision.fp32 else 2
     activations = activation_bytes(config, shape)
-    if config.stage == 0:
+    if config.zero.stage == 0:
         copies = count * size if size == 2 else 0
         return Memory(4 * count + copies, 4 * count, 8 * count, 0, activations)
     in_fp32 = sums_in_fp32(config, world_size)
     summed = 4 if in_fp32 else size
     bucket = min(BUCKET_ELEMENTS, count)
-    live = bucket if config.stage == 3 else 0  # gathered weights
-    weights = size * (share + live if config.stage == 3 else count)
-    gradients = summed * (count + share if config.stage == 1 else share)
-    optimizer = 12 * share + (0 if in_fp32 and config.stage < 3 else 4 * share)  # there the sums are what it takes
-    if config.offload:
-        gradients, optimizer = (gradients if in_fp32 and config.stage == 2 else 0), 0
-    buffers = 2 * bucket * (summed if config.stage == 1 else size)  # two buckets: one is sent, one filled
+    live = bucket if config.zero.stage == 3 else 0  # gathered weights
+    weights = size * (share + live if config.zero.stage == 3 else count)
+    gradients = summed * (count + share if config.zero.stage == 1 else share)
+    optimizer = 12 * share + (0 if in_fp32 and config.zero.stage < 3 else 4 * share)  # there the sums are what it takes
+    if config.zero.offload:
+        gradients, optimizer = (gradients if in_fp32 and config.zero.stage == 2 else 0), 0
+    buffers = 2 * bucket * (summed if config.zero.stage == 1 else size)  # two buckets: one is sent, one filled
     return Memory(weights, gradients, optimizer, buffers, activations)
 
 
@@ -135,7 +135,7 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
         layer += size * h  # the output stands there padded and unpadded
     if model.dropout:
         layer += 2 * h if not gated else f
-    if config.stage == 0 and size == 2:
+    if config.zero.stage == 0 and size == 2:
         layer += 8 * h
     kept = size * h * model.num_layers + layer if model.activation_checkpointing else layer * model.num_layers
     ends = size * 2 * h + (h if model.dropout else 0)  # embeddings before their norm, the last layer's output
@@ -152,7 +152,7 @@ def check_memory(
     need = memory(config, num_parameters, world_size, shape_of(config.micro_batch_size, options, rows))
     if need.total > available_gib * GIB:
         raise UserError(
-            f"micro_batch_size={config.micro_batch_size}: with zero={config.zero} this needs about "
+            f"micro_batch_size={config.micro_batch_size}: with zero={config.zero.value} this needs about "
             f"{need.total / GIB:.0f} GiB of a GPU that has {available_gib:.0f}; python -m pretrain.plan shows what fits"
         )
 
@@ -252,7 +252,7 @@ def memory_table(config: TrainConfig, options: PlanConfig, count: int, rows: int
     shown = sorted({config.micro_batch_size, *(size for size in (8, 32, 64, 128, 256) if share % size == 0)})
     head = ["weights", "gradients", "optimizer", "buffers", *(f"mb {size}" for size in shown), "largest mb".rjust(12)]
     lines = ["zero".ljust(12) + "".join(f"{name:>10}" for name in head)]
-    for zero in ZERO:
+    for zero in ZeroStage:
         try:
             changed = replace(config, zero=zero)
         except UserError:  # not with compiled layers
@@ -260,7 +260,7 @@ def memory_table(config: TrainConfig, options: PlanConfig, count: int, rows: int
         needs = {size: memory(changed, count, options.gpus, shape_of(size, options, rows)) for size in sizes}
         fitting = [size for size, need in needs.items() if need.total <= available_gib * GIB]
         values = [*needs[1][:4], *(needs[size].total for size in shown)]
-        marked = f"{zero} *" if zero == config.zero else zero
+        marked = f"{zero.value} *" if zero is config.zero else zero.value
         cells = "".join(f"{value / GIB:10.2f}" for value in values)
         lines.append(f"{marked:12}{cells}{max(fitting, default='none'):>12}")
     return lines
@@ -291,6 +291,7 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     )
 
 
+@cli.overrides_command(TrainConfig)
 def main(arguments: list[str]) -> int:
     if "--help" in arguments:
         keys = [(field.name, field.metadata["help"], getattr(DEFAULTS, field.name)) for field in fields(PlanConfig)]
@@ -306,4 +307,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(lambda: main(sys.argv[1:]), TrainConfig))
+    sys.exit(main())

@@ -96,7 +96,7 @@ class Watchdog:
         """Tell where every thread is, and end the process."""
         path = self._folder / f"stacks-rank{self._rank}.txt"
         key = "seconds" if limit == self._seconds else "start_seconds"
-        print(
+        print(  # not by the log: a thread that hangs may hold its lock
             f"error: rank {self._rank}: no progress for {idle_seconds:.0f} s (watchdog.{key}={limit:g}); "
             f"the stacks of all threads are in {path}",
             file=sys.stderr,

@@ -8,7 +8,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from cloze.corpus.manifest import Manifest, read_manifest
-from cloze.corpus.shards import Samples, Split
+from cloze.corpus.shards import Samples, Split, masks_of
 from cloze.corpus.tokenizer import MASK, load_tokenizer
 from cloze.errors import UserError
 
@@ -28,8 +28,7 @@ def peek(directory: Path, split: str, count: int, seed: int) -> Iterator[Text]:
     samples = Split(directory, manifest, split)
     for index in np.random.default_rng(seed).permutation(len(samples))[:count]:
         sample = samples.gather(np.asarray([index]), 0)
-        drawn = (sample.tokens_T, sample.lengths_Nx2, sample.ids_N, 0, sample.word_starts_T)
-        masks = sample.masks or manifest.draw(*drawn)
+        masks = masks_of(sample, manifest, 0)
         words = [_word(tokenizer, token) for token in sample.tokens_T.tolist()]
         shown = {
             position: _word(tokenizer, token)

@@ -4,9 +4,9 @@ Lengths, tokens per source, drops by reason, use of the vocabulary, what masks a
 and decoded samples. Needs no network to make or to read; bars are CSS, so that they follow the reader's theme.
 """
 
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -18,60 +18,47 @@ from cloze.corpus.ragged import Ints
 from cloze.corpus.shards import Split
 from cloze.corpus.tokenizer import load_tokenizer
 from cloze.ownership import page_mark
+from cloze.templates import render
 
 PAGE_MARK = page_mark("report on a corpus")
 EARLIER_MARK = "--bar: #4a7ebb"  # of pages made before they bore one
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
 _BINS = 32
 _SAMPLES = 20
-_STYLE = """
-:root { color-scheme: light dark; --bar: #4a7ebb; --faint: #8884; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; } td, th { padding: .1rem .8rem .1rem 0; text-align: left; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } td.bar { width: 24rem; }
-td.bar i { display: block; height: .8rem; background: var(--bar); }
-pre { white-space: pre-wrap; border-top: 1px solid var(--faint); padding-top: .5rem; margin: 0 0 .5rem; }
-"""
+
+
+class Table(NamedTuple):
+    """Rows of words, whole numbers and bars: a float is the share of the widest one."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | int | float]]
+
+
+Section = tuple[str, list[Table]]  # under a heading
 
 
 def report(directory: Path) -> str:
     """The page. Raises `UserError` if the corpus is unfinished or damaged."""
     manifest = read_manifest(directory)
     tokenizer = load_tokenizer(directory / "tokenizer").backend
-    sections = [
+    sections: list[Section] = [
         ("Corpus", _overview(manifest)),
-        ("Sources", _sources(manifest)),
-        ("Dropped and repaired documents", _drops(manifest)),
-        ("Lengths", _lengths(manifest)),
+        ("Sources", [_sources(manifest)]),
+        ("Dropped and repaired documents", [_drops(manifest)]),
+        ("Lengths", [_lengths(manifest)]),
         *_looked_at(directory, manifest, tokenizer),
-        ("Samples", _decoded(directory, manifest)),
     ]
-    body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections)
-    title = escape(directory.resolve().name)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{PAGE_MARK}<title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{body}</body></html>\n"
+    samples = _decoded(directory, manifest)
+    return render(
+        __file__, "report.html", mark=PAGE_MARK, title=directory.resolve().name, sections=sections, samples=samples
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> str:
-    """Numbers to the right; a float is a bar, as a share of the widest."""
-
-    def cell(value: str | int | float) -> str:
-        if isinstance(value, float):
-            return f'<td class="bar"><i style="width:{100 * value:.1f}%"></i></td>'
-        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{escape(value)}</td>"
-
-    lines = ["".join(map(cell, row)) for row in rows]
-    header = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f"<table><tr>{header}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def _overview(manifest: Manifest) -> str:
+def _overview(manifest: Manifest) -> list[Table]:
     size = sum(shard.bytes for shard in manifest.shards)
     tokens = sum(split.tokens for split in manifest.splits.values())
     width = 2 if manifest.tokenizer.vocab_size <= 0x10000 else 4
-    facts = _table(
+    facts = Table(
         ("", ""),
         [
             ("objective", manifest.objective),
@@ -85,13 +72,13 @@ def _overview(manifest: Manifest) -> str:
         ],
     )
     rows = [(name, split.samples, split.tokens) for name, split in manifest.splits.items()]
-    return facts + _table(("split", "samples", "tokens"), rows)
+    return [facts, Table(("split", "samples", "tokens"), rows)]
 
 
-def _sources(manifest: Manifest) -> str:
+def _sources(manifest: Manifest) -> Table:
     sources = manifest.documents.get("sources", [])
     most = max((source["tokens"] for source in sources), default=0) or 1
-    return _table(
+    return Table(
         ("kind", "first path", "weight", "read", "kept", "tokens", ""),
         [
             (
@@ -108,17 +95,17 @@ def _sources(manifest: Manifest) -> str:
     )
 
 
-def _drops(manifest: Manifest) -> str:
+def _drops(manifest: Manifest) -> Table:
     documents = manifest.documents
     rows: list[Sequence[str | int | float]] = [("read", "", documents["read"], 1.0)]
     for what in ("dropped", "repaired"):
         for reason, count in sorted(documents.get(what, {}).items()):
             rows.append((what, reason, count, count / max(1, documents["read"])))
     rows.append(("kept", "", documents["kept"], documents["kept"] / max(1, documents["read"])))
-    return _table(("", "reason", "documents", ""), rows)
+    return Table(("", "reason", "documents", ""), rows)
 
 
-def _lengths(manifest: Manifest) -> str:
+def _lengths(manifest: Manifest) -> Table:
     histogram = np.asarray(manifest.splits[pass_name(0)].length_histogram)
     step = -(-len(histogram) // _BINS)
     counts = [int(histogram[start : start + step].sum()) for start in range(0, len(histogram), step)]
@@ -126,10 +113,10 @@ def _lengths(manifest: Manifest) -> str:
         (f"{i * step} to {min((i + 1) * step, len(histogram)) - 1}", count, count / max(1, *counts))
         for i, count in enumerate(counts)
     ]
-    return _table(("tokens", f"samples of {pass_name(0)}", ""), rows)
+    return Table(("tokens", f"samples of {pass_name(0)}", ""), rows)
 
 
-def _looked_at(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+def _looked_at(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> list[Section]:
     """What only the samples themselves can tell: vocabulary, masks and pairs."""
     split = Split(directory, manifest, pass_name(0))
     indices = np.unique(np.linspace(0, max(0, len(split) - 1), min(len(split), _LOOKED_AT)).astype(np.int64))
@@ -161,11 +148,14 @@ def _looked_at(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> lis
     for name, statistics in manifest.splits.items() if label else ():
         assert label is not None
         pairs.append((f"{label[0]}, {name}", f"{statistics.random_next / max(1, statistics.samples):.2%}", label[1]))
-    targets = _table(("", "found", "asked for"), pairs)
-    return [("Vocabulary", _vocabulary(uses, manifest, tokenizer)), ("Masks and pairs against their targets", targets)]
+    targets = Table(("", "found", "asked for"), pairs)
+    return [
+        ("Vocabulary", _vocabulary(uses, manifest, tokenizer)),
+        ("Masks and pairs against their targets", [targets]),
+    ]
 
 
-def _vocabulary(uses: Ints, manifest: Manifest, tokenizer: Tokenizer) -> str:
+def _vocabulary(uses: Ints, manifest: Manifest, tokenizer: Tokenizer) -> list[Table]:
     facts = manifest.tokenizer
     ordinary = uses.copy()
     ordinary[[facts.cls_id, facts.sep_id]] = 0
@@ -181,11 +171,9 @@ def _vocabulary(uses: Ints, manifest: Manifest, tokenizer: Tokenizer) -> str:
         (tokenizer.id_to_token(i) or f"<{i}>", int(ordinary[i]), int(ordinary[i]) / max(1, int(ordinary[top[0]])))
         for i in top
     ]
-    return _table(("", ""), words) + _table(("most frequent", "times", ""), rows)
+    return [Table(("", ""), words), Table(("most frequent", "times", ""), rows)]
 
 
-def _decoded(directory: Path, manifest: Manifest) -> str:
+def _decoded(directory: Path, manifest: Manifest) -> list[str]:
     splits = [pass_name(0), *([VAL] if VAL in manifest.splits else [])]
-    shown = [text.plain for name in splits for text in peek(directory, name, _SAMPLES // len(splits), 0)]
-    note = "<p>shown{answer}: the answer is to be predicted, the model sees what stands before it.</p>"
-    return note + "".join(f"<pre>{escape(text)}</pre>" for text in shown)
+    return [text.plain for name in splits for text in peek(directory, name, _SAMPLES // len(splits), 0)]

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cloze import storage
 from cloze.corpus.manifest import BlockIndex, Manifest, ShardEntry
 from cloze.corpus.masking import Masks
 from cloze.errors import UserError
@@ -193,7 +194,7 @@ class ShardReader:
 
     def __init__(self, directory: Path, entry: ShardEntry, manifest: Manifest) -> None:
         self.entry = entry
-        self.path = directory / entry.split / entry.name
+        self.path: Path | str = directory / entry.split / entry.name
         self._format = BlockFormat(manifest)
         self._seen = bytearray(len(entry.blocks))
         try:
@@ -211,19 +212,39 @@ class ShardReader:
         """Decode block `number`; arrays are read-only views into the file where the format allows."""
         blocks = self.entry.blocks
         start, size = int(blocks.offsets[number]), int(blocks.bytes[number])
-        samples, tokens = int(blocks.samples[number]), int(blocks.tokens[number])
-        data, seen = self._view[start : start + size], bool(self._seen[number])
-        if not seen and zlib.crc32(data) != blocks.crc32[number]:
-            raise self._fault(number, "its checksum differs from the manifest's")
-        try:
-            block = self._format.decode(data, samples, tokens, seen=seen)
-        except ValueError as error:
-            raise self._fault(number, str(error)) from error
+        block = self._decoded(number, self._view[start : start + size], seen=bool(self._seen[number]))
         self._seen[number] = True
         return block
 
-    def _fault(self, number: int, what: str) -> CorruptShard:
-        return CorruptShard(f"{self.path}: block {number}: {what}; copy or prepare the corpus again")
+    def _decoded(self, number: int, data: memoryview, *, seen: bool = False) -> Block:
+        """Block `number` of these bytes, checked against the manifest unless they were `seen` before."""
+        blocks = self.entry.blocks
+        try:
+            if not seen and zlib.crc32(data) != blocks.crc32[number]:
+                raise ValueError("its checksum differs from the manifest's")
+            return self._format.decode(data, int(blocks.samples[number]), int(blocks.tokens[number]), seen=seen)
+        except ValueError as error:
+            where = f"{self.path}: block {number}"
+            raise CorruptShard(f"{where}: {error}; copy or prepare the corpus again") from error
+
+
+class RemoteShardReader(ShardReader):
+    """Access by range to one shard of a corpus at an fsspec URL. A block is checked whenever it is fetched."""
+
+    def __init__(self, url: str, entry: ShardEntry, manifest: Manifest) -> None:
+        self.entry = entry
+        self.path = self._url = f"{url}/{entry.split}/{entry.name}"
+        self._format = BlockFormat(manifest)
+
+    def block(self, number: int) -> Block:
+        blocks = self.entry.blocks
+        start, size = int(blocks.offsets[number]), int(blocks.bytes[number])
+        try:
+            data = storage.patiently(lambda: storage.read_range(self._url, start, start + size))
+        except UserError as error:
+            raise CorruptShard(f"{self._url}: cannot be read ({error})") from error
+        part = data[start : start + size] if len(data) > size else data  # some servers know no ranges
+        return self._decoded(number, memoryview(part))
 
 
 def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
@@ -322,17 +343,26 @@ def collect(rows: Sequence[tuple[OpenBlock, int]], draw: int, dtype: np.dtype[An
     )
 
 
+def masks_of(samples: Samples, manifest: Manifest, draw: int) -> Masks:
+    """Draw `draw` of the samples' masks: the one that the shards hold if `samples` brought it, else the same, live."""
+    drawn = samples.tokens_T, samples.lengths_Nx2, samples.ids_N, draw, samples.word_starts_T
+    return samples.masks or manifest.draw(*drawn)
+
+
 def _pieces(arrays: Sequence[npt.NDArray[Any]], spans: Sequence[slice]) -> npt.NDArray[Any]:
     return np.concatenate([array[span] for array, span in zip(arrays, spans, strict=True)])
 
 
 class Split:
-    """Random access to the samples of one pass, or of `val`, by index in the order of the manifest."""
+    """Random access to the samples of one pass, or of `val`, by index in the order of the manifest.
 
-    def __init__(self, directory: Path, manifest: Manifest, split: str, *, cached_blocks: int = 8192) -> None:
+    `place` is a directory, or as text the URL of one.
+    """
+
+    def __init__(self, place: Path | str, manifest: Manifest, split: str, *, cached_blocks: int = 8192) -> None:
         shards = manifest.split_shards(split)
         self.name, self.baked_draws = split, manifest.baked_draws
-        self._directory, self._manifest, self._shards = directory, manifest, shards
+        self._place, self._manifest, self._shards = place, manifest, shards
         counts = [np.zeros(0, np.int64), *(shard.blocks.samples for shard in shards)]
         self._block_ends = np.concatenate(counts).cumsum()
         self._block_starts = self._block_ends - np.concatenate(counts)
@@ -359,18 +389,22 @@ class Split:
     def blocks(self) -> Iterator[tuple[ShardEntry, int, Block]]:
         """Every block in order, with its shard and its first sample's index there: for verifying and looking."""
         for shard in self._shards:
-            reader = ShardReader(self._directory, shard, self._manifest)
+            reader = self._reader(shard)
             start = 0
             for number, samples in enumerate(shard.blocks.samples.tolist()):
                 yield shard, start, reader.block(number)
                 start += samples
+
+    def _reader(self, shard: ShardEntry) -> ShardReader:
+        kind = RemoteShardReader if isinstance(self._place, str) else ShardReader
+        return kind(self._place, shard, self._manifest)  # type: ignore[arg-type]
 
     def _open(self, number: int) -> OpenBlock:
         shard_number = bisect_right(self._first_blocks, number) - 1
         shard, first_block = self._shards[shard_number], self._first_blocks[shard_number]
         reader = self._readers.get(shard_number)
         if reader is None:
-            reader = self._readers[shard_number] = ShardReader(self._directory, shard, self._manifest)
+            reader = self._readers[shard_number] = self._reader(shard)
         block = reader.block(number - first_block)
         first = int(self._block_starts[number] - self._block_starts[first_block])
         opened = open_block(block, (shard.id << _SAMPLE_BITS) + first)

@@ -1,23 +1,72 @@
-"""Intermediate files: encoded documents on their way from map tasks to reduce tasks.
+"""Intermediate files: rows of a table on their way from the tasks of one stage to those of another.
 
-One file per map task, in segments (one per `flush`, which bounds memory), each segment with its documents sorted by
-bucket, so that a reduce task finds its share in one run per column. Nothing outlives the preparation: no version, no
-checksum, and a file that is there is whole, since it was renamed into place.
+One file per task, in segments (one per flush, which bounds memory), each segment with its rows sorted by bucket, so
+that a task finds its share in one run per column. Nothing outlives the preparation: no version, no checksum, and a file
+that is there is whole, since it was renamed into place.
 
-Shapes: D documents, S their sentences, T their tokens, all one after another; B buckets.
+Shapes: D documents (rows, of any table), S their sentences, T their tokens, all one after another; B buckets.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cloze.corpus.ragged import Ints, offsets, ranges
+from cloze.corpus.ragged import Ints, offsets
 
-_FLUSH_TOKENS = 4_000_000
+_FLUSH_VALUES = 4_000_000  # of the longest column
+
+Rows = TypeVar("Rows", bound=tuple[Any, ...])
+
+
+class Column(NamedTuple):
+    dtype: npt.DTypeLike
+    width: int = 1  # values of each entry; an array [entries, width] if more than one
+    level: int = 0  # 0: an entry per row; 1: several per row; 2: several for each of those
+    counts: bool = False  # an entry says how many entries of the next level belong to it
+
+
+@dataclass(frozen=True)
+class Table(Generic[Rows]):
+    """What the rows consist of: `make` is a named tuple of arrays, in the order of `columns`."""
+
+    make: Callable[..., Rows]
+    columns: tuple[Column, ...]
+
+    def select(self, rows: Rows, order_D: Ints) -> Rows:
+        """The rows at `order_D`, in that order."""
+        bounds = self.bounds(rows)
+
+        def selected(column: Column, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            if not column.level:
+                return values[order_D]
+            if not len(values):
+                return values
+            begins, ends = bounds[column.level][order_D].tolist(), bounds[column.level][order_D + 1].tolist()
+            # Slices: indices take ten times the values' memory.
+            return np.concatenate([values[:0], *map(values.__getitem__, map(slice, begins, ends))])
+
+        return self.make(*map(selected, self.columns, rows))
+
+    def concatenate(self, parts: Sequence[Rows]) -> Rows:
+        """All rows of at least one part, in order."""
+        return self.make(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def bounds(self, rows: Rows) -> list[Ints]:
+        """For each level, the entry with which each row begins, and how many there are: [rows + 1]."""
+        found = [np.arange(len(rows[0]) + 1)]
+        for column, values in zip(self.columns, rows, strict=True):
+            if column.counts:
+                found.append(offsets(values)[found[-1]])
+        return found
+
+    def empty(self) -> Rows:
+        """No rows."""
+        return self.make(*(_shaped(column, np.zeros(0, column.dtype)) for column in self.columns))
 
 
 class Documents(NamedTuple):
@@ -32,74 +81,61 @@ class Documents(NamedTuple):
     starts_T: npt.NDArray[np.bool_]  # tokens that begin a word; empty where masking need not know
 
 
-def select(documents: Documents, order_D: Ints) -> Documents:
-    """The documents at `order_D`, in that order."""
-    sentence_starts = offsets(documents.sentences_D)
-    token_starts = offsets(documents.lengths_S)[sentence_starts]
-    sentences_D = documents.sentences_D[order_D]
-    begins, ends = token_starts[order_D].tolist(), token_starts[order_D + 1].tolist()
-
-    def selected(values_T: npt.NDArray[Any]) -> npt.NDArray[Any]:  # slices: indices take ten times the tokens' memory
-        return np.concatenate([values_T[:0], *map(values_T.__getitem__, map(slice, begins, ends))])
-
-    return Documents(
-        documents.digests_Dx2[order_D],
-        documents.origins_D[order_D],
-        documents.sources_D[order_D],
-        sentences_D,
-        documents.lengths_S[ranges(sentence_starts[order_D], sentences_D.astype(np.int64))],
-        selected(documents.tokens_T),
-        selected(documents.starts_T),
+def documents_table(token_dtype: npt.DTypeLike) -> Table[Documents]:
+    """Documents whose tokens are of this dtype."""
+    return Table(
+        Documents,
+        (
+            Column("<u8", width=2),
+            Column("<u8"),
+            Column("<u2"),
+            Column("<u4", counts=True),
+            Column("<u2", level=1, counts=True),
+            Column(token_dtype, level=2),
+            Column("?", level=2),
+        ),
     )
 
 
-def concatenate(parts: Sequence[Documents]) -> Documents:
-    """All documents of at least one part, in order."""
-    return Documents(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-class BucketWriter:
+class BucketWriter(Generic[Rows]):
     """Writes one intermediate file."""
 
-    def __init__(self, file: BinaryIO, num_buckets: int) -> None:
+    def __init__(self, file: BinaryIO, table: Table[Rows], num_buckets: int) -> None:
         self._file = file
+        self._table = table
         self._num_buckets = num_buckets
-        self._parts: list[Documents] = []
+        self._parts: list[Rows] = []
         self._buckets: list[Ints] = []
-        self._num_tokens = 0
-        self._segments: list[int] = []
-        self._has_words = False
+        self._num_values = 0
+        self._segments: list[dict[str, Any]] = []
 
-    def add(self, documents: Documents, bucket_D: Ints) -> None:
-        """Documents, and the bucket of each."""
-        self._parts.append(documents)
+    def add(self, rows: Rows, bucket_D: Ints) -> None:
+        """Rows, and the bucket of each."""
+        self._parts.append(rows)
         self._buckets.append(bucket_D)
-        self._num_tokens += len(documents.tokens_T)
-        if self._num_tokens >= _FLUSH_TOKENS:
+        self._num_values += max(values.size for values in rows)
+        if self._num_values >= _FLUSH_VALUES:
             self._flush()
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
+    def finish(self, facts: Mapping[str, Any] | None = None) -> None:
         """Write what is left, and `facts` (JSON) for `read_facts`."""
         if self._parts:
             self._flush()
         end = self._file.tell()
-        trailer = {"segments": self._segments, "has_words": self._has_words, "facts": facts}
-        self._file.write(json.dumps(trailer).encode())
+        self._file.write(json.dumps({"segments": self._segments, "facts": facts or {}}).encode())
         self._file.write(end.to_bytes(8, "little"))
 
     def _flush(self) -> None:
         bucket_D = np.concatenate(self._buckets)
         order_D = np.argsort(bucket_D, kind="stable")
-        documents = select(concatenate(self._parts), order_D)
+        rows = self._table.select(self._table.concatenate(self._parts), order_D)
         first_B = np.searchsorted(bucket_D[order_D], np.arange(self._num_buckets + 1))
-        sentence_B = offsets(documents.sentences_D)[first_B]
-        token_B = offsets(documents.lengths_S)[sentence_B]
+        borders = np.stack([bounds[first_B] for bounds in self._table.bounds(rows)], axis=1)  # [B + 1, levels]
         self._file.write(bytes(-self._file.tell() % 8))
-        self._segments.append(self._file.tell())
-        self._has_words = len(documents.starts_T) > 0
-        for array in (np.stack([first_B, sentence_B, token_B], axis=1), *documents):
+        self._segments.append({"place": self._file.tell(), "entries": [len(values) for values in rows]})
+        for array in (borders, *rows):
             self._file.write(array.tobytes())
-        self._parts, self._buckets, self._num_tokens = [], [], 0
+        self._parts, self._buckets, self._num_values = [], [], 0
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -109,31 +145,32 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def read_bucket(
-    paths: Iterable[Path], bucket: int, num_buckets: int, token_dtype: npt.DTypeLike
-) -> Iterator[Documents]:
-    """The documents of one bucket, intermediate file by intermediate file; the first part is empty."""
-    dtypes = [np.dtype(name) for name in ("<u8", "<u8", "<u2", "<u4", "<u2", token_dtype, bool)]
-    yield Documents(*(np.zeros(0, dtype) for dtype in dtypes))._replace(digests_Dx2=np.zeros((0, 2), dtypes[0]))
+def read_bucket(table: Table[Rows], paths: Iterable[Path], bucket: int, num_buckets: int) -> Iterator[Rows]:
+    """The rows of one bucket, intermediate file by intermediate file; the first part is empty."""
+    empty = table.empty()
+    yield empty
+    levels = len(table.bounds(empty))
     for path in paths:
         data = np.memmap(path, np.uint8, "r")
-        trailer = _trailer(data)
-        for segment in trailer["segments"]:
-            size = (num_buckets + 1) * 24
-            table_Bx3 = data[segment : segment + size].view(np.int64).reshape(-1, 3)
-            (d0, s0, t0), (d1, s1, t1), (num_d, num_s, num_t) = table_Bx3[[bucket, bucket + 1, num_buckets]].tolist()
-            if d0 == d1:
+        for segment in _trailer(data)["segments"]:
+            place = segment["place"]
+            end = place + (num_buckets + 1) * levels * 8
+            borders = data[place:end].view(np.int64).reshape(-1, levels)
+            begins, ends = borders[bucket].tolist(), borders[bucket + 1].tolist()
+            if begins[0] == ends[0]:
                 continue
-            columns, position = [], segment + size
-            spans = [(2 * d0, 2 * d1, 2 * num_d), *[(d0, d1, num_d)] * 3, (s0, s1, num_s), (t0, t1, num_t)]
-            spans.append((t0, t1, num_t) if trailer["has_words"] else (0, 0, 0))
-            for dtype, (begin, end, total) in zip(dtypes, spans, strict=True):
-                width = dtype.itemsize
-                run = data[position + begin * width : position + end * width]
-                columns.append(np.frombuffer(run.tobytes(), dtype))
-                position += total * width
-            columns[0] = columns[0].reshape(-1, 2)
-            yield Documents(*columns)
+            found, place = [], end
+            for column, entries in zip(table.columns, segment["entries"], strict=True):
+                size = np.dtype(column.dtype).itemsize * column.width
+                begin, end = (begins[column.level], ends[column.level]) if entries else (0, 0)
+                run = data[place + begin * size : place + end * size]
+                found.append(_shaped(column, np.frombuffer(run.tobytes(), column.dtype)))
+                place += entries * size
+            yield table.make(*found)
+
+
+def _shaped(column: Column, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values.reshape(-1, column.width) if column.width > 1 else values
 
 
 def _trailer(data: npt.NDArray[np.uint8]) -> dict[str, Any]:

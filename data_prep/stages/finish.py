@@ -17,15 +17,17 @@ from cloze.corpus.manifest import (
 )
 from cloze.errors import UserError
 from cloze.storage import put
-from data_prep.config import SourceConfig
 from data_prep.plan import Plan, clear_up
+from data_prep.sources.base import Source
 from data_prep.stages.buckets import read_facts
-from data_prep.stages.tasks import Stage, masking_of, num_tasks, result_path, source_of
+from data_prep.stages.documents import source_of
+from data_prep.stages.map import MAP
+from data_prep.stages.reduce import REDUCE, masking_of
 
 
 def document_statistics(plan: Plan) -> dict[str, Any]:
     """What the map tasks read and dropped. Raises `UserError` if too much is malformed, or nothing is left."""
-    tallies = [read_facts(result_path(plan, Stage.map, n)) for n in range(num_tasks(plan, Stage.map))]
+    tallies = [read_facts(path) for path in MAP.results(plan)]
     sources = []
     for number, source in enumerate(plan.sources):
         mine = [tally for task, tally in enumerate(tallies) if source_of(plan, task) == number]
@@ -47,7 +49,7 @@ def document_statistics(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _source_statistics(source: SourceConfig, tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _source_statistics(source: Source, tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What was read of one source. Raises `UserError` if too much of it is malformed."""
     read, size, bad = (sum(tally[key] for tally in tallies) for key in ("read", "bytes", "bad"))
     if bad > source.max_bad_fraction * read:
@@ -73,7 +75,7 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
     """Merge what the tasks left, write manifest.json last, clear up. Raises `UserError` if there are no samples."""
     config = plan.config
     documents = document_statistics(plan)
-    results = [json.loads(result_path(plan, Stage.reduce, n).read_text()) for n in range(num_tasks(plan, Stage.reduce))]
+    results = [json.loads(path.read_text()) for path in REDUCE.results(plan)]
     for number, source in enumerate(documents["sources"]):
         source["tokens"] = sum(result["tokens"][number] for result in results)
         for reason in ("duplicate", "near_duplicate"):

@@ -1,35 +1,114 @@
-"""Classifying a sentence or a pair of sentences, or giving it a number."""
+"""Classifying a sentence or a pair of sentences, or giving it a number: own data, GLUE (Wang et al. 2019, table 1) and
+CLUE (Xu et al. 2020, table 2), whose files and whose copies on the hub name their columns differently.
+"""
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from cloze.errors import UserError
-from finetune.config import FinetuneConfig
-from finetune.data import Example, both_sets, examples, label_names, majority, mismatched_rows
-from finetune.tasks import TASKS, Family
-from finetune.train import Prepared, Scores, load_model, load_teacher, max_tokens
-from pretrain.export.hugging_face import load_tokenizer
+from cloze.log import log
+from finetune.data import BadRow, Dataset, both_sets, label_names, majority, mismatched_set
+from finetune.readers import Row
+from finetune.tasks import Family, Layout, Task
+
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig
+    from finetune.train import Prepared, Scores
 
 _UNBALANCED = 0.9  # share of one label in data.dev that is warned of
-_HEAD = AutoModelForSequenceClassification
 
 
-def prepare(config: FinetuneConfig) -> Prepared:
+class Example(NamedTuple):
+    first: str
+    second: str | None  # None: the task is about single sentences
+    label: str
+
+
+def examples(dataset: Dataset, config: "FinetuneConfig") -> list[Example]:
+    """Texts and labels from the columns of the task. Examples that the task calls unlabelled are left out."""
+    layout = _layout(dataset, config)
+
+    def parse(row: Row) -> Example | None:
+        if not {*layout} <= row.columns.keys():
+            raise BadRow(_missing([layout], row))
+        values = [row.columns[name] for name in layout]
+        for name, value in zip(layout, values, strict=True):
+            if isinstance(value, list | dict) or (name == layout[-1] and value in (None, "")):
+                raise BadRow(f"{name} is {json.dumps(value)[:40]}; a text is needed there")
+        *texts, label = ["" if value is None else str(value) for value in values]
+        if config.definition.family is CLASSIFICATION:
+            label = re.sub(r"^(-?\d+)\.0+$", r"\1", label)  # pandas makes floats of a column with gaps
+        if label in config.definition.unlabelled:
+            return None
+        where = f"{dataset.name}: {row.place}: task={config.task}"
+        return Example(texts[0], texts[1] if len(texts) > 1 else None, _checked_label(label, where, config.definition))
+
+    found = dataset.convert(parse)
+    if not found:
+        raise UserError(f"{dataset.name}: no example has a label")
+    if num_empty := sum("" in (example.first, example.second) for example in found):
+        log.warning(
+            f"{dataset.name}: {num_empty} of {len(found)} examples have an empty text; they are used as they are"
+        )
+    return found
+
+
+def _layout(dataset: Dataset, config: "FinetuneConfig") -> Layout:
+    if config.data.columns and len(config.data.columns) not in (2, 3):
+        raise UserError(
+            f"data.columns={config.data.columns}: two or three names are needed: text, perhaps second text, label"
+        )
+    whole = next((row for row in dataset.rows if not row.fault), dataset.rows[0])
+    layout = next((names for names in config.layouts if {*names} <= whole.columns.keys()), None)
+    if layout is None and not whole.fault:
+        raise UserError(f"{dataset.name}: {whole.place}: {_missing(config.layouts, whole)}")
+    return layout or ()
+
+
+def _missing(layouts: Sequence[Layout], row: Row) -> str:
+    wanted = " or ".join(", ".join(names) for names in layouts)
+    there = ", ".join(filter(None, row.columns)) or "none"
+    return f"the columns {wanted} are needed, there are {there}; data.columns names others"
+
+
+def _checked_label(label: str, where: str, task: Task) -> str:
+    """The label under its name, or the number. Raises `UserError` for one that the task does not have."""
+    if task.family is REGRESSION:
+        low, high = task.label_range or (float("-inf"), float("inf"))
+        try:
+            number = float(label)
+        except ValueError:
+            number = float("nan")
+        if not low <= number <= high or abs(number) == float("inf"):
+            wanted = f"a number from {low:g} to {high:g}" if low > float("-inf") else "a number"
+            raise UserError(f"{where}: label {label!r}: must be {wanted}")
+    elif task.labels and label not in task.labels:
+        if not (label.isdecimal() and int(label) < len(task.labels)):
+            shown = f"{', '.join(task.labels)} or 0 to {len(task.labels) - 1}"
+            raise UserError(f"{where}: label {label!r}: must be {shown}; task=classification takes any")
+        return task.labels[int(label)]
+    return label
+
+
+def prepare(config: "FinetuneConfig") -> "Prepared":
     """Shapes of predictions: [N, labels] logits, or [N, 1] numbers."""
-    train, dev = (examples(rows, config) for rows in both_sets(config))
-    more = examples(rows, config) if (rows := mismatched_rows(config)) else []
+    from sklearn.metrics import accuracy_score
+    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+
+    from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
+
+    train, dev = (examples(dataset, config) for dataset in both_sets(config))
+    more = examples(mismatched, config) if (mismatched := mismatched_set(config)) else []
     if (train[0].second is None) != (dev[0].second is None):
         raise UserError("data.dev: one of data.train and data.dev has pairs, the other sentences")
-    tokenizer = load_tokenizer(Path(config.model))
-    regression = TASKS[config.task].family is Family.regression
+    tokenizer = load_encoder_tokenizer(config)
+    regression = config.definition.family is REGRESSION
     names: list[str] = []
     head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if not regression:
@@ -38,7 +117,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
         share = majority([example.label for example in dev])
         if share > _UNBALANCED:
             many = f"data.dev={config.data.dev}: {share:.1%} of the examples have one label"
-            print(f"warning: {many}: accuracy says little, look at macro_f1 and matthews", file=sys.stderr)
+            log.warning(f"{many}: accuracy says little, look at macro_f1 and matthews")
     targets = [
         [float(example.label) if regression else names.index(example.label) for example in dataset]
         for dataset in (train, [*dev, *more])
@@ -48,7 +127,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     def decide(predicted_NL: Any, _: Any) -> list[Any]:
         return list((predicted_NL[:, 0] if regression else predicted_NL.argmax(-1)).tolist())
 
-    def score(answers: Sequence[Any]) -> Scores:
+    def score(answers: Sequence[Any]) -> "Scores":
         given = np.asarray(answers)
         if regression:
             return correlations(gold, given)
@@ -59,21 +138,23 @@ def prepare(config: FinetuneConfig) -> Prepared:
 
     return Prepared(
         tokenizer=tokenizer,
-        make_model=lambda: load_model(config, _HEAD, **head),
-        train=_encoded(train, targets[0], tokenizer, max_tokens(config)),
-        dev=_encoded([*dev, *more], targets[1], tokenizer, max_tokens(config)),
+        make_model=lambda: load_model(config, AutoModelForSequenceClassification, **head),
+        train=_encoded(train, targets[0], tokenizer, config.max_len),
+        dev=_encoded([*dev, *more], targets[1], tokenizer, config.max_len),
         collate=DataCollatorWithPadding(tokenizer),
         decide=decide,
         score=score,
         num_labels=len(names) or None,
-        teacher=load_teacher(config, _HEAD, names or None, tokenizer),
+        teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer),
         facts={"dev_examples": len(dev)}
         | ({"labels": names, "majority": majority([example.label for example in dev])} if names else {}),
     )
 
 
-def scores(labels_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64], num_labels: int) -> Scores:
+def scores(labels_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64], num_labels: int) -> "Scores":
     """Accuracy, macro F1 and Matthews' correlation (Gorodkin 2004); of two labels, also the F1 of the second."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
     found = {
         "accuracy": accuracy_score(labels_N, predicted_N),
         "macro_f1": f1_score(labels_N, predicted_N, average="macro", zero_division=0.0),
@@ -84,8 +165,10 @@ def scores(labels_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64], 
     return {name: float(value) for name, value in found.items()}
 
 
-def correlations(gold_N: npt.NDArray[np.float64], numbers_N: npt.NDArray[np.float64]) -> Scores:
+def correlations(gold_N: npt.NDArray[np.float64], numbers_N: npt.NDArray[np.float64]) -> "Scores":
     """Pearson's and Spearman's correlation (0 where all numbers are the same) and the mean squared error."""
+    from scipy.stats import pearsonr, spearmanr
+
     varied = np.ptp(numbers_N) > 0 and np.ptp(gold_N) > 0
     return {
         "pearson": float(pearsonr(gold_N, numbers_N).statistic) if varied else 0.0,
@@ -99,3 +182,67 @@ def _encoded(dataset: Sequence[Example], labels: Sequence[float], tokenizer: Any
     seconds = [example.second for example in dataset] if dataset[0].second is not None else None
     encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_len)
     return [{**{key: values[i] for key, values in encoded.items()}, "labels": label} for i, label in enumerate(labels)]
+
+
+CLASSIFICATION = Family(prepare=prepare, options=frozenset({"loss", "data.mismatched"}))
+REGRESSION = Family(prepare=prepare)
+
+_glue = partial(Task, family=CLASSIFICATION, suite="glue")
+_clue = partial(Task, family=CLASSIFICATION, suite="clue")
+_SINGLE, _PAIR = ("sentence", "label"), ("sentence1", "sentence2", "label")
+_GLUE, _CLUE = "nyu-mll/glue", "clue/clue"
+_ENTAILED, _NOT_ENTAILED = "entailment", "not_entailment"
+_NEWS = (100, 101, 102, 103, 104, 106, 107, 108, 109, 110, 112, 113, 114, 115, 116)
+
+TASKS: Mapping[str, Task] = {
+    "classification": Task(family=CLASSIFICATION, score="accuracy", layouts=(_SINGLE, ("text", "label"), _PAIR)),
+    "regression": Task(family=REGRESSION, score="pearson", layouts=(_SINGLE, _PAIR, (*_PAIR[:2], "score"))),
+    # GLUE; where F1 counts, it is of the second label
+    "cola": _glue(
+        score="matthews", labels=("unacceptable", "acceptable"), hub=f"{_GLUE}@cola",
+        layouts=(_SINGLE,), header=("source", "label", "star", "sentence"), epochs=5,
+    ),
+    "sst2": _glue(
+        score="accuracy", labels=("negative", "positive"), hub=f"{_GLUE}@sst2", layouts=(_SINGLE,)
+    ),
+    "mrpc": _glue(
+        score="f1", labels=("not_equivalent", "equivalent"), hub=f"{_GLUE}@mrpc",
+        layouts=(_PAIR, ("#1 String", "#2 String", "Quality")), epochs=5,
+    ),
+    "stsb": Task(
+        family=REGRESSION, suite="glue", score="pearson", label_range=(0, 5), hub=f"{_GLUE}@stsb",
+        layouts=((*_PAIR[:2], "score"), _PAIR), epochs=5,
+    ),
+    "qqp": _glue(
+        score="f1", labels=("not_duplicate", "duplicate"), hub=f"{_GLUE}@qqp",
+        layouts=(("question1", "question2", "label"), ("question1", "question2", "is_duplicate")),
+    ),
+    "mnli": _glue(
+        score="accuracy", labels=(_ENTAILED, "neutral", "contradiction"), hub=f"{_GLUE}@mnli",
+        dev_split="validation_matched", mismatched_split="validation_mismatched", unlabelled=("-", "-1"),
+        layouts=(("premise", "hypothesis", "label"), (*_PAIR[:2], "gold_label"), _PAIR),
+    ),
+    "qnli": _glue(
+        score="accuracy", labels=(_ENTAILED, _NOT_ENTAILED), hub=f"{_GLUE}@qnli",
+        layouts=(("question", *_SINGLE),),
+    ),
+    "rte": _glue(
+        score="accuracy", labels=(_ENTAILED, _NOT_ENTAILED), hub=f"{_GLUE}@rte", layouts=(_PAIR,),
+        epochs=10,
+    ),
+    "wnli": _glue(
+        score="accuracy", labels=(_NOT_ENTAILED, _ENTAILED), hub=f"{_GLUE}@wnli", layouts=(_PAIR,)
+    ),
+    # Chinese
+    "tnews": _clue(
+        score="accuracy", labels=tuple(map(str, _NEWS)), hub=f"{_CLUE}@tnews", layouts=(_SINGLE,)
+    ),
+    "ocnli": _clue(
+        score="accuracy", labels=("neutral", _ENTAILED, "contradiction"), hub=f"{_CLUE}@ocnli",
+        layouts=(_PAIR,), unlabelled=("-", "-1"),
+    ),
+    "chnsenticorp": _clue(
+        score="accuracy", labels=("negative", "positive"), hub="lansinuote/ChnSentiCorp",
+        layouts=(("text_a", "label"), ("text", "label")), epochs=5,
+    ),
+}  # fmt: skip

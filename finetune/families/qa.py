@@ -3,37 +3,139 @@
 A context without an answer points at [CLS], as in BERT's run for SQuAD 2.0 (Devlin et al. 2019, section 4.3).
 """
 
+import json
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
 
 from cloze.errors import UserError
-from finetune.config import FinetuneConfig
-from finetune.data import Question, both_sets, questions
-from finetune.train import Prepared, Scores, load_model, load_teacher, max_tokens
-from pretrain.export.hugging_face import load_tokenizer
+from cloze.log import log
+from finetune.data import BadRow, Dataset, both_sets
+from finetune.readers import Row, json_rows
+from finetune.tasks import Family, Task
 
-_HEAD = AutoModelForQuestionAnswering
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig
+    from finetune.train import Prepared, Scores
+
+_ANSWER = ("text", "answer_start")
 _MAX_ANSWER = 30  # tokens of an answer at most
 _PUNCTUATION = re.compile(rf"[{re.escape(string.punctuation)}\u3000-\u303f\uff00-\uffef]")  # ASCII, Chinese
 
 Offsets = list[tuple[int, int] | None]  # characters of each token of the context; None: not of the context
 
 
-def prepare(config: FinetuneConfig) -> Prepared:
+class Question(NamedTuple):
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]  # empty: the context has none (SQuAD 2.0)
+    start: int | None  # first character of answers[0]; None: unknown, or there is none
+
+
+def squad_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
+    """SQuAD's nested JSON, CMRC's own, or an object for each question with id, question, context and answers."""
+    del path, config
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return json_rows(text)  # many objects, or none: lines tell where it breaks
+    try:
+        if isinstance(body, dict) and "data" in body:
+            paragraphs = [paragraph for article in body["data"] for paragraph in article["paragraphs"]]
+            return [_squad_row(qa, paragraph["context"]) for paragraph in paragraphs for qa in paragraph["qas"]]
+        if isinstance(body, list) and body and "context_text" in body[0]:
+            return [_cmrc_row(qa, paragraph["context_text"]) for paragraph in body for qa in paragraph["qas"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"not SQuAD's format ({error}); data, paragraphs, qas and context are needed") from None
+    return json_rows(text)
+
+
+def _squad_row(qa: Mapping[str, Any], context: str) -> Row:
+    answers: dict[str, Any] = {"answers": []} if qa.get("is_impossible") else {}
+    return Row(f"question {qa.get('id')}", {**qa, "context": context, **answers})
+
+
+def _cmrc_row(qa: Mapping[str, Any], context: str) -> Row:
+    """Its answers are texts alone, meant where they stand first."""
+    answers = [{"text": text, "answer_start": context.find(text)} for text in dict.fromkeys(qa["answers"])]
+    columns = {"id": qa["query_id"], "question": qa["query_text"], "context": context, "answers": answers}
+    return Row(f"question {qa['query_id']}", columns)
+
+
+def questions(dataset: Dataset, *, need_places: bool = True) -> list[Question]:
+    """Questions with their answers, given as SQuAD's list of objects or as the hub's object of lists.
+
+    An answer that is not at its place is looked for: it must stand in the context once. What is learned from must have
+    its place (`need_places`); for scores the texts suffice.
+    """
+    num_moved = 0
+
+    def parse(row: Row) -> Question:
+        nonlocal num_moved
+        columns = row.columns
+        if missing := [name for name in ("question", "context", "answers") if columns.get(name) is None]:
+            raise BadRow(f"no {' and no '.join(missing)}; there are {', '.join(columns)}")
+        if faulty := [name for name in ("question", "context") if not isinstance(columns[name], str)]:
+            raise BadRow(f"{faulty[0]} is {json.dumps(columns[faulty[0]])[:40]}; a text is needed there")
+        given, context = _spans(columns["answers"]), columns["context"]
+        if not given:
+            return Question(str(columns.get("id", row.place)), columns["question"], context, (), None)
+        found = [(text, _place(text, start, context)) for text, start in given]
+        placed = [(text, start) for text, start in found if start is not None]
+        if need_places and not placed:
+            text, start = given[0]
+            raise BadRow(f"the context does not have the answer {text[:60]!r} at character {start}, nor once elsewhere")
+        num_moved += any(start not in (None, said) for (_, start), (_, said) in zip(found, given, strict=True))
+        answers = placed + [one for one in found if one[1] is None]
+        texts = tuple(text for text, _ in answers)
+        return Question(str(columns.get("id", row.place)), columns["question"], context, texts, answers[0][1])
+
+    converted = dataset.convert(parse)
+    if num_moved:
+        log.warning(
+            f"{dataset.name}: {num_moved} answers do not stand where answer_start says, but once elsewhere; used so"
+        )
+    return converted
+
+
+def _spans(answers: Any) -> list[tuple[str, int]]:
+    """(text, first character) of each answer that has a text. Raises `BadRow`."""
+    try:
+        if isinstance(answers, dict):
+            answers = [{"text": t, "answer_start": s} for t, s in zip(*map(answers.get, _ANSWER), strict=True)]
+        spans = [(str(answer["text"]), int(answer["answer_start"])) for answer in answers]
+    except (TypeError, KeyError, ValueError):
+        raise BadRow("answers need text and answer_start") from None
+    if spans and not any(text.strip() for text, _ in spans):
+        raise BadRow("its answer is blank")
+    return [(text, start) for text, start in spans if text.strip()]
+
+
+def _place(text: str, start: int, context: str) -> int | None:
+    """Where the answer stands: as said, else the one place that has it, else None."""
+    if start >= 0 and context.startswith(text, start):
+        return start
+    at = context.find(text)
+    return at if at >= 0 and context.find(text, at + 1) < 0 else None
+
+
+def prepare(config: "FinetuneConfig") -> "Prepared":
     """Shapes of predictions: a pair of [windows, T] logits, of starts and of ends."""
-    train, dev = (questions(rows) for rows in both_sets(config))
-    tokenizer = load_tokenizer(Path(config.model))
-    limit = max_tokens(config)
-    train_features, _, _ = windows(train, tokenizer, limit, config.stride)
-    dev_features, owners, offsets = windows(dev, tokenizer, limit, config.stride)
+    from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
+
+    from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
+
+    train_set, dev_set = both_sets(config)
+    train, dev = questions(train_set), questions(dev_set, need_places=False)
+    tokenizer = load_encoder_tokenizer(config)
+    train_features, _, _ = windows(train, tokenizer, config.max_len, config.stride)
+    dev_features, owners, offsets = windows(dev, tokenizer, config.max_len, config.stride)
     with_none = any(not question.answers for question in train)
 
     def decide(logits: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], _: Any) -> list[str]:
@@ -47,14 +149,14 @@ def prepare(config: FinetuneConfig) -> Prepared:
 
     return Prepared(
         tokenizer=tokenizer,
-        make_model=lambda: load_model(config, _HEAD),
+        make_model=lambda: load_model(config, AutoModelForQuestionAnswering),
         train=train_features,
         dev=dev_features,
         collate=DataCollatorWithPadding(tokenizer),
         decide=decide,
         score=lambda answers: answer_scores(answers, [question.answers for question in dev]),
         label_columns=("start_positions", "end_positions"),
-        teacher=load_teacher(config, _HEAD, None, tokenizer),
+        teacher=load_teacher(config, AutoModelForQuestionAnswering, None, tokenizer),
         facts={"dev_examples": len(dev), "dev_windows": len(dev_features)},
     )
 
@@ -86,7 +188,7 @@ def windows(
 def _answer_tokens(question: Question, offsets: Offsets) -> tuple[int, int]:
     """First and last token of the answer, or [CLS] twice where the window does not hold all of it."""
     context = [i for i, span in enumerate(offsets) if span]
-    if not question.answers or not context:
+    if question.start is None or not context:
         return 0, 0
     first, after = question.start, question.start + len(question.answers[0])
     begins, ends = zip(*(offsets[i] or (0, 0) for i in context), strict=True)
@@ -110,7 +212,7 @@ def best_span(
     return float(sums_TT[start, end]), context[first[0] : last[1]]
 
 
-def answer_scores(answers: Sequence[str], gold: Sequence[Sequence[str]]) -> Scores:
+def answer_scores(answers: Sequence[str], gold: Sequence[Sequence[str]]) -> "Scores":
     """Exact match and F1 of words, against the nearest of the right answers (Rajpurkar et al. 2016, section 6.1)."""
     exact, overlap = [], []
     for answer, right in zip(answers, gold, strict=True):
@@ -130,3 +232,8 @@ def _f1(given: Sequence[str], wanted: Sequence[str]) -> float:
     if not given or not wanted:
         return float(given == wanted)
     return 2 * sum((Counter(given) & Counter(wanted)).values()) / (len(given) + len(wanted))
+
+
+QA = Family(prepare=prepare, read=squad_rows, options=frozenset({"stride"}))
+
+TASKS: Mapping[str, Task] = {"squad": Task(family=QA, score="f1", hub="rajpurkar/squad")}

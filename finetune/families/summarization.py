@@ -5,25 +5,29 @@ greedily what raises ROUGE most (Nallapati et al. 2017, section 3.1).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rouge_score.rouge_scorer import RougeScorer
-from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-from finetune.config import FinetuneConfig
-from finetune.data import Document, both_sets, documents
+from finetune.data import BadRow, Dataset, both_sets
 from finetune.families.qa import normal_words
-from finetune.techniques import IGNORED
-from finetune.train import Prepared, Scores, load_model, load_teacher, max_tokens
-from pretrain.export.hugging_face import load_tokenizer
+from finetune.readers import Row
+from finetune.tasks import Family, Task
 
-_HEAD, _NAMES = AutoModelForTokenClassification, ["left out", "summary"]
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig
+    from finetune.train import Prepared, Scores
+
+_NAMES = ["left out", "summary"]
 _METRICS = ("rouge1", "rouge2", "rougeL")
+
+
+class Document(NamedTuple):
+    sentences: tuple[str, ...]
+    summary: str
 
 
 class _Words:
@@ -33,12 +37,29 @@ class _Words:
         return normal_words(text)
 
 
-def prepare(config: FinetuneConfig) -> Prepared:
+def documents(dataset: Dataset) -> list[Document]:
+    """Sentences and summary of each document; a summary may be a list of sentences too."""
+    return dataset.convert(_document)
+
+
+def _document(row: Row) -> Document:
+    sentences, summary = row.columns.get("sentences"), row.columns.get("summary")
+    if not (isinstance(sentences, list) and sentences and summary):
+        raise BadRow(f"sentences (a list) and summary are needed, there are {', '.join(row.columns)}")
+    text = summary if isinstance(summary, str) else " ".join(map(str, summary))
+    return Document(tuple(map(str, sentences)), text)
+
+
+def prepare(config: "FinetuneConfig") -> "Prepared":
     """Shapes of predictions: [N, T, 2] logits; the `top_sentences` likeliest are taken, in the document's order."""
-    train, dev = (documents(rows) for rows in both_sets(config))
-    tokenizer = load_tokenizer(Path(config.model))
-    limit = max_tokens(config)
-    dev_features = encoded(dev, tokenizer, limit, config.top_sentences)
+    from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
+
+    from finetune.techniques.losses import IGNORED
+    from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
+
+    train, dev = (documents(dataset) for dataset in both_sets(config))
+    tokenizer = load_encoder_tokenizer(config)
+    dev_features = encoded(dev, tokenizer, config.max_len, config.top_sentences)
 
     def decide(logits_NT2: npt.NDArray[np.float32], _: Any) -> list[str]:
         summaries = []
@@ -49,27 +70,29 @@ def prepare(config: FinetuneConfig) -> Prepared:
             summaries.append(" ".join(document.sentences[i] for i in chosen))
         return summaries
 
-    def score(summaries: Sequence[str]) -> Scores:
+    def score(summaries: Sequence[str]) -> "Scores":
         leading = [" ".join(document.sentences[: config.top_sentences]) for document in dev]
         lead = rouge(leading, [document.summary for document in dev])["rougeL"]
         return {**rouge(summaries, [document.summary for document in dev]), "lead_rougeL": lead}
 
     return Prepared(
         tokenizer=tokenizer,
-        make_model=lambda: load_model(config, _HEAD, _NAMES),
-        train=encoded(train, tokenizer, limit, config.top_sentences),
+        make_model=lambda: load_model(config, AutoModelForTokenClassification, _NAMES),
+        train=encoded(train, tokenizer, config.max_len, config.top_sentences),
         dev=dev_features,
         collate=DataCollatorForTokenClassification(tokenizer),
         decide=decide,
         score=score,
         num_labels=2,
-        teacher=load_teacher(config, _HEAD, _NAMES, tokenizer),
+        teacher=load_teacher(config, AutoModelForTokenClassification, _NAMES, tokenizer),
         facts={"dev_examples": len(dev)},
     )
 
 
-def rouge(summaries: Sequence[str], gold: Sequence[str]) -> Scores:
+def rouge(summaries: Sequence[str], gold: Sequence[str]) -> "Scores":
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), by rouge-score."""
+    from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer(list(_METRICS), tokenizer=_Words())
     found = [scorer.score(right, summary) for right, summary in zip(gold, summaries, strict=True)]
     return {name: float(np.mean([scores[name].fmeasure for scores in found])) for name in _METRICS}
@@ -104,6 +127,8 @@ def _overlap(given: tuple[Counter[Any], Counter[Any]], wanted: tuple[Counter[Any
 
 def encoded(dataset: Sequence[Document], tokenizer: Any, max_len: int, most: int) -> list[dict[str, Any]]:
     """[CLS] sentence [SEP] for each sentence that fits, segments alternating; each [CLS] bears the label."""
+    from finetune.techniques.losses import IGNORED
+
     features = []
     for document in dataset:
         learned = oracle(document, most)
@@ -122,3 +147,8 @@ def encoded(dataset: Sequence[Document], tokenizer: Any, max_len: int, most: int
         known = {name: feature[name] for name in tokenizer.model_input_names}
         features.append({**known, "labels": labels})
     return features
+
+
+SUMMARIZATION = Family(prepare=prepare, options=frozenset({"loss", "top_sentences"}))
+
+TASKS: Mapping[str, Task] = {"summarization": Task(family=SUMMARIZATION, score="rougeL")}

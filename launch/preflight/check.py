@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from cloze.errors import ExitCode
+from cloze.log import log
+from launch.job import Job
 from launch.nodes import on_host
-from launch.supervise import Job, supervise
+from launch.supervise import supervise
 from pretrain.config import TrainConfig
 
 _ANSWER_SECONDS = 120.0
@@ -28,13 +29,14 @@ def check(job: Job, config: TrainConfig) -> int:
     print(table(found))
     faults = compare(found, job.hosts)
     if faults:
-        print(*(f"error: {fault}" for fault in faults), sep="\n", file=sys.stderr)
+        for fault in faults:
+            log.error(fault)
         return ExitCode.USAGE
     code = supervise(measuring(job, config))
     if code == ExitCode.OK:
         print("fit to train")
     elif code not in (ExitCode.USAGE, ExitCode.STOPPED):
-        print(f"error: {', '.join(job.hosts)}: their ranks ended before all was measured; see above", file=sys.stderr)
+        log.error(f"{', '.join(job.hosts)}: their ranks ended before all was measured; see above")
         return ExitCode.USAGE
     return code
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cloze import cli
 from cloze.errors import ExitCode, PeerFailed, UserError, first_line
+from cloze.log import log
 from pretrain import dist
 from pretrain.config import TrainConfig
 from pretrain.dist import Process
@@ -57,12 +58,10 @@ class Network(Watchdog):
             time.sleep(self._limit + _AFTER_RANK_0_SECONDS)
         else:
             name = next((key for key in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if key in os.environ), None)
-            print(
-                f"error: {', '.join(self._hosts)}: no connection between their ranks over "
+            log.error(
+                f"{', '.join(self._hosts)}: no connection between their ranks over "
                 f"{f'{name}={os.environ[name]}' if name else 'the interface of the host name'} ({reason}); see that no "
-                "firewall is between them, and set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that is",
-                file=sys.stderr,
-                flush=True,
+                "firewall is between them, and set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that is"
             )
         os._exit(ExitCode.USAGE)
 
@@ -93,7 +92,7 @@ def measure(network: Network, runs_root: Path, hosts: Sequence[str]) -> None:
     process = dist.start()
     on_gpu, size = process.device.type == "cuda", process.world_size
     node = int(os.environ["CROSS_RANK"])
-    agree(process, unshared(process, runs_root, hosts[node]))
+    raise_everywhere(process, shared_folder_fault(process, runs_root, hosts[node]))
 
     ones = torch.full(((64 if on_gpu else 4) * 2**20,), float(process.rank + 1), device=process.device)
     seconds, right = [], True
@@ -102,7 +101,7 @@ def measure(network: Network, runs_root: Path, hosts: Sequence[str]) -> None:
         seconds.append(network.timed(process, partial(torch_dist.all_reduce, total)))
         right = right and bool((total == size * (size + 1) / 2).all())
     wrong = f"{hosts[node]}: rank {process.rank} got a wrong sum from an all-reduce; test that host"
-    agree(process, None if right else wrong)
+    raise_everywhere(process, None if right else wrong)
     bandwidth = 2 * (size - 1) / size * ones.nbytes / median(seconds)
 
     width, kind = (8192, torch.bfloat16) if on_gpu else (512, torch.float32)
@@ -118,7 +117,7 @@ def measure(network: Network, runs_root: Path, hosts: Sequence[str]) -> None:
         )
 
 
-def agree(process: Process, fault: str | None) -> None:
+def raise_everywhere(process: Process, fault: str | None) -> None:
     """Where any rank has a fault, rank 0 raises it, and the others leave without a word. Collective."""
     faults = [fault] * process.world_size
     torch_dist.all_gather_object(faults, fault, group=process.control)
@@ -126,7 +125,7 @@ def agree(process: Process, fault: str | None) -> None:
         raise UserError(found) if process.is_main else PeerFailed(found)
 
 
-def unshared(process: Process, runs_root: Path, host: str) -> str | None:
+def shared_folder_fault(process: Process, runs_root: Path, host: str) -> str | None:
     """Every rank writes its share of a checkpoint, rank 0 reads them: they must see one file system. Collective."""
 
     def write() -> tuple[Path, str]:

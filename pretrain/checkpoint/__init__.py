@@ -1,5 +1,8 @@
-"""Checkpoints: their format, the writer, the mirror in an object store."""
+"""Checkpoints: their format, the writer, the mirror in an object store. `load_hugging_face` makes a model of one."""
 
+from typing import TYPE_CHECKING
+
+from cloze.lazy import exports
 from pretrain.checkpoint.format import (
     KINDS,
     MOMENTS,
@@ -20,7 +23,10 @@ from pretrain.checkpoint.format import (
     verify,
     write,
 )
-from pretrain.checkpoint.writer import Writer
+from pretrain.checkpoint.writer import Writer, WriterOptions
+
+if TYPE_CHECKING:
+    from pretrain.export.hugging_face import load_hugging_face
 
 __all__ = [
     "KINDS",
@@ -31,10 +37,12 @@ __all__ = [
     "Snapshot",
     "TrainingState",
     "Writer",
+    "WriterOptions",
     "assemble",
     "clear_unfinished",
     "list_checkpoints",
     "load",
+    "load_hugging_face",
     "newest_verified",
     "path_of",
     "remove_after",
@@ -43,3 +51,4 @@ __all__ = [
     "verify",
     "write",
 ]
+__getattr__ = exports(__name__, {"load_hugging_face": "pretrain.export.hugging_face"})  # which stands on us

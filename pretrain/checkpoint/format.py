@@ -221,18 +221,18 @@ def clear_unfinished(folder: Path) -> None:
         ownership.clear(path, CHECKPOINT)
 
 
-def let_go(steps: Sequence[int], *, keep_last: int, keep_every: int) -> list[int]:
+def steps_to_remove(steps: Sequence[int], *, keep_last: int, keep_every: int) -> list[int]:
     """Which of these ascending steps retention removes: not the last ones, nor the multiples of `keep_every`."""
     return [step for step in steps[:-keep_last] if not keep_every or step % keep_every]
 
 
 def retain(folder: Path, *, newest: int, keep_last: int, keep_every: int) -> list[Path]:
-    """Remove checkpoints that the rules let go; that of step `newest`, just written, is never among them.
+    """Remove checkpoints that the rules do not keep; that of step `newest`, just written, is never among them.
 
     Later ones are damaged, since resuming passed over them: they do not count.
     """
     found = {step_of(path): path for path in list_checkpoints(folder) if step_of(path) <= newest}
-    removed = [found[step] for step in let_go(list(found), keep_last=keep_last, keep_every=keep_every)]
+    removed = [found[step] for step in steps_to_remove(list(found), keep_last=keep_last, keep_every=keep_every)]
     for path in removed:
         _remove(path)
     return removed

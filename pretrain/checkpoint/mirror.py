@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 from cloze import ownership, storage
 from cloze.errors import DiskError, UserError
 from cloze.ownership import CHECKPOINT
-from pretrain.checkpoint.format import FILES, MANIFEST, TEMPORARY, let_go, step_of, verify
+from pretrain.checkpoint.format import FILES, MANIFEST, TEMPORARY, step_of, steps_to_remove, verify
+from pretrain.config import TrainConfig
 
 
 class Mirror:
@@ -24,7 +25,7 @@ class Mirror:
         self._url, self._keep_last, self._keep_every = url, keep_last, keep_every
 
     def push(self, path: Path, tick: Callable[[], None] = lambda: None) -> None:
-        """Copy a whole checkpoint there, `tick` after each file, then remove what the rules of retention let go."""
+        """Copy a whole checkpoint there, `tick` after each file, then remove what retention does not keep."""
         remote = f"{self._url}/{path.name}"
         steps = self._steps()
         if step_of(path) in steps:  # of an earlier try, or of before a rollback
@@ -36,7 +37,7 @@ class Mirror:
             storage.upload(path / name, f"{remote}/{name}")
             tick()
         older = {step: there for step, there in steps.items() if step < step_of(path)}
-        for step in let_go([*older, step_of(path)], keep_last=self._keep_last, keep_every=self._keep_every):
+        for step in steps_to_remove([*older, step_of(path)], keep_last=self._keep_last, keep_every=self._keep_every):
             _remove(older[step])
 
     def remove_after(self, step: int) -> None:
@@ -90,3 +91,11 @@ def _remove(remote: str) -> None:
         return
     for name in sorted(there & {*FILES, MANIFEST}, key=(MANIFEST, *FILES).index):  # first what makes it look whole
         storage.remove(f"{remote}/{name}")
+
+
+def open_mirror(config: TrainConfig) -> Mirror | None:
+    """Where a run's checkpoints are uploaded to, if anywhere."""
+    url, rules = config.checkpoint.upload, config.checkpoint
+    if url is None:
+        return None
+    return Mirror(f"{url.rstrip('/')}/{config.run}", keep_last=rules.keep_last, keep_every=rules.keep_every)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -36,42 +37,47 @@ _POLL_SECONDS = 0.05
 _HURRIED_SECONDS = 10.0  # less than the 30 s that a launcher gives a rank to go
 
 
+@dataclass(frozen=True, kw_only=True)
+class WriterOptions:
+    """Which share is this rank's, and the rules of retention."""
+
+    rank: int
+    num_writers: int  # ranks 0 … num_writers-1 each hold a share
+    keep_last: int
+    keep_every: int
+    patience_seconds: float  # how long rank 0 waits for the other shares
+    token: str = ""  # of this start of the run, the same on all ranks
+
+
 class Writer:
     """Writes checkpoints in a background thread, one at a time; every rank that holds a share has one.
 
     A save that fails for want of disk space leaves the previous checkpoint, says so and lets training go on; after
-    `_MAX_FAILED_SAVES` in a row it is `trouble`, and at the end of the run a `DiskError`. Rank 0 knows of all of them.
+    `_MAX_FAILED_SAVES` in a row there is a `failure`, at the end of the run a `DiskError`. Rank 0 knows of all of them.
     `upload` is given each checkpoint that is whole, in a thread of its own, and what to call when it gets ahead; while
-    it is busy only the newest waits. Where it fails, that is said.
+    it is busy only the newest waits. Where it fails, that is said. `on_saved` is called after each checkpoint, with its
+    step.
     """
 
     def __init__(
         self,
         folder: Path,
-        *,
-        rank: int,
-        num_writers: int,  # ranks 0 … num_writers-1 each hold a share
-        keep_last: int,
-        keep_every: int,
-        patience_seconds: float,  # how long rank 0 waits for the other shares
-        say: Callable[[str], None],
-        on_saved: Callable[[int], None] = lambda step: None,  # called after each checkpoint, with its step
+        options: WriterOptions,
+        warn: Callable[[str], object],
         upload: Callable[[Path, Callable[[], None]], None] | None = None,
-        token: str = "",  # of this start of the run, the same on all ranks
+        on_saved: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self._folder, self._rank, self._num_writers, self._say = folder, rank, num_writers, say
-        self._keep_last, self._keep_every, self._patience_seconds = keep_last, keep_every, patience_seconds
-        self._on_saved = on_saved
+        self._folder, self._options, self._warn, self._on_saved = folder, options, warn, on_saved
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._upload, self._uploading = upload, list[Future[None]]()
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._failures: list[str] = []
-        self._token, self._attempt = token, 0
+        self._attempt = 0
         self.progress = 0  # files written or uploaded so far
         self._latest = math.inf  # on the monotonic clock: when to wait for shares no more
 
-    def hurry(self) -> None:
+    def shorten_patience(self) -> None:
         """A rank may be gone: wait for the others' shares only a moment more."""
         self._latest = time.monotonic() + _HURRIED_SECONDS
 
@@ -85,11 +91,11 @@ class Writer:
         """Start writing this rank's share; waits for the checkpoint before it. All ranks call this equally often."""
         self.wait()
         self._attempt += 1
-        if self._rank < self._num_writers:
+        if self._options.rank < self._options.num_writers:
             self._pending = self._pool.submit(self._save, state, fragments, shapes, config_yaml)
 
     @property
-    def trouble(self) -> DiskError | None:
+    def failure(self) -> DiskError | None:
         """Why it is no use to go on."""
         return DiskError(self._failures[-1]) if len(self._failures) >= _MAX_FAILED_SAVES else None
 
@@ -122,49 +128,47 @@ class Writer:
         shapes: Mapping[str, Sequence[int]],
         config_yaml: str,
     ) -> None:
-        final = path_of(self._folder, state.step)
+        options, final = self._options, path_of(self._folder, state.step)
         # A share that comes late must not meet another try at the same step, after a rollback or another start.
-        temporary = self._folder / f"{TEMPORARY}{final.name}-{self._attempt}{self._token}"
+        temporary = self._folder / f"{TEMPORARY}{final.name}-{self._attempt}{options.token}"
         try:
-            if self._rank:
-                _write_share(temporary, self._rank, fragments)
+            if options.rank:
+                _write_share(temporary, options.rank, fragments)
             else:
                 others = _read_shares(
-                    temporary, range(1, self._num_writers), self._patience_seconds, lambda: self._latest
+                    temporary, range(1, options.num_writers), options.patience_seconds, lambda: self._latest
                 )
                 full = assemble(chain(fragments, others), shapes)
                 moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
                 self._note_progress()
                 write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
                 self._on_saved(state.step)
-                retain(self._folder, newest=state.step, keep_last=self._keep_last, keep_every=self._keep_every)
+                retain(self._folder, newest=state.step, keep_last=options.keep_last, keep_every=options.keep_every)
                 self._start_upload(final)
             self._note_progress()
             self._failures.clear()
         except (OSError, SafetensorError) as error:
-            if self._rank == 0:
+            if options.rank == 0:
                 discard(temporary)
             else:
                 with suppress(OSError):  # an empty file fits on a full disk; without it rank 0 waits in vain
-                    _failed_path(temporary, self._rank).touch()
+                    _failed_path(temporary, options.rank).touch()
             self._failures.append(f"{final}: not saved ({error}); free space and run the same command again")
-            self._say(f"warning: {self._failures[-1]}")
+            self._warn(self._failures[-1])
 
     def _start_upload(self, path: Path) -> None:
         if self._upload is None:
             return
 
-        def tell(uploaded: Future[None]) -> None:
+        def report(uploaded: Future[None]) -> None:
             if not uploaded.cancelled() and (error := uploaded.exception()):
-                self._say(
-                    f"warning: {path} was not uploaded ({first_line(error)}); it goes on with the next checkpoint"
-                )
+                self._warn(f"{path} was not uploaded ({first_line(error)}); it goes on with the next checkpoint")
 
         for older in self._uploading:
             older.cancel()  # has not begun, and this one is newer
         newest = self._uploader.submit(self._upload, path, self._note_progress)
         self._uploading = [*(older for older in self._uploading if not older.done()), newest]
-        newest.add_done_callback(tell)
+        newest.add_done_callback(report)
 
     def _note_progress(self) -> None:
         self.progress += 1

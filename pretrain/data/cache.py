@@ -21,6 +21,7 @@ from cloze import ownership, storage
 from cloze.corpus.manifest import NAME, ShardEntry, read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from cloze.errors import DiskError, Stopped, UserError
+from cloze.log import log
 from cloze.ownership import CORPUS_COPY
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
@@ -72,7 +73,7 @@ def local_corpus(
     return folder
 
 
-def doubt(folder: Path) -> None:
+def mark_suspect(folder: Path) -> None:
     """Let the next start check every file of a copy, and copy again those that are damaged."""
     (folder / NAME).unlink(missing_ok=True)
 
@@ -156,7 +157,7 @@ def _make_room(folder: Path, need: int, limit: int) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             used -= _size(other)
             ownership.mark(other, CORPUS_COPY)  # an older version's, whose manifest was the proof
-            doubt(other)  # first: what is half removed must not look whole
+            mark_suspect(other)  # first: what is half removed must not look whole
             ownership.remove_own(other, CORPUS_COPY)
     if used + need > limit:
         raise UserError(
@@ -207,6 +208,6 @@ def _progress(total: int) -> Iterator[Any]:
         nonlocal done
         before, done = done, done + size
         if total and before * 10 // total != done * 10 // total:
-            print(f"copying the corpus: {done / 1e6:.0f} of {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
+            log.info(f"copying the corpus: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     yield advance

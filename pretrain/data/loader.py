@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cloze.corpus.manifest import VAL, Manifest, manifest_sha256, pass_name, read_manifest
 from cloze.corpus.masking import Masks
-from cloze.corpus.shards import Samples, Split
+from cloze.corpus.shards import Samples, Split, masks_of
 from cloze.errors import UserError
 from pretrain.data.order import locate, micro_batch_positions
 from pretrain.data.stream import Streamed
@@ -121,9 +121,7 @@ class Corpus:
         return self._with_masks(self._splits[split].gather(indices_N, draw), draw)
 
     def _with_masks(self, samples: Samples, draw: int) -> tuple[Samples, Masks]:
-        """The baked draw where there is one, else the same function live."""
-        drawn = samples.tokens_T, samples.lengths_Nx2, samples.ids_N, draw, samples.word_starts_T
-        return samples, samples.masks or self.manifest.draw(*drawn)
+        return samples, masks_of(samples, self.manifest, draw)
 
 
 def pack(parts: list[tuple[Samples, Masks]]) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""The only module that imports deepspeed: every key of its configuration and every quirk of it stays in here.
+"""A module under DeepSpeed ZeRO, and every key of DeepSpeed's configuration; quirks.py has what is reached into there.
 
 The loop sees `backward(batch)`, `step(lr)`, `evaluate(batch)`; checkpoints see fp32 weights and moments by name and
 range, whatever the ZeRO stage and the number of ranks.
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from cloze.errors import UserError
 from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment, LossScale
-from pretrain.config import BUCKET_ELEMENTS, OptimConfig, Precision, TrainConfig, accumulation_steps, sums_in_fp32
+from pretrain.config import BUCKET_ELEMENTS, Precision, TrainConfig, accumulation_steps, sums_in_fp32
 from pretrain.data.loader import MicroBatch
 from pretrain.dist import Process
-from pretrain.optim.lamb import Lamb
-from pretrain.optim.muon import Muon
+from pretrain.engine import quirks
 from pretrain.optim.optimizer import build_optimizer
-from pretrain.optim.sharded import Piece, ShardedOptimizer
+from pretrain.optim.options import OptimConfig
+from pretrain.optim.sharded import Partition, ShardedOptimizer
 
 _EXTRA_KEYS = frozenset(  # top-level keys that DeepSpeed 0.19 reads and that leave optimizer, schedule and data to us
     {
@@ -64,15 +64,6 @@ class StepResult(NamedTuple):
     grad_norm: float | Tensor  # global, before clipping; a tensor is still on the device
 
 
-class Shard(NamedTuple):
-    """Where this rank's part of a parameter lies in the fp32 tensors that the optimizer updates."""
-
-    tensor: Tensor  # the optimizer's: the parameter itself at stage 0, else flat, with others beside it
-    offset: int  # first element there
-    start: int  # first element in the flattened parameter
-    length: int
-
-
 class Engine:
     """A module under DeepSpeed ZeRO."""
 
@@ -82,13 +73,15 @@ class Engine:
         Raises `UserError` for a combination that the device or DeepSpeed cannot do.
         """
         check_precision(config, process.device)
-        self.process, self.stage, self.precision = process, config.stage, config.precision
+        self.process, self.stage, self.precision = process, config.zero.stage, config.precision
         deepspeed = _import_deepspeed(process.device)
         # Under Hugging Face's names, each parameter once (the decoder is tied), in one order on every rank.
         self._names = [name.removeprefix("hf.") for name, _ in module.named_parameters()]
         self.num_parameters = sum(parameter.numel() for parameter in module.parameters())
         optimizer = build_optimizer(module.named_parameters(), config.optim)
         self._inner = optimizer
+        if isinstance(optimizer, ShardedOptimizer):
+            quirks.announce_optimizers([type(optimizer)])
         settings = deepspeed_config(
             config, process.world_size, self.num_parameters, on_gpu=process.device.type == "cuda"
         )
@@ -99,13 +92,15 @@ class Engine:
         )
         self._scaler: Any = None  # of losses in fp16
         if self.precision is Precision.fp16:
-            own = _loss_scaler(self._deepspeed._config.float16_config) if self.stage == 0 else None
-            self._scaler = own or self._deepspeed.optimizer.loss_scaler
-            self._scaler.raise_error_at_min_scale = False  # which would be a traceback; the loop counts skipped steps
+            its = self._deepspeed
+            scaler = its.optimizer.loss_scaler if self.stage else quirks.create_loss_scaler(its)
+            self._scaler = quirks.soften_loss_scaler(scaler)
         if self.stage == 0:
+            quirks.check_plain_optimizer(self._deepspeed, optimizer)
             self._guard = _StageZeroGuard(optimizer, config.optim, self._scaler)
+        self._partitions = self._find_partitions()
         if self.stage and isinstance(optimizer, ShardedOptimizer):
-            self._tell_pieces(optimizer)
+            self._register_partitions(optimizer)
 
     def backward(
         self, batch: MicroBatch, loss_of: Callable[[tuple[Tensor, Tensor], MicroBatch], Tensor], *, last: bool = True
@@ -133,10 +128,13 @@ class Engine:
         if self.stage == 0:
             return StepResult(self._guard.applied, self._guard.grad_norm)
         norm, applied = self._deepspeed.get_global_grad_norm(), bool(self._deepspeed.was_step_applied())
-        if not applied and self.stage == 2:  # offloaded, it would add the next gradients to those of the skipped step
-            sums = self._deepspeed.optimizer.averaged_gradients
-            sums.update(dict.fromkeys(sums))
+        if not applied and self.stage == 2:
+            quirks.drop_gradients_of_skipped_step(self._deepspeed.optimizer)
         return StepResult(applied, float("nan") if norm is None else norm)
+
+    def set_distance_bias(self, slope: float) -> None:
+        """Of the training forward passes to come, per token of distance."""
+        self._deepspeed.module.distance_bias = slope
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -150,11 +148,7 @@ class Engine:
     @property
     def loss_scale(self) -> LossScale:
         """Of fp16; 1 otherwise."""
-        scaler = self._scaler
-        if not scaler or not scaler.dynamic:
-            return LossScale(value=float(scaler.loss_scale) if scaler else 1.0)
-        steady = scaler.cur_iter - scaler.last_overflow_iter - 1
-        return LossScale(value=float(scaler.cur_scale), steady_steps=steady, hysteresis=scaler.cur_hysteresis)
+        return quirks.read_loss_scale(self._scaler) if self._scaler else LossScale()
 
     @property
     def optimizer_steps(self) -> int:
@@ -165,7 +159,7 @@ class Engine:
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of every parameter, by name."""
-        return {name: self._shape(parameter) for name, parameter in self._parameters()}
+        return {name: quirks.whole_shape(parameter, self.stage) for name, parameter in self._parameters()}
 
     def fragments(self) -> list[Fragment]:
         """This rank's share of fp32 weights and moments, copied to the CPU. Not collective: nothing is sent.
@@ -175,14 +169,13 @@ class Engine:
         result: list[Fragment] = []
         if self.stage == 0 and not self.process.is_main:
             return result
-        for name, parameter in self._parameters():
-            shard = self._shard(parameter)
-            for kind in KINDS if shard.length else ():
-                if kind == WEIGHT or kind in self._inner.state.get(shard.tensor, ()):
-                    values = self._values(shard, kind).to("cpu", torch.float32, copy=True)
+        for number, partition in self._partitions.items():
+            for kind in KINDS:
+                if kind == WEIGHT or kind in self._inner.state.get(partition.tensor, ()):
+                    values = self._values(partition, kind).to("cpu", torch.float32, copy=True)
                 else:  # no step was applied yet
-                    values = torch.zeros(shard.length)
-                result.append(Fragment(name, kind, shard.start, values))
+                    values = torch.zeros(partition.length)
+                result.append(Fragment(self._names[number], kind, partition.start, values))
         return result
 
     def load_full_state(
@@ -199,22 +192,21 @@ class Engine:
         Optimizer state exists only after a step, and low-precision weights follow the fp32 ones only in a step: so one
         is taken in between, on `sample`, with zero gradients and a learning rate of zero.
         """
-        for name, parameter in self._parameters():
-            self._set(parameter, WEIGHT, weights[name])
+        for number, name in enumerate(self._names):
+            self._set(number, WEIGHT, weights[name])
         self.backward(sample, lambda logits, _: (logits[0].float().sum() + logits[1].float().sum()) * 0.0, last=True)
         if not self.step(0.0).applied:
             raise UserError(
                 "the checkpoint's weights give outputs that are not finite; remove it to resume from another"
             )
-        for name, parameter in self._parameters():
+        for number, name in enumerate(self._names):
             for kind in MOMENTS:
-                self._set(parameter, kind, moments[f"{name}.{kind}"])
+                self._set(number, kind, moments[f"{name}.{kind}"])
         for state in self._inner.state.values():
             if "step" in state:
                 state["step"].fill_(optimizer_steps)
-        if self._scaler and self._scaler.dynamic:
-            self._scaler.cur_scale, self._scaler.cur_hysteresis = loss_scale.value, loss_scale.hysteresis
-            self._scaler.cur_iter, self._scaler.last_overflow_iter = loss_scale.steady_steps, -1
+        if self._scaler:
+            quirks.write_loss_scale(self._scaler, loss_scale)
 
     def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return zip(self._names, self._deepspeed.module.parameters(), strict=True)
@@ -225,50 +217,40 @@ class Engine:
         enabled = self.stage == 0 and self.precision is not Precision.fp32
         return torch.autocast(self.process.device.type, low, enabled=enabled)
 
-    def _shape(self, parameter: Any) -> torch.Size:
-        shape: torch.Size = parameter.ds_shape if self.stage == 3 else parameter.shape
-        return shape
-
-    def _shard(self, parameter: Any) -> Shard:
-        if self.stage == 0:
-            return Shard(parameter, 0, 0, parameter.numel())
-        if self.stage == 3:
-            zero = self._deepspeed.optimizer
-            group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
-            start = min(self.process.rank * size, parameter.ds_numel)  # the last share is padded, or all padding
-            length = min(size, parameter.ds_numel - start)
-            return Shard(zero.fp32_partitioned_groups_flat[group], offset, start, length)
-        mapping = parameter._hp_mapping
-        if mapping is None:  # no element of it is on this rank
-            return Shard(torch.empty(0), 0, 0, 0)
-        (flat,) = self._inner.param_groups[mapping.param_group_index]["params"]
-        inside, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return Shard(flat, inside.start, whole.start, whole.numel)
-
-    def _values(self, shard: Shard, kind: str) -> Tensor:
-        """The elements of a shard that is not empty, as a view of the optimizer's own."""
-        whole: Tensor = shard.tensor if kind == WEIGHT else self._inner.state[shard.tensor][kind]
-        return whole.detach().view(-1)[shard.offset : shard.offset + shard.length]
-
-    def _set(self, parameter: Any, kind: str, value: Tensor) -> None:
-        """Put this rank's share of the full `value` in place. Not collective."""
-        shard = self._shard(parameter)
-        if shard.length:
-            self._values(shard, kind).copy_(value.flatten()[shard.start : shard.start + shard.length])
-
-    def _tell_pieces(self, optimizer: ShardedOptimizer) -> None:
-        pieces: dict[Tensor, list[Piece]] = {}
+    def _find_partitions(self) -> dict[int, Partition]:
+        """This rank's part of each parameter, by the parameter's number; of which it has no element, none."""
+        found = {}
         for number, (_, parameter) in enumerate(self._parameters()):
-            tensor, *place = self._shard(parameter)
-            if place[-1]:
-                pieces.setdefault(tensor, []).append(Piece(number, *place))
+            if self.stage == 0:
+                partition: Partition | None = Partition(parameter, 0, 0, parameter.numel())
+            elif self.stage == 3:
+                partition = quirks.partition_of_parameter(parameter, self._deepspeed.optimizer, self.process.rank)
+            else:
+                partition = quirks.partition_of_flat_group(parameter, self._inner)
+            if partition:
+                if self.stage:
+                    quirks.check_partition(parameter, partition, self.stage)
+                found[number] = partition
+        return found
 
+    def _values(self, partition: Partition, kind: str) -> Tensor:
+        """The elements of a partition, as a view of the optimizer's own."""
+        whole: Tensor = partition.tensor if kind == WEIGHT else self._inner.state[partition.tensor][kind]
+        return partition.of(whole.detach())
+
+    def _set(self, number: int, kind: str, value: Tensor) -> None:
+        """Put this rank's partition of the full `value` in place. Not collective."""
+        if partition := self._partitions.get(number):
+            mine = value.flatten()[partition.start : partition.start + partition.length]
+            self._values(partition, kind).copy_(mine)
+
+    def _register_partitions(self, optimizer: ShardedOptimizer) -> None:
         def add_over_ranks(sums: Tensor) -> None:
             on_device = sums.to(self.process.device)  # offloaded tensors are on the CPU, which NCCL cannot reach
             torch.distributed.all_reduce(on_device)
             sums.copy_(on_device)
 
-        optimizer.shard(pieces, list(self.shapes.values()), add_over_ranks)
+        optimizer.register_partitions(self._partitions, list(self.shapes.values()), add_over_ranks)
 
 
 class _StageZeroGuard:
@@ -300,13 +282,6 @@ class _StageZeroGuard:
             self._scaler.update_scale(not self.applied)
 
 
-def _loss_scaler(options: Any) -> Any:
-    """DeepSpeed's own, which it makes for the other stages, from `deepspeed.extra.fp16`."""
-    from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
-
-    return CreateLossScaler(torch.half, options.loss_scale, options.loss_scale == 0, options.dynamic_loss_scale_args())
-
-
 def check_precision(config: TrainConfig, device: torch.device) -> None:
     """Refuse what this device cannot compute in."""
     if config.precision is Precision.fp16 and device.type == "cpu":
@@ -332,11 +307,11 @@ def deepspeed_config(
         "gradient_accumulation_steps": accumulation_steps(
             config.global_batch_size, config.micro_batch_size, world_size
         ),
-        "gradient_clipping": config.optim.clip if config.stage else 0.0,  # it defaults to 1.0
+        "gradient_clipping": config.optim.clip if config.zero.stage else 0.0,  # it defaults to 1.0
         "steps_per_print": None,
-        "zero_optimization": {"stage": config.stage},
+        "zero_optimization": {"stage": config.zero.stage},
     }
-    if config.stage:
+    if config.zero.stage:
         ours["zero_optimization"] |= {
             "contiguous_gradients": True,
             "overlap_comm": on_gpu,
@@ -347,10 +322,10 @@ def deepspeed_config(
         ours["fp16"] = {"enabled": config.precision is Precision.fp16}
     if sums_in_fp32(config, world_size):
         ours["data_types"] = {"grad_accum_dtype": "fp32"}  # it defaults to the precision of the run
-    if config.offload:
+    if config.zero.offload:
         ours["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
         ours["zero_force_ds_cpu_optimizer"] = False  # ours run on a CPU as they are, and need no compiler
-    if config.stage == 3:
+    if config.zero.stage == 3:
         ours["zero_optimization"] |= {"stage3_prefetch_bucket_size": bucket // 10, "stage3_max_live_parameters": bucket}
     extra = config.deepspeed.extra or {}
     for key in set(extra) - _EXTRA_KEYS - set(ours):
@@ -391,17 +366,9 @@ def _import_deepspeed(device: torch.device) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
-    from deepspeed.runtime import engine as its_engine
-    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its calls, not the user's
-    # Its shared-memory collectives for CPUs would be compiled at start-up, and crash where there is no compiler.
-    __compatible_ops__["deepspeed_shm_comm"] = False
-    # Stage 1 in bf16 with sums in fp32 would get an optimizer of another layout, which all-reduces every gradient in
-    # fp32; that of fp16 does it too.
-    its_engine.BFLOAT16 = its_engine.ZERO_OPTIMIZATION
-    if Lamb not in ZERO_SUPPORTED_OPTIMIZERS:  # it warns of optimizers that it does not know
-        ZERO_SUPPORTED_OPTIMIZERS.extend([Lamb, Muon])
+    quirks.disable_shared_memory_collectives()
+    quirks.keep_one_optimizer_layout()
     return deepspeed

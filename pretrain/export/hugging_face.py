@@ -8,7 +8,6 @@ model card is written beside it (card.py).
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from cloze.corpus.masking import Masks
 from cloze.corpus.shards import Samples
 from cloze.corpus.tokenizer import load_tokenizer as load_word_piece
 from cloze.errors import DiskError, UserError
+from cloze.log import log
 from pretrain import checkpoint
 from pretrain.config import ModelConfig, TrainConfig
 from pretrain.data.loader import pack
@@ -158,6 +158,17 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
     return difference
 
 
+def load_hugging_face(run: Path | str) -> PreTrainedModel:
+    """Hugging Face's model, in fp32 and ready to predict, with the weights of the newest verified checkpoint of `run`.
+
+    `run` may be one checkpoint of a run, too. Raises `UserError` where there is none.
+    """
+    source, tokenizer = _locate(Path(run))
+    snapshot = checkpoint.load(source)
+    facts = load_word_piece(tokenizer).facts
+    return _plain_model(_model_config(snapshot.config_yaml), facts, snapshot.weights).eval()
+
+
 def parity(trained: PackedBert, exported: Path) -> float:
     """Largest difference of MLM (every position) and NSP logits on a few pairs: packed against loaded and padded."""
     tokenizer = load_tokenizer(exported)
@@ -228,7 +239,7 @@ def _model_config(config_yaml: str) -> ModelConfig:
 def _locate(run: Path) -> tuple[Path, Path]:
     """(checkpoint, tokenizer) of a run directory or of one checkpoint in it."""
     if (run / "checkpoints").is_dir():
-        found = checkpoint.newest_verified(run / "checkpoints", lambda text: print(f"warning: {text}", file=sys.stderr))
+        found = checkpoint.newest_verified(run / "checkpoints", log.warning)
         if found is None:
             raise UserError(f"{run}: has no checkpoint that verifies; train first")
     elif faults := checkpoint.verify(run):

@@ -2,7 +2,9 @@
 
 `sdpa` pads q, k and v to a rectangle: the reference, and the one for fp32 on GPUs. `varlen` (torch's) and `flash` (the
 flash-attn package) take the row as it is; `flex` compiles a block mask; `cpu` (cpu_attention.py) goes from sample to
-sample. All but `flex` know dropout.
+sample. All but `flex` know dropout. All but `varlen`, whose gradient knows nothing of it, know a distance bias: scores
+minus slope times distance in tokens (ALiBi's form, Press et al. 2022, section 3), with one slope for all heads. It is
+of training only, and annealed away (docs/training.md): evaluation and export never have it.
 Shapes: T tokens of a row, N samples, L longest sample, H heads, D head width, B blocks of a row.
 """
 
@@ -19,8 +21,8 @@ from transformers import AttentionInterface
 from cloze.errors import UserError
 from pretrain.config import Attention, ModelConfig, Precision
 from pretrain.data.loader import TOKENS_MULTIPLE, MicroBatch
-from pretrain.model import cpu_attention
-from pretrain.model.cpu_attention import Samples
+from pretrain.model import cpu_attention, torch_private
+from pretrain.model.cpu_attention import Options, Samples
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -39,6 +41,7 @@ class Padded(NamedTuple):
     scatter_T: Tensor  # i64: for each packed token its cell
     mask_Nx1x1xL: Tensor  # bool: True at real tokens
     num_samples: int
+    slope: Tensor | None  # f32, of the distance bias
 
 
 class Segments(NamedTuple):
@@ -47,6 +50,7 @@ class Segments(NamedTuple):
     cu_seqlens: Tensor  # i32, from 0 to T
     max_seqlen: int
     flash: bool  # by flash-attn, not by torch
+    slope: Tensor | None  # f32, of the distance bias: flash-attn's alone
 
 
 class Blocks(NamedTuple):
@@ -54,6 +58,7 @@ class Blocks(NamedTuple):
 
     full: BlockMask
     local: BlockMask | None  # for layers with a sliding window
+    slope: Tensor | None  # f32, of the distance bias
 
 
 Packing = Padded | Segments | Blocks | Samples
@@ -62,15 +67,17 @@ Packing = Padded | Segments | Blocks | Samples
 def choose_kernel(model: ModelConfig, precision: Precision, capability: tuple[int, int] | None) -> Attention:
     """What `model.attention` comes to on a GPU of this compute capability, or on a CPU (None).
 
-    Raises `UserError` where it cannot run there.
+    Raises `UserError` where it cannot run there, or torch is another than it was written for.
     """
     wanted = model.attention
     if wanted is Attention.auto:
         if capability is None:
             return Attention.cpu
-        return Attention.sdpa if _obstacle(Attention.varlen, model, precision, capability) else Attention.varlen
-    if obstacle := _obstacle(wanted, model, precision, capability):
+        wanted = Attention.sdpa if _obstacle(Attention.varlen, model, precision, capability) else Attention.varlen
+    elif obstacle := _obstacle(wanted, model, precision, capability):
         raise UserError(f"model.attention={wanted.value}: {obstacle}; use model.attention=auto")
+    if wanted is Attention.varlen:
+        torch_private.check_flash_attention()
     return wanted
 
 
@@ -95,21 +102,37 @@ def _obstacle(kernel: Attention, model: ModelConfig, precision: Precision, capab
     return "" if width % 8 == 0 and width <= 256 else f"needs heads of a multiple of 8 up to 256 wide, not {width}"
 
 
-def packing(kernel: Attention, batch: MicroBatch, window: int | None = None) -> Packing:
-    """What `kernel` must know of a micro-batch; once per forward pass, for all layers. Never waits for a GPU."""
+def kernel_with_bias(kernel: Attention) -> Attention:
+    """The kernel to train with while there is a distance bias: `kernel`, unless its gradient would not know of it.
+
+    torch's variable-length operator takes slopes forward, and its derivative leaves them out.
+    """
+    if kernel is not Attention.varlen:
+        return kernel
+    return Attention.sdpa if flash_attn_varlen_func is None else Attention.flash
+
+
+def packing(kernel: Attention, batch: MicroBatch, window: int | None = None, slope: float = 0.0) -> Packing:
+    """What `kernel` must know of a micro-batch; once per forward pass, for all layers. Never waits for a GPU.
+
+    `slope` is the distance bias, per token.
+    """
+    assert not (slope and kernel is Attention.varlen), "see kernel_with_bias"
     num_tokens = len(batch.input_ids_T)
-    if kernel is Attention.sdpa:
-        return _padded(batch.cu_seqlens, num_tokens, batch.max_seqlen)
     if kernel is Attention.cpu:
-        return Samples(batch.cu_seqlens.tolist(), batch.max_seqlen)
+        return Samples(batch.cu_seqlens.tolist(), batch.max_seqlen, slope)
+    # A tensor: another number at each step would be another build of a compiled kernel.
+    bias = torch.full((), slope, dtype=torch.float32, device=batch.cu_seqlens.device) if slope else None
+    if kernel is Attention.sdpa:
+        return _padded(batch.cu_seqlens, num_tokens, batch.max_seqlen, bias)
     if kernel is Attention.flex:
         blocks = _block_mask(batch.cu_seqlens, num_tokens, None)
-        return Blocks(blocks, None if window is None else _block_mask(batch.cu_seqlens, num_tokens, window))
+        return Blocks(blocks, None if window is None else _block_mask(batch.cu_seqlens, num_tokens, window), bias)
     # The tokens that fill up the row (see `bounded`) get segments of their own, none longer than a sample.
     extra = torch.arange(1, -(-TOKENS_MULTIPLE // batch.max_seqlen) + 1, device=batch.cu_seqlens.device)
     ends = (batch.cu_seqlens[-1] + extra * batch.max_seqlen).clamp(max=num_tokens)
     cu_seqlens = torch.cat([batch.cu_seqlens, ends.to(torch.int32)])
-    return Segments(cu_seqlens, batch.max_seqlen, kernel is Attention.flash)
+    return Segments(cu_seqlens, batch.max_seqlen, kernel is Attention.flash, bias)
 
 
 def packed_attention(
@@ -118,32 +141,28 @@ def packed_attention(
     key_1xHxTxD: Tensor,
     value_1xHxTxD: Tensor,
     attention_mask: Tensor | None,
-    *,
-    packing: Packing,
-    scaling: float,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **_: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of every token to its own sample's, [1, T, H, D]; where `sliding_window` is w, to those nearer than w.
 
-    Called by Hugging Face's attention modules; `packing` is handed through by them.
+    Called by Hugging Face's attention modules, which hand `packing` through beside `scaling`, `dropout` [0] and
+    `sliding_window` [none].
     """
     del module, attention_mask
+    packing: Packing = kwargs["packing"]
     qkv = query_1xHxTxD, key_1xHxTxD, value_1xHxTxD
+    options = Options(kwargs["scaling"], kwargs.get("dropout", 0.0), kwargs.get("sliding_window"))
     if isinstance(packing, Padded):
-        out_TxHxD = _sdpa(*qkv, packing, scaling, dropout, sliding_window)
+        out_TxHxD = _sdpa(*qkv, packing, options)
     elif isinstance(packing, Samples):
-        out_TxHxD = cpu_attention.attend(*(x[0] for x in qkv), packing, scaling, dropout, sliding_window).transpose(
-            0, 1
-        )
+        out_TxHxD = cpu_attention.attend(*(x[0] for x in qkv), packing, options).transpose(0, 1)
     elif isinstance(packing, Segments):
-        out_TxHxD = _varlen(*qkv, packing, scaling, dropout, sliding_window)
+        out_TxHxD = _varlen(*qkv, packing, options)
     else:
-        assert not dropout
-        mask = packing.full if sliding_window is None else packing.local
+        assert not options.dropout
+        mask = packing.full if options.window is None else packing.local
         attend = _plain_flex if torch.compiler.is_compiling() else _compiled_flex()
-        out_TxHxD = attend(*qkv, mask, scaling)[0].transpose(0, 1)
+        out_TxHxD = attend(*qkv, mask, packing.slope, options.scaling)[0].transpose(0, 1)
     return out_TxHxD.unsqueeze(0), None
 
 
@@ -151,13 +170,7 @@ AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 
 
 def _sdpa(
-    query_1xHxTxD: Tensor,
-    key_1xHxTxD: Tensor,
-    value_1xHxTxD: Tensor,
-    padded: Padded,
-    scaling: float,
-    dropout: float,
-    window: int | None,
+    query_1xHxTxD: Tensor, key_1xHxTxD: Tensor, value_1xHxTxD: Tensor, padded: Padded, options: Options
 ) -> Tensor:
     """q, k and v are padded here and only here. Returns [T, H, D]."""
     _1, heads, num_tokens, width = query_1xHxTxD.shape
@@ -169,18 +182,27 @@ def _sdpa(
         return rows.view(num_samples, max_seqlen, heads, width).transpose(1, 2)
 
     mask = padded.mask_Nx1x1xL
-    if window is not None:
+    if options.window is not None or padded.slope is not None:
         columns_L = torch.arange(max_seqlen, device=mask.device)
         distance_LxL = (columns_L[:, None] - columns_L).abs()
-        mask = (mask & (distance_LxL < window)) | (distance_LxL == 0)  # no row without a key, padding's neither
+        near_LxL = distance_LxL == 0  # no row without a key, padding's neither
+        mask = mask | near_LxL if options.window is None else (mask & (distance_LxL < options.window)) | near_LxL
+        if padded.slope is not None:
+            bias_LxL = (distance_LxL * -padded.slope).to(query_1xHxTxD.dtype)
+            mask = torch.where(mask, bias_LxL, -torch.inf)
     out_NxHxLxD = F.scaled_dot_product_attention(
-        pad(query_1xHxTxD), pad(key_1xHxTxD), pad(value_1xHxTxD), attn_mask=mask, dropout_p=dropout, scale=scaling
+        pad(query_1xHxTxD),
+        pad(key_1xHxTxD),
+        pad(value_1xHxTxD),
+        attn_mask=mask,
+        dropout_p=options.dropout,
+        scale=options.scaling,
     )
     flat_NLxHD = out_NxHxLxD.transpose(1, 2).reshape(num_samples * max_seqlen, heads * width)
     return flat_NLxHD.index_select(0, padded.scatter_T).view(num_tokens, heads, width)
 
 
-def _padded(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> Padded:
+def _padded(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int, slope: Tensor | None) -> Padded:
     starts_N, lengths_N = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     columns_L = torch.arange(max_seqlen, device=cu_seqlens.device)
     mask_NxL = columns_L < lengths_N[:, None]
@@ -190,7 +212,7 @@ def _padded(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> Padded:
     inside_T = samples_T < len(lengths_N)  # the others belong to no sample: any cell will do, nothing reads them
     samples_T = torch.where(inside_T, samples_T, 0)
     scatter_T = torch.where(inside_T, samples_T * max_seqlen + tokens_T - starts_N[samples_T], 0)
-    return Padded(gather_NxL.reshape(-1), scatter_T, mask_NxL[:, None, None, :], len(lengths_N))
+    return Padded(gather_NxL.reshape(-1), scatter_T, mask_NxL[:, None, None, :], len(lengths_N), slope)
 
 
 def samples_of_tokens(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
@@ -200,30 +222,21 @@ def samples_of_tokens(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
 
 
 def _varlen(
-    query_1xHxTxD: Tensor,
-    key_1xHxTxD: Tensor,
-    value_1xHxTxD: Tensor,
-    segments: Segments,
-    scaling: float,
-    dropout: float,
-    window: int | None,
+    query_1xHxTxD: Tensor, key_1xHxTxD: Tensor, value_1xHxTxD: Tensor, segments: Segments, options: Options
 ) -> Tensor:
-    """Flash attention (Dao 2023) over segments. Returns [T, H, D].
-
-    torch's is what its `varlen_attn` calls with a dropout of 0.
-    """
+    """Flash attention (Dao 2023) over segments. Returns [T, H, D]."""
     qkv_TxHxD = [x.squeeze(0).transpose(0, 1) for x in (query_1xHxTxD, key_1xHxTxD, value_1xHxTxD)]
-    reach = -1 if window is None else window - 1
+    reach = -1 if options.window is None else options.window - 1
     cu_seqlens, max_seqlen = segments.cu_seqlens, segments.max_seqlen
-    segmented = *qkv_TxHxD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout
-    out_TxHxD: Tensor
-    if segments.flash:
-        out_TxHxD = flash_attn_varlen_func(*segmented, softmax_scale=scaling, window_size=(reach, reach))
-    else:
-        out_TxHxD, *_ = torch.ops.aten._flash_attention_forward(
-            *segmented, is_causal=False, return_debug_mask=False, scale=scaling, window_size_left=reach,
-            window_size_right=reach,
-        )  # fmt: skip
+    if not segments.flash:
+        return torch_private.flash_attention(qkv_TxHxD, cu_seqlens, max_seqlen, options.scaling, options.dropout, reach)
+    slopes_H = None if segments.slope is None else segments.slope.repeat(query_1xHxTxD.shape[1])
+    out_TxHxD: Tensor = flash_attn_varlen_func(
+        *(*qkv_TxHxD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, options.dropout),
+        softmax_scale=options.scaling,
+        window_size=(reach, reach),
+        alibi_slopes=slopes_H,
+    )
     return out_TxHxD
 
 
@@ -257,8 +270,15 @@ def _block_mask(cu_seqlens: Tensor, num_tokens: int, window: int | None) -> Bloc
     )
 
 
-def _plain_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask | None, scaling: float) -> Tensor:
-    out = flex_attention(query, key, value, block_mask=mask, scale=scaling)
+def _plain_flex(
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask | None, slope: Tensor | None, scaling: float
+) -> Tensor:
+    def with_bias(score: Tensor, batch: Tensor, head: Tensor, query_place: Tensor, key_place: Tensor) -> Tensor:
+        del batch, head
+        assert slope is not None
+        return score - slope * (query_place - key_place).abs()
+
+    out = flex_attention(query, key, value, None if slope is None else with_bias, block_mask=mask, scale=scaling)
     assert isinstance(out, Tensor)
     return out
 

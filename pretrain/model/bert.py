@@ -5,17 +5,19 @@ the MLM head sees masked positions only and NSP each sample's own [CLS].
 Shapes: T tokens, N samples, M masked tokens, V real vocabulary, C width.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining, ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
 
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.errors import UserError
-from pretrain.config import Architecture, Attention, ModelConfig, padded_vocab_size
+from pretrain.config import Architecture, Attention, ModelConfig, PositionInit, padded_vocab_size
 from pretrain.data.loader import MicroBatch
-from pretrain.model.attention import PACKED_ATTENTION, packing
+from pretrain.model.attention import PACKED_ATTENTION, kernel_with_bias, packing
 
 VOCABULARY_ROWS = frozenset(  # parameters with a row per token, of either architecture: only these are padded
     {
@@ -35,7 +37,7 @@ def hugging_face_model(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_r
         "intermediate_size": model.intermediate_size,
         "max_position_embeddings": model.max_positions,
         "pad_token_id": tokenizer.pad_id,
-        "initializer_range": 0.02,
+        "initializer_range": model.weights_std,
     }
     if model.architecture is Architecture.modernbert:
         return ModernBertForMaskedLM(
@@ -60,6 +62,18 @@ def hugging_face_model(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_r
     )
 
 
+def sinusoids(num_positions: int, width: int, *, size: float) -> Tensor:
+    """Position embeddings to start from, f32 [num_positions, width], whose root mean square is `size`.
+
+    Sines and cosines of wavelengths from 2 pi to 10,000 * 2 pi (Vaswani et al. 2017, section 3.5): near positions are
+    alike from the start, which random ones would have to learn.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+    return (waves * size * math.sqrt(2)).float()
+
+
 class PackedBert(nn.Module):
     """`BertForPreTraining` or `ModernBertForMaskedLM` under its own parameter names, with the packed forward."""
 
@@ -73,11 +87,15 @@ class PackedBert(nn.Module):
                 f"set model.max_positions={max_len} or prepare with a smaller max_len"
             )
         self.kernel = kernel
+        self.distance_bias = 0.0  # slope per token, of training's forward passes; the loop sets it
         self.vocab_size = tokenizer.vocab_size
         self.vocab_rows = padded_vocab_size(tokenizer.vocab_size, model.pad_vocab_to)
         self.hf = hugging_face_model(model, tokenizer, vocab_rows=self.vocab_rows)
         self.hf.set_attn_implementation(PACKED_ATTENTION)
         self.has_pairs = model.architecture is Architecture.bert
+        if self.has_pairs and model.position_init is PositionInit.sinusoid:
+            positions = self.hf.bert.embeddings.position_embeddings.weight
+            positions.data.copy_(sinusoids(*positions.shape, size=model.weights_std))
         if model.activation_checkpointing:
             # The older name is all that transformers 5.17 has; newer ones warn of it.
             enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
@@ -97,13 +115,15 @@ class PackedBert(nn.Module):
         ModernBERT has no pairs: its NSP logits are zeros, which weigh nothing.
         """
         inputs = {"input_ids": batch.input_ids_T[None], "position_ids": batch.position_ids_T[None]}
+        slope = self.distance_bias if self.training else 0.0
+        kernel = kernel_with_bias(self.kernel) if slope else self.kernel
         if not self.has_pairs:
-            packed = packing(self.kernel, batch, self.hf.config.sliding_window + 1)
+            packed = packing(kernel, batch, self.hf.config.sliding_window + 1, slope)
             hidden_TxC = self.hf.model(**inputs, packing=packed).last_hidden_state[0]
             masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
             mlm_logits_MxV = self.hf.decoder(self.hf.head(masked_MxC))[:, : self.vocab_size]
             return mlm_logits_MxV, mlm_logits_MxV.new_zeros(len(batch.nsp_labels_N), 2)
-        packed = packing(self.kernel, batch)
+        packed = packing(kernel, batch, slope=slope)
         hidden_TxC = self.hf.bert(
             **inputs, token_type_ids=batch.token_type_ids_T[None], packing=packed
         ).last_hidden_state[0]

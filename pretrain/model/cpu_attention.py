@@ -23,36 +23,36 @@ class Samples(NamedTuple):
 
     bounds: list[int]  # first token of each, and the end of the last
     max_seqlen: int
+    slope: float = 0.0  # of the distance bias: scores get minus this times the distance in tokens
+
+
+class Options(NamedTuple):
+    """What a layer tells its kernel."""
+
+    scaling: float  # of the scores
+    dropout: float  # probability
+    window: int | None  # tokens see those nearer than this; None: the whole sample
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def attend(
-    query_HxTxD: Tensor,
-    key_HxTxD: Tensor,
-    value_HxTxD: Tensor,
-    samples: Samples,
-    scaling: float,
-    dropout: float,
-    window: int | None,
-) -> Tensor:
-    """Softmax attention of every token to its own sample's tokens, to those nearer than `window` where it is set.
+def attend(query_HxTxD: Tensor, key_HxTxD: Tensor, value_HxTxD: Tensor, samples: Samples, options: Options) -> Tensor:
+    """Softmax attention of every token to its own sample's tokens, to those in its window where it has one.
+
+    Scores get minus `samples.slope` times the distance in tokens (Press et al. 2022, section 3); 0 costs nothing.
 
     Computed in fp32 (or fp64), returned as [H, T, D] in the dtype of `query_HxTxD`; zeros where there is no sample.
     """
     qkv = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query_HxTxD, key_HxTxD, value_HxTxD)]
-    seed = int(torch.randint(2**62, ())) if dropout else 0
-    out: Tensor = _Attention.apply(*qkv, samples, scaling, dropout, window, seed)  # type: ignore[no-untyped-call]
+    seed = int(torch.randint(2**62, ())) if options.dropout else 0
+    out: Tensor = _Attention.apply(*qkv, (samples, options, seed))  # type: ignore[no-untyped-call]
     return out.to(query_HxTxD.dtype)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, samples: Samples, scaling: float, dropout: float,
-        window: int | None, seed: int,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: tuple[Samples, Options, int]) -> Tensor:
         out = torch.zeros_like(query)
-        work = _Workspace(query, samples, scaling, dropout, window, seed)
+        work = _Workspace(query, *how)
         for at, size in work.chunks():
             weights = work.weights(query[at], key[at])
             kept = work.kept(size)
@@ -61,7 +61,7 @@ class _Attention(torch.autograd.Function):
             out[at] = torch.bmm(weights, value[at], out=work.rows(size))
         out.mul_(work.grown)
         ctx.save_for_backward(query, key, value, out)
-        ctx.how = samples, scaling, dropout, window, seed
+        ctx.how = how
         return out
 
     @staticmethod
@@ -84,25 +84,27 @@ class _Attention(torch.autograd.Function):
             d_value[at] = torch.bmm(weights.transpose(1, 2), d_out[at], out=rows)
             d_query[at] = torch.bmm(d_scores, key[at], out=rows)
             d_key[at] = torch.bmm(d_scores.transpose(1, 2), query[at], out=rows)
-        scaling = ctx.how[1]
-        return d_query.mul_(scaling), d_key.mul_(scaling), d_value, None, None, None, None, None
+        scaling = ctx.how[1].scaling
+        return d_query.mul_(scaling), d_key.mul_(scaling), d_value, None
 
 
 class _Workspace:
     """Memory for one chunk, used again for each: sizes that never come twice would make the heap grow."""
 
-    def __init__(
-        self, query_HxTxD: Tensor, samples: Samples, scaling: float, dropout: float, window: int | None, seed: int
-    ) -> None:
+    def __init__(self, query_HxTxD: Tensor, samples: Samples, options: Options, seed: int) -> None:
         self._num_heads, _, self._width = query_HxTxD.shape
-        self._samples, self._scaling, self._window = samples, scaling, window
-        self._threshold = round(dropout * _LEVELS)
+        self._samples, self._scaling, self._window = samples, options.scaling, options.window
+        self._threshold = round(options.dropout * _LEVELS)
         self.grown = 1 / (1 - self._threshold / _LEVELS)  # what dropout leaves is scaled by this
         longest = samples.max_seqlen
         most = self._heads(longest) * longest**2
         self._scores, self._weights = query_HxTxD.new_empty(most), query_HxTxD.new_empty(most)
         self._rows = query_HxTxD.new_empty(self._num_heads * longest * self._width)
-        if dropout:
+        self._bias_LxL = None
+        if samples.slope:
+            places_L = torch.arange(longest, dtype=query_HxTxD.dtype)
+            self._bias_LxL = (places_L[:, None] - places_L).abs_().mul_(-samples.slope)
+        if options.dropout:
             self._generator = torch.Generator().manual_seed(seed)
             self._random = torch.empty(-(-most // 4), dtype=torch.int64)
             self._kept = torch.empty(most, dtype=torch.bool)
@@ -126,10 +128,14 @@ class _Workspace:
         return self._rows[: heads * length * self._width].view(heads, length, self._width)
 
     def weights(self, query_hxlxD: Tensor, key_hxlxD: Tensor) -> Tensor:
-        """softmax(query key^T * scaling), [h, l, l]."""
+        """softmax(query key^T * scaling + bias), [h, l, l]."""
         heads, length, _ = query_hxlxD.shape
         scores = self.scores((heads, length))
-        torch.baddbmm(scores, query_hxlxD, key_hxlxD.transpose(1, 2), beta=0, alpha=self._scaling, out=scores)
+        beta = 0
+        if self._bias_LxL is not None:
+            scores.copy_(self._bias_LxL[:length, :length])
+            beta = 1
+        torch.baddbmm(scores, query_hxlxD, key_hxlxD.transpose(1, 2), beta=beta, alpha=self._scaling, out=scores)
         if self._window is not None and length > self._window:
             places = torch.arange(length)
             scores.masked_fill_((places[:, None] - places).abs_() >= self._window, -torch.inf)

@@ -1,7 +1,7 @@
 """LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning", algorithm 2), right under ZeRO.
 
 Each parameter's Adam update u is scaled by its trust ratio |w| / |u|, from norms of the *whole* parameter: added up
-over its pieces and over ranks, in one all-reduce for all parameters.
+over its partitions and over ranks, in one all-reduce for all parameters.
 
 As in the authors' code and in NVIDIA's (apex FusedLAMB): the ratio is not clamped, it is 1 where either norm is 0, and
 parameters without weight decay (biases, LayerNorm) take the Adam update as it is. NVIDIA's division of all gradients by
@@ -15,7 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.optim.sharded import Piece, ShardedOptimizer
+from pretrain.optim.optimizer import ParameterGroups
+from pretrain.optim.options.lamb import LambConfig
+from pretrain.optim.sharded import Partition, ShardedOptimizer
+
+
+def build(config: LambConfig, groups: ParameterGroups) -> "Lamb":
+    return Lamb(
+        [groups.decayed, groups.no_decay | {"special": False}],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        bias_correction=config.bias_correction,
+    )
 
 
 class Lamb(ShardedOptimizer):
@@ -24,25 +36,25 @@ class Lamb(ShardedOptimizer):
     def special_updates(self, tensors: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
         """Adam's updates, each parameter's multiplied by its trust ratio."""
         updates = self.adam_updates(tensors, group)
-        numbers: list[int] = []
-        weight_pieces: list[Tensor] = []
-        update_pieces: list[Tensor] = []
-        for number, (tensor, update) in enumerate(zip(tensors, updates, strict=True)):
-            for piece in self._pieces.get(tensor, [Piece(number, 0, 0, tensor.numel())]):
-                numbers.append(piece.parameter)
-                weight_pieces.append(tensor.view(-1)[piece.offset : piece.offset + piece.length])
-                update_pieces.append(update.view(-1)[piece.offset : piece.offset + piece.length])
+        places = {tensor: place for place, tensor in enumerate(tensors)}
+        if self._partitions is None:
+            held = {place: Partition(tensor, 0, 0, tensor.numel()) for tensor, place in places.items()}
+        else:
+            held = {number: part for number, part in self._partitions.items() if part.tensor in places}
+        weight_parts = [part.of(part.tensor) for part in held.values()]
+        update_parts = [part.of(updates[places[part.tensor]]) for part in held.values()]
         # In fp64: summed in fp32 the norm of an embedding matrix is off by some 1e-4 on a CPU.
         sums_2xP = tensors[0].new_zeros(2, len(self._shapes or tensors), dtype=torch.float64)
-        index = _index(tuple(numbers), tensors[0].device)
-        if numbers:  # none where a rank's share is all padding
-            norms = torch._foreach_norm([*weight_pieces, *update_pieces], 2, dtype=torch.float64)
+        index = _index(tuple(held), tensors[0].device)
+        if held:  # nothing where all that a rank has is padding
+            norms = torch._foreach_norm([*weight_parts, *update_parts], 2, dtype=torch.float64)
             sums_2xP.index_add_(1, index, torch.stack(norms).square().view(2, -1))
         self._add_over_ranks(sums_2xP)
         weight_norms_P, update_norms_P = sums_2xP.sqrt()
         defined_P = (weight_norms_P > 0) & (update_norms_P > 0)
         ratios_P = torch.where(defined_P, weight_norms_P / update_norms_P, 1.0).float()
-        torch._foreach_mul_(update_pieces, list(ratios_P[index].unbind()))
+        if held:
+            torch._foreach_mul_(update_parts, list(ratios_P[index].unbind()))
         return updates
 
 

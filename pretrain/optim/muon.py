@@ -4,7 +4,7 @@ The momentum of a matrix, with Nesterov's look-ahead, is replaced by the nearest
 by five Newton-Schulz iterations, and scaled to the size of an Adam update: learning rate and weight decay are AdamW's
 (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
 
-Under ZeRO the ranks put each matrix together with an all-reduce, all orthogonalize it, and each takes its piece.
+Under ZeRO the ranks put each matrix together with an all-reduce, all orthogonalize it, and each takes its partition.
 DeepSpeed has a Muon of its own; its momentum lies otherwise at each stage, so a checkpoint could not cross stages.
 """
 
@@ -15,10 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.optim.sharded import ShardedOptimizer, gradients_of
+from pretrain.optim.optimizer import ParameterGroups
+from pretrain.optim.options.muon import MuonConfig
+from pretrain.optim.sharded import Partition, ShardedOptimizer, gradients_of
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+
+
+def build(config: MuonConfig, groups: ParameterGroups) -> "Muon":
+    adam = {"special": False}
+    return Muon(
+        [groups.layers | {"momentum": config.momentum}, groups.others | adam, groups.no_decay | adam],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+    )
 
 
 class Muon(ShardedOptimizer):
@@ -30,23 +42,22 @@ class Muon(ShardedOptimizer):
         gradients = gradients_of(tensors)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        if not self._pieces:
+        if self._partitions is None:
             for update in updates:
                 update.copy_(orthogonal(update))
         else:
-            self._orthogonalize_pieces(tensors, updates, group["numbers"])
+            self._orthogonalize_partitions(self._partitions, dict(zip(tensors, updates, strict=True)), group["numbers"])
         torch._foreach_add_(updates, tensors, alpha=group["weight_decay"])
         return updates
 
-    def _orthogonalize_pieces(self, tensors: list[Tensor], updates: list[Tensor], numbers: Sequence[int]) -> None:
-        held = {
-            piece.parameter: (update[piece.offset : piece.offset + piece.length], piece.start)
-            for tensor, update in zip(tensors, updates, strict=True)
-            for piece in self._pieces.get(tensor, ())
-        }
-        nothing = updates[0][:0], 0
+    def _orthogonalize_partitions(
+        self, partitions: Mapping[int, Partition], updates: Mapping[Tensor, Tensor], numbers: Sequence[int]
+    ) -> None:
+        nothing = next(iter(updates.values()))[:0]
         for number in numbers:  # in one order on every rank
-            mine, start = held.get(number, nothing)
+            partition = partitions.get(number)
+            mine = partition.of(updates[partition.tensor]) if partition else nothing
+            start = partition.start if partition else 0
             matrix = mine.new_zeros(self._shapes[number])
             matrix.view(-1)[start : start + len(mine)] = mine
             self._add_over_ranks(matrix)

@@ -1,8 +1,7 @@
 """Learning rate as a pure function of how far the run is: nothing to save, nothing to step."""
 
-import math
-
-from pretrain.config import OptimConfig, ScheduleConfig, ScheduleKind
+from pretrain.optim.options import OptimConfig
+from pretrain.optim.schedules import ScheduleConfig
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig, schedule: ScheduleConfig) -> float:
@@ -21,16 +20,5 @@ def rate_between(done: float, after: float, optim: OptimConfig, schedule: Schedu
     if after <= warmup:
         return optim.lr * (schedule.start_fraction + (1.0 - schedule.start_fraction) * after / warmup)
     left = max(0.0, 1.0 - max(done, warmup))
-    left_of_decay = left / (1.0 - warmup) if warmup < 1.0 else 0.0
-    match schedule.kind:
-        case ScheduleKind.linear:
-            height = left_of_decay
-        case ScheduleKind.polynomial:
-            height = left_of_decay**schedule.power
-        case ScheduleKind.cosine:  # Loshchilov and Hutter 2017
-            height = (1.0 - math.cos(math.pi * left_of_decay)) / 2.0
-        case ScheduleKind.wsd:  # Hu et al. 2024 (MiniCPM), section 4; a linear end as in Hägele et al. 2024
-            height = min(1.0, left / schedule.decay_fraction)
-        case ScheduleKind.constant:
-            height = 1.0
+    height = schedule.height(left)
     return optim.lr * (schedule.final_fraction + (1.0 - schedule.final_fraction) * height)

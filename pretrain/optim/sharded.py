@@ -1,7 +1,7 @@
 """What an optimizer needs to see whole parameters under ZeRO, and the Adam update that those here start from.
 
-ZeRO hands an optimizer flat tensors in which parameters lie side by side, cut where a rank's share ends. `shard` tells
-it which piece belongs to which parameter. Moments lie as the tensors do, under Adam's names: checkpoints need not know.
+ZeRO hands an optimizer flat tensors in which partitions of parameters lie side by side; `register_partitions` tells it
+which belongs to which parameter. Moments lie as the tensors do, under Adam's names: checkpoints need not know.
 """
 
 import math
@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 
 
-class Piece(NamedTuple):
-    """A run of elements of a flat tensor that belong to one parameter."""
+class Partition(NamedTuple):
+    """A rank's part of one parameter: where it lies in a tensor that the optimizer updates."""
 
-    parameter: int  # its number among all parameters, the same on every rank
-    offset: int  # first element in the flat tensor
+    tensor: Tensor  # the parameter itself where it is whole, else flat, with others beside it
+    offset: int  # first element there
     start: int  # first element in the flattened parameter
     length: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """These elements of `tensor`, which lies as the partition's own (a moment, an update), as a flat view."""
+        return tensor.view(-1)[self.offset : self.offset + self.length]
 
 
 class ShardedOptimizer(torch.optim.Optimizer, ABC):
@@ -27,21 +31,21 @@ class ShardedOptimizer(torch.optim.Optimizer, ABC):
 
     def __init__(self, params: Iterable[dict[str, Any]], **defaults: Any) -> None:
         super().__init__(params, {"special": True, "bias_correction": True, **defaults})
-        self._pieces: Mapping[Tensor, Sequence[Piece]] = {}
+        self._partitions: Mapping[int, Partition] | None = None
         self._shapes: Sequence[torch.Size] = ()
         self._add_over_ranks: Callable[[Tensor], None] = lambda _: None
 
-    def shard(
+    def register_partitions(
         self,
-        pieces: Mapping[Tensor, Sequence[Piece]],
+        partitions: Mapping[int, Partition],
         shapes: Sequence[torch.Size],
         add_over_ranks: Callable[[Tensor], None],
     ) -> None:
-        """From now on tensors hold `pieces` of parameters of `shapes`, and `add_over_ranks` sums a tensor in place.
+        """From now on tensors hold `partitions` of parameters, by number, and `add_over_ranks` sums a tensor in place.
 
-        A tensor that is not among `pieces` is a whole parameter.
+        `shapes` are those of all parameters. Until then each tensor is a whole parameter.
         """
-        self._pieces, self._shapes, self._add_over_ranks = pieces, shapes, add_over_ranks
+        self._partitions, self._shapes, self._add_over_ranks = partitions, shapes, add_over_ranks
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

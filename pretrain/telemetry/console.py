@@ -10,13 +10,14 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+from cloze.log import log
 
 
 class Console:
-    """What rank 0 shows on stderr: a progress bar on a terminal, else one plain line per log interval."""
+    """What rank 0 shows on stderr: a progress bar on a terminal, else one plain line per log interval.
+
+    The bar stays below whatever else goes to `sys.stderr` while it is there.
+    """
 
     def __init__(
         self, steps: int, start_step: int = 0, terminal: bool | None = None, seconds_left: float = math.inf
@@ -44,16 +45,9 @@ class Console:
             text = train_line(training, self._eta_seconds())
             self._progress.update(self._task, completed=step, description=text or None)
         elif text := train_line(training, self._eta_seconds()):
-            self.say(f"step {step}/{self._steps}  {text}")
+            log.info(f"step {step}/{self._steps}  {text}")
         if text := eval_line(metrics):
-            self.say(f"eval {step}/{self._steps}  {text}")
-
-    def say(self, text: str) -> None:
-        """One line that does not break the bar."""
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            say(text)
+            log.info(f"eval {step}/{self._steps}  {text}")
 
     def close(self) -> None:
         if self._progress is not None:

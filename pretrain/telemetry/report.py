@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import yaml
 from cloze.errors import DiskError, UserError, first_line
 from cloze.files import write_whole
 from cloze.ownership import page_mark, require_own_file
+from cloze.templates import render
 from pretrain.changes import read_changes
 from pretrain.telemetry.sinks import METRICS_NAME
 
@@ -139,56 +139,25 @@ def _labels(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def _page(runs: Sequence[RunData], extra_sections: Sequence[tuple[str, str]], axis: str) -> str:
-    title = "Cloze: " + ", ".join(run.label for run in runs)
+    facts = [run_facts(run) for run in runs]
+    names = dict.fromkeys(name for column in facts for name in column)
     charts = [
-        f"<figure><figcaption>{escape(heading)}</figcaption>{svg}</figure>"
-        for number, (heading, names, logarithmic) in enumerate(_CHARTS)
-        if (svg := _chart(runs, names, axis, logarithmic, f"c{number}-"))
+        (heading, svg)
+        for number, (heading, metrics, logarithmic) in enumerate(_CHARTS)
+        if (svg := _chart(runs, metrics, axis, logarithmic, f"c{number}-"))
     ]
-    sections = [("Summary", _summary(runs)), *extra_sections]
-    body = "".join(f"<section><h2>{escape(heading)}</h2>{html}</section>" for heading, html in sections)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">{_PAGE_MARK}
-<title>{escape(title)}</title><style>{_STYLE}</style></head>
-<body><h1>{escape(title)}</h1>
-{body}
-<section><h2>Curves</h2><p class="legend">{_legend(runs)}</p><div class="charts">{"".join(charts)}</div></section>
-<section><h2>Configuration and environment</h2>{"".join(_details(run) for run in runs)}</section>
-</body></html>
-"""
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6670; --grid: #dfe3e8; --page: #fff; --card: #f6f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ec; --soft: #9aa5b1; --grid: #343b43; --page: #14171a; --card: #1d2125; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; color: var(--ink); background: var(--page);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }
-tbody th { font-weight: 400; color: var(--soft); }
-.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-figure { margin: 0; padding: .7rem; border-radius: .5rem; background: var(--card); }
-figcaption { font-size: .95rem; } figure svg { display: block; width: 100%; height: auto; }
-.legend span { margin-right: 1.2rem; white-space: nowrap; }
-.legend i { display: inline-block; width: 1.6em; margin-right: .4em; vertical-align: middle; border-top: 3px solid; }
-.legend i.eval { border-top-style: dashed; }
-details { margin: .5rem 0; padding: .4rem .8rem; border-radius: .5rem; background: var(--card); }
-pre { overflow-x: auto; font-size: .85rem; } code { font-size: .9em; } .soft { color: var(--soft); }
-"""
-
-
-def _legend(runs: Sequence[RunData]) -> str:
-    colours = "".join(
-        f'<span><i style="border-color:{_PALETTE[i % len(_PALETTE)]}"></i>{escape(run.label)}</span>'
-        for i, run in enumerate(runs)
+    return render(
+        __file__,
+        "report.html",
+        mark=_PAGE_MARK,
+        title="Cloze: " + ", ".join(run.label for run in runs),
+        labels=[run.label for run in runs],
+        facts=[(name, [column.get(name, "") for column in facts]) for name in names],
+        extra_sections=extra_sections,
+        charts=charts,
+        palette=_PALETTE,
+        files=[file for run in runs for file in _files(run)],
     )
-    return f'{colours}<span><i></i>training</span><span><i class="eval"></i>held-out</span>'
 
 
 def _chart(runs: Sequence[RunData], names: Sequence[str], axis: str, logarithmic: bool, prefix: str) -> str:
@@ -248,20 +217,6 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], l
         part = [value for value in values[start : start + size] if math.isfinite(value)]
         means.append(sum(part) / len(part) if part else math.nan)
     return [steps[min(start + size, len(steps)) - 1] for start in starts], means
-
-
-def _summary(runs: Sequence[RunData]) -> str:
-    """Facts in rows, runs in columns: it scrolls sideways on a phone."""
-    facts = [run_facts(run) for run in runs]
-    names = list(dict.fromkeys(name for column in facts for name in column))
-    head = "".join(f"<th>{escape(run.label)}</th>" for run in runs)
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th>"
-        + "".join(f"<td>{escape(column.get(name, ''))}</td>" for column in facts)
-        + "</tr>"
-        for name in names
-    )
-    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def run_facts(run: RunData) -> dict[str, str]:
@@ -330,10 +285,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {second:02d} s" if minutes else f"{second} s"
 
 
-def _details(run: RunData) -> str:
+def _files(run: RunData) -> list[tuple[str, str, str]]:
+    """(run, name of the file, what stands in it) of the files that are not empty."""
     environment = json.dumps(run.environment, indent=1, ensure_ascii=False)
-    return "".join(
-        f"<details><summary>{escape(run.label)}: {what}</summary><pre>{escape(text)}</pre></details>"
-        for what, text in (("config.yaml", run.config_yaml), ("environment.json", environment))
-        if text not in ("", "{}")
-    )
+    files = [("config.yaml", run.config_yaml), ("environment.json", environment)]
+    return [(run.label, name, text) for name, text in files if text not in ("", "{}")]

@@ -20,8 +20,9 @@ from typing import Any, Protocol, Self
 
 from cloze.errors import DiskError, ExitCode, UserError, first_line
 from cloze.files import write_whole
+from cloze.log import log
 from pretrain.config import TrainConfig, WandbMode
-from pretrain.telemetry.console import Console, say
+from pretrain.telemetry.console import Console
 from pretrain.telemetry.redact import redact, redact_overrides, redact_text
 
 METRICS_NAME = "metrics.jsonl"
@@ -155,16 +156,16 @@ class WandbSink:
         if mode == "disabled":
             return
         if mode == "online":
-            with _Harmless(lambda error: say(f"W&B: not reached ({_reason(error)}); the run is kept on disk")):
+            with _Harmless(lambda error: log.info(f"W&B: not reached ({_reason(error)}); the run is kept on disk")):
                 self._run = _wandb_run("online", config, run_dir, run_id, resolved)
-                say(f"W&B: {self._run.url}")
+                log.info(f"W&B: {self._run.url}")
             if self._run is None:
                 _wandb().teardown()  # frees the run id that the failed attempt holds
                 mode = "offline"
         self._offline = mode == "offline"
         if self._offline:
             self._run = _wandb_run("offline", config, run_dir, run_id, resolved)
-            self._tell_how_to_send()  # a run that is killed says nothing at its end
+            self._log_sync_command()  # a run that is killed says nothing at its end
         for axis in ("step", *AXES):
             self._run.define_metric(axis)
         self._run.define_metric("*", step_metric="step")
@@ -197,13 +198,13 @@ class WandbSink:
         try:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
-            self._tell_how_to_send()
+            self._log_sync_command()
         else:
             if self._offline:
-                self._tell_how_to_send()
+                self._log_sync_command()
 
-    def _tell_how_to_send(self) -> None:
-        say(f"W&B: send this run with  wandb sync {Path(self._run.dir).parent}")
+    def _log_sync_command(self) -> None:
+        log.info(f"W&B: send this run with  wandb sync {Path(self._run.dir).parent}")
 
 
 def raise_alert(config: TrainConfig, run_dir: Path, story: str) -> None:
@@ -211,7 +212,7 @@ def raise_alert(config: TrainConfig, run_dir: Path, story: str) -> None:
 
     Nothing where W&B is not reached: an alert that waits on a disk warns nobody.
     """
-    with _Harmless(lambda error: say(f"W&B: no alert was sent ({_reason(error)})")):
+    with _Harmless(lambda error: log.info(f"W&B: no alert was sent ({_reason(error)})")):
         path = run_dir / WANDB_ID_NAME
         if config.wandb.mode is not WandbMode.disabled and path.exists() and _wandb_mode(config) == "online":
             run = _wandb_run("online", config, run_dir, path.read_text(encoding="utf-8").strip(), {})
@@ -236,7 +237,7 @@ def _wandb_mode(config: TrainConfig) -> str:
     wandb.setup(wandb.Settings(silent=True))
     if wandb.login(prompt=False, verify=False):
         return "online"
-    say("W&B: no API key, so the run is kept on disk (`wandb login` first sends it online)")
+    log.info("W&B: no API key, so the run is kept on disk (`wandb login` first sends it online)")
     return "offline"
 
 
@@ -360,7 +361,7 @@ class HarmlessSink:
 
     def _fail(self, error: BaseException) -> None:
         self._sink = None
-        say(f"{self._name}: off for this run: {_reason(error)}; metrics.jsonl has everything")
+        log.info(f"{self._name}: off for this run: {_reason(error)}; metrics.jsonl has everything")
 
 
 def sink_of_your_own(name: str) -> Callable[[Path, int | None, Mapping[str, Any]], Sink]:
@@ -390,11 +391,6 @@ class Telemetry:
         if self._console is not None:
             self._console.log(step, metrics)
 
-    def say(self, text: str) -> None:
-        """A line for people, on rank 0's terminal only."""
-        if self._console is not None:
-            self._console.say(text)
-
     def rollback(self, step: int) -> None:
         """The run goes back to `step`."""
         for sink in self._sinks:
@@ -411,7 +407,6 @@ def open_telemetry(
     config: TrainConfig,
     run_dir: Path,
     *,
-    is_main: bool,
     resume_step: int | None,
     wandb_id: str | None,
     resolved: Mapping[str, Any],
@@ -423,8 +418,6 @@ def open_telemetry(
 
     Raises `UserError` when TensorBoard is asked for and not there, `DiskError` when metrics.jsonl cannot be written.
     """
-    if not is_main:
-        return Telemetry([], None, wandb_id)
     metrics = run_dir / METRICS_NAME
     sinks: list[Sink] = [JsonlSink(metrics, resume_step)]
     if config.log.tensorboard:

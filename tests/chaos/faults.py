@@ -1,4 +1,4 @@
-"""What the ranks of test_kills.py do besides training: `CLOZE_FAULTS=tests.chaos.faults` has them import this.
+"""What the ranks of test_kills.py do besides training: they import this first, told by the fork server or site/.
 
 Each writes down what it trained on, a line a step, into the folder CHAOS_LOG: the step, its first position in the run
 and a digest of every sample that went through the model, masks taken off, labels included. With CHAOS_KILL=RANK:N that
@@ -14,11 +14,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from pretrain import loop
 from pretrain.checkpoint import format as checkpoint_format
 from pretrain.checkpoint import writer
 from pretrain.data.loader import IGNORED, MicroBatch
 from pretrain.engine.engine import Engine
+from pretrain.metrics import MetricsAccumulator
 
 LOG = Path(os.environ["CHAOS_LOG"])
 RANK = int(os.environ["RANK"])
@@ -43,9 +43,9 @@ def digests(batch: MicroBatch) -> list[str]:
 
 def note_what_is_trained_on() -> None:
     seen: list[str] = []
-    agree, backward, stepped = loop.Window.agree, Engine.backward, loop.Window.stepped
+    agree, backward, count_step = MetricsAccumulator.agree, Engine.backward, MetricsAccumulator.count_step
 
-    def noting_agree(self: loop.Window, *given: Any) -> Any:
+    def noting_agree(self: MetricsAccumulator, *given: Any) -> Any:
         seen.clear()
         return agree(self, *given)
 
@@ -53,12 +53,13 @@ def note_what_is_trained_on() -> None:
         seen.extend(digests(batch))
         backward(self, batch, *given, **options)
 
-    def noting_stepped(self: loop.Window, *given: Any) -> None:
-        progress = self._run.progress
+    def noting_count_step(self: MetricsAccumulator, *given: Any) -> None:
+        progress = self._session.progress
         append(f"rank-{RANK}.jsonl", {"step": progress.step, "first": progress.samples, "samples": seen})
-        stepped(self, *given)
+        count_step(self, *given)
 
-    loop.Window.agree, loop.Window.stepped, Engine.backward = noting_agree, noting_stepped, noting_backward
+    MetricsAccumulator.agree, MetricsAccumulator.count_step = noting_agree, noting_count_step
+    Engine.backward = noting_backward
 
 
 def die_in_a_save() -> None:

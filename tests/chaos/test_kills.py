@@ -10,6 +10,7 @@ process may be left.
 """
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -35,6 +36,12 @@ SETTINGS = (
 )  # fmt: skip
 
 
+FAULTS = "import tests.chaos.faults"
+SITE = (
+    f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'chaos' / 'site'}"  # PYTHONPATH of launchers, whose ranks then import FAULTS
+)
+
+
 class Chaos:
     """Starts of one run: what its processes are told by their environment, and what they wrote down."""
 
@@ -43,7 +50,7 @@ class Chaos:
         log.mkdir()
 
     def environment(self, kill: str = "") -> dict[str, str]:
-        told = {"CLOZE_FAULTS": "tests.chaos.faults", "CHAOS_LOG": str(self.log), "CHAOS": self.mark}
+        told = {"CHAOS_LOG": str(self.log), "CHAOS": self.mark}
         return told | ({"CHAOS_KILL": kill} if kill else {})
 
     def trained(self, ranks: int = 2) -> list[set[tuple[int, int, str]]]:
@@ -85,7 +92,7 @@ def evidence(run: Path, chaos: Chaos, steps: int) -> dict[str, object]:
 
 def undisturbed(trainer: Trainer, chaos: Chaos, command: tuple[str, ...], steps: int) -> dict[str, object]:
     """The evidence of a run without faults: every position once, every sample as often as there are epochs."""
-    result = trainer.run(*command, ranks=2, env=chaos.environment(), timeout=200)
+    result = trainer.run(*command, ranks=2, env=chaos.environment(), before=FAULTS, timeout=200)
     assert result.codes == (0, 0), result.stderr
     ranks = chaos.trained()
     for trained in ranks:
@@ -130,7 +137,7 @@ def test_killed_runs_end_like_undisturbed_ones(zero: int, trainer: Trainer, corp
             kind = kills[-1] if kills else "none: to the end"
             rank = rng.randrange(2 if zero or kind != "in a save" else 1)  # at stage 0 rank 0 alone saves
             in_save = f"{rank}:{rng.randrange(1, 8 if rank else 40)}" if kind == "in a save" else ""
-            job = trainer.start(*command, *place, ranks=2, env=chaos.environment(in_save))
+            job = trainer.start(*command, *place, ranks=2, env=chaos.environment(in_save), before=FAULTS)
             if kind in ("of a rank", "of the group"):
                 strike(job, rng, (rank,) if kind == "of a rank" else (0, 1))
             result = job.wait(300)
@@ -170,7 +177,7 @@ def test_killed_launchers_leave_nothing_behind(trainer: Trainer, corpus: Path, t
             process = subprocess.Popen(
                 [*launcher, *TINY, *place, *command],
                 cwd=ROOT,
-                env=environment() | {"DS_ACCELERATOR": "cpu"} | chaos.environment(),
+                env=environment() | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": SITE} | chaos.environment(),
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -191,7 +198,7 @@ def test_killed_launchers_leave_nothing_behind(trainer: Trainer, corpus: Path, t
         process.wait(60)
         chaos.nothing_left(100)
         ended_at[f"{len(ended_at) + 1}: {victim}"] = read_metrics(tmp_path / "killed")[-1]["step"]
-    result = trainer.run(*command, *place, ranks=2, env=chaos.environment(), timeout=200)
+    result = trainer.run(*command, *place, ranks=2, env=chaos.environment(), before=FAULTS, timeout=200)
     assert result.codes == (0, 0), result.stderr
     assert evidence(result.run, chaos, LAUNCHED_STEPS) == expected
     print(f"\nkilled launchers, and the step at which the ranks ended: {ended_at}; left behind: 0; wrong batches: 0")

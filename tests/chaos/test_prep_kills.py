@@ -21,7 +21,7 @@ def command(folder: Path, out: str) -> list[str]:
     return [
         sys.executable, "-m", "data_prep", "source=jsonl", f"source.paths=[{folder}/*.jsonl]", f"out={folder / out}",
         "tokenizer.vocab_size=300", "tokenizer.sample_mib=4", "max_len=64", "bucket_mib=1", "passes=2",
-        "engine.workers=2", "masking=span", "clean.near_duplicates=0.8",
+        "executor.workers=2", "masking=span", "clean.near_duplicates=0.8",
     ]  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def test_a_killed_node_and_a_killed_driver_change_no_byte(tmp_path):
         wait_until(lambda: "Ray runtime started" in (tmp_path / "head.log").read_text(), 60)
         with node(tmp_path / "other.log", f"--address={address}", "--object-store-memory=100000000") as other:
             wait_until(lambda: "Ray runtime started" in (tmp_path / "other.log").read_text(), 60)
-            command = [*prepare, f"out={tmp_path}/ray", "engine=ray", f"engine.address={address}"]
+            command = [*prepare, f"out={tmp_path}/ray", "executor=ray", f"executor.address={address}"]
             with subprocess.Popen(command, cwd=ROOT, env=RAY, stderr=subprocess.PIPE, text=True) as driver:
                 wait_until(lambda: tasks_of(head) and tasks_of(other), 60)
                 assert driver.poll() is None
@@ -98,7 +98,13 @@ def test_a_killed_node_and_a_killed_driver_change_no_byte(tmp_path):
                 _, stderr = driver.communicate(timeout=120)
             assert driver.returncode == 0, stderr
         print(stderr)
-        command = [*prepare, f"out={tmp_path}/again", "engine=ray", f"engine.address={address}", "engine.workers=2"]
+        command = [
+            *prepare,
+            f"out={tmp_path}/again",
+            "executor=ray",
+            f"executor.address={address}",
+            "executor.workers=2",
+        ]
         with subprocess.Popen(command, cwd=ROOT, env=RAY, stderr=subprocess.DEVNULL) as driver:
             wait_until(lambda: any((tmp_path / "again" / ".work").glob("map/*")), 60)
             assert driver.poll() is None

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pretrain.config import OptimConfig
+from pretrain.optim.options.lamb import LambConfig
 from tests.dist.test_stages import POISON, Plain
 from tests.support import Trainer
 
@@ -20,7 +20,7 @@ LONG = (f"steps={STEPS}", "micro_batch_size=8")
 class SlowLamb:
     """You et al. 2020, algorithm 2; phi is the identity; biases and LayerNorm neither decay nor adapt."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+    def __init__(self, model: nn.Module, config: LambConfig) -> None:
         self.config, self.steps = config, 0
         self.named = list(model.named_parameters())
         self.moments = {name: (torch.zeros_like(p).double(), torch.zeros_like(p).double()) for name, p in self.named}

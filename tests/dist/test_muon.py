@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretrain.config import OptimConfig
 from pretrain.optim.muon import orthogonal
+from pretrain.optim.options.muon import MuonConfig
 from tests.dist.test_stages import Plain
 from tests.support import Trainer
 
@@ -42,7 +42,7 @@ def slow_orthogonal(matrix: Tensor) -> Tensor:
 class SlowMuon:
     """Matrices of layers by Muon, scaled as Liu et al. 2025, section 2.2; the rest by torch's AdamW."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+    def __init__(self, model: nn.Module, config: MuonConfig) -> None:
         self.config, named = config, list(model.named_parameters())
         self.matrices = {n: p for n, p in named if ".encoder.layer." in n and n.endswith(".weight") and "Norm" not in n}
         rest = [(n, p) for n, p in named if n not in self.matrices]

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from launch.command import LOCALHOST
-from launch.supervise import Job, supervise
+from launch.job import Job
+from launch.supervise import supervise
 from tests.support import environment, free_port, rank_environment
 
 ODD = [

@@ -76,7 +76,7 @@ def test_from_text_to_a_fine_tuned_model(python: Path, tmp_path: Path) -> None:
 
     text = "\n\n".join(f"This is document {i}. It has a second sentence. And a third one, too." for i in range(60))
     (tmp_path / "a.txt").write_text(text)
-    prepare = ["source=text", "source.paths=[a.txt]", "out=shards", "max_len=32", "engine.workers=1"]
+    prepare = ["source=text", "source.paths=[a.txt]", "out=shards", "max_len=32", "executor.workers=1"]
     run("data_prep", *prepare, "tokenizer.vocab_size=200")
     assert "is sound" in run("data_prep.verify", "shards")
     tiny = ["model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "model.max_positions=32"]

@@ -22,7 +22,7 @@ class Segment(NamedTuple):
 
 def segments(
     query: Tensor, key: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, scale: float,
-    window: tuple[int, int], seed: int,
+    window: tuple[int, int], seed: int, slopes_H: Tensor | None = None,
 ) -> Iterator[Segment]:  # fmt: skip
     """Every token must lie in one. What is dropped follows from `seed`."""
     assert query.shape == key.shape
@@ -35,6 +35,9 @@ def segments(
     for start, end in pairwise(cu_seqlens.tolist()):
         rows = slice(start, end)
         scores = torch.einsum("qhd,khd->hqk", query[rows], key[rows]) * scale
+        if slopes_H is not None:  # flash-attn's documented form, where queries are as many as keys
+            places = torch.arange(end - start)
+            scores = scores - slopes_H[:, None, None] * (places[:, None] - places).abs()
         if window[0] >= 0:
             distance = torch.arange(end - start) - torch.arange(end - start)[:, None]
             scores = scores.masked_fill((distance < -window[0]) | (distance > window[1]), -torch.inf)
@@ -88,13 +91,16 @@ def _backward(
 def flash_attn_varlen_func(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
     dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: tuple[int, int] = (-1, -1), alibi_slopes: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """flash-attn's function of this name, as far as it is used."""
     del cu_seqlens_k, max_seqlen_k, causal
     assert softmax_scale is not None
     seed = int(torch.randint(2**31, ())) if dropout_p else 0
-    return attend(q, k, v, cu_seqlens_q, max_seqlen_q, dropout_p, softmax_scale, window_size, seed)
+    if alibi_slopes is not None:
+        assert alibi_slopes.shape == (q.shape[1],)
+        assert alibi_slopes.dtype == torch.float32
+    return attend(q, k, v, cu_seqlens_q, max_seqlen_q, dropout_p, softmax_scale, window_size, seed, alibi_slopes)
 
 
 _LIBRARY = torch.library.Library("aten", "IMPL")

@@ -34,20 +34,23 @@ def row_of(lengths: list[int], device: torch.device) -> MicroBatch:
     ).to(device)  # fmt: skip
 
 
-def one_by_one(qkv: list[Tensor], lengths: list[int], window: int | None) -> Tensor:
+def one_by_one(qkv: list[Tensor], lengths: list[int], window: int | None, slope: float = 0.0) -> Tensor:
     """Softmax attention of each sample alone, [T, H, D] of its real tokens."""
     outs = []
     for start, end in pairwise(torch.tensor([0, *lengths]).cumsum(0).tolist()):
         query, key, value = (x[0, :, start:end].double() for x in qkv)
-        scores = query @ key.transpose(1, 2) * SCALE
+        places = torch.arange(end - start, device=query.device)
+        scores = query @ key.transpose(1, 2) * SCALE - slope * (places[:, None] - places).abs()
         if window is not None:
-            places = torch.arange(end - start, device=scores.device)
             scores = scores.masked_fill((places[:, None] - places).abs() >= window, -torch.inf)
         outs.append((scores.softmax(-1) @ value).transpose(0, 1))
     return torch.cat(outs)
 
 
-def attend(kernel: Attention, lengths: list[int], window: int | None, device: torch.device, dtype: torch.dtype) -> None:
+def attend(
+    kernel: Attention, lengths: list[int], window: int | None, device: torch.device, dtype: torch.dtype,
+    slope: float = 0.0,
+) -> None:  # fmt: skip
     """Outputs equal the reference's; gradients too, where the kernel has them on this device."""
     batch = row_of(lengths, device)
     torch.manual_seed(len(lengths))
@@ -56,11 +59,11 @@ def attend(kernel: Attention, lengths: list[int], window: int | None, device: to
         torch.randn(1, HEADS, len(batch.input_ids_T), WIDTH, device=device, dtype=dtype, requires_grad=trains)
         for _ in range(3)
     ]
-    packed = packing(kernel, batch, window)
+    packed = packing(kernel, batch, window, slope)
     out_TxHxD = packed_attention(
         torch.nn.Identity(), *qkv, None, packing=packed, scaling=SCALE, sliding_window=window
     )[0][0]  # fmt: skip
-    expected = one_by_one(qkv, lengths, window)
+    expected = one_by_one(qkv, lengths, window, slope)
     real, tolerance = out_TxHxD[: sum(lengths)].double(), 1e-5 if dtype is torch.float32 else 3e-2
     torch.testing.assert_close(real, expected, atol=tolerance, rtol=tolerance)
     if trains:
@@ -133,6 +136,29 @@ def test_kernels_on_a_cpu(
 
 
 @pytest.mark.usefixtures("with_flash")
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("window", [None, 65])
+@pytest.mark.parametrize("slope", [0.01, 1.0])
+@pytest.mark.parametrize("kernel", [kernel for kernel in CPU_KERNELS if kernel is not Attention.varlen])
+def test_distance_bias(kernel: Attention, slope: float, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores minus slope times distance: outputs and gradients of every kernel that can train with it."""
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: attention._plain_flex)
+    for lengths in LENGTHS:
+        attend(kernel, lengths, window, CPU, torch.float32, slope)
+
+
+def test_no_kernel_trains_with_a_bias_that_its_gradient_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", None)
+    assert attention.kernel_with_bias(Attention.varlen) is Attention.sdpa
+    for kernel in (Attention.sdpa, Attention.flash, Attention.flex, Attention.cpu):
+        assert attention.kernel_with_bias(kernel) is kernel
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", slow_flash.flash_attn_varlen_func)
+    assert attention.kernel_with_bias(Attention.varlen) is Attention.flash
+    with pytest.raises(AssertionError, match="kernel_with_bias"):
+        packing(Attention.varlen, row_of([5], CPU), slope=0.5)
+
+
+@pytest.mark.usefixtures("with_flash")
 @pytest.mark.parametrize("kernel", DROPPING)
 def test_dropout_on_a_cpu(kernel: Attention) -> None:
     drop(kernel, CPU, torch.float32)
@@ -147,7 +173,7 @@ def test_varlen_is_a_call_that_torch_takes_on_a_gpu() -> None:
     """With tensors that have a device and no storage, so without a GPU: torch checks names, types and shapes."""
     with FakeTensorMode(), torch.no_grad():
         qkv = [torch.empty(1, HEADS, 256, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-        segments = attention.Segments(torch.empty(5, dtype=torch.int32, device="cuda"), 64, False)
+        segments = attention.Segments(torch.empty(5, dtype=torch.int32, device="cuda"), 64, False, None)
         out, _ = packed_attention(
             torch.nn.Identity(), *qkv, None, packing=segments, scaling=SCALE, dropout=0.1, sliding_window=9
         )  # fmt: skip

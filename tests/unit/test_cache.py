@@ -300,7 +300,7 @@ def test_a_copy_in_doubt_is_mended(corpus: Path, tmp_path: Path, damage: str) ->
     with served(corpus) as (url, requests):
         copy = local_corpus(url, str(tmp_path / "cache"), 1)
         DAMAGE[damage](copy / shard.split / shard.name)
-        cache.doubt(copy)
+        cache.mark_suspect(copy)
         requests.clear()
         assert local_corpus(url, str(tmp_path / "cache"), 1) == copy
     assert same_files(copy, corpus)

@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import constants
+from transformers import AutoModelForPreTraining
 
 from cloze.corpus.manifest import manifest_sha256, read_manifest
 from cloze.errors import UserError
-from pretrain.checkpoint import LossScale, TrainingState
+from pretrain.checkpoint import LossScale, TrainingState, load_hugging_face
 from pretrain.export import __main__ as export
 from pretrain.export.card import push, replace_section, write_card
 from tests.support import Trainer, free_port, make_corpus, make_identity
@@ -213,6 +215,11 @@ def test_the_command_pushes_and_after_a_fault_the_same_command_does(
     assert "exported; logits equal the trainer's" in told.out
     assert "the store is down" in told.err
     assert told.err.count("\n") == 1
+    exported = AutoModelForPreTraining.from_pretrained(out).state_dict()
+    for place in (run, run / "checkpoints" / "step-00000002"):
+        weights = load_hugging_face(place).state_dict()
+        assert weights.keys() == exported.keys()
+        assert all(torch.equal(weights[name], exported[name]) for name in weights)
     assert replace_section(out, "evaluation", "a table")
     monkeypatch.setattr(Hub, "down", False)
     assert export.main(arguments) == 0

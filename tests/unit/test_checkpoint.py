@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from cloze.errors import DiskError, UserError
 from pretrain import checkpoint
-from pretrain.checkpoint import Fragment, LossScale, Snapshot, TrainingState, Writer
+from pretrain.checkpoint import Fragment, LossScale, Snapshot, TrainingState, Writer, WriterOptions
 from pretrain.checkpoint import format as checkpoint_format
 from pretrain.checkpoint import writer as checkpoint_writer
 from pretrain.checkpoint.__main__ import main
@@ -517,7 +517,7 @@ def test_shares_that_do_not_cover_all_are_refused() -> None:
 
 def writer(folder: Path, told: list[str], rank: int = 0, num_writers: int = 1, **changes: Any) -> Writer:
     options = {"keep_last": 9, "keep_every": 0, "patience_seconds": 20.0} | changes
-    return Writer(folder, rank=rank, num_writers=num_writers, say=told.append, **options)
+    return Writer(folder, WriterOptions(rank=rank, num_writers=num_writers, **options), told.append)
 
 
 def submit(to: Writer, step: int, share: Callable[[int], bool] = lambda number: True) -> None:
@@ -577,7 +577,7 @@ def test_a_rank_that_is_gone_is_not_waited_for_long(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(checkpoint_writer, "_HURRIED_SECONDS", 0.1)
     one = writer(tmp_path, [], 0, 2, patience_seconds=600)
     submit(one, 1, lambda number: number % 2 == 0)
-    one.hurry()
+    one.shorten_patience()
     with pytest.raises(DiskError, match="the share of rank 1 did not appear"):
         one.close()
 
@@ -655,11 +655,11 @@ def test_three_failures_in_a_row_are_an_error(tmp_path: Path, monkeypatch: pytes
     Disk(monkeypatch, ERRORS[0])
     one = writer(tmp_path, told)
     for step in (1, 2, 3):
-        assert one.trouble is None
+        assert one.failure is None
         submit(one, step)
         assert not one.busy(20)
-    assert isinstance(one.trouble, DiskError)
-    assert "step-00000003: not saved" in str(one.trouble)
+    assert isinstance(one.failure, DiskError)
+    assert "step-00000003: not saved" in str(one.failure)
     assert len(told) == 3
 
 

@@ -16,8 +16,7 @@ from cloze.corpus.manifest import read_manifest
 from cloze.errors import UserError
 from data_prep.config import PrepConfig
 from data_prep.prepare import main
-from data_prep.stages import near_duplicates as near
-from data_prep.stages import tasks
+from data_prep.stages import near
 from data_prep.text.cleaning import SCRIPTS, few_repeated_lines, few_symbols, filters_for, judge, repair, written_in
 from tests.unit.corpora import WORDS, documents, vocabulary, write_jsonl
 
@@ -105,10 +104,10 @@ def dropped_of(signatures, threshold, monkeypatch):
     numbers = np.arange(len(signatures), dtype=np.uint64)
     digests_Dx2 = np.stack([numbers, numbers], axis=1)
     records = near.band_records([str(i) for i in range(len(signatures))], digests_Dx2, numbers.astype(np.int64))
-    assert len(records.digests_Dx2) == 16 * len(signatures)
+    assert len(records.digests_Rx2) == 16 * len(signatures)
     found = near.near_duplicates(records, threshold)
-    assert records.sources_D[found].tolist() == records.digests_Dx2[found, 0].tolist()  # the bucket goes along
-    return sorted(records.digests_Dx2[found, 0].tolist())
+    assert records.buckets_R[found].tolist() == records.digests_Rx2[found, 0].tolist()  # the bucket goes along
+    return sorted(records.digests_Rx2[found, 0].tolist())
 
 
 def random_signature(rng):
@@ -156,7 +155,7 @@ def test_many_documents_of_one_template_cost_no_square(monkeypatch):
 
 def test_near_duplicates_are_dropped_and_counted(tmp_path, monkeypatch):
     pytest.importorskip("rensa")
-    monkeypatch.setattr(tasks, "_NEAR_TASKS", 64)  # each has some of the band keys: all must do their part
+    monkeypatch.setattr(near, "_TASKS_OF_A_BUCKET", 64)  # each has some of the band keys: all must do their part
     rng = random.Random(1)
     originals = [" ".join(f"{rng.choice(WORDS)}{rng.randrange(999)}" for _ in range(200)) + "." for _ in range(150)]
     alike = [edited(text, 2, rng) for text in originals[:60]]
@@ -164,7 +163,7 @@ def test_near_duplicates_are_dropped_and_counted(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", [*originals, *alike, *unlike, originals[0]])
     vocabulary(tmp_path / "vocab.txt")
     overrides = [
-        "source=jsonl", f"source.paths=[{path}]", f"tokenizer.path={tmp_path}/vocab.txt", "engine.workers=1",
+        "source=jsonl", f"source.paths=[{path}]", f"tokenizer.path={tmp_path}/vocab.txt", "executor.workers=1",
         "val_fraction=0.2", "clean.near_duplicates=0.7", "objective=none",
     ]  # fmt: skip
     for out in ("one", "two"):
@@ -184,7 +183,7 @@ def test_filters_are_counted_in_a_run(tmp_path):
     config = compose(
         "prep", PrepConfig,
         ["source=jsonl", f"source.paths=[{path}]", f"out={tmp_path / 'out'}", f"tokenizer.path={tmp_path}/vocab.txt",
-         "engine.workers=1", "clean.scripts=[latin]", "clean.max_symbols=0.3", "clean.max_repeated_lines=0.3"],
+         "executor.workers=1", "clean.scripts=[latin]", "clean.max_symbols=0.3", "clean.max_repeated_lines=0.3"],
     )  # fmt: skip
     assert main(config) == 0
     found = read_manifest(tmp_path / "out").documents

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from finetune import compress as command
 from finetune import probe
 from finetune.__main__ import finetune
-from finetune.quantize import compress
+from finetune.onnx_export import compress
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 TEXTS = ["good film", "bad a the very was", "ann met bob", "rome"]
@@ -73,7 +73,7 @@ def test_onnx_scores_what_the_model_scored(
 def test_the_command_and_other_shapes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tuned("rte", tmp_path, model, "epochs=1")
+    folder = tuned("rte", tmp_path, model, "epochs=1", "max_len=64")
     (tmp_path / "dev.tsv").rename(tmp_path / "moved.tsv")
     arguments = [str(folder), str(tmp_path / "out"), "--dev", str(tmp_path / "moved.tsv")]
     assert command.main(arguments[:2]) == 64
@@ -133,7 +133,7 @@ def test_masks_are_filled_by_the_model(model: Path, capsys: pytest.CaptureFixtur
 
 def test_a_fine_tuned_model_fills_no_gaps(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It has lost the head that does: a random one would answer."""
-    folder = tuned("rte", tmp_path, model, "epochs=1")
+    folder = tuned("rte", tmp_path, model, "epochs=1", "max_len=64")
     assert probe.main([str(folder), "the [MASK]"]) == 64
     error = r"error: model=.*/tuned: has no cls\.predictions\.\S+, as filling gaps needs; name another model\n"
     assert re.fullmatch(error, capsys.readouterr().err)

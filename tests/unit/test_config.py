@@ -1,27 +1,36 @@
 """The schema of conf/train.yaml: every option composes, every bad value is one line, batch arithmetic helps."""
 
+import importlib
 import re
-from dataclasses import asdict, fields, replace
+import sys
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloze import cli
 from cloze.corpus.manifest import read_manifest
 from cloze.errors import UserError
+from cloze.schema import doc
 from pretrain.config import (
     BatchRampConfig,
     Identity,
     Precision,
     TrainConfig,
+    ZeroStage,
     accumulation_steps,
+    as_data,
     batch_size,
     total_samples,
 )
-from pretrain.train import plain
+from pretrain.optim.optimizer import ParameterGroups, build_optimizer
+from pretrain.optim.options import OptimConfig
+from pretrain.optim.schedules import ScheduleConfig
 from tests.support import ROOT
 
 BASE = cli.compose("train", TrainConfig, ["run=r", "data.path=d"])
@@ -32,9 +41,17 @@ OPTIONS = [
 ]
 
 
+OWNERS = {  # what only some kinds have
+    "optim__momentum": "optim=muon", "optim__bias_correction": "optim=lamb", "schedule__power": "schedule=polynomial",
+    "schedule__decay_fraction": "schedule=wsd",
+}  # fmt: skip
+
+
 def changed(**values: Any) -> TrainConfig:
     """`BASE` with dotted keys replaced (a double underscore is the dot), by the way a saved config.yaml comes in."""
-    tree: dict[str, Any] = plain(asdict(BASE))
+    owners = [owner for name in values if (owner := OWNERS.get(name))]
+    base = cli.compose("train", TrainConfig, ["run=r", "data.path=d", *owners])
+    tree: dict[str, Any] = as_data(asdict(base))
     for name, value in values.items():
         *parents, leaf = name.split("__")
         node = tree
@@ -206,7 +223,7 @@ def test_accumulation_or_the_nearest_sizes_that_divide(batch: int, micro: int, w
 def test_nothing_outside_conf_holds_a_default() -> None:
     """A missing key is said, never filled in."""
     for field in fields(TrainConfig):
-        tree = plain(asdict(BASE))
+        tree = as_data(asdict(BASE))
         del tree[field.name]
         with pytest.raises(UserError) as caught:
             cli.typed(tree, TrainConfig)
@@ -217,3 +234,75 @@ def test_nothing_outside_conf_holds_a_default() -> None:
 def test_conf_is_where_the_package_looks() -> None:
     assert (Path(ROOT) / "conf" / "train.yaml").is_file()
     assert {"model", "optim", "schedule"} <= {group for group, _ in OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optim.momentum=0.9", "optim.momentum: of no use to optim=adamw, whose keys are "),
+        ("optim.bias_correction=false", "optim.bias_correction: of no use to optim=adamw, whose keys are "),
+        ("schedule.power=2", "schedule.power: of no use to schedule=linear, whose keys are "),
+        ("schedule.decay_fraction=0.2", "schedule.decay_fraction: of no use to schedule=linear, whose keys are "),
+    ],
+)
+def test_a_variant_owns_its_keys(override: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cli.compose("train", TrainConfig, ["run=r", "data.path=d", override])
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("optim", ["adamw", "lamb", "muon"])
+def test_help_shows_the_keys_of_the_chosen_optimizer(optim: str) -> None:
+    shown = cli.help_text("train", TrainConfig, [f"optim={optim}"])
+    assert ("optim.bias_correction" in shown) == (optim == "lamb")
+    assert ("optim.momentum" in shown) == (optim == "muon")
+    assert "optim.beta1" in shown
+
+
+@pytest.mark.parametrize("spelling", ["0", "1", "2", "3", "2_offload", "3_offload"])
+def test_spellings_of_zero(spelling: str) -> None:
+    """On the command line, and in a saved config.yaml as text or as a number."""
+    zero = cli.compose("train", TrainConfig, ["run=r", "data.path=d", f"zero={spelling}"]).zero
+    assert zero is ZeroStage(spelling) is changed(zero=spelling).zero
+    assert (zero.stage, zero.offload) == (int(spelling[0]), len(spelling) > 1)
+    assert as_data({"zero": zero}) == {"zero": spelling}
+    if not zero.offload:
+        assert changed(zero=zero.stage).zero is zero
+
+
+def test_an_optimizer_of_ones_own_is_a_file_and_no_list() -> None:
+    """Each kind of options has a module of its name that builds it."""
+    for kind in OptimConfig.kinds:
+        assert callable(importlib.import_module(f"pretrain.optim.{kind}").build)
+        assert (ROOT / "conf" / "optim" / f"{kind}.yaml").is_file()
+        assert (ROOT / "pretrain" / "optim" / "options" / f"{kind}.py").is_file()
+    for kind in ScheduleConfig.kinds:
+        assert (ROOT / "conf" / "schedule" / f"{kind}.yaml").is_file()
+
+
+def test_an_optimizer_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of its own, checked, and a `build`: no list names it."""
+    monkeypatch.setattr(OptimConfig, "kinds", dict(OptimConfig.kinds))
+
+    @dataclass(frozen=True, kw_only=True)
+    class SgdConfig(OptimConfig, kind="sgd"):
+        nesterov: bool = doc("look ahead")
+
+    def build(config: SgdConfig, groups: ParameterGroups) -> torch.optim.Optimizer:
+        groups = [groups.decayed, groups.no_decay]
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)
+
+    module = ModuleType("pretrain.optim.sgd")
+    monkeypatch.setattr(module, "build", build, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    tree = as_data(asdict(BASE))
+    mine = {key: tree["optim"][key] for key in ("lr", "weight_decay", "clip", "max_skipped_steps")}
+    tree["optim"] = {"kind": "sgd", "nesterov": True, **mine}
+    config = cli.typed(tree, TrainConfig)
+    assert isinstance(config.optim, SgdConfig)
+    optimizer = build_optimizer(torch.nn.Linear(2, 3).named_parameters(), config.optim)
+    assert [(group["nesterov"], group["weight_decay"]) for group in optimizer.param_groups] == [(True, 0.01), (True, 0)]
+    tree["optim"]["beta1"] = 0.9
+    with pytest.raises(UserError, match="beta1"):
+        cli.typed(tree, TrainConfig)

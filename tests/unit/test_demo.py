@@ -19,12 +19,13 @@ from cloze.corpus.manifest import VAL, read_manifest
 from cloze.corpus.shards import Split
 from cloze.errors import TrainingError, UserError
 from launch import demo
-from launch.demo import ON_CPU, ON_GPU, Demo, Paths, Yardstick, fill_masks, last_evaluation, run_child, yardstick
+from launch.demo import ON_CPU, ON_GPU, Demo, Paths, fill_masks, last_evaluation, run_child
 from pretrain.config import TrainConfig
+from pretrain.evaluate.baseline import Baseline, held_out_baseline
 
 
 @pytest.mark.parametrize("max_samples", [0, 10, 10_000])
-def test_yardstick_is_the_best_constant_guess(corpus: Path, max_samples: int) -> None:
+def test_guessing_baseline_is_the_best_constant_guess(corpus: Path, max_samples: int) -> None:
     """Counted sample by sample; any other constant distribution has a higher loss."""
     manifest = read_manifest(corpus)
     split = Split(corpus, manifest, VAL)
@@ -36,7 +37,7 @@ def test_yardstick_is_the_best_constant_guess(corpus: Path, max_samples: int) ->
         masked += [int(sample.tokens_T[position]) for position in sample.masks.positions_M]
         labels.append(int(sample.random_next_N[0]))
     counts = Counter(masked)
-    found = yardstick(corpus, max_samples)
+    found = held_out_baseline(corpus, max_samples)
     best = -sum(count / len(masked) * math.log(count / len(masked)) for count in counts.values())
     assert found.mlm_loss == pytest.approx(best)
     assert found.mlm_accuracy == pytest.approx(max(counts.values()) / len(masked))
@@ -90,7 +91,7 @@ def finished(tmp_path: Path, corpus: Path, model: Path, monkeypatch: pytest.Monk
     """A demo whose commands have all run."""
     paths = Paths(shards=corpus, run=tmp_path / "run", model=model)
     paths.run.mkdir()
-    best = yardstick(corpus, 0)
+    best = held_out_baseline(corpus, 0)
     evaluation = {
         "eval/mlm_loss": best.mlm_loss - 2, "eval/mlm_accuracy": 0.4, "eval/nsp_loss": 0.5,
         "eval/nsp_accuracy": best.nsp_accuracy + 0.2,
@@ -108,7 +109,7 @@ def test_a_good_run_ends_with_predictions_and_a_report(finished: Demo, capsys: p
     assert "is prepared already" in printed
     assert "$ python -m pretrain.export" in printed
     assert printed.count("exception 75%   value 25%") == 5
-    assert f"{yardstick(finished._paths.shards, 0).mlm_loss:.3f}" in printed
+    assert f"{held_out_baseline(finished._paths.shards, 0).mlm_loss:.3f}" in printed
     assert "exception 75%" in report.read_text()
 
 
@@ -118,14 +119,14 @@ def test_a_model_that_only_guesses_fails(finished: Demo, overrides: tuple[str, .
     reached = {"eval/mlm_loss": 2.0, "eval/nsp_accuracy": 0.9} | {f"eval/{name}": value}
     whole = Demo(ON_CPU, overrides, finished._paths)
     with pytest.raises(TrainingError, match="guessing") as caught:
-        whole._passed(reached, Yardstick(mlm_loss=4.1, mlm_accuracy=0.1, nsp_accuracy=0.5))
+        whole._passed(reached, Baseline(mlm_loss=4.1, mlm_accuracy=0.1, nsp_accuracy=0.5))
     assert caught.value.exit_code == 70
 
 
 def test_a_demo_of_fewer_steps_is_told_what_it_has_not_learned(
     finished: Demo, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short, guessing = Demo(ON_CPU, ["steps=300"], finished._paths), Yardstick(4.1, 0.1, 0.5)
+    short, guessing = Demo(ON_CPU, ["steps=300"], finished._paths), Baseline(4.1, 0.1, 0.5)
     assert short._passed({"eval/mlm_loss": 4.0, "eval/nsp_accuracy": 0.9}, guessing) == 0
     assert (
         "note: held-out MLM loss is not 1.0 nats below guessing; the demo without steps=300" in capsys.readouterr().out

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from hydra.errors import HydraException
 
 from cloze import cli
-from cloze.errors import ExitCode
+from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
 from docs import hooks
 from finetune.config import FinetuneConfig, SuiteConfig
@@ -82,8 +83,8 @@ def composes(config_name: str, schema: type[Any], arguments: list[str]) -> None:
     required += ["source.paths"] if config_name == "prep" and source != "docstrings" else []
     filled = [f"{key}={'[x]' if key == 'source.paths' else 'x'}" for key in required if key not in given]
     filled += ["init_from=x"] if config_name == "train" and "init_from" not in given else []
-    if "engine=array" in arguments and "engine.num_tasks" not in given:
-        filled += ["engine.task_index=0", "engine.num_tasks=1"]  # Slurm's
+    if "executor=array" in arguments and "executor.num_tasks" not in given:
+        filled += ["executor.task_index=0", "executor.num_tasks=1"]  # Slurm's
     cli.compose(config_name, schema, [*filled, *arguments])
 
 
@@ -157,7 +158,7 @@ def test_the_check_finds_mistakes() -> None:
         "pip install 'cloze[everything]'",
         "rm -rf x",
     ):
-        with pytest.raises((AssertionError, cli.UserError, cli.HydraException)):
+        with pytest.raises((AssertionError, UserError, HydraException)):
             check(shlex.split(line))
 
 
@@ -214,6 +215,23 @@ def test_the_reference_has_every_key_and_option() -> None:
     assert "Groups" not in cli.help_text("finetune", FinetuneConfig)
     assert "lost_after=S" in text
     assert "| `mfu` |" in text
+
+
+def test_contributing_tells_every_contract_and_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    table = re.search(r"^\| contract \|.*\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table
+    assert re.findall(r"^\| (.*?) \|", table[1], re.MULTILINE) == [contract["name"] for contract in contracts]
+    rooms = re.search(r"^\| package \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert rooms
+    for package in PACKAGES:
+        (row,) = re.findall(rf"^\| `{package}` \|(.*)$", rooms[1], re.MULTILINE)
+        named = set(re.findall(r"`(\w+)/`", row))
+        inner = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert named <= inner, package
+        if package not in ("cloze", "finetune"):
+            assert named == inner, package
 
 
 def test_help_is_quick() -> None:

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from cloze import cli
+from cloze.cli.composition import refuse_empty, refuse_one_run_for_all
 from cloze.errors import UserError
 from data_prep import verify
 from data_prep.config import PrepConfig
@@ -46,7 +47,7 @@ def test_no_key_takes_an_empty_text(command: str) -> None:
         for empty in ("", " ", ["a", ""]):
             section[leaf] = empty
             with pytest.raises(UserError, match=f"^{key}: empty") as caught:
-                cli._refuse_empty(body)
+                refuse_empty(body)
             assert "\n" not in str(caught.value)
 
 
@@ -75,7 +76,7 @@ def test_options_of_launch_are_not_empty() -> None:
 
 
 def sweep(*overrides: str) -> None:
-    cli._refuse_one_run_for_all("train", TrainConfig, ["data.path=x", *overrides])
+    refuse_one_run_for_all("train", TrainConfig, ["data.path=x", *overrides])
 
 
 def test_jobs_of_a_sweep_have_a_run_each() -> None:
@@ -93,4 +94,4 @@ def test_jobs_of_a_sweep_have_a_run_each() -> None:
     ):
         sweep(*fine, "--multirun")
     sweep("run=x", "seed=1")
-    cli._refuse_one_run_for_all("prep", PrepConfig, ["out=x", "seed=1,2", "--multirun"])  # it has no runs
+    refuse_one_run_for_all("prep", PrepConfig, ["out=x", "seed=1,2", "--multirun"])  # it has no runs

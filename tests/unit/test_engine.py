@@ -10,7 +10,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from cloze import cli
 from cloze.errors import UserError
 from pretrain.config import DeepSpeedConfig as Extra
-from pretrain.config import Precision, TrainConfig
+from pretrain.config import Precision, TrainConfig, ZeroStage
 from pretrain.engine.engine import check_precision, check_settings, deepspeed_config
 
 BASE = cli.compose("train", TrainConfig, ["run=r", "data.path=d"])
@@ -27,7 +27,7 @@ def config(**changes: Any) -> TrainConfig:
 def test_what_deepspeed_reads_is_what_we_asked(stage: int, precision: Precision) -> None:
     """Read by DeepSpeed's own parser: no key is unknown to it or misunderstood."""
     asked = deepspeed_config(
-        config(zero=str(stage), precision=precision, global_batch_size=96, micro_batch_size=8), 1, 10**6
+        config(zero=ZeroStage(str(stage)), precision=precision, global_batch_size=96, micro_batch_size=8), 1, 10**6
     )
     read = DeepSpeedConfig(asked)
     assert read.zero_config.stage == stage
@@ -43,7 +43,7 @@ def test_what_deepspeed_reads_is_what_we_asked(stage: int, precision: Precision)
 def test_clipping_is_always_set(clip: float) -> None:
     """DeepSpeed's default is 1.0: left out, `optim.clip=0` would clip."""
     for stage in range(4):
-        asked = deepspeed_config(config(zero=str(stage), optim=replace(BASE.optim, clip=clip)), 1, 10**6)
+        asked = deepspeed_config(config(zero=ZeroStage(str(stage)), optim=replace(BASE.optim, clip=clip)), 1, 10**6)
         assert asked["gradient_clipping"] == (clip if stage else 0.0)
 
 
@@ -60,8 +60,8 @@ def test_extra_adds_deep_inside() -> None:
         "comms_logger": {"enabled": False},
         "fp16": {"initial_scale_power": 12},
     }
-    before = deepspeed_config(config(zero="2"), 1, 10**6)
-    merged = deepspeed_config(config(zero="2", extra=extra), 1, 10**6)
+    before = deepspeed_config(config(zero=ZeroStage("2")), 1, 10**6)
+    merged = deepspeed_config(config(zero=ZeroStage("2"), extra=extra), 1, 10**6)
     assert merged["zero_optimization"] == before["zero_optimization"] | {"round_robin_gradients": True}
     assert merged["comms_logger"] == {"enabled": False}
     assert merged["fp16"] == {"enabled": False, "initial_scale_power": 12}
@@ -84,7 +84,7 @@ def test_extra_adds_deep_inside() -> None:
 )
 def test_extra_never_overrides(extra: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match="Cloze sets this key itself") as caught:
-        deepspeed_config(config(zero="1", extra=extra), 1, 10**6)
+        deepspeed_config(config(zero=ZeroStage("1"), extra=extra), 1, 10**6)
     assert str(caught.value).startswith(f"{key}: ")
     assert "\n" not in str(caught.value)
 
@@ -131,11 +131,11 @@ def test_what_deepspeed_refuses_is_one_line(extra: dict[str, Any], reason: str) 
 def test_precisions_that_cannot_be() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     for stage in range(4):
-        check_precision(config(zero=str(stage), precision=Precision.fp32), cpu)
-        check_precision(config(zero=str(stage), precision=Precision.bf16), cpu)
+        check_precision(config(zero=ZeroStage(str(stage)), precision=Precision.fp32), cpu)
+        check_precision(config(zero=ZeroStage(str(stage)), precision=Precision.bf16), cpu)
         with pytest.raises(UserError, match="not possible on a CPU; use precision=bf16"):
-            check_precision(config(zero=str(stage), precision=Precision.fp16), cpu)
-        check_precision(config(zero=str(stage), precision=Precision.fp16), gpu)
+            check_precision(config(zero=ZeroStage(str(stage)), precision=Precision.fp16), cpu)
+        check_precision(config(zero=ZeroStage(str(stage)), precision=Precision.fp16), gpu)
 
 
 def test_a_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

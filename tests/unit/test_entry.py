@@ -1,14 +1,21 @@
 """The command line: what a user mistypes becomes one line with the nearest valid name, and exit code 64."""
 
+import importlib
+import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloze import cli
 from cloze.errors import DiskError, ExitCode, TrainingError, UserError
+from cloze.log import log
+from cloze.schema import Variant, doc
 from data_prep.config import PrepConfig
 from pretrain.config import TrainConfig
 from tests.support import TINY, Trainer, environment
@@ -192,3 +199,168 @@ def test_help_and_cfg_job(trainer: Trainer, tmp_path: Path) -> None:
         assert result.code == 0
         assert words in (job.logs / "stdout-0").read_text()
         assert result.stderr == ""
+
+
+# Sections that come in kinds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeConfig(Variant):
+    colour: str = doc("name of a colour")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircleConfig(ShapeConfig, kind="circle"):
+    radius: float = doc("metres")
+
+    def __post_init__(self) -> None:
+        if self.radius <= 0:
+            raise UserError(f"shape.radius={self.radius}: must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxConfig(ShapeConfig, kind="box"):
+    width: float = doc("metres")
+    sides: list[int] = doc("which are open")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingConfig:
+    shape: ShapeConfig = doc("what is drawn")
+    copies: int = doc("how many")
+
+
+@pytest.fixture
+def drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DrawingConfig]:
+    (tmp_path / "shape").mkdir()
+    (tmp_path / "shape" / "circle.yaml").write_text("kind: circle\ncolour: red\nradius: 1.5\n")
+    (tmp_path / "shape" / "box.yaml").write_text("kind: box\ncolour: blue\nwidth: ???\nsides: [1]\n")
+    (tmp_path / "draw.yaml").write_text("defaults: [{shape: circle}, _self_]\ncopies: 2\n")
+    monkeypatch.setattr("cloze.cli.schemas.CONF", tmp_path)
+    return lambda *overrides: cli.compose("draw", DrawingConfig, overrides)
+
+
+def test_a_kind_owns_its_keys(drawing: Callable[..., DrawingConfig]) -> None:
+    assert drawing().shape == CircleConfig(kind="circle", colour="red", radius=1.5)
+    box = drawing("shape=box", "shape.width=2", "shape.colour=green").shape
+    assert box == BoxConfig(kind="box", colour="green", width=2.0, sides=[1])
+    saved = {"shape": {"kind": "box", "colour": "red", "width": 1, "sides": []}, "copies": 1}
+    assert cli.typed(saved, DrawingConfig).shape == BoxConfig(kind="box", colour="red", width=1.0, sides=[])
+    assert list(ShapeConfig.kinds) == ["circle", "box"]
+    assert Variant.kinds == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["shape=box", "shape.radius=1"],
+            "shape.radius: of no use to shape=box, whose keys are kind, colour, width, sides",
+        ),
+        (["shape.width=1"], "shape.width: of no use to shape=circle, whose keys are kind, colour, radius"),
+        (["+shape.width=1"], "shape.width: of no use to shape=circle, whose keys are kind, colour, radius"),
+        (["shape.radus=1"], "shape.radus: no such key (did you mean shape.radius?); --help lists them all"),
+        (["shape=disc"], "shape=disc: no such option; there are box, circle"),
+        (["shape.kind=boxx"], "shape.kind=boxx: no such kind (did you mean box?); there are circle, box"),
+        (["shape.radius=-1"], "shape.radius=-1.0: must be positive"),
+        (
+            ["shape=box"],
+            "shape.width: has no value; add shape.width=… to the command line (--help tells what it means)",
+        ),
+    ],
+)
+def test_a_key_of_another_kind_is_refused(
+    drawing: Callable[..., DrawingConfig], capsys: pytest.CaptureFixture[str], overrides: list[str], line: str
+) -> None:
+    assert cli.guarded(lambda: bool(drawing(*overrides)), DrawingConfig) == ExitCode.USAGE
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_kind_alone_can_be_typed() -> None:
+    with pytest.raises(UserError, match=r"^width: of no use to circle, whose keys are kind, colour, radius$"):
+        cli.typed({"kind": "circle", "colour": "red", "radius": 1, "width": 2}, CircleConfig)
+
+
+def test_help_shows_the_keys_of_the_chosen_kind(drawing: Callable[..., DrawingConfig]) -> None:
+    text = cli.help_text("draw", DrawingConfig, ["copies=many", "shape=box"])
+    assert "shape.width" in text
+    assert "one of: circle, box [box]" in text
+    assert "shape.radius" not in text
+    assert "shape.radius" in cli.help_text("draw", DrawingConfig)
+    every = {key.name: key for key in cli.keys("draw", DrawingConfig)}
+    assert every["shape.radius"] == ("shape.radius", "circle: metres", "1.5")
+    assert every["shape.width"].default == "required"
+    assert list(every) == [
+        "shape",
+        "shape.kind",
+        "shape.colour",
+        "shape.radius",
+        "shape.width",
+        "shape.sides",
+        "copies",
+    ]
+
+
+# From a notebook
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "line"),
+    [
+        ("data_prep", ["outt=x"], "outt: no such key (did you mean out?)"),
+        ("finetune", ["--cfg", "job", "modell=x"], "modell: no such key (did you mean model?)"),
+        ("launch", ["run=r", "data.path=d", "hoststs=x", "--verbose"], "hoststs: no such key (did you mean hosts?)"),
+        ("pretrain.train", ["run=r", "data.path=d", "--quiet", "stepz=1"], "stepz: no such key (did you mean steps?)"),
+        ("pretrain.plan", ["--quiet", "gpus=0"], "gpus=0: must be at least 1"),
+        ("data_prep.verify", ["nowhere", "--quiet"], "nowhere/manifest.json: not there"),
+    ],
+)
+def test_a_command_returns_its_code(
+    capsys: pytest.CaptureFixture[str], command: str, arguments: list[str], line: str
+) -> None:
+    """It leaves argv, the streams and the caller's list as they were."""
+    main = importlib.import_module(command).main
+    before, given = (list(sys.argv), sys.stdout, sys.stderr, dict(os.environ)), list(arguments)
+    assert main(arguments) == ExitCode.USAGE
+    assert (list(sys.argv), sys.stdout, sys.stderr, dict(os.environ)) == before
+    assert arguments == given
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+    quiet, verbose = "--quiet" in arguments, "--verbose" in arguments
+    assert log.level == (logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def test_hydras_flags_from_a_notebook(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
+    """A sweep runs once per value where it was called, and leaves nothing but its own file."""
+    monkeypatch.chdir(tmp_path)
+    seen: list[tuple[int, str]] = []
+
+    @cli.hydra_command("train", TrainConfig)
+    def main(config: TrainConfig) -> int:
+        seen.append((config.steps, str(Path.cwd())))
+        return 70 if config.steps == 2 else 0
+
+    argv = list(sys.argv)
+    assert main(["run=r", "data.path=d", "runs_root=there", "steps=1,2,3", "--multirun"]) == 70
+    assert seen == [(steps, str(tmp_path)) for steps in (1, 2, 3)]
+    assert sys.argv == argv
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
+        "there/multirun.yaml"
+    ]
+    assert main(["run=r", "data.path=d", "--cfg", "job"]) == 0
+    assert "hidden_size: 768" in capsys.readouterr().out
+    assert main(["--help", "--quiet"]) == 0
+    assert "optim.lr" in capsys.readouterr().out
+    assert len(seen) == 3
+
+
+def test_packages_import_nothing_before_it_is_asked_for() -> None:
+    source = (
+        "import sys, cloze, cloze.corpus, data_prep, finetune, launch, pretrain, pretrain.data\n"
+        "assert not {'torch', 'hydra', 'numpy'} & set(sys.modules)\n"
+        "from data_prep import main\nfrom cloze.corpus import open_corpus\n"
+        "assert main(['--help']) == 0\nassert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(AttributeError, match=r"^module 'data_prep' has no attribute 'nonsense'$"):
+        importlib.import_module("data_prep").nonsense  # noqa: B018

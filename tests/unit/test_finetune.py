@@ -20,12 +20,13 @@ from cloze import cli
 from cloze.errors import TrainingError, UserError
 from finetune import data
 from finetune import train as training
-from finetune.__main__ import finetune, main
+from finetune.__main__ import finetune
+from finetune.__main__ import run as command
 from finetune.config import FinetuneConfig, facts
-from finetune.data import Example, both_sets, examples, label_names, mismatched_rows
-from finetune.families import classification
-from finetune.families.classification import correlations, scores
-from finetune.tasks import SUITES, TASKS
+from finetune.data import both_sets, label_names, mismatched_set
+from finetune.families import SUITES, TASKS, classification
+from finetune.families.classification import Example, correlations, examples, scores
+from finetune.readers import Row
 from finetune.train import Prepared, TaskTrainer, run
 from tests.unit.tiny_bert import WORDS, config, write_tiny_bert
 
@@ -52,7 +53,7 @@ def test_learns_writes_scores_and_a_model_that_loads(
     write_tsv(tmp_path / "train.tsv", 160, 1)
     write_tsv(tmp_path / "dev.tsv", 50, 2)
     settings = config(tmp_path, model, "epochs=3", "num_seeds=2", "patience=2")
-    assert main(settings) == 0
+    assert command(settings) == 0
     body = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert body["labels"] == ["neg", "pos"]
     assert (body["train_examples"], body["dev_examples"]) == (160, 50)
@@ -103,11 +104,11 @@ def test_pairs_in_jsonl_and_the_same_seed_twice(tmp_path: Path, model: Path) -> 
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n\n" for row in rows))
     bodies = []
     for out in ("a", "b"):
-        assert main(config(tmp_path, model, "epochs=1", f"out={tmp_path / out}", suffix="jsonl")) == 0
+        assert command(config(tmp_path, model, "epochs=1", f"out={tmp_path / out}", suffix="jsonl")) == 0
         bodies.append(json.loads((tmp_path / out / "metrics.json").read_text()))
         assert bodies[-1]["labels"] == ["0", "1", "2"]
         assert bodies[-1].pop("config") == facts(
-            config(tmp_path, model, "epochs=1", f"out={tmp_path / out}", suffix="jsonl")
+            config(tmp_path, model, "epochs=1", "max_len=64", f"out={tmp_path / out}", suffix="jsonl")
         )
     assert bodies[0] == bodies[1]
 
@@ -245,9 +246,9 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [1, -1]}, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows = both_sets(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))[0]
+    rows = both_sets(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))[0].rows
     assert asked == [("nyu-mll/glue", "mnli", "train"), ("nyu-mll/glue", "mnli", "validation_matched")]
-    assert [row["label"] for _, row in rows] == ["yes", "-"]
+    assert [row.columns["label"] for row in rows] == ["yes", "-"]
     monkeypatch.undo()
     absent = cli.compose("finetune", FinetuneConfig, [f"data.train='hub:{tmp_path}/no:train'", "model=m", "out=o"])
     with pytest.raises(UserError, match=r"data\.train=hub:.*: .*name a file"):
@@ -305,8 +306,8 @@ def test_mismatched_examples_are_scored_beside_dev(
     result = finetune(config(tmp_path, model, *own))
     assert (result["accuracy"], result["mismatched_accuracy"]) == (1, pytest.approx(1 / 3))
     asked: list[str] = []
-    monkeypatch.setattr(data, "_hub_rows", lambda source, _: asked.append(source) or [("x", {})])
-    mismatched_rows(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))
+    monkeypatch.setattr(data, "_hub_rows", lambda source, _: asked.append(source) or [Row("x", {})])
+    mismatched_set(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))
     assert asked == ["hub:nyu-mll/glue@mnli:validation_mismatched"]
     with pytest.raises(UserError, match=r"data\.mismatched: task=stsb has none"):
         config(tmp_path, model, "task=stsb", "data.mismatched=x")
@@ -375,7 +376,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     spoil(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=expected) as caught:
-        main(config(tmp_path, tmp_path / "model", "epochs=1"))
+        command(config(tmp_path, tmp_path / "model", "epochs=1"))
     assert caught.value.exit_code == 64
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
@@ -383,8 +384,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_broken_lines_are_named(tmp_path: Path) -> None:
     for text, fault in (
-        ('{"sentence": "a", "label": 1}\n{"sentence"\n', "line 2: not JSON"),
-        ("[1]\n", "line 1: not a JSON object"),
+        ('{"sentence"\n', "line 1: not JSON"),
+        ('["a"]', "item 1: not a JSON object"),
+        ('[{"sentence": "a"}', "train=.*: not JSON .* an array of objects, or an object on each line"),
         (b"\xff\xfe", "UTF-8"),
         ('{"sentence": ["a", "b"], "label": 1}', r'line 1: sentence is \["a", "b"\]; a text is needed there'),
     ):

@@ -11,8 +11,7 @@ from transformers import AutoTokenizer
 
 from cloze.errors import UserError
 from finetune.__main__ import finetune
-from finetune.data import Question
-from finetune.families.qa import answer_scores, best_span, windows
+from finetune.families.qa import Question, answer_scores, best_span, windows
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 
@@ -116,7 +115,10 @@ def test_scores_by_hand() -> None:
             {"question": "q", "context": "some film", "answers": [{"text": "good", "answer_start": 5}]},
             r"line 1: the con",
         ),
-        ({"question": "q", "context": "film", "answers": {"text": ["film"], "answer_start": [-4]}}, r"does not have"),
+        (
+            {"question": "q", "context": "film film", "answers": {"text": ["film"], "answer_start": [-4]}},
+            r"does not have",
+        ),
         ({"question": "q", "context": "film", "answers": {"text": ["film"]}}, r"answers need text and answer_start"),
         ({"query": "q", "context": "film"}, r"line 1: no question and no answers; there are query, context"),
         ({"question": "q", "context": 5, "answers": []}, r"line 1: context is 5; a text is needed there"),

@@ -11,8 +11,7 @@ from transformers import AutoTokenizer
 
 from cloze.errors import UserError
 from finetune.__main__ import finetune
-from finetune.data import Document
-from finetune.families.summarization import encoded, oracle, rouge
+from finetune.families.summarization import Document, encoded, oracle, rouge
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 

@@ -17,9 +17,8 @@ from cloze.errors import UserError
 from data_prep.config import PrepConfig
 from data_prep.plan import make_plan
 from data_prep.prepare import main
-from data_prep.sources import files as sources
 from data_prep.sources import lines, wiki
-from data_prep.sources.files import Bad, Document, Span
+from data_prep.sources.base import Bad, Document, Span
 from data_prep.sources.wiki import plain_text
 from tests.unit.corpora import documents, prep, vocabulary, write_jsonl
 from tests.unit.test_sources import source
@@ -27,12 +26,12 @@ from tests.unit.test_sources import source
 
 def items(config, pieces=1):
     """Everything that the tasks of a source give, its files cut into so many spans each."""
-    files = sources.find_inputs(config)
+    files = config.find_inputs()
     found = []
     for index, file in enumerate(files):
         borders = [file.units * i // pieces for i in range(pieces + 1)]
         for begin, end in itertools.pairwise(borders):
-            found += sources.read(files, [Span(index, begin, end)], config)
+            found += config.read(files, [Span(index, begin, end)])
     return found
 
 
@@ -74,7 +73,7 @@ def test_nested_and_damaged_parquet(tmp_path):
     nested = {"tags": [["a"]] * 5000, "of": [{"text": "other"}] * 5000, "text": rows}
     parquet.write_table(pyarrow.table(nested), tmp_path / "a.parquet", compression="snappy")
     config = source("parquet", paths=[str(tmp_path / "a.parquet")])
-    (file,) = sources.find_inputs(config)
+    (file,) = config.find_inputs()
     assert file.text_bytes > 20_000  # of the column itself, not of the one of that name in `of`
     assert texts(items(config)) == rows
     for name in ("tags", "of"):
@@ -205,7 +204,7 @@ def test_a_local_data_set(tmp_path):
         write_jsonl(tmp_path / "set" / f"train-{name}.jsonl", part)
     run = prep(
         "source=hub", f"source.paths=[{tmp_path / 'set'}]", f"out={tmp_path / 'out'}", "tokenizer.vocab_size=200",
-        "engine.workers=1", env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+        "executor.workers=1", env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert read_manifest(tmp_path / "out").documents["read"] == 35
@@ -225,12 +224,12 @@ def test_a_data_set_that_changes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_jsonl(tmp_path / "train.jsonl", documents(3))
     config = source("hub", paths=[str(tmp_path)])
-    (file,) = sources.find_inputs(config)
-    assert texts(sources.read([file], [Span(0, 0, 1)], config)) == documents(3)
+    (file,) = config.find_inputs()
+    assert texts(config.read([file], [Span(0, 0, 1)])) == documents(3)
     write_jsonl(tmp_path / "train.jsonl", documents(4))
     with pytest.raises(UserError, match="changed since"):
-        list(sources.read([file], [Span(0, 0, 1)], config))
-    assert texts(sources.read(sources.find_inputs(config), [Span(0, 0, 1)], config)) == documents(4)
+        list(config.read([file], [Span(0, 0, 1)]))
+    assert texts(config.read(config.find_inputs(), [Span(0, 0, 1)])) == documents(4)
 
 
 @pytest.fixture
@@ -255,10 +254,10 @@ def test_urls_that_are_not_there(memory):
     for pattern in ("memory://corpus/none.jsonl", "memory://corpus/*.txt", "nonsense://x/y"):
         with pytest.raises(UserError, match=r"correct the URL|that fsspec understands"):
             items(source("jsonl", paths=[pattern]))
-    files = sources.find_inputs(source("jsonl", paths=["memory://corpus/0.jsonl"]))
+    files = source("jsonl", paths=["memory://corpus/0.jsonl"]).find_inputs()
     memory.pipe("/corpus/0.jsonl", b"{}\n" * 9)
     with pytest.raises(UserError, match="changed since"):
-        list(sources.read(files, [Span(0, 0, 9)], source("jsonl")))
+        list(source("jsonl").read(files, [Span(0, 0, 9)]))
 
 
 # -- mixtures ---------------------------------------------------------------------------------------------------------
@@ -271,7 +270,7 @@ def mixture(tmp_path, out, weights, *extra):
     )
     return [
         f"sources=[{entries}]", f"out={tmp_path / out}", f"tokenizer.path={tmp_path}/vocab.txt", "max_len=64",
-        "engine.workers=1", "val_fraction=0.1", "objective=none", *extra,
+        "executor.workers=1", "val_fraction=0.1", "objective=none", *extra,
     ]  # fmt: skip
 
 

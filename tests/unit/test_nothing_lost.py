@@ -390,7 +390,7 @@ def test_the_end_of_a_preparation_leaves_what_others_put_beside_it(tmp_path: Pat
 def prep_plan(tmp_path: Path, *overrides: str) -> Plan:
     (tmp_path / "a.txt").write_text("One sentence. Another one.\n\nA third.\n")
     out = f"out={tmp_path / 'out'}"
-    return make_plan(cli.compose("prep", PrepConfig, [out, "engine.workers=1", *overrides]))
+    return make_plan(cli.compose("prep", PrepConfig, [out, "executor.workers=1", *overrides]))
 
 
 def test_another_tools_work_folder_is_no_preparation(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
 from data_prep.plan import claimed, make_plan
 from data_prep.prepare import main
-from data_prep.sources import files as sources
-from data_prep.stages import tasks
+from data_prep.sources import text as text_source
+from data_prep.stages import documents as documents_module
 from tests.unit.corpora import ROOT, documents, files_of, module, prep, real, vocabulary, write_jsonl
 
 
@@ -48,7 +48,7 @@ def work(tmp_path_factory):
 
 def overrides(work: Path, out: Path, *extra: str) -> list[str]:
     base = ["source=jsonl", f"source.paths=[{work}/*.jsonl*]", f"tokenizer.path={work}/vocab.txt", "max_len=64"]
-    return [*base, "val_fraction=0.1", f"out={out}", "engine.workers=1", *extra]
+    return [*base, "val_fraction=0.1", f"out={out}", "executor.workers=1", *extra]
 
 
 @pytest.fixture(scope="module")
@@ -115,21 +115,20 @@ def test_plain_webdataset_reads_the_shards(corpus):
 
 
 @pytest.mark.parametrize(
-    "extra", [("engine.workers=2",), ("tokenizer.path=null", "tokenizer.vocab_size=300", "passes=2")]
+    "extra", [("executor.workers=2",), ("tokenizer.path=null", "tokenizer.vocab_size=300", "passes=2")]
 )
 def test_byte_identical_whatever_the_workers(work, tmp_path, extra):
     for workers in (1, 2):
-        run = prep(*overrides(work, tmp_path / str(workers), *extra, f"engine.workers={workers}"))
+        run = prep(*overrides(work, tmp_path / str(workers), *extra, f"executor.workers={workers}"))
         assert run.returncode == 0, run.stderr
     assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
 
 
 def test_byte_identical_whatever_the_tasks_and_files(work, corpus, tmp_path, monkeypatch):
     """How the input is cut into files and tasks, and in which order tasks run, does not show in the shards."""
-    from data_prep.sources import files as sources
-    from data_prep.sources import lines
+    from data_prep.sources import base, lines
 
-    monkeypatch.setattr(sources, "_MIN_TASK_BYTES", 3000)
+    monkeypatch.setattr(base, "_MIN_TASK_BYTES", 3000)
     monkeypatch.setattr(lines, "_COMPRESSED_BYTES", 100)
     monkeypatch.setattr(lines, "_PLAIN_BYTES", 100)
     texts = documents(400)
@@ -145,20 +144,21 @@ def test_byte_identical_whatever_the_tasks_and_files(work, corpus, tmp_path, mon
 
 
 def _run_here(config, reverse=False):
-    """All tasks in this process, without an engine."""
+    """All tasks in this process, without an executor."""
     from data_prep.plan import claimed, make_plan
-    from data_prep.stages import tasks
     from data_prep.stages.finish import finish
-    from data_prep.stages.tasks import Stage
+    from data_prep.stages.map import MAP
+    from data_prep.stages.reduce import REDUCE
+    from data_prep.stages.tokenizer import make_tokenizer
 
     plan = make_plan(config)
     with claimed(plan) as complete:
         assert not complete
-        facts = tasks.make_tokenizer(plan)
-        for stage in (Stage.map, Stage.reduce):
-            numbers = range(tasks.num_tasks(plan, stage))
+        facts = make_tokenizer(plan)
+        for stage in (MAP, REDUCE):
+            numbers = range(stage.num_tasks(plan))
             for number in reversed(numbers) if reverse else numbers:
-                tasks.run_task(plan, stage, number)
+                stage.run_task(plan, number)
         finish(plan, facts)
     return plan
 
@@ -198,8 +198,8 @@ def test_held_out_documents_are_never_trained_on(tmp_path, work):
 
 def test_no_long_document_lies_on_both_sides(work, tmp_path, monkeypatch):
     """Its parts scatter apart, but the split is that of the whole, also where a file hands it on in pieces."""
-    monkeypatch.setattr(tasks, "MAX_DOCUMENT_CHARACTERS", 300)
-    monkeypatch.setattr(sources, "PART_BYTES", 2000)
+    monkeypatch.setattr(documents_module, "MAX_DOCUMENT_CHARACTERS", 300)
+    monkeypatch.setattr(text_source, "PART_BYTES", 2000)
     lines = [[f"{line}. Number {i} of the list." for line in text.split(". ")] for i, text in enumerate(documents(60))]
     (tmp_path / "long.txt").write_text("\n\n".join(map("\n".join, lines)))
     extra = ("source=text", f"source.paths=[{tmp_path}/long.txt]", "val_fraction=0.3", "objective=none")
@@ -226,7 +226,7 @@ def numbers_in(work: Path, out: Path, name: str) -> set[str]:
 def test_a_finished_corpus_is_left_alone(corpus, work):
     out, _ = corpus
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    run = prep(*overrides(work, out, "engine.workers=2"))
+    run = prep(*overrides(work, out, "executor.workers=2"))
     assert run.returncode == 0
     assert "complete" in run.stdout
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -234,7 +234,7 @@ def test_a_finished_corpus_is_left_alone(corpus, work):
 
 def test_kill_and_run_again_gives_the_same_bytes(corpus, work, tmp_path):
     """SIGKILL of the driver, and of what it has started, at growing delays; then the command once more."""
-    extra = ["tokenizer.path=null", "tokenizer.vocab_size=300", "engine.workers=2"]
+    extra = ["tokenizer.path=null", "tokenizer.vocab_size=300", "executor.workers=2"]
     whole = tmp_path / "whole"
     assert prep(*overrides(work, whole, *extra)).returncode == 0
     out = tmp_path / "killed"
@@ -265,9 +265,9 @@ DIES = """
 import os, signal, sys
 from data_prep import plan
 from data_prep.stages import finish
-from data_prep.stages import tasks
+from data_prep.stages import tokenizer
 from data_prep.config import PrepConfig
-from cloze.cli import run
+from cloze.cli import hydra_command
 from data_prep.prepare import main
 
 def dies(*arguments, **keywords):
@@ -275,15 +275,15 @@ def dies(*arguments, **keywords):
         os.kill(os.getpid(), signal.SIGKILL)
 
 {module}.{name} = dies
-run("prep", PrepConfig, main)
+sys.exit(hydra_command("prep", PrepConfig)(main)())
 """
 
 
 @pytest.mark.parametrize(
     ("module", "name", "condition"),
     [
-        ("tasks", "train_tokenizer", "True"),
-        ("tasks", "save_tokenizer", "True"),
+        ("tokenizer", "train_tokenizer", "True"),
+        ("tokenizer", "save_tokenizer", "True"),
         ("finish", "write_manifest", "True"),
         ("finish", "clear_up", "True"),  # the manifest is there
         ("plan.shutil", "rmtree", "arguments[0].name == '.work'"),  # and plan.json is gone
@@ -354,7 +354,7 @@ def test_a_plan_that_a_loss_of_power_emptied_is_one_line(work, tmp_path):
 @pytest.mark.parametrize("seconds", [0, 0.2, 0.5, 1, 2])
 def test_control_c_leaves_no_traceback(work, tmp_path, seconds):
     """As a terminal sends it, to the whole process group, from the first lines of ours on; then the run goes on."""
-    command = [sys.executable, "-m", "data_prep", *overrides(work, tmp_path / "out", "engine.workers=2")]
+    command = [sys.executable, "-m", "data_prep", *overrides(work, tmp_path / "out", "executor.workers=2")]
     command += ["tokenizer.path=null", "tokenizer.vocab_size=300"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as run:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
@@ -604,7 +604,7 @@ def test_docstrings(tmp_path, work):
 
 def test_books(tmp_path):
     paths = f"source.paths=[{real('books-small.jsonl.zst')}]"
-    run = prep("source=jsonl", paths, f"out={tmp_path}", "tokenizer.vocab_size=8192", "engine.workers=2")
+    run = prep("source=jsonl", paths, f"out={tmp_path}", "tokenizer.vocab_size=8192", "executor.workers=2")
     assert run.returncode == 0, run.stderr
     statistics = read_manifest(tmp_path).splits["pass-00"]
     assert statistics.samples > 25_000

@@ -18,12 +18,13 @@ import zstandard
 from cloze.cli import compose
 from data_prep.config import PrepConfig
 from data_prep.plan import claimed, make_plan
-from data_prep.stages import tasks
-from data_prep.stages.buckets import BucketWriter, Documents, read_bucket
-from data_prep.stages.tasks import Stage
+from data_prep.stages.buckets import BucketWriter, Documents, documents_table, read_bucket
+from data_prep.stages.reduce import _distinct
+from data_prep.stages.sample import SAMPLE, sampled_words
 from tests.unit.corpora import ROOT, WORDS, vocabulary
 
 MB = 1e6
+TABLE = documents_table(np.uint16)
 
 
 PROGRAM = """
@@ -36,7 +37,7 @@ runpy.run_module("data_prep", run_name="__main__", alter_sys=True)
 
 def peak_mb(*overrides: str, code: int = 0) -> float:
     """Run a preparation with one worker, which is the process itself; the most memory it ever held."""
-    command = [sys.executable, "-c", PROGRAM, *overrides, "engine.workers=1"]
+    command = [sys.executable, "-c", PROGRAM, *overrides, "executor.workers=1"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == code, run.stderr
     return int(run.stdout.split()[-1]) / 1e3
@@ -117,14 +118,14 @@ def test_a_map_task_holds_a_few_million_tokens(tmp_path):
     path = tmp_path / "x"
     tracemalloc.start()
     with path.open("wb") as file:
-        writer = BucketWriter(file, 7)
+        writer = BucketWriter(file, TABLE, 7)
         for number in range(60):
             writer.add(million_tokens(number), np.arange(1000) % 7)
-        writer.finish({})
+        writer.finish()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50 * MB
-    found = sum(int(part.tokens_T.sum()) for bucket in range(7) for part in read_bucket([path], bucket, 7, np.uint16))
+    found = sum(int(part.tokens_T.sum()) for bucket in range(7) for part in read_bucket(TABLE, [path], bucket, 7))
     assert found == sum(int(million_tokens(number).tokens_T.sum()) for number in range(60))
 
 
@@ -135,9 +136,9 @@ def test_the_tokenizer_learns_from_a_bounded_sample(tmp_path):
     assert len(plan.tasks) == 3
     with claimed(plan):
         sizes = []
-        for number in range(tasks.num_tasks(plan, Stage.sample)):
-            tasks.run_task(plan, Stage.sample, number)
-            words = tasks.sampled_words(plan, number)
+        for number in range(SAMPLE.num_tasks(plan)):
+            SAMPLE.run_task(plan, number)
+            words = sampled_words(plan, number)
             sizes.append(sum((len(word) + 1) * count for word, count in words.items()))
     assert all(size > 0 for size in sizes)
     assert 0.8 * 2**20 < sum(sizes) < 1.1 * 2**20
@@ -147,14 +148,14 @@ def test_duplicates_are_not_held(tmp_path):
     """A bucket in which one text stands a thousand times takes the memory of one."""
     one = million_tokens(0)
     file = io.BytesIO()
-    writer = BucketWriter(file, 1)
+    writer = BucketWriter(file, TABLE, 1)
     for _ in range(40):
         writer.add(one, np.zeros(1000, np.int64))
-    writer.finish({})
+    writer.finish()
     (tmp_path / "x").write_bytes(file.getvalue())
     del file, writer
     tracemalloc.start()
-    documents, again = tasks._distinct(read_bucket([tmp_path / "x"], 0, 1, np.uint16), 1)
+    documents, again = _distinct(TABLE, read_bucket(TABLE, [tmp_path / "x"], 0, 1), 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (len(documents.digests_Dx2), again) == (1000, [39_000])

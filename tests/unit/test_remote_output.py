@@ -18,7 +18,6 @@ from cloze.corpus.shards import Split
 from cloze.errors import UserError
 from data_prep.config import PrepConfig
 from data_prep.plan import claimed, make_plan
-from data_prep.sources import files as sources
 from pretrain.data.cache import local_corpus
 from tests.unit.corpora import ROOT, documents, files_of, prep, vocabulary, write_jsonl
 
@@ -35,7 +34,7 @@ def work(tmp_path_factory):
 def overrides(work: Path, out: str) -> list[str]:
     return [
         "source=jsonl", f"source.paths=[{work}/*.jsonl]", f"out={out}", f"work={work}/prep-work", "max_len=64",
-        "bucket_mib=1", "passes=2", f"tokenizer.path={work}/vocab.txt", "engine.workers=2",
+        "bucket_mib=1", "passes=2", f"tokenizer.path={work}/vocab.txt", "executor.workers=2",
     ]  # fmt: skip
 
 
@@ -104,13 +103,13 @@ def test_objects_are_read_and_watched(store):
     for number in range(2):
         store.pipe_file(f"bucket/in/{number}.txt", f"Text {number}.".encode())
     source = compose("prep", PrepConfig, ["source=text", "source.paths=[s3://bucket/in/*.txt]", "out=x"]).source
-    files = sources.find_inputs(source)
-    spans = [span for task in sources.split(files, source) for span in task]
+    files = source.find_inputs()
+    spans = [span for task in source.split(files) for span in task]
     fsspec.filesystem("s3").invalidate_cache()
-    assert [item.text for item in sources.read(files, spans, source)] == ["Text 0.", "Text 1."]
+    assert [item.text for item in source.read(files, spans)] == ["Text 0.", "Text 1."]
     store.pipe_file("bucket/in/1.txt", b"Text 2.")
     with pytest.raises(UserError, match=r"1\.txt: changed since"):
-        list(sources.read(files, spans, source))
+        list(source.read(files, spans))
 
 
 @pytest.mark.parametrize("url", ["s3://no-such-bucket/x", "https://127.0.0.1:9/x", "nonsense://x"])

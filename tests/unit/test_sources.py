@@ -9,15 +9,17 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cloze.cli import typed
 from cloze.errors import UserError
-from data_prep.config import DocumentBoundary, SourceConfig, SourceKind
-from data_prep.sources import files as sources
-from data_prep.sources import lines
-from data_prep.sources.files import Bad, Document, Span
+from cloze.schema import CONF
+from data_prep.sources import jsonl, lines
+from data_prep.sources import text as text_module
+from data_prep.sources.base import Bad, Document, InputFile, Source, Span
 
 COMPRESSORS = {
     "": lambda data: data,
@@ -28,16 +30,18 @@ COMPRESSORS = {
 }
 
 
-def source(kind: str = "text", document: str = "blank_line", **values: object) -> SourceConfig:
-    fields = {"paths": ["x"], "field": "text", "min_characters": 1, "max_bad_fraction": 1.0, "weight": 1.0, **values}
-    return SourceConfig(kind=SourceKind(kind), document=DocumentBoundary(document), **fields)
+def source(kind: str = "text", **values: object) -> Source:
+    """A source of this kind, with what conf/source says but for `values`."""
+    silent = yaml.safe_load((CONF / "source" / f"{kind}.yaml").read_text())
+    fields = {**silent, "paths": ["x"], "min_characters": 1, "max_bad_fraction": 1.0, **values}
+    return typed(fields, Source.kinds[kind])
 
 
-def read_in_pieces(path: Path, config: SourceConfig, pieces: int) -> list[Document | Bad]:
-    file = sources._measured([str(path)], False)[0]
+def read_in_pieces(path: Path, config: Source, pieces: int) -> list[Document | Bad]:
+    (file,) = config.measured([str(path)])
     borders = [file.bytes * i // pieces for i in range(pieces + 1)]
     spans = [Span(0, begin, end) for begin, end in itertools.pairwise(borders)]
-    return [item for span in spans for item in sources.read([file], [span], config)]
+    return [item for span in spans for item in config.read([file], [span])]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +83,7 @@ def test_a_file_is_one_document_where_asked(tmp_path, suffix):
 
 
 def test_a_long_text_comes_in_parts_of_one_origin(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PART_BYTES", 100)
+    monkeypatch.setattr(text_module, "PART_BYTES", 100)
     path = tmp_path / "x.txt"
     path.write_text("\n".join(["line of text"] * 50) + "\n\nanother")
     *parts, other = read_in_pieces(path, source(), 1)
@@ -89,7 +93,7 @@ def test_a_long_text_comes_in_parts_of_one_origin(tmp_path, monkeypatch):
 
 
 def test_bad_json_is_told_apart(tmp_path, monkeypatch):
-    for module in (lines, sources):
+    for module in (lines, jsonl):
         monkeypatch.setattr(module, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "x.jsonl"
     deep = b'{"text": ' + b"[" * 400 + b"]" * 400 + b"}"
@@ -129,8 +133,8 @@ def test_docstrings_are_read_without_importing(tmp_path):
     (tmp_path / "c.py").write_text("x = 1\n")
     (tmp_path / "d.txt").write_text('"""not Python"""')
     config = source("docstrings", paths=[str(tmp_path)])
-    files = sources.find_inputs(config)
-    items = [item for task in sources.split(files, config) for item in sources.read(files, task, config)]
+    files = config.find_inputs()
+    items = [item for task in config.split(files) for item in config.read(files, task)]
     texts = sorted(item.text for item in items if isinstance(item, Document))
     assert texts == ["Class.\n\nMore.", "Inner.", "Module."]
     assert [(item.reason, Path(item.location).name) for item in items if isinstance(item, Bad)] == [
@@ -153,24 +157,24 @@ def test_paths_that_are_not_there_are_named(tmp_path):
     (tmp_path / "link.txt").symlink_to(tmp_path / "link.txt")
     for pattern in ("none.txt", "*.nothing", "d.txt", "*.txt", "link.txt"):
         with pytest.raises(UserError, match=r"source\.paths"):
-            sources.find_inputs(source(paths=[str(tmp_path / pattern)]))
+            source(paths=[str(tmp_path / pattern)]).find_inputs()
 
 
 def test_a_file_named_twice_is_read_once(tmp_path):
     for name in ("a.txt", "b.txt", ".hidden.txt"):
         (tmp_path / name).write_text(name)
     (tmp_path / "c.txt").symlink_to("a.txt")
-    files = sources.find_inputs(source(paths=[str(tmp_path / "b.txt"), str(tmp_path / "*.txt")]))
+    files = source(paths=[str(tmp_path / "b.txt"), str(tmp_path / "*.txt")]).find_inputs()
     assert [Path(file.path).name for file in files] == ["b.txt", "a.txt"]
 
 
 def test_a_changed_file_is_refused(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("a")
-    files = sources.find_inputs(source(paths=[str(path)]))
+    files = source(paths=[str(path)]).find_inputs()
     path.write_text("changed")
     with pytest.raises(UserError, match="changed since"):
-        list(sources.read(files, [Span(0, 0, 1)], source()))
+        list(source().read(files, [Span(0, 0, 1)]))
 
 
 @pytest.mark.parametrize("change", ["cut", "rewritten", "replaced"])
@@ -178,8 +182,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
     """By the end of the span at the latest: nothing is committed before."""
     path = tmp_path / "a.txt"
     path.write_text("some text\n\n" * 20_000)
-    (file,) = sources.find_inputs(source(paths=[str(path)]))
-    documents = sources.read([file], [Span(0, 0, file.units)], source())
+    (file,) = source(paths=[str(path)]).find_inputs()
+    documents = source().read([file], [Span(0, 0, file.units)])
     assert next(documents).text == "some text"
     if change == "cut":
         os.truncate(path, 100_000)
@@ -195,15 +199,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
 
 def test_tasks_cover_every_byte_once(tmp_path):
     files = [
-        sources.InputFile(f"f{i}{suffix}", n, 0, n * 3, n)
+        InputFile(f"f{i}{suffix}", n, 0, n * 3, n)
         for i, (n, suffix) in enumerate(
             [(0, ".txt"), (5, ".txt"), (10**9, ".txt"), (10**8, ".jsonl.zst"), (10**6, ".gz"), (10**7, ".bz2")]
         )
     ]
-    spans = [span for task in sources.split(files, source()) for span in task]
+    spans = [span for task in source().split(files) for span in task]
     for index, file in enumerate(files):
         mine = [span for span in spans if span.file == index]
         assert (mine[0].begin, mine[-1].end) == (0, file.bytes)
         assert all(left.end == right.begin for left, right in itertools.pairwise(mine))
     assert sum(span.file == 3 for span in spans) <= 16
-    assert len(sources.split(files, source())) < 200
+    assert len(source().split(files)) < 200

@@ -46,7 +46,7 @@ def test_table_against_random_weights_and_a_second_call_that_keeps_it(
 ) -> None:
     model = write_tiny_bert(tmp_path / "model", layers=1)
     (model / CARD).write_text("# model\n" + _section("evaluation", "none yet") + "end\n")
-    assert suite.main(settings(data, model, tmp_path / "out", "tasks=[rte,cola]")) == 0
+    assert suite.run(settings(data, model, tmp_path / "out", "tasks=[rte,cola]")) == 0
     text = (tmp_path / "out" / "results.md").read_text()
     assert (model / CARD).read_text() == "# model\n" + _section("evaluation", text) + "end\n"
     assert text in capsys.readouterr().out
@@ -60,18 +60,18 @@ def test_table_against_random_weights_and_a_second_call_that_keeps_it(
         f"| rte | accuracy | {ours:.1f} ± {spread[0]:.1f} | {random:.1f} ± {spread[1]:.1f} | {ours - random:+.1f} |"
     )
     assert expected in text
-    assert "2 seeds. Batch 8, learning rate 0.001, 128 tokens; epochs: rte 1." in text
+    assert "2 seeds. Batch 8, learning rate 0.001, 64 tokens; epochs: rte 1." in text
     assert "one task. No data: cola." in text
     assert text.count(expected.removeprefix("| rte | accuracy")) == 2  # the average of one task
     stamp = (tmp_path / "out" / "rte-random" / "metrics.json").stat().st_mtime_ns
-    assert suite.main(settings(data, model, tmp_path / "out", "tasks=[rte]")) == 0
+    assert suite.run(settings(data, model, tmp_path / "out", "tasks=[rte]")) == 0
     assert (tmp_path / "out" / "rte-random" / "metrics.json").stat().st_mtime_ns == stamp
     with pytest.raises(
         UserError, match=r"rte-pretrained: was made with another epochs; remove it, or name another out"
     ):
-        suite.main(settings(data, model, tmp_path / "out", "tasks=[rte]", "epochs=2"))
+        suite.run(settings(data, model, tmp_path / "out", "tasks=[rte]", "epochs=2"))
     with pytest.raises(UserError, match=r"data=.*: has no task of clue; tnews/train\.tsv, say, is needed"):
-        suite.main(settings(data, model, tmp_path / "out", "suite=clue"))
+        suite.run(settings(data, model, tmp_path / "out", "suite=clue"))
     with pytest.raises(UserError, match=r"tasks: suite=glue has .*, no tnews"):
         settings(data, model, tmp_path, "tasks=[tnews]")
 
@@ -81,19 +81,19 @@ def test_scores_of_another_model_or_other_data_are_not_taken_for_these(tmp_path:
     model, own = write_tiny_bert(tmp_path / "model", layers=1), ["tasks=[sst2]", "baseline=false"]
     (tmp_path / "data").mkdir()
     shutil.copytree(data / "sst2", tmp_path / "data" / "sst2")
-    assert suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
+    assert suite.run(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
     (model / CARD).write_text("the table goes there")  # this is not another model
-    assert suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
+    assert suite.run(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
     weights = load_file(model / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"sst2-pretrained: was made with another model; remove it"):
-        suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own))
+        suite.run(settings(tmp_path / "data", model, tmp_path / "out", *own))
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    assert suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
+    assert suite.run(settings(tmp_path / "data", model, tmp_path / "out", *own)) == 0
     with (tmp_path / "data" / "sst2" / "dev.tsv").open("a") as file:
         file.write("\ngood film\tthe film\t1")
     with pytest.raises(UserError, match=r"sst2-pretrained: was made with another data\.dev; remove it"):
-        suite.main(settings(tmp_path / "data", model, tmp_path / "out", *own))
+        suite.run(settings(tmp_path / "data", model, tmp_path / "out", *own))
 
 
 def test_mnli_has_two_halves_and_its_own_names(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_mnli_has_two_halves_and_its_own_names(tmp_path: Path) -> None:
         for name in names:
             text = "\n".join([f"sentence1\tsentence2\t{label}", *rows[: 9 if name.endswith("mismatched") else 16]])
             (tmp_path / task / f"{name}.tsv").write_text(text)
-    assert suite.main(settings(tmp_path, model, tmp_path / "out", "tasks=[mnli,rte]", "batch_size=2", "lr=1e-4")) == 0
+    assert suite.run(settings(tmp_path, model, tmp_path / "out", "tasks=[mnli,rte]", "batch_size=2", "lr=1e-4")) == 0
     body = json.loads((tmp_path / "out" / "results.json").read_text())
     table = dict(re.findall(r"^\| ([^|]+) \| [^|]* \| ([^|]+) \|", (tmp_path / "out" / "results.md").read_text(), re.M))
     runs = [list(body[task]["pretrained"]["by_seed"].values()) for task in ("mnli", "rte")]
@@ -125,7 +125,7 @@ def test_two_files_for_one_set_are_refused(tmp_path: Path) -> None:
     for name in ("train.3k.json", "train.50k.json", "dev.json"):
         (tmp_path / "ocnli" / name).write_text("")
     with pytest.raises(UserError, match=r"data: which is train\? .*train\.3k\.json, .*train\.50k\.json; leave one"):
-        suite.main(settings(tmp_path, tmp_path, tmp_path / "out", "suite=clue"))
+        suite.run(settings(tmp_path, tmp_path, tmp_path / "out", "suite=clue"))
 
 
 def test_small_sets_get_more_epochs(tmp_path: Path) -> None:
@@ -152,7 +152,9 @@ def test_a_grid_by_multirun(tmp_path: Path, data: Path) -> None:
     write_tiny_bert(tmp_path / "model", layers=1)
     files = [f"data.{name}={data}/sst2/{name}.tsv" for name in ("train", "dev")]
     grid = ["optim.lr=1e-3,1e-4", "out=grid/lr-${optim.lr}"]
-    done = run("finetune", "--multirun", "task=sst2", "model=model", "epochs=1", *files, *grid, cwd=tmp_path)
+    done = run(
+        "finetune", "--multirun", "task=sst2", "model=model", "epochs=1", "max_len=64", *files, *grid, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     bodies = [json.loads((folder / "metrics.json").read_text()) for folder in sorted((tmp_path / "grid").iterdir())]
     assert [body["config"]["optim"]["lr"] for body in bodies] == [1e-4, 1e-3]

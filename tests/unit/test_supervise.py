@@ -11,8 +11,9 @@ import pytest
 from cloze.errors import UserError
 from launch import supervise
 from launch.agent import CRASHED, ENDED
+from launch.job import Job
 from launch.nodes import LOST
-from launch.supervise import Job, Stop
+from launch.supervise import Stop
 
 
 class World:

@@ -15,10 +15,13 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from cloze.errors import UserError
 from finetune import train as training
-from finetune.__main__ import finetune, preparation
+from finetune.__main__ import finetune
 from finetune.config import LossConfig
 from finetune.families import classification
-from finetune.techniques import IGNORED, balanced_weights, depth, soft_targets, symmetric_kl, task_loss
+from finetune.techniques import adversary
+from finetune.techniques.distillation import soft_targets
+from finetune.techniques.layers import depth
+from finetune.techniques.losses import IGNORED, balanced_weights, symmetric_kl, task_loss
 from finetune.train import TaskTrainer, run
 from tests.unit.tiny_bert import config, write_tiny_bert
 
@@ -151,10 +154,8 @@ def watched(monkeypatch: pytest.MonkeyPatch, folder: Path, model: Path, *overrid
 
 def test_fgm_disturbs_by_epsilon_along_the_gradient(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients: list[torch.Tensor] = []
-    ascent = training.techniques.ascent
-    monkeypatch.setattr(
-        training.techniques, "ascent", lambda g, size: (gradients.append(g.clone()), ascent(g, size))[1]
-    )
+    ascent = adversary.ascent
+    monkeypatch.setattr(adversary, "ascent", lambda g, size: (gradients.append(g.clone()), ascent(g, size))[1])
     clean, disturbed = watched(monkeypatch, folder, model, "adversary.kind=fgm", "adversary.epsilon=0.7")
     change = disturbed - clean
     assert float(change.norm()) == pytest.approx(0.7, rel=1e-4)
@@ -214,7 +215,7 @@ def test_adversarial_gradients_are_the_sum_of_both_passes(
 def first_pass(folder: Path, model: Path, *overrides: str) -> tuple[float, TaskTrainer, dict[str, Any], list[Any]]:
     """The loss of one batch in training mode, what gave it, and the outputs of each forward pass that it took."""
     settings_ = config(folder, model, *overrides)
-    prepared = preparation(settings_)(settings_)
+    prepared = settings_.definition.family.prepare(settings_)
     torch.manual_seed(5)
     network = prepared.make_model().train()
     seen: list[Any] = []

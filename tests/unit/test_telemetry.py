@@ -13,17 +13,21 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloze.cli import compose
 from cloze.errors import DiskError, UserError
+from cloze.log import log
 from pretrain.config import TrainConfig
+from pretrain.dist import Process
 from pretrain.telemetry.console import Console
 from pretrain.telemetry.redact import redact, redact_overrides
 from pretrain.telemetry.sinks import (
     HarmlessSink,
     JsonlSink,
+    Telemetry,
     TensorBoardSink,
     WandbSink,
     open_telemetry,
@@ -196,9 +200,7 @@ def test_wandb_without_a_key_writes_an_offline_run_that_reads_back(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train", "store.api_key=hunter2"])
     resolved = {"steps": 300, "store": {"api_key": "hunter2"}, "data": {"path": "s3://me:hunter2@host/books"}}
-    telemetry = open_telemetry(
-        config("wandb.tags=[a]"), tmp_path, is_main=True, resume_step=None, wandb_id=None, resolved=resolved
-    )
+    telemetry = open_telemetry(config("wandb.tags=[a]"), tmp_path, resume_step=None, wandb_id=None, resolved=resolved)
     for step in (10, 20):
         telemetry.log(step, {"train/loss": 5.0 + step, "samples": step * 64, "tokens": step * 6400})
     telemetry.log(20, {"eval/mlm_loss": 4.0, "eval/samples": 7, "samples": 1280, "tokens": 128_000})
@@ -237,9 +239,7 @@ def test_wandb_without_a_key_writes_an_offline_run_that_reads_back(
 def test_a_run_that_was_killed_and_resumed_offline_is_one_run(tmp_path: Path) -> None:
     """Offline segments do not join: the newest one holds what counts of those before it."""
     for resume_step, steps in ((None, (10, 20, 30)), (20, (25, 35))):
-        telemetry = open_telemetry(
-            config("log.every=5"), tmp_path, is_main=True, resume_step=resume_step, wandb_id=None, resolved={}
-        )
+        telemetry = open_telemetry(config("log.every=5"), tmp_path, resume_step=resume_step, wandb_id=None, resolved={})
         for step in steps:
             telemetry.log(step, {"train/loss": math.nan if step == 10 else float(step), "samples": step})
         telemetry.close(75)
@@ -292,9 +292,7 @@ def test_a_sink_of_ones_own_gets_everything_and_does_no_harm(
     (tmp_path / "own_sink_of_a_test.py").write_text(OWN_SINK)
     monkeypatch.syspath_prepend(tmp_path)
     asked = config("log.sinks=[own_sink_of_a_test:Own,own_sink_of_a_test:Down]", "wandb.mode=disabled")
-    telemetry = open_telemetry(
-        asked, tmp_path, is_main=True, resume_step=None, wandb_id=None, resolved={"api_key": "hunter2"}
-    )
+    telemetry = open_telemetry(asked, tmp_path, resume_step=None, wandb_id=None, resolved={"api_key": "hunter2"})
     for step in range(5):
         telemetry.log(step, {"x": step / 2})
     telemetry.close(0)
@@ -426,9 +424,7 @@ def test_wandb_not_installed_or_disabled(
     monkeypatch.setitem(sys.modules, "wandb", None)
     HarmlessSink("W&B", lambda: WandbSink(config(), tmp_path, "abc", {})).log(1, {"x": 1.0})
     assert "pip install 'cloze[wandb]'" in capsys.readouterr().err
-    telemetry = open_telemetry(
-        config("wandb.mode=disabled"), tmp_path, is_main=True, resume_step=None, wandb_id="kept", resolved={}
-    )
+    telemetry = open_telemetry(config("wandb.mode=disabled"), tmp_path, resume_step=None, wandb_id="kept", resolved={})
     telemetry.close(0)
     assert telemetry.wandb_id == "kept"
     assert capsys.readouterr().err == ""
@@ -438,7 +434,7 @@ def test_wandb_id_comes_from_the_checkpoint_then_from_the_run(monkeypatch: pytes
     fake_wandb(monkeypatch, init=lambda **_: FakeRun(""))
 
     def opened(wandb_id: str | None) -> str | None:
-        telemetry = open_telemetry(config(), tmp_path, is_main=True, resume_step=None, wandb_id=wandb_id, resolved={})
+        telemetry = open_telemetry(config(), tmp_path, resume_step=None, wandb_id=wandb_id, resolved={})
         telemetry.close(0)
         return telemetry.wandb_id
 
@@ -450,10 +446,11 @@ def test_wandb_id_comes_from_the_checkpoint_then_from_the_run(monkeypatch: pytes
 
 
 def test_other_ranks_write_and_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    telemetry = open_telemetry(config(), tmp_path, is_main=False, resume_step=None, wandb_id=None, resolved={})
+    telemetry = Telemetry([], None)
     telemetry.log(1, {"train/loss": 1.0})
-    telemetry.say("nothing")
     telemetry.close(0)
+    other: Any = None  # a process group, which speaking does not need
+    Process(1, 2, 1, torch.device("cpu"), other).log.warning("nothing")
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
@@ -509,7 +506,7 @@ def test_console_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypat
     console = Console(300, 100, terminal=True)
     speed = {"throughput/tokens_per_second": 12345.0, "throughput/mfu": 0.456}
     console.log(200, {"train/loss": 6.1234, "eval/mlm_loss": 5.5, **speed})
-    console.say("[not markup]")
+    log.info("[not markup]")
     console.close()
     printed = capsys.readouterr().err
     (bar,) = (line for line in printed.splitlines() if "200/300" in line and "eval" not in line)

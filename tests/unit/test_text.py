@@ -10,7 +10,7 @@ from cloze.cli import compose
 from cloze.errors import UserError
 from data_prep.config import PrepConfig
 from data_prep.plan import make_plan
-from data_prep.stages import tasks
+from data_prep.stages.documents import Tally, pieces
 from data_prep.text.cleaning import filters_for, judge, repair
 from data_prep.text.sentences import MAX_CHARACTERS, cut_by, split_sentences
 from tests.unit.corpora import FUZZ, write_jsonl
@@ -85,7 +85,7 @@ def test_preparation_takes_the_rules_it_is_told(tmp_path):
     for rules in ("rules", "pysbd"):
         overrides = ["source=jsonl", f"source.paths=[{tmp_path}/a.jsonl]", "out=x", f"sentences={rules}"]
         plan = make_plan(compose("prep", PrepConfig, overrides))
-        found[rules] = [piece.sentences for piece in tasks._pieces(plan, 0, tasks._Tally())]
+        found[rules] = [piece.sentences for piece in pieces(plan, 0, Tally())]
     assert found["rules"] == [['The boy said "Stop it.', 'Go home."', "He left."]]
     assert found["pysbd"] == [['The boy said "Stop it. Go home."', "He left."]]
 

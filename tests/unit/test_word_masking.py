@@ -211,7 +211,7 @@ def test_shards_of_chinese_text(tmp_path, strategy, baked):
     path = write_jsonl(tmp_path / "zh.jsonl", texts)
     run = prep(
         "source=jsonl", f"source.paths=[{path}]", f"out={tmp_path / 'out'}", f"masking={strategy}",
-        f"masking.baked_draws={baked}", "tokenizer.vocab_size=200", "engine.workers=1", "max_len=48",
+        f"masking.baked_draws={baked}", "tokenizer.vocab_size=200", "executor.workers=1", "max_len=48",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert list(verify.faults(tmp_path / "out")) == []
@@ -260,7 +260,7 @@ def test_a_corpus_of_whole_words_trains_without_jieba(tmp_path):
     source = write_jsonl(tmp_path / "zh.jsonl", [f"{CHINESE}{i}。" * 3 for i in range(30)])
     run = prep(
         "source=jsonl", f"source.paths=[{source}]", f"out={tmp_path / 'out'}", "masking=whole_word",
-        "tokenizer.vocab_size=200", "engine.workers=1", "max_len=48", "val_fraction=0",
+        "tokenizer.vocab_size=200", "executor.workers=1", "max_len=48", "val_fraction=0",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     program = textwrap.dedent(

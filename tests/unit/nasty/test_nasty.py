@@ -23,9 +23,10 @@ from cloze.corpus.manifest import read_manifest
 from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
 from data_prep.plan import claimed, make_plan
-from data_prep.stages import tasks
+from data_prep.stages import tokenizer
 from data_prep.stages.finish import document_statistics, finish
-from data_prep.stages.tasks import Stage
+from data_prep.stages.map import MAP
+from data_prep.stages.reduce import REDUCE
 from tests.unit.corpora import documents, prep, vocabulary
 
 SECONDS = 20  # of CPU, for the worst of them; the machine may be slow
@@ -119,10 +120,10 @@ def run_here(folder: Path, paths: str, words: Path) -> int:
         )
     )  # fmt: skip
     with claimed(plan):
-        facts = tasks.make_tokenizer(plan)
-        for stage in (Stage.map, Stage.reduce):
-            for number in range(tasks.num_tasks(plan, stage)):
-                tasks.run_task(plan, stage, number)
+        facts = tokenizer.make_tokenizer(plan)
+        for stage in (MAP, REDUCE):
+            for number in range(stage.num_tasks(plan)):
+                stage.run_task(plan, number)
             document_statistics(plan)
         finish(plan, facts)
     assert list(verify.faults(folder / "out")) == []
@@ -164,7 +165,7 @@ def test_all_of_them_in_one_command_leave_no_traceback(tmp_path, words):
     mixture = "{{kind: {kind}, paths: ['{folder}/{files}'], max_bad_fraction: 1}}"
     both = ("text", "[0-9]*.[tT]*"), ("jsonl", "[0-9]*.jsonl")
     sources = ",".join(mixture.format(kind=kind, folder=tmp_path, files=files) for kind, files in both)
-    extra = [f"tokenizer.path={words}", "max_len=64", "engine.workers=2"]
+    extra = [f"tokenizer.path={words}", "max_len=64", "executor.workers=2"]
     run = prep(f"sources=[{sources}]", f"out={tmp_path / 'out'}", *extra)
     assert run.returncode == 0, run.stderr
     assert "Traceback" not in run.stderr
@@ -196,12 +197,12 @@ def test_things_that_are_no_files(tmp_path, words):
 def test_a_file_that_changes_while_it_is_read(tmp_path, words, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_bytes(PLAIN)
-    train = tasks.make_tokenizer
+    train = tokenizer.make_tokenizer
 
     def grows(plan):
         path.write_bytes(PLAIN + b"more")
         return train(plan)
 
-    monkeypatch.setattr(tasks, "make_tokenizer", grows)
+    monkeypatch.setattr(tokenizer, "make_tokenizer", grows)
     with pytest.raises(UserError, match="changed since the preparation began"):
         run_here(tmp_path, str(path), words)

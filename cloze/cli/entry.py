@@ -1,0 +1,218 @@
+"""Running a command: arguments in, exit code out. A user's mistake is one line on stderr."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from cloze.cli.composition import HYDRA, compose, fill, refuse_one_run_for_all, refuse_renamed
+from cloze.cli.explanation import explain
+from cloze.cli.help import help_text
+from cloze.cli.schemas import root
+from cloze.cli.terminal import outlive_terminal
+from cloze.errors import ExitCode, PeerFailed, UserError
+from cloze.log import QUIET, VERBOSE, log, set_verbosity
+
+C = TypeVar("C")
+Main = Callable[..., int]  # of arguments, or of nothing: then those of the process
+
+# Hydra stays out of the way: no folder and no log of its own, and the working directory is the user's.
+_HYDRA_SETTINGS = (
+    "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=.",
+    "hydra.output_subdir=null", "hydra.job.chdir=false",
+)  # fmt: skip
+
+
+def hydra_command(config_name: str, schema: type[C]) -> Callable[[Callable[[C], int]], Main]:
+    """Make `main(config)` a `main(overrides)` that composes `conf/{config_name}.yaml` into a `schema` object.
+
+    `--local_rank=N`, which the `deepspeed` launcher puts into argv, is dropped (DeepSpeed issue 5357). `--help` prints
+    the groups and keys of `schema`; `--cfg job`, `--multirun` and Hydra's other flags work as usual.
+    """
+
+    def with_schema(main: Callable[[C], int]) -> Main:
+        def run(overrides: list[str]) -> int:
+            overrides = _without_local_rank(overrides)
+            if "--help" in overrides or "-h" in overrides:
+                print(help_text(config_name, schema, overrides))
+                return ExitCode.OK
+            if any(override.startswith("-") for override in overrides):
+                return _by_hydra(overrides, config_name, schema, main)
+            return main(compose(config_name, schema, overrides))  # in half the time
+
+        return overrides_command(schema)(run)
+
+    return with_schema
+
+
+def overrides_command(schema: type[Any]) -> Callable[[Callable[[list[str]], int]], Main]:
+    """Make `main(overrides)`, which may raise, one that returns an exit code and knows `--verbose` and `--quiet`."""
+
+    def with_schema(main: Callable[[list[str]], int]) -> Main:
+        def run(overrides: Sequence[str] | None = None) -> int:
+            with _process(overrides) as given:
+                return guarded(lambda: main(_with_verbosity(given)), schema)
+
+        return run
+
+    return with_schema
+
+
+class _Help(argparse.HelpFormatter):
+    """Defaults in brackets, as those of keys."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = (None, False, argparse.SUPPRESS)
+        return action.help if any(action.default is one for one in plain) else f"{action.help} [%(default)s]"
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """For `python -m {module}`, a command that takes arguments instead of keys."""
+    made = argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=_Help)
+    loudness = made.add_mutually_exclusive_group()
+    loudness.add_argument(VERBOSE, action="store_true", help="tell more")
+    loudness.add_argument(QUIET, action="store_true", help="tell warnings and errors only")
+    return made
+
+
+def command(arguments: argparse.ArgumentParser) -> Callable[[Callable[[argparse.Namespace], int]], Main]:
+    """Make `main(options)` a `main(argv)` that returns an exit code."""
+
+    def with_parser(main: Callable[[argparse.Namespace], int]) -> Main:
+        def parsed(argv: Sequence[str]) -> int:
+            _refuse_empty_arguments(argv)
+            options = arguments.parse_args(argv)
+            set_verbosity(verbose=options.verbose, quiet=options.quiet)
+            return main(options)
+
+        def run(argv: Sequence[str] | None = None) -> int:
+            with _process(argv) as given:
+                return guarded(lambda: parsed(given))
+
+        return run
+
+    return with_parser
+
+
+def _refuse_empty_arguments(argv: Sequence[str]) -> None:
+    """Raises `UserError` where an argument has nothing in it: an empty path would be the working directory."""
+    for number, argument in enumerate(argv, 1):
+        if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+            named = argument.strip() or f"argument {number}"
+            raise UserError(f"{named}: empty (is a variable of the shell unset?); give it a value")
+
+
+def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
+    """Run `action`; a user's mistake becomes one line on stderr and an exit code. No schema: no keys."""
+    try:
+        return int(action())
+    except PeerFailed as error:
+        return int(error.exit_code)
+    except UserError as error:
+        _complain(str(error), everywhere=error.one_rank_only)
+        return int(error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        if schema is None:
+            raise
+        _complain(explain(error, schema))
+        return int(ExitCode.USAGE)
+    except KeyboardInterrupt:
+        _complain("interrupted; run the same command again to go on")
+        return int(ExitCode.STOPPED)
+    except SystemExit as stop:  # argparse exits 2 after its own line
+        return int(ExitCode.USAGE) if stop.code == 2 else int(stop.code or 0)
+
+
+def _complain(message: str, *, everywhere: bool = False) -> None:
+    """The one line on stderr. What every rank of a job finds is said once per node."""
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
+        log.error(message)
+
+
+@contextmanager
+def _process(arguments: Sequence[str] | None) -> Iterator[list[str]]:
+    """The arguments; where none are given this process is the command's own, and so are its standard streams."""
+    if arguments is not None:
+        yield list(arguments)
+        return
+    outlive_terminal()
+    yield sys.argv[1:]
+    sys.stdout.flush()
+
+
+def _with_verbosity(arguments: list[str]) -> list[str]:
+    """The arguments without `--verbose` and `--quiet`, which from now on hold."""
+    set_verbosity(verbose=VERBOSE in arguments, quiet=QUIET in arguments)
+    return [argument for argument in arguments if argument not in (VERBOSE, QUIET)]
+
+
+def _without_local_rank(arguments: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--local_rank", "--local-rank"):
+            skip = True
+        elif not argument.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(argument)
+    return kept
+
+
+def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Callable[[C], int]) -> int:
+    """Let Hydra obey its flags."""
+    refuse_renamed(schema, arguments)
+    refuse_one_run_for_all(config_name, schema, arguments)
+    codes: list[int] = []
+    composed = False
+
+    @hydra.main(version_base=HYDRA, config_path=str(root(schema)), config_name=config_name)
+    def task(config: DictConfig) -> None:
+        nonlocal composed
+        composed = True
+        codes.append(guarded(lambda: main(fill(config, schema)), schema))
+
+    sweeps = "${runs_root}" if "runs_root" in {field.name for field in fields(schema)} else "runs"  # type: ignore[arg-type]
+    try:
+        with _as_process(_with_settings(arguments, [*_HYDRA_SETTINGS, f"hydra.sweep.dir={sweeps}"])):
+            task()
+    except ValueError as error:  # Hydra's, of an override such as `model=3`
+        if composed:
+            raise
+        raise UserError(explain(error, schema)) from error
+    return max(codes, default=ExitCode.OK)
+
+
+def _with_settings(arguments: list[str], settings: list[str]) -> list[str]:
+    """The settings before the user's overrides, whose word is the last; Hydra wants all overrides side by side."""
+    overrides = (
+        at for at, one in enumerate(arguments) if one.startswith("~") or ("=" in one and not one.startswith("-"))
+    )
+    first = next(overrides, len(arguments))
+    return [*arguments[:first], *settings, *arguments[first:]]
+
+
+@contextmanager
+def _as_process(arguments: list[str]) -> Iterator[None]:
+    """For a while `sys.argv`, which is all that Hydra reads, has these; and its errors reach us unprinted."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full

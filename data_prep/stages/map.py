@@ -1,0 +1,117 @@
+"""Stage map: input -> encoded documents, scattered to buckets; and their near-duplicate records, to the near tasks."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cloze.corpus.manifest import TokenizerFacts
+from cloze.corpus.ragged import Ints
+from cloze.corpus.shards import token_dtype
+from data_prep.config import MaskingConfig, MaskingStrategy
+from data_prep.plan import Plan
+from data_prep.stages.base import Stage, committed
+from data_prep.stages.buckets import BucketWriter, Documents, documents_table
+from data_prep.stages.documents import Piece, Tally, held_out, pieces, source_of
+from data_prep.stages.near import BAND_RECORDS, NEAR, band_records, bands_path
+from data_prep.stages.pairs import SPECIALS_OF_A_PAIR
+from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
+from data_prep.text.encoder import Encoder, Ids
+from data_prep.text.words import WordEncoder
+
+_BATCH_BYTES = 2**18  # encoded at a time
+
+Encode = Callable[[Sequence[str]], tuple[Ids, Ints, npt.NDArray[np.bool_]]]
+
+
+@lru_cache(maxsize=1)
+def _encode(directory: Path, masking: MaskingConfig) -> tuple[Encode, TokenizerFacts]:
+    """One per process: the encoder's memory is worth keeping."""
+    tokenizer = tokenizer_in(directory)
+    encoder = Encoder(tokenizer.backend)
+    if masking.strategy is MaskingStrategy.token:
+        return lambda sentences: (*encoder.encode(sentences), np.zeros(0, bool)), tokenizer.facts
+    return WordEncoder(encoder, tokenizer.backend, masking.chinese_words).encode, tokenizer.facts
+
+
+def _num_tasks(plan: Plan) -> int:
+    return len(plan.tasks)
+
+
+def _run(plan: Plan, number: int, path: Path) -> None:
+    encode, facts = _encode(tokenizer_directory(plan), plan.config.masking)
+    tally = Tally()
+    longest = plan.config.max_len - SPECIALS_OF_A_PAIR
+    table = documents_table(token_dtype(facts.vocab_size))
+    near_tasks = NEAR.num_tasks(plan)
+    with ExitStack() as stack:
+        writer = BucketWriter(stack.enter_context(path.open("wb")), table, plan.num_buckets + plan.num_val_buckets)
+        bands = None
+        if plan.config.clean.near_duplicates is not None:
+            file = stack.enter_context(committed(plan, bands_path(plan, number)))
+            bands = BucketWriter(stack.enter_context(file.open("wb")), BAND_RECORDS, near_tasks)
+        for batch in _batches(pieces(plan, number, tally)):
+            documents = _encoded(batch, encode, longest, token_dtype(facts.vocab_size))
+            documents = documents._replace(sources_D=np.full(len(batch), source_of(plan, number), np.uint16))
+            bucket_D = _buckets(plan, batch, documents.digests_Dx2)
+            if bands:
+                texts = [" ".join(piece.sentences) for piece in batch]
+                records = band_records(texts, documents.digests_Dx2, bucket_D)
+                bands.add(records, (records.keys_R % np.uint64(near_tasks)).astype(np.int64))
+            full_D = np.flatnonzero(documents.sentences_D)
+            if len(full_D) < len(batch):
+                tally.dropped["no_tokens"] += len(batch) - len(full_D)
+                documents, bucket_D = table.select(documents, full_D), bucket_D[full_D]
+            writer.add(documents, bucket_D)
+        writer.finish(vars(tally))
+        if bands:
+            bands.finish()
+
+
+MAP = Stage("map", _num_tasks, _run)
+
+
+def _batches(found: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    size = 0
+    for piece in found:
+        batch.append(piece)
+        size += piece.num_bytes
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(batch: list[Piece], encode: Encode, longest: int, dtype: np.dtype[Any]) -> Documents:
+    """Encode documents. Sentences without tokens vanish; those of more than `longest` tokens are cut, not truncated."""
+    tokens_T, lengths_S, starts_T = encode([sentence for piece in batch for sentence in piece.sentences])
+    document_S = np.repeat(np.arange(len(batch)), [len(piece.sentences) for piece in batch])
+    pieces_S = -(-lengths_S // longest)  # 0 where there are no tokens
+    document_S = np.repeat(document_S, pieces_S)
+    last_S = np.cumsum(pieces_S)[pieces_S > 0] - 1
+    cut_S = np.full(len(document_S), longest)
+    cut_S[last_S] = (lengths_S - longest * (pieces_S - 1))[pieces_S > 0]
+    return Documents(
+        np.frombuffer(b"".join(piece.digest for piece in batch), "<u8").reshape(-1, 2),
+        np.fromiter((piece.origin for piece in batch), np.uint64, len(batch)),
+        np.zeros(len(batch), np.uint16),
+        np.bincount(document_S, minlength=len(batch)).astype(np.uint32),
+        cut_S.astype(np.uint16),
+        tokens_T.astype(dtype),
+        starts_T,
+    )
+
+
+def _buckets(plan: Plan, batch: Sequence[Piece], digests_Dx2: npt.NDArray[np.uint64]) -> Ints:
+    """A document's bucket follows from its text alone: equal texts meet, and none is both trained on and held out."""
+    held_out_D = held_out(plan, np.fromiter((piece.side for piece in batch), np.uint64, len(batch)))
+    choice_D = digests_Dx2[:, 1]
+    training_D = choice_D % np.uint64(plan.num_buckets)
+    val_D = np.uint64(plan.num_buckets) + choice_D % np.uint64(max(1, plan.num_val_buckets))
+    return np.where(held_out_D, val_D, training_D).astype(np.int64)

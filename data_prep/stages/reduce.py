@@ -1,0 +1,156 @@
+"""Stage reduce: the documents of a bucket -> shards: each text once, paired, masked and shuffled."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cloze.corpus.manifest import VAL, TokenizerFacts, as_list, pass_name
+from cloze.corpus.masking import Masking, draw_masks, mix64
+from cloze.corpus.ragged import offsets
+from cloze.corpus.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
+from data_prep.config import MaskingStrategy
+from data_prep.plan import Plan
+from data_prep.stages.base import Stage, committed
+from data_prep.stages.buckets import Documents, Table, documents_table, read_bucket
+from data_prep.stages.map import MAP
+from data_prep.stages.near import DROPPED, NEAR
+from data_prep.stages.pairs import Bucket, Samples, assemble, make_samples, sample_lengths
+from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
+
+
+class _Target(NamedTuple):
+    """A shard to write from a bucket."""
+
+    split: str
+    name: str
+    shard_id: int  # pass-major, val last
+    pass_index: int
+
+
+def _targets(plan: Plan, bucket: int) -> list[_Target]:
+    passes, buckets = plan.config.passes, plan.num_buckets
+    if bucket >= buckets:
+        return [_Target(VAL, f"shard-{bucket - buckets:05d}.tar", (passes - 1) * buckets + bucket, 0)]
+    return [_Target(pass_name(p), f"shard-{bucket:05d}.tar", p * buckets + bucket, p) for p in range(passes)]
+
+
+def _num_tasks(plan: Plan) -> int:
+    return plan.num_buckets + plan.num_val_buckets
+
+
+def _run(plan: Plan, bucket: int, path: Path) -> None:
+    facts = tokenizer_in(tokenizer_directory(plan)).facts
+    table = documents_table(token_dtype(facts.vocab_size))
+    num_buckets, sources = _num_tasks(plan), len(plan.sources)
+    found, again = _distinct(table, read_bucket(table, MAP.results(plan), bucket, num_buckets), sources)
+    documents = found
+    if plan.config.clean.near_duplicates is not None:
+        parts = read_bucket(DROPPED, NEAR.results(plan), bucket, num_buckets)
+        dropped = {row.tobytes() for part in parts for row in part.digests_Dx2}
+        documents = table.select(found, np.flatnonzero([row.tobytes() not in dropped for row in found.digests_Dx2]))
+    targets = _targets(plan, bucket)
+    shards = [_make_shard(plan, facts, _weighted(plan, documents, t), bucket, t) for t in targets]
+    tokens_D = np.diff(offsets(documents.lengths_S)[offsets(documents.sentences_D)])
+    result = {
+        "duplicate": again,  # per source
+        "near_duplicate": (
+            np.bincount(found.sources_D, minlength=sources) - np.bincount(documents.sources_D, minlength=sources)
+        ).tolist(),
+        "tokens": np.bincount(documents.sources_D, tokens_D, minlength=sources).astype(int).tolist(),
+        "shards": [shard for shard in shards if shard],
+    }
+    path.write_text(json.dumps(result, default=as_list))
+
+
+REDUCE = Stage("reduce", _num_tasks, _run)
+
+
+def _weighted(plan: Plan, documents: Documents, target: _Target) -> Documents:
+    """The documents of one pass, each as often as its source's weight says; held-out ones once.
+
+    Weight w makes floor(w) copies, and one more of the share w - floor(w) that a hash of text and pass picks.
+    """
+    weights_D = np.asarray([source.weight for source in plan.sources])[documents.sources_D]
+    if target.split == VAL or (weights_D == 1).all():
+        return documents
+    key_D = documents.digests_Dx2[:, 0] ^ (documents.digests_Dx2[:, 1] >> np.uint64(1))
+    share_D = mix64(key_D + np.uint64(target.pass_index + 1)).astype(np.float64) / 2**64
+    copies_D = np.floor(weights_D) + (share_D < weights_D % 1)
+    return documents_table(documents.tokens_T.dtype).select(
+        documents, np.repeat(np.arange(len(copies_D)), copies_D.astype(np.int64))
+    )
+
+
+def _distinct(table: Table[Documents], parts: Iterable[Documents], sources: int) -> tuple[Documents, list[int]]:
+    """Each text once, and how often each source repeats one. The source that is named first keeps it.
+
+    They come in the order of the digests: an order that no timing and no cutting into tasks can change.
+    """
+    seen: set[bytes] = set()
+    kept: list[Documents] = []
+    again = np.zeros(sources, np.int64)
+    for part in parts:
+        digests = [row.tobytes() for row in part.digests_Dx2]
+        first = dict(zip(reversed(digests), reversed(range(len(digests))), strict=True))
+        fresh = table.select(part, np.asarray(sorted(first[digest] for digest in first.keys() - seen), np.int64))
+        again += np.bincount(part.sources_D, minlength=sources) - np.bincount(fresh.sources_D, minlength=sources)
+        seen.update(first)
+        kept.append(fresh)
+    documents = table.concatenate(kept)
+    order_D = np.lexsort((documents.digests_Dx2[:, 1], documents.digests_Dx2[:, 0]))
+    return table.select(documents, order_D), again.tolist()
+
+
+def _make_shard(
+    plan: Plan, facts: TokenizerFacts, documents: Documents, bucket: int, target: _Target
+) -> dict[str, Any] | None:
+    """Pair, mask, shuffle and write; returns what the manifest will say of the shard. None if it would be empty."""
+    config = plan.config
+    texts = Bucket(documents.sentences_D.astype(np.int64), documents.lengths_S.astype(np.int64), documents.origins_D)
+    key = (config.seed, target.pass_index, bucket)
+    samples = make_samples(config.objective, texts, config.max_len, config.short_seq_prob, key)
+    if not len(samples.label_N):
+        return None
+    blocks = _blocks(plan, facts, samples, documents, target.shard_id)
+    with committed(plan, plan.out / target.split / target.name) as path:
+        entry = write_shard(path, shard_id=target.shard_id, split=target.split, name=target.name, blocks=blocks)
+    lengths_N = sample_lengths(samples)[:, 1]
+    return {
+        "entry": asdict(entry),
+        "random_next": int(samples.label_N.sum()),
+        "length_histogram": np.bincount(lengths_N, minlength=config.max_len + 1).tolist(),
+    }
+
+
+def _blocks(
+    plan: Plan, facts: TokenizerFacts, samples: Samples, documents: Documents, shard_id: int
+) -> Iterator[Block]:
+    masking = masking_of(plan)
+    for start in range(0, len(samples.label_N), BLOCK_SAMPLES):
+        rows = slice(start, start + BLOCK_SAMPLES)
+        part = Samples(samples.a_Nx2[rows], samples.b_Nx2[rows], samples.label_N[rows])
+        tokens_T, lengths_Nx2 = assemble(part, documents.tokens_T, facts.cls_id, facts.sep_id)
+        ids_N = sample_ids(shard_id, start, len(part.label_N))
+        starts_T = None
+        if masking.strategy != MaskingStrategy.token:  # the specials count as words of their own
+            starts_T = assemble(part, documents.starts_T.astype(np.uint8), 1, 1)[0].astype(bool)
+        masks = tuple(
+            draw_masks(tokens_T, lengths_Nx2, ids_N, draw, masking, facts.mask_vocabulary, starts_T)
+            for draw in range(plan.config.masking.baked_draws)
+        )
+        yield Block(tokens_T, lengths_Nx2, part.label_N, masks, starts_T)
+
+
+def masking_of(plan: Plan) -> Masking:
+    """What the manifest records of masking, and every later draw obeys."""
+    masking = plan.config.masking
+    return Masking(
+        strategy=masking.strategy,
+        probability=masking.probability,
+        max_predictions=plan.config.max_predictions,
+        seed=plan.config.seed,
+    )

@@ -1,0 +1,49 @@
+"""Stage sample: count words for the tokenizer to learn from, of what some map tasks begin with."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.plan import Plan, spelling_of
+from data_prep.stages.base import Stage
+from data_prep.stages.documents import Tally, held_out, pieces
+from data_prep.text.wordpiece import count_words
+
+_SAMPLED_TASKS = 64  # map tasks from whose beginnings the tokenizer learns
+
+
+def sampled_task(plan: Plan, number: int) -> int:
+    """The map task whose beginning a sample task reads."""
+    return number * len(plan.tasks) // _num_tasks(plan)
+
+
+def sampled_words(plan: Plan, number: int) -> dict[str, int]:
+    """What a sample task counted."""
+    words = json.loads(SAMPLE.result(plan, number).read_text())
+    assert isinstance(words, dict)
+    return words
+
+
+def _num_tasks(plan: Plan) -> int:
+    return min(len(plan.tasks), _SAMPLED_TASKS)
+
+
+def _run(plan: Plan, number: int, path: Path) -> None:
+    """Count the words of what is trained on."""
+    room = plan.config.tokenizer.sample_mib * 2**20 // _num_tasks(plan)
+
+    def sentences() -> Iterator[str]:
+        nonlocal room
+        for piece in pieces(plan, sampled_task(plan, number), Tally()):
+            if room > 0 and not held_out(plan, np.uint64(piece.side)):
+                room -= piece.num_bytes
+                yield from piece.sentences
+            elif room <= 0:
+                return
+
+    path.write_text(json.dumps(count_words(sentences(), spelling_of(plan.config.tokenizer))))
+
+
+SAMPLE = Stage("sample", _num_tasks, _run)

@@ -1,0 +1,272 @@
+"""A tag for each word (named entities): a linear head or a conditional random field, scored by whole entities.
+
+Files are CoNLL's: a word and its tag to a line, a blank line between sentences. Shapes: N sentences, T tokens, L tags.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cloze.errors import UserError
+from cloze.log import log
+from finetune.data import BadRow, Dataset, both_sets, label_names
+from finetune.readers import Row
+from finetune.tasks import Family, Task
+
+if TYPE_CHECKING:
+    from finetune.config import DataConfig, FinetuneConfig
+    from finetune.train import Prepared, Scores
+
+_TAG = re.compile(r"O|[BIES]-.+")
+
+Entity = tuple[str, int, int]  # type, first word, word after the last
+
+
+class Sentence(NamedTuple):
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+class _Conll:
+    """How the lines of a file are cut into columns."""
+
+    def __init__(self, text: str, columns: Sequence[str] | None) -> None:
+        self._tabs = "\t" in text
+        lines = [line for line in text.split("\n") if not self.is_gap(line) and not self.is_comment(line)]
+        counts = Counter(len(self._cells(line)) for line in lines)
+        self.width = max(counts, key=lambda width: counts[width], default=0)
+        self._word, self._tag = 0, -1
+        if columns is not None:
+            numbers = [int(name) for name in columns if name.isdecimal() and 1 <= int(name) <= self.width]
+            if len(columns) != 2 or len(numbers) != 2:
+                raise UserError(
+                    f"data.columns=[{','.join(columns)}]: two numbers from 1 to {self.width} are needed: which column "
+                    "has the words, and which the tags"
+                )
+            self._word, self._tag = numbers[0] - 1, numbers[1] - 1
+
+    def _cells(self, line: str) -> list[str]:
+        return line.rstrip().split("\t") if self._tabs else line.split()
+
+    def is_gap(self, line: str) -> bool:
+        """Whether it ends a sentence."""
+        return not line.strip() or self._cells(line)[0] == "-DOCSTART-"
+
+    def is_comment(self, line: str) -> bool:
+        """`# sent_id = 1`, but not the word `#` with its tag."""
+        return line.startswith("#") and not _TAG.fullmatch(self._cells(line)[-1].strip())
+
+    def row(self, lines: Sequence[tuple[int, str]]) -> Row:
+        """One sentence, of lines with their numbers."""
+        words, tags = [], []
+        for number, line in lines:
+            cells = self._cells(line)
+            if len(cells) < 2 or not cells[0]:
+                return Row(f"line {number}", {}, f"{line.strip()!r}: a word and its tag are needed, apart by a tab")
+            if len(cells) != self.width:
+                return Row(f"line {number}", {}, f"{len(cells)} columns where most lines have {self.width}")
+            words.append(cells[self._word])
+            tags.append(cells[self._tag].strip())
+        numbers = [number for number, _ in lines]
+        return Row(f"line {numbers[0]}", {"words": words, "tags": tags, "lines": numbers})
+
+
+def conll_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
+    """A row for each sentence, with its `words`, its `tags` and their `lines`: the first column and the last.
+
+    Raises `UserError` where the first column only numbers the words, and data.columns does not say which one has them.
+    """
+    del path
+    conll = _Conll(text, config.data.columns)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if not conll.is_comment(line)]
+    blocks = groupby(lines, key=lambda numbered: conll.is_gap(numbered[1]))
+    rows = [conll.row(list(block)) for is_gap, block in blocks if not is_gap]
+    firsts = [row.columns["words"] for row in rows if not row.fault]
+    numbered = all(words == [str(place) for place in range(1, len(words) + 1)] for words in firsts)
+    if conll.width > 2 and config.data.columns is None and numbered and any(len(words) > 1 for words in firsts):
+        raise UserError("the first column numbers the words; data.columns=[2,3] says where words and tags are")
+    return rows
+
+
+def sentences(dataset: Dataset, config: "DataConfig") -> list[Sentence]:
+    """Words and tags; `UserError` for the first tag that breaks the scheme: BIO or, where E or S occur, BIOES.
+
+    With `repair_tags`, entities that do not begin or end as they should are spelled anew, as `entities` reads them.
+    """
+    for row in dataset.rows:
+        if not row.fault and not {"words", "tags"} <= row.columns.keys():
+            raise UserError(
+                f"{dataset.name}: {row.place}: words and tags are needed, there are {', '.join(row.columns)}; name a "
+                "file in CoNLL's format"
+            )
+    closed = any(tag[:2] in ("E-", "S-") for row in dataset.rows for tag in row.columns.get("tags", ()))
+    num_repaired = 0
+
+    def parse(row: Row) -> Sentence:
+        nonlocal num_repaired
+        words, tags = row.columns["words"], row.columns["tags"]
+        if len(words) != len(tags):
+            raise BadRow(f"{len(words)} words and {len(tags)} tags")
+        if config.repair_tags and any(_tag_fault(a, b, closed) for a, b in pairwise(["O", *tags, "O"])):
+            tags = _spelled(entities(tags), len(tags), closed)
+            num_repaired += 1
+        for number, (before, tag) in enumerate(pairwise(["O", *tags, "O"])):
+            if fault := _tag_fault(before, tag, closed):
+                lines = row.columns.get("lines")
+                place = f"line {[*lines, lines[-1] + 1][number]}" if lines else row.place
+                raise UserError(f"{dataset.name}: {place}: {fault}; or repair all such by data.repair_tags=true")
+        return Sentence(tuple(words), tuple(tags))
+
+    found = dataset.convert(parse)
+    if num_repaired:
+        log.info(f"{dataset.name}: the tags of {num_repaired} of {len(dataset.rows)} sentences were repaired")
+    return found
+
+
+def entities(tags: Sequence[str]) -> set[Entity]:
+    """Entities of BIO or BIOES tags; of a model's faulty ones as CoNLL's script has it: a new type begins an entity."""
+    found, start, kind, ended = set(), 0, "", True
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, _, new = tag.partition("-")
+        if kind and (ended or prefix in "BSO" or new != kind):
+            found.add((kind, start, i))
+            kind = ""
+        if prefix != "O" and not kind:
+            start, kind = i, new
+        ended = prefix in "ES"
+    return found
+
+
+def _spelled(found: set[Entity], num_words: int, closed: bool) -> list[str]:
+    tags = ["O"] * num_words
+    for kind, start, end in found:
+        tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
+        if closed:
+            tags[end - 1] = f"{'S' if end == start + 1 else 'E'}-{kind}"
+    return tags
+
+
+def _tag_fault(before: str, tag: str, closed: bool) -> str | None:
+    prefix, _, kind = tag.partition("-")
+    scheme = "BIOES" if closed else "BIO"
+    if tag != "O" and (prefix == "O" or prefix not in {*scheme} or not kind):
+        return f"tag {tag!r}: O, or one of {', '.join(f'{p}-TYPE' for p in scheme if p != 'O')} is needed"
+    inside = before[:1] in ("B", "I")  # an entity of `before` may go on, and under BIOES must
+    continues = prefix in ("I", "E")
+    if continues and not (inside and before[2:] == kind):
+        return f"{tag} after {before}: an entity begins with B-{kind}" + (f" or S-{kind}" if closed else "")
+    if closed and inside and not continues:
+        return f"{before} is not followed by I-{before[2:]} or E-{before[2:]}"
+    return None
+
+
+def load_tagger(folder: Path) -> Any:
+    """A written model, with its `crf` if it has one: `model.crf.best(logits of the words' first pieces)`."""
+    from transformers import AutoModelForTokenClassification
+
+    from finetune.techniques.crf import crf_of, weights_of
+    from pretrain.export.hugging_face import load_pretrained
+
+    model = load_pretrained(AutoModelForTokenClassification, folder, purpose="a tagger")
+    if any(name.startswith("crf.") for name in weights_of(folder)):
+        model.crf = crf_of(folder, model.config.num_labels)
+    return model
+
+
+def prepare(config: "FinetuneConfig") -> "Prepared":
+    """Shapes of predictions: [N, T, L] emissions; a word is judged by its first piece, one that was cut off is "O"."""
+    import torch
+    from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
+
+    from finetune.config import Head, Init
+    from finetune.techniques.crf import crf_of
+    from finetune.techniques.losses import IGNORED
+    from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
+
+    train, dev = (sentences(dataset, config.data) for dataset in both_sets(config))
+    tokenizer = load_encoder_tokenizer(config, split_into_words=True)
+    names = label_names([tag for s in train for tag in s.tags], [tag for s in dev for tag in s.tags], config)
+    ids = {name: number for number, name in enumerate(names)}
+    train_features, _ = _encoded(train, ids, tokenizer, config.max_len)
+    dev_features, dev_words = _encoded(dev, ids, tokenizer, config.max_len)
+    gold = [s.tags for s in dev]
+
+    def make_model() -> Any:
+        model = load_model(config, AutoModelForTokenClassification, names)
+        if config.head is Head.crf:
+            model.crf = crf_of(Path(config.model) if config.init is Init.pretrained else None, len(names))
+        return model
+
+    def decide(emissions_NTL: npt.NDArray[np.float32], model: Any) -> list[list[str]]:
+        predicted = []
+        for emissions_TL, feature, words, tags in zip(emissions_NTL, dev_features, dev_words, gold, strict=True):
+            guessed = ["O"] * len(tags)
+            if words:
+                own_TL = emissions_TL[: len(feature["labels"])][np.asarray(feature["labels"]) != IGNORED]
+                crf = getattr(model, "crf", None)
+                chosen = (
+                    own_TL.argmax(-1) if crf is None else crf.best(torch.as_tensor(own_TL, device=crf.start.device))
+                )
+                for word, number in zip(words, chosen, strict=True):
+                    guessed[word] = names[number]
+            predicted.append(guessed)
+        return predicted
+
+    return Prepared(
+        tokenizer=tokenizer,
+        make_model=make_model,
+        train=train_features,
+        dev=dev_features,
+        collate=DataCollatorForTokenClassification(tokenizer),
+        decide=decide,
+        score=lambda answers: entity_scores(gold, answers),
+        num_labels=len(names),
+        teacher=load_teacher(config, AutoModelForTokenClassification, names, tokenizer),
+        facts={"dev_examples": len(dev), "labels": names, "head": config.head.value},
+    )
+
+
+def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> "Scores":
+    """Precision, recall and F1 of whole entities over all sentences, as CoNLL 2003 has them; accuracy of tags."""
+    wanted, given = ([entities(tags) for tags in dataset] for dataset in (gold, predicted))
+    right = sum(len(a & b) for a, b in zip(wanted, given, strict=True))
+    num_wanted, num_given = sum(map(len, wanted)), sum(map(len, given))
+    same = [a == b for tags, guesses in zip(gold, predicted, strict=True) for a, b in zip(tags, guesses, strict=True)]
+    return {
+        "precision": right / max(1, num_given),
+        "recall": right / max(1, num_wanted),
+        "f1": 2 * right / max(1, num_wanted + num_given),
+        "accuracy": sum(same) / len(same),
+    }
+
+
+def _encoded(
+    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int
+) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """Features with a label at each word's first piece, and which words of each sentence have one."""
+    from finetune.techniques.losses import IGNORED
+
+    encoded = tokenizer([[*s.words] for s in dataset], is_split_into_words=True, truncation=True, max_length=max_len)
+    features, words = [], []
+    for i, sentence in enumerate(dataset):
+        labels: list[int] = []
+        seen: list[int] = []
+        for word in encoded.word_ids(i):
+            first = word is not None and (not seen or word != seen[-1])
+            labels.append(ids[sentence.tags[word]] if first else IGNORED)
+            if first:
+                seen.append(word)
+        features.append({**{key: values[i] for key, values in encoded.items()}, "labels": labels})
+        words.append(seen)
+    return features, words
+
+
+TAGGING = Family(prepare=prepare, read=conll_rows, options=frozenset({"loss", "head", "data.repair_tags"}))
+
+TASKS: Mapping[str, Task] = {"ner": Task(family=TAGGING, score="f1")}

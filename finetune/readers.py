@@ -1,0 +1,98 @@
+"""The text of a file as rows: tables and JSON. What cannot be read of a row is its fault, not the file's.
+
+Knows no tasks; a family whose files look otherwise brings a reader of its own.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cloze.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig
+
+_PACKED = re.compile(r"\.(gz|zst|bz2|xz)$")
+
+
+class Row(NamedTuple):
+    """One line, item or question of a file."""
+
+    place: str  # "line 3", for messages
+    columns: dict[str, Any]
+    fault: str | None = None  # why it cannot be used
+
+
+def suffix(path: str) -> str:
+    """`.csv` of `TRAIN.CSV.gz`."""
+    return "." + _PACKED.sub("", path.lower()).rpartition(".")[2]
+
+
+def read_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
+    """JSON by its suffix, else a table. Raises `UserError` for a file that is neither."""
+    if suffix(path) in (".jsonl", ".json"):
+        return json_rows(text)
+    return table_rows(text, config.definition.header, config.layouts, quoted=suffix(path) == ".csv")
+
+
+def json_rows(text: str) -> list[Row]:
+    """Objects, one to a line, or all of them in one array."""
+    if text.lstrip().startswith("["):
+        try:
+            items = [(f"item {number}", item) for number, item in enumerate(json.loads(text), 1)]
+        except ValueError as error:
+            raise UserError(f"not JSON ({error}); an array of objects, or an object on each line, is needed") from None
+        return [_object_row(place, item) for place, item in items]
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip("\ufeff \t\r"):
+            try:
+                rows.append(_object_row(f"line {number}", json.loads(line.lstrip("\ufeff"))))
+            except ValueError as error:
+                rows.append(Row(f"line {number}", {}, f"not JSON ({error})"))
+    return rows
+
+
+def _object_row(place: str, item: Any) -> Row:
+    return Row(place, item) if isinstance(item, dict) else Row(place, {}, "not a JSON object")
+
+
+def table_rows(
+    text: str, default_header: Sequence[str] | None, layouts: Sequence[Sequence[str]], *, quoted: bool
+) -> list[Row]:
+    """CSV as Python's csv module reads it; in TSV a quotation mark is text, as in GLUE's files.
+
+    A file whose first line has none of the `layouts` may be one without a header: then it has the default one.
+    """
+    if quoted:
+        lines = list(_csv_lines(text))
+    else:
+        lines = [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        return []
+    header = [name.strip() for name in lines[0][1]]
+    known = any({*names} <= {*header} for names in layouts)
+    if default_header and len(header) == len(default_header) and not known:
+        header = list(default_header)
+    else:
+        lines = lines[1:]
+    rows = []
+    for number, cells in lines:
+        short = len(cells) != len(header)
+        fault = f"{len(cells)} columns where the header has {len(header)}" if short else None
+        rows.append(Row(f"line {number}", {} if short else dict(zip(header, cells, strict=True)), fault))
+    return rows
+
+
+def _csv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    first = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    delimiter = max(",;\t", key=first.count)  # of equals the comma
+    csv.field_size_limit(max(len(text), 1))  # the module's own is 131,072 characters
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if cells)
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num}: {error}; mend it") from None

@@ -1,0 +1,16 @@
+"""Muon (Jordan et al. 2024)."""
+
+from dataclasses import dataclass
+
+from cloze.schema import doc
+from pretrain.optim.options import require
+from pretrain.optim.options.adamw import AdamConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig(AdamConfig, kind="muon"):
+    momentum: float = doc("decay of the momentum of the layers' matrices; AdamW takes the rest")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, f"optim.momentum={self.momentum}: must be in [0, 1)")
