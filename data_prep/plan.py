@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -27,6 +27,8 @@ from cloze.corpus import manifest
 from cloze.corpus.tokenizer import Spelling, WordPiece, load_tokenizer
 from cloze.errors import UserError
 from cloze.files import write_whole
+from cloze.ownership import CORPUS, foreign, remove_files
+from cloze.ownership import WORK as UNFINISHED
 from cloze.schema import CONF
 from cloze.storage import download, is_remote, listed, local_path, put, remove
 from data_prep.config import (
@@ -167,6 +169,8 @@ def mixture(config: PrepConfig) -> tuple[Source, ...]:
         return (config.source,)
     from cloze import cli  # not above: workers import this module, and need no Hydra
 
+    if config.source != cli.compose("prep", PrepConfig, ["out=any"]).source:
+        raise UserError("sources: and source is given, too; put it into the list, [{kind: text, paths: [a.txt]}, …]")
     result: list[Source] = []
     for number, given in enumerate(config.sources):
         kind = given.get("kind") if isinstance(given, Mapping) else None
@@ -200,6 +204,7 @@ def claimed(plan: Plan) -> Iterator[bool]:
         raise UserError(
             f"out={plan.config.out}: is not empty ({min(found)}) and no preparation of ours; name a new directory"
         )
+    _refuse_foreign_work(plan)
     plan.work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(plan.work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -254,6 +259,12 @@ def _lock(descriptor: int, out: Path, kind: int) -> bool:
     return True
 
 
+def _refuse_foreign_work(plan: Plan) -> None:
+    """Raises `UserError` where the folder for unfinished work holds files, and no plan of ours: it is removed later."""
+    if not (plan.work / PLAN).exists() and (other := next(foreign(plan.work, UNFINISHED), None)):
+        raise UserError(f"out={plan.out}: holds {WORK}/{other}, which no preparation wrote; name a new directory")
+
+
 def _record_place(plan: Plan) -> str:
     return f"{plan.home}/{WORK}/{PLAN}"
 
@@ -280,7 +291,10 @@ def _record(plan: Plan) -> None:
 def clear_up(plan: Plan) -> None:
     """Remove what the finished corpus needs no longer; plan.json first, by which other calls know that it is done."""
     (plan.work / PLAN).unlink(missing_ok=True)
-    shutil.rmtree(plan.out if plan.remote else plan.work, ignore_errors=True)
+    with suppress(OSError):
+        remove_files(plan.work, UNFINISHED)
+        if plan.remote:
+            remove_files(plan.out, CORPUS)
     if plan.remote:
         remove(_record_place(plan))
 

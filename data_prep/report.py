@@ -5,9 +5,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from cloze.cli import command, parser
-from cloze.corpus.report import report
+from cloze.corpus.report import EARLIER_MARK, PAGE_MARK, report
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
+from cloze.ownership import require_own_file
 from cloze.storage import on_disk
 
 REPORT_NAME = "report.html"
@@ -21,6 +22,7 @@ PARSER.add_argument("--out", type=Path, help=f"where to write it [DIR/{REPORT_NA
 def main(options: Namespace) -> int:
     """Write the page beside the manifest, or where `--out` says."""
     out: Path = options.out or options.directory / REPORT_NAME
+    require_own_file(out, (PAGE_MARK, EARLIER_MARK), "--out ")
     page = report(options.directory).encode()
     try:
         write_whole(out, page)

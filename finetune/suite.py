@@ -17,12 +17,15 @@ import numpy as np
 from cloze import cli
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
+from cloze.ownership import require_own_file
 from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig, Init, SuiteConfig, facts, saved
 from finetune.data import sha256
 from finetune.families import SUITES, TASKS
 from finetune.length import fitted
 from pretrain.export.card import replace_section, table
+
+_FIRST_LINE = "| task | score, % | this model |"  # of results.md: known by it
 
 
 def run(config: SuiteConfig) -> int:
@@ -34,6 +37,8 @@ def run(config: SuiteConfig) -> int:
         raise UserError(
             f"data={config.data}: has no task of {config.suite}; {names[0]}/train.tsv, say, is needed there"
         )
+    require_own_file(out / "results.md", (_FIRST_LINE,))
+    require_own_file(out / "results.json", ('"pretrained": {',))
     results: dict[str, dict[str, Any]] = {}
     for task, own in settings.items():
         for init in Init if config.baseline else (Init.pretrained,):

@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from cloze import ownership
 from cloze.errors import ExitCode, UserError, first_line
 from cloze.log import log
 from launch.command import Command, NodeStart, free_port, node_command, this_machine
@@ -90,7 +91,7 @@ def run(command: Command, status: Path | None, requested: Callable[[str], bool],
 
     `status` is the file in which rank 0, where it is on this node, writes how training ended.
     """
-    if status:
+    if status and ownership.is_of(status.parent, ownership.RUN):  # else training refuses the directory
         status.unlink(missing_ok=True)
     process = subprocess.Popen(
         command.arguments,

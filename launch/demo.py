@@ -7,7 +7,6 @@ what guessing would reach. Run again, it goes on where it stopped.
 
 import math
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from cloze import cli
+from cloze import cli, ownership
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
 from cloze.errors import ExitCode, TrainingError, UserError
 from cloze.log import log
@@ -220,6 +219,23 @@ def run_child(command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def remove_earlier(paths: Paths) -> None:
+    """Remove what an earlier demo made, but the run's metrics. Raises `UserError` before anything goes."""
+    kinds = {paths.shards: ownership.CORPUS, paths.run: ownership.RUN, paths.model: ownership.EXPORT}
+    there = {path: kind for path, kind in kinds.items() if path.exists()}
+    for path, kind in there.items():
+        ownership.require_own(path, kind)
+    if paths.run in there:
+        kept = paths.run.with_name(f"{paths.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        for metrics in sorted(paths.run.glob("metrics*.jsonl")):
+            kept.mkdir(exist_ok=True)
+            metrics.rename(kept / metrics.name)
+        if kept.exists():
+            print(f"the earlier run's metrics are in {kept}", flush=True)
+    for path, kind in there.items():
+        ownership.remove_own(path, kind)
+
+
 PARSER = cli.parser("launch.demo", "Text to shards to pretraining to a Hugging Face model, in minutes.")
 PARSER.add_argument("--fresh", action="store_true", help="first remove what an earlier demo made")
 PARSER.add_argument("overrides", nargs="*", metavar="key=value", help="training overrides, such as steps=300")
@@ -229,8 +245,7 @@ PARSER.add_argument("overrides", nargs="*", metavar="key=value", help="training 
 def main(options: Namespace) -> int:
     paths = Paths()
     if options.fresh:
-        for path in paths:
-            shutil.rmtree(path, ignore_errors=True)
+        remove_earlier(paths)
     machine = this_machine()
     plan = ON_GPU if machine.gpus else ON_CPU
     print(f"demo on {len(machine.gpus)} GPU(s)" if machine.gpus else f"demo on {machine.cpus} CPU core(s)", flush=True)

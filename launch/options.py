@@ -76,6 +76,8 @@ def parse(arguments: Sequence[str], *, slurm: bool = False) -> Options:
         if argument == "--dry-run":
             own["dry_run"] = True
         elif given and key in readers:
+            if not value.strip() and key not in ("forward", "sbatch"):
+                raise UserError(f"{argument}: empty (is a variable of the shell unset?); give it a value")
             try:
                 own[key] = readers[key](value)
             except ValueError as error:

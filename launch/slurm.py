@@ -20,12 +20,14 @@ from pathlib import Path
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
 from cloze.log import log
+from cloze.ownership import require_own_file
 from launch.agent import STATUS_NAME
 from launch.command import TRAINING_MODULE
 from launch.options import Options
 from pretrain.config import TrainConfig, check_ranks
 
 SCRIPT_NAME = "job.sbatch"
+_MARK = "# Written by python -m launch slurm"
 
 _STOP_SECONDS_BEFORE = 120  # the ranks get SIGUSR1 so long before their time is up
 _LEAST_SECONDS = 600  # of a job: less leaves nothing to train in
@@ -63,6 +65,7 @@ def script(options: Options, config: TrainConfig, folder: Path) -> str:
     return "\n".join(
         [
             "#!/bin/bash",
+            _MARK,
             *(f"#SBATCH {directive}" for directive in directives),
             f"cd {shlex.quote(str(Path.cwd()))} || exit {ExitCode.USAGE.value}",
             'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun does not take it from sbatch
@@ -102,6 +105,7 @@ def submit(options: Options, config: TrainConfig) -> int:
         return ExitCode.OK
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCRIPT_NAME
+    require_own_file(path, (_MARK, "-m launch.slurm "))  # the second: of earlier versions
     write_whole(path, text.encode())
     try:
         done = subprocess.run(["sbatch", str(path)], check=False)

@@ -90,7 +90,7 @@ class DataConfig:
     cache_dir: str | None = doc(
         "copy the corpus here first, once per node; needed for URLs, good for slow file systems"
     )
-    cache_gib: float = doc("largest size of data.cache_dir, GiB; corpora used longest ago make room")
+    cache_gib: float = doc("largest size of the copies in data.cache_dir, GiB; those used longest ago make room")
     access: Access = doc("mapped (memory-mapped files, perfect shuffle) or stream (for corpora larger than the disks)")
     lanes: int = doc("stretches of an epoch that are streamed side by side; best a multiple of the number of ranks")
     window: int = doc("streamed samples per lane that are shuffled together")
@@ -263,9 +263,13 @@ class BudgetConfig:
 class GuardConfig:
     spike_factor: float | None = doc("roll back when a logged loss exceeds its running mean by this factor; null never")
     max_rollbacks: int = doc("roll back at most so often, then give up (exit 70)")
+    give_up_loss: float | None = doc(
+        "give up (exit 70) when five logged losses in a row exceed this after the warm-up; null never"
+    )
 
     def __post_init__(self) -> None:
-        factor = self.spike_factor
+        factor, most = self.spike_factor, self.give_up_loss
+        _require(most is None or 0 < most < math.inf, f"guard.give_up_loss={most}: must be positive, or null")
         _require(factor is None or factor > 1, f"guard.spike_factor={factor}: must be above 1")
         _require(self.max_rollbacks >= 1, f"guard.max_rollbacks={self.max_rollbacks}: must be at least 1")
 

@@ -26,7 +26,7 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     distance_bias = config.model.distance_curve
     for loaded, wait_seconds in timed(steps):
         micro_batches, totals = metrics.agree(loaded, wait_seconds)
-        if budget_spent(config, progress) >= 1.0:
+        if progress.budget_spent(config) >= 1.0:
             break
         if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
             outcome = ExitCode.STOPPED
@@ -47,7 +47,14 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         if is_due(progress.step, config.checkpoint.every):
             saved = save(session)
         session.watchdog.tick()
+    if not progress.step and progress.budget_spent(config) >= 1.0:
+        raise UserError(
+            f"budget.hours={config.budget.hours:g}: was spent before the first step, so nothing is trained; raise it"
+        )
     metrics.log()
+    if outcome is ExitCode.OK and (verdict := metrics.watch.verdict()):
+        progress.verdict = verdict
+        session.process.log.warning(f"step {progress.step}: {verdict}")
     if outcome is ExitCode.OK and evaluated != progress.step:
         evaluate_now(session)
     if saved != progress.step:
@@ -57,20 +64,10 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     return outcome
 
 
-def budget_spent(config: TrainConfig, progress: Progress) -> float:
-    """Share of the time budget that is gone; 0 without one."""
-    return progress.seconds / (config.budget.hours * 3600) if config.budget.hours else 0.0
-
-
-def share_done(config: TrainConfig, progress: Progress) -> float:
-    """Share of the run before the step to come: of its steps, or of the time budget where there is one."""
-    return budget_spent(config, progress) if config.budget.hours else progress.step / config.steps
-
-
 def rate_of(config: TrainConfig, progress: Progress) -> float:
     """Learning rate of the step to come: by steps, or by the clock where there is a time budget."""
     if config.budget.hours:
-        share = budget_spent(config, progress)
+        share = progress.budget_spent(config)
         return rate_between(share, share, config.optim, config.schedule)
     return learning_rate(progress.step, config.steps, config.optim, config.schedule)
 
@@ -89,7 +86,7 @@ def steps_ahead(session: Session) -> Generator[list[MicroBatch], None, None]:
     stretch, ahead = process.world_size * config.micro_batch_size, range(session.progress.step, config.steps)
     return training_steps(
         dataset,
-        steps=(batch_size(share_done(config, session.progress), config) // stretch for _ in ahead),
+        steps=(batch_size(session.progress.share_done(config), config) // stretch for _ in ahead),
         workers=min(data.workers, 1) if streamed else data.workers,  # a stream fetches by threads
         prefetch=data.prefetch,
         pin_memory=process.device.type == "cuda",

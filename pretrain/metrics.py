@@ -13,6 +13,7 @@ from cloze.errors import DiskError, ExitCode, PeerFailed, TrainingError, UserErr
 from pretrain.config import Precision
 from pretrain.data.loader import MicroBatch
 from pretrain.engine.engine import StepResult
+from pretrain.guessing import LossWatch
 from pretrain.model.loss import means, pretraining_loss
 from pretrain.session import Session
 from pretrain.telemetry.throughput import RankWork, Stopwatch, training_flops
@@ -47,6 +48,7 @@ class MetricsAccumulator:
         self._started = self._clock() - session.progress.seconds
         self._losses: deque[float] = deque(maxlen=_SPIKE_LINES)
         self._sound_step = session.progress.step
+        self.watch = LossWatch(session.config, session.corpus.manifest.tokenizer.vocab_size)
         self.stopwatch = Stopwatch(session.process.device)
         self._clear()
 
@@ -152,6 +154,8 @@ class MetricsAccumulator:
             metrics["train/loss_scale"] = session.engine.loss_scale.value
         self._clear()
         session.telemetry.log(session.progress.step, metrics)
+        if line := self.watch.saw(session.progress.step, session.progress.share_done(session.config), losses):
+            session.process.log.warning(line)
         self._guard(losses["loss"])
 
     def _guard(self, loss: float) -> None:

@@ -1,15 +1,18 @@
 """Going on from a checkpoint: which one, whether it belongs to this run, and its state into the engine."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from cloze.errors import UserError
 from pretrain import checkpoint
+from pretrain.changes import refuse_other_architecture
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror
-from pretrain.config import RESUME_CHECKS, Identity, TrainConfig
+from pretrain.config import RESUME_CHECKS, Identity, TrainConfig, as_data
 from pretrain.data.loader import Corpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
+from pretrain.run_directory import refuse_lost
 
 
 def find_snapshot(
@@ -22,8 +25,10 @@ def find_snapshot(
         process.log.info(f"{folder}: empty; looking into checkpoint.upload={config.checkpoint.upload}")
         found = process.on_main(lambda: mirror.pull(folder, process.log.warning))
     if found is None:
+        process.on_main(lambda: refuse_lost(folder.parent))
         return None
     snapshot = checkpoint.load(found)
+    refuse_other_architecture(str(found), snapshot.config_yaml, as_data(asdict(config.model)))
     now = Identity.of(config, corpus.manifest, corpus.sha256)
     for change in check_identity(found, snapshot.state.identity, now, corpus.directory, config.resume.allow):
         process.log.warning(f"{found}: {change}; going on from position {snapshot.state.samples}, as resume.allow says")

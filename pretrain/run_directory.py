@@ -1,7 +1,8 @@
 """The directory of a run: its lock, and what is written there once per start.
 
 `config.yaml` (resolved, redacted), `environment.json`, `tokenizer/` (so that a checkpoint can be exported when the
-corpus is gone), `status.json` (how the last start ended). Rank 0 alone touches it.
+corpus is gone), `status.json` (how the last start ended). Rank 0 alone touches it. Its mark also keeps the newest step
+that was ever saved: a run whose checkpoints are gone does not start again over what it has trained.
 """
 
 import fcntl
@@ -18,19 +19,25 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+import yaml
 
-from cloze.errors import DiskError, UserError
+from cloze import ownership
+from cloze.errors import DiskError, ExitCode, UserError
 from cloze.files import write_whole
+from cloze.ownership import RUN
+from pretrain.checkpoint.format import list_checkpoints, step_of, verify
 
+_OURS = ("config.yaml", "environment.json", "metrics.jsonl", "status.json", "tokenizer", "wandb_id", "skipped.jsonl")
 _PACKAGES = ("cloze", "torch", "deepspeed", "transformers", "tokenizers", "webdataset", "hydra-core", "numpy", "wandb")
 
 
 class RunDirectory:
-    """An open run directory. A second job on it is refused while this one lives."""
+    """An open run directory. A second job on it is refused while this one lives, and so is what is no run of ours."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        refuse_foreign(path)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock: IO[str] = (path / ".lock").open("a")
@@ -41,6 +48,14 @@ class RunDirectory:
         except OSError:
             self._lock.close()
             raise UserError(f"{path}: another job is training in it; wait for it, or name another run") from None
+        try:
+            self.note_saved(0)
+        except OSError as error:
+            raise DiskError(f"{path}: {error}; free space and run the same command again") from error
+
+    def note_saved(self, step: int) -> None:
+        """Keep that a checkpoint of this step was written. Raises OSError."""
+        ownership.mark(self.path, RUN, saved_step=max(step, saved_step(self.path)))
 
     def describe(self, config_yaml: str, tokenizer: Path, world_size: int) -> None:
         """Write what the run is made of."""
@@ -58,14 +73,64 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write_status(self, exit_code: int, step: int) -> None:
-        """How this start ended: DeepSpeed's launcher does not always tell."""
-        body = {"exit_code": exit_code, "step": step, "time": time.time()}
+    def write_status(self, exit_code: int, step: int, verdict: str | None = None) -> None:
+        """How this start ended: DeepSpeed's launcher does not always tell. `verdict`: what is wrong with the model."""
+        body = {"exit_code": exit_code, "step": step, "time": time.time(), **({"verdict": verdict} if verdict else {})}
         with suppress(OSError):  # a full disk was told of; the exit code says the rest
             write_whole(self.path / "status.json", f"{json.dumps(body)}\n".encode())
 
     def close(self) -> None:
         self._lock.close()
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises `UserError` where what a run writes is there, and no run of ours wrote it."""
+    if ownership.is_of(path, RUN):
+        return
+    found = [name for name in _OURS if (path / name).exists()]
+    found += [f"checkpoints/{each.name}" for each in sorted(path.glob("checkpoints/*"))]
+    if found:
+        raise UserError(f"{path}: holds {found[0]}, which no run of Cloze wrote; name another run or runs_root")
+
+
+def saved_step(path: Path) -> int:
+    """The newest step of which a checkpoint was ever written in this run; 0 where none was.
+
+    The mark tells it, or a checkpoint's name. Earlier versions left no mark: there an orderly end, or metrics from
+    after the second save (which waits for the first), say so.
+    """
+    known = ownership.marked(path, RUN) or {}
+    steps = [step_of(each) for each in list_checkpoints(path / "checkpoints")]
+    if "saved_step" in known:
+        return int(max(known["saved_step"], *steps, 0))
+    status = _object(path / "status.json")
+    if status.get("exit_code") in (ExitCode.OK, ExitCode.STOPPED):
+        steps.append(int(status.get("step", 0)))
+    with suppress(OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError):
+        last = json.loads((path / "metrics.jsonl").read_bytes().splitlines()[-1])["step"]
+        every = yaml.safe_load((path / "config.yaml").read_bytes())["checkpoint"]["every"]
+        steps.append(last // every * every - every if every and last > 2 * every else 0)
+    return max(steps, default=0)
+
+
+def refuse_lost(path: Path) -> None:
+    """Raises `UserError` of a run that has no sound checkpoint, but had some: to start again would hide that."""
+    if not (step := saved_step(path)):
+        return
+    damaged = [f"{each.name}: {verify(each)[0]}" for each in reversed(list_checkpoints(path / "checkpoints"))]
+    what = "damaged: " + "; ".join(damaged[:3]) if damaged else "there is none"
+    raise UserError(
+        f"{path}: was saved up to step {step}, and no checkpoint in {path / 'checkpoints'} can be read ({what}); put "
+        "one back from a copy, or name another run, with init_from=WEIGHTS to go on from other weights"
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def environment(world_size: int) -> dict[str, Any]:

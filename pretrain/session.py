@@ -16,6 +16,7 @@ from cloze.corpus.manifest import VAL
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import ExitCode, UserError
 from pretrain import checkpoint, dist
+from pretrain.changes import changed, describe_changes, learning_rate_jump, note
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.config import (
@@ -57,12 +58,21 @@ class Progress:
     seconds: float = 0.0
     rollbacks: int = 0
     skipped_in_a_row: int = 0
+    verdict: str | None = None  # what is wrong with the model at the end, as far as its losses tell
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from there."""
         state = snapshot.state
         self.step, self.samples, self.tokens = state.step, state.samples, state.tokens
         self.seconds, self.rollbacks = state.seconds, state.rollbacks
+
+    def budget_spent(self, config: TrainConfig) -> float:
+        """Share of the time budget that is gone; 0 without one."""
+        return self.seconds / (config.budget.hours * 3600) if config.budget.hours else 0.0
+
+    def share_done(self, config: TrainConfig) -> float:
+        """Share of the run before the step to come: of its steps, or of the time budget where there is one."""
+        return self.budget_spent(config) if config.budget.hours else self.step / config.steps
 
 
 class Job:
@@ -99,7 +109,7 @@ class Job:
 
     def leave(self) -> None:
         if self.directory:
-            self.directory.write_status(int(self.code), self.progress.step)
+            self.directory.write_status(int(self.code), self.progress.step, self.progress.verdict)
             self.directory.close()
         self.watchdog.close()
 
@@ -168,6 +178,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
     assert corpus
     resolved = as_data(asdict(config))
     config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
+    changes = changed(snapshot.config_yaml, config_yaml) if snapshot else {}
     if job.directory:
         before = job.directory.ranks_before()
         if before not in (None, process.world_size):
@@ -175,6 +186,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
                 f"{path}: {before} ranks before, {process.world_size} now; the global batches stay the same"
             )
         job.directory.describe(config_yaml, corpus.directory / "tokenizer", process.world_size)
+        note(path, changes, progress.step)
     engine, vocab_rows = build_engine(config, corpus, process, snapshot)
     wandb_id = snapshot.state.wandb_id if snapshot else None
     if process.is_main:
@@ -191,6 +203,15 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
     earlier = read_metrics(path / METRICS_NAME) if process.is_main and snapshot else ()
     baseline = process.here_on_main(lambda: held_out_baseline(corpus.directory, config.eval.max_samples))
     process.log.info(describe(job, engine))
+    if changes:
+        process.log.info(describe_changes(changes, progress.step))
+    if snapshot and (jump := learning_rate_jump(snapshot.config_yaml, config, progress.step)):
+        process.log.warning(jump)
+    if config.eval.every and not corpus.num_val:
+        process.log.warning(
+            f"eval.every={config.eval.every}: {corpus.directory} has no held-out split, so nothing is evaluated; "
+            "prepare it with val_fraction=0.01"
+        )
     for mismatch in config.expect.unmet(corpus.manifest):
         process.log.warning(f"{corpus.directory} was prepared with {mismatch} as the recipe expects")
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
@@ -212,7 +233,11 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         doctor=Doctor(baseline, earlier),
         throughput=Throughput(peak * process.world_size if peak else None),
         writer=checkpoint.Writer(
-            path / "checkpoints", options, process.log.warning, upload=mirror.push if mirror else None
+            path / "checkpoints",
+            options,
+            process.log.warning,
+            upload=mirror.push if mirror else None,
+            on_saved=job.directory.note_saved if job.directory else lambda step: None,
         ),
         mirror=mirror,
         watchdog=job.watchdog,
@@ -263,10 +288,13 @@ def describe(job: Job, engine: Engine) -> str:
     samples = sum(corpus.pass_sizes)
     epochs = total_samples(config) / max(1, samples / corpus.manifest.passes)
     start = f"resuming at step {job.progress.step}" if job.progress.step else "starting"
+    end = str(config.steps)
+    if config.budget.hours is not None:
+        end += f" at most, in {config.budget.hours:g} hours"
     ramp = config.batch_ramp
     ramped = f" (from {ramp.start} at first, in {ramp.fraction:.0%} of the run)" if ramp.start else ""
     return (
-        f"run {job.path}: {start} of {config.steps}, "
+        f"run {job.path}: {start} of {end}, "
         f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters), "
         f"{config.optim.kind} at {config.optim.peak_lr:g}\n"
         f"data {corpus.directory}: {samples:,} samples of up to {corpus.manifest.max_len} tokens, {epochs:.2f} epochs\n"

@@ -43,6 +43,12 @@ def run(job: Job) -> None:
         )
         job.code = ExitCode.OK
         return
+    if snapshot and job.progress.budget_spent(config) >= 1.0:
+        process.log.info(
+            f"{job.path}: budget.hours={config.budget.hours} is spent, at step {job.progress.step}; raise it"
+        )
+        job.code = ExitCode.OK
+        return
     with open_session(job, snapshot, mirror) as session:
         job.code = train_with_rollbacks(session)
     process.barrier()  # launchers kill the others soon after the first rank that leaves, and rank 0 may need minutes

@@ -105,7 +105,7 @@ class Watchdog:
         faulthandler.dump_traceback(all_threads=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)  # in its start a run may have none yet
-            with path.open("w") as file:
+            with path.open("a") as file:  # after those of earlier starts
                 faulthandler.dump_traceback(file, all_threads=True)
         finally:
             os._exit(ExitCode.STUCK)

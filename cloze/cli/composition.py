@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -52,6 +54,30 @@ def refuse_renamed(schema: type[Any], overrides: Iterable[str]) -> None:
                 raise UserError(f"{override}: is called {new} now; write {new}{override.lstrip('+~')[len(old) :]}")
 
 
+def refuse_one_run_for_all(config_name: str, schema: type[Any], arguments: Sequence[str]) -> None:
+    """Raises `UserError` where two jobs of a sweep would train in one run directory: the second finds nothing to do."""
+    names = {field.name for field, _ in fields_of(schema)}
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if (
+        not {"--multirun", "-m"} & {*arguments}
+        or not {"run", "runs_root"} <= names
+        or "${hydra:" in " ".join(overrides)
+    ):
+        return
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    seen: set[tuple[str, str]] = set()
+    for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+        config = composed(config_name, schema, job)
+        where = str(config.runs_root), str(config.run)
+        if where in seen:
+            swept = [change.key_or_group for change in parsed if change.is_sweep_override()]
+            raise UserError(
+                f"run={where[1]}: is that of several jobs of the sweep; name one for each, such as "
+                f"run={where[1]}-${{hydra:job.num}}" + (f" or run={where[1]}-${{{swept[0]}}}" if swept else "")
+            )
+        seen.add(where)
+
+
 def composed(config_name: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
     refuse_renamed(schema, overrides)
     GlobalHydra.instance().clear()
@@ -76,7 +102,20 @@ def fill(config: DictConfig, schema: type[C]) -> C:
     except OmegaConfBaseException as error:
         raise UserError(explain(error, schema, chosen=chosen)) from error
     assert isinstance(result, schema)
+    refuse_empty(dataclasses.asdict(typing.cast(Any, result)))
     return result
+
+
+def refuse_empty(value: Any, key: str = "") -> None:
+    """Raises `UserError` where a text is empty, as `init_from=$UNSET` is: to train without it is not what was meant."""
+    if isinstance(value, Mapping):
+        for name, item in value.items() if key != "deepspeed.extra" else ():  # DeepSpeed's own keys
+            refuse_empty(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            refuse_empty(item, key)
+    elif isinstance(value, str) and not value.strip():
+        raise UserError(f"{key}: empty (is a variable of the shell unset?); give it a value, or {key}=null for none")
 
 
 def _template(schema: type[Any], chosen: Mapping[str, type[Any]], prefix: str = "") -> DictConfig:

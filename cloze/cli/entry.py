@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cloze.cli.composition import HYDRA, compose, fill, refuse_renamed
+from cloze.cli.composition import HYDRA, compose, fill, refuse_one_run_for_all, refuse_renamed
 from cloze.cli.explanation import explain
 from cloze.cli.help import help_text
 from cloze.cli.schemas import root
@@ -91,6 +91,7 @@ def command(arguments: argparse.ArgumentParser) -> Callable[[Callable[[argparse.
 
     def with_parser(main: Callable[[argparse.Namespace], int]) -> Main:
         def parsed(argv: Sequence[str]) -> int:
+            _refuse_empty_arguments(argv)
             options = arguments.parse_args(argv)
             set_verbosity(verbose=options.verbose, quiet=options.quiet)
             return main(options)
@@ -102,6 +103,14 @@ def command(arguments: argparse.ArgumentParser) -> Callable[[Callable[[argparse.
         return run
 
     return with_parser
+
+
+def _refuse_empty_arguments(argv: Sequence[str]) -> None:
+    """Raises `UserError` where an argument has nothing in it: an empty path would be the working directory."""
+    for number, argument in enumerate(argv, 1):
+        if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+            named = argument.strip() or f"argument {number}"
+            raise UserError(f"{named}: empty (is a variable of the shell unset?); give it a value")
 
 
 def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
@@ -164,6 +173,7 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Callable[[C], int]) -> int:
     """Let Hydra obey its flags."""
     refuse_renamed(schema, arguments)
+    refuse_one_run_for_all(config_name, schema, arguments)
     codes: list[int] = []
     composed = False
 

@@ -17,8 +17,11 @@ from cloze.corpus.peek import peek
 from cloze.corpus.ragged import Ints
 from cloze.corpus.shards import Split
 from cloze.corpus.tokenizer import load_tokenizer
+from cloze.ownership import page_mark
 from cloze.templates import render
 
+PAGE_MARK = page_mark("report on a corpus")
+EARLIER_MARK = "--bar: #4a7ebb"  # of pages made before they bore one
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
 _BINS = 32
 _SAMPLES = 20
@@ -46,7 +49,9 @@ def report(directory: Path) -> str:
         *_looked_at(directory, manifest, tokenizer),
     ]
     samples = _decoded(directory, manifest)
-    return render(__file__, "report.html", title=directory.resolve().name, sections=sections, samples=samples)
+    return render(
+        __file__, "report.html", mark=PAGE_MARK, title=directory.resolve().name, sections=sections, samples=samples
+    )
 
 
 def _overview(manifest: Manifest) -> list[Table]:

@@ -6,6 +6,7 @@ then as likely as a silence, and each rank may meet another one.
 """
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -126,14 +127,15 @@ def raise_everywhere(process: Process, fault: str | None) -> None:
 
 def shared_folder_fault(process: Process, runs_root: Path, host: str) -> str | None:
     """Every rank writes its share of a checkpoint, rank 0 reads them: they must see one file system. Collective."""
-    token = runs_root / ".cloze-check"
 
-    def write() -> str:
+    def write() -> tuple[Path, str]:
         runs_root.mkdir(parents=True, exist_ok=True)
-        token.write_text(str(time.time_ns()))
-        return token.read_text()
+        written = secrets.token_hex(8)
+        token = runs_root / f".cloze-check-{written}"  # a name that is nobody else's
+        token.write_text(written)
+        return token, token.read_text()
 
-    written = process.on_main(write)
+    token, written = process.on_main(write)
     seen = token.exists() and token.read_text() == written
     process.barrier()
     process.on_main(token.unlink)

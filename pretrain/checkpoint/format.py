@@ -12,8 +12,8 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, cast
@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cloze import storage
+from cloze import ownership, storage
 from cloze.errors import UserError
+from cloze.ownership import CHECKPOINT
 from pretrain.config import Identity
 
 _NAME = re.compile(r"step-([0-9]{8,})")
@@ -163,14 +164,14 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
             files[name] = (temporary / name).stat().st_size, storage.sha256(temporary / name)
         (temporary / MANIFEST).write_text(_manifest_text(files))
         fsync(temporary / MANIFEST)
-        for leftover in set(temporary.iterdir()) - {temporary / name for name in (*FILES, MANIFEST)}:
+        for leftover in temporary.glob("share-*"):
             leftover.unlink()
         fsync(temporary)
         if final.exists():  # a damaged one that resuming passed over
-            shutil.rmtree(final)
+            ownership.clear(final, CHECKPOINT)
         temporary.rename(final)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(temporary)
         raise
     fsync(folder)
     pointer = folder / ".LATEST.tmp"
@@ -178,6 +179,12 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
     fsync(pointer)
     pointer.replace(folder / "LATEST")
     return final
+
+
+def discard(temporary: Path) -> None:
+    """Remove what was half-written, as far as the disk lets us: `clear_unfinished` does the rest."""
+    with suppress(OSError):
+        ownership.clear(temporary, CHECKPOINT)
 
 
 def _manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
@@ -210,8 +217,8 @@ def remove_after(folder: Path, step: int) -> None:
 
 def clear_unfinished(folder: Path) -> None:
     """Remove what a killed job left half-written. For rank 0, before any rank writes."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path)
+    for path in folder.glob(f"{TEMPORARY}step-*"):
+        ownership.clear(path, CHECKPOINT)
 
 
 def steps_to_remove(steps: Sequence[int], *, keep_last: int, keep_every: int) -> list[int]:
@@ -234,7 +241,7 @@ def retain(folder: Path, *, newest: int, keep_last: int, keep_every: int) -> lis
 def _remove(path: Path) -> None:
     doomed = path.with_name(TEMPORARY + path.name)  # renamed first: a half-removed one must not look whole
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    ownership.clear(doomed, CHECKPOINT)
 
 
 def _parse(kind: type[Any], body: Any, where: str) -> Any:

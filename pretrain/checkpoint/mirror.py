@@ -4,12 +4,12 @@ Checkpoints come one after another from the writer's background, MANIFEST.json l
 On a machine without checkpoints the newest whole one is fetched back.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from cloze import storage
+from cloze import ownership, storage
 from cloze.errors import DiskError, UserError
+from cloze.ownership import CHECKPOINT
 from pretrain.checkpoint.format import FILES, MANIFEST, TEMPORARY, step_of, steps_to_remove, verify
 from pretrain.config import TrainConfig
 
@@ -31,20 +31,20 @@ class Mirror:
         if step_of(path) in steps:  # of an earlier try, or of before a rollback
             if storage.download(f"{remote}/{MANIFEST}") == (path / MANIFEST).read_bytes():
                 return
-            storage.remove(remote)
+            _remove(remote)
         storage.make_folder(remote)
         for name in (*FILES, MANIFEST):
             storage.upload(path / name, f"{remote}/{name}")
             tick()
         older = {step: there for step, there in steps.items() if step < step_of(path)}
         for step in steps_to_remove([*older, step_of(path)], keep_last=self._keep_last, keep_every=self._keep_every):
-            storage.remove(older[step])
+            _remove(older[step])
 
     def remove_after(self, step: int) -> None:
         """Remove the checkpoints of later steps: of a future that was given up."""
         for later, there in self._steps().items():
             if later > step:
-                storage.remove(there)
+                _remove(there)
 
     def pull(self, folder: Path, report: Callable[[str], None]) -> Path | None:
         """Fetch the newest checkpoint that verifies into `folder`; `report` is told of each that does not.
@@ -63,16 +63,17 @@ class Mirror:
                 continue
             final = folder / PurePath(remote).name
             partial = folder / f"{TEMPORARY}{final.name}"
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.exists():
+                ownership.clear(partial, CHECKPOINT)
             partial.mkdir(parents=True)
             for name in there.intersection((*FILES, MANIFEST)):
                 storage.fetch(f"{remote}/{name}", partial / name)
             if faults := verify(partial):
                 report(f"{remote}: damaged ({faults[0]}); trying the one before it")
-                shutil.rmtree(partial)
+                ownership.clear(partial, CHECKPOINT)
                 continue
             if final.exists():  # a damaged one
-                shutil.rmtree(final)
+                ownership.clear(final, CHECKPOINT)
             return partial.rename(final)
         return None
 
@@ -80,6 +81,16 @@ class Mirror:
         """Where each step's checkpoint lies, whole or not, ascending."""
         steps = {step_of(PurePath(name)): f"{self._url}/{name}" for name in storage.listed(self._url)}
         return {step: steps[step] for step in sorted(steps) if step >= 0}
+
+
+def _remove(remote: str) -> None:
+    """Remove a checkpoint's files; where somebody put more beside them, that stays."""
+    there = storage.listed(remote)
+    if there <= {*FILES, MANIFEST}:
+        storage.remove(remote)
+        return
+    for name in sorted(there & {*FILES, MANIFEST}, key=(MANIFEST, *FILES).index):  # first what makes it look whole
+        storage.remove(f"{remote}/{name}")
 
 
 def open_mirror(config: TrainConfig) -> Mirror | None:

@@ -5,7 +5,6 @@ fragments keyed by name and range, and rank 0 puts them together: no collective,
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -27,6 +26,7 @@ from pretrain.checkpoint.format import (
     Snapshot,
     TrainingState,
     assemble,
+    discard,
     path_of,
     retain,
     write,
@@ -55,7 +55,8 @@ class Writer:
     A save that fails for want of disk space leaves the previous checkpoint, says so and lets training go on; after
     `_MAX_FAILED_SAVES` in a row there is a `failure`, at the end of the run a `DiskError`. Rank 0 knows of all of them.
     `upload` is given each checkpoint that is whole, in a thread of its own, and what to call when it gets ahead; while
-    it is busy only the newest waits. Where it fails, that is said.
+    it is busy only the newest waits. Where it fails, that is said. `on_saved` is called after each checkpoint, with its
+    step.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Writer:
         options: WriterOptions,
         warn: Callable[[str], object],
         upload: Callable[[Path, Callable[[], None]], None] | None = None,
+        on_saved: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self._folder, self._options, self._warn = folder, options, warn
+        self._folder, self._options, self._warn, self._on_saved = folder, options, warn, on_saved
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._upload, self._uploading = upload, list[Future[None]]()
@@ -140,13 +142,14 @@ class Writer:
                 moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
                 self._note_progress()
                 write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
+                self._on_saved(state.step)
                 retain(self._folder, newest=state.step, keep_last=options.keep_last, keep_every=options.keep_every)
                 self._start_upload(final)
             self._note_progress()
             self._failures.clear()
         except (OSError, SafetensorError) as error:
             if options.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
+                discard(temporary)
             else:
                 with suppress(OSError):  # an empty file fits on a full disk; without it rank 0 waits in vain
                     _failed_path(temporary, options.rank).touch()

@@ -7,7 +7,6 @@ name; an interrupted copy goes on where it stopped. All ranks of a node share it
 import fcntl
 import hashlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +17,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from cloze import storage
+from cloze import ownership, storage
 from cloze.corpus.manifest import NAME, ShardEntry, read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from cloze.errors import DiskError, Stopped, UserError
 from cloze.log import log
+from cloze.ownership import CORPUS_COPY
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 _POLL_SECONDS = 0.5
@@ -87,6 +87,7 @@ def _fill(
     check: Callable[[], None],
 ) -> None:
     """Copy everything, the manifest last."""
+    _claim(folder)
     partial = folder / "partial"
     partial.mkdir(exist_ok=True)
     (partial / NAME).write_bytes(manifest_bytes)
@@ -125,28 +126,43 @@ def _copy(url: str, target: Path, shard: ShardEntry, check: Callable[[], None]) 
     raise UserError(f"{url}: does not match the manifest's size and checksum; upload it again")
 
 
+def _claim(folder: Path) -> None:
+    """Make it known as ours. Raises `UserError` where something else lies in it."""
+    if (other := next(ownership.foreign(folder, CORPUS_COPY), None)) and not ownership.is_of(folder, CORPUS_COPY):
+        raise UserError(f"{folder}: holds {other}, which no copy does; move it away, or choose another data.cache_dir")
+    ownership.mark(folder, CORPUS_COPY)
+
+
 def _is(file: Path, shard: ShardEntry) -> bool:
     return file.stat().st_size == shard.bytes and storage.sha256(file) == shard.sha256
 
 
 def _make_room(folder: Path, need: int, limit: int) -> None:
-    """Remove whole corpora, least recently used first, until `need` bytes fit below `limit`."""
+    """Remove whole copies, least recently used first, until `need` bytes fit below `limit`.
+
+    What else lies in `data.cache_dir` does not count, and never goes; nor does a copy in which somebody keeps more.
+    """
     told = f"the corpus has {need / 2**30:.2f} GiB, data.cache_gib allows {limit / 2**30:.2f}"
     if need > limit:
         raise UserError(f"{told}; raise it, or use data.access=stream")
-    others = sorted((p for p in folder.parent.iterdir() if p.is_dir() and p != folder), key=lambda p: p.stat().st_mtime)
+    copies = (path for path in folder.parent.iterdir() if path != folder and ownership.is_of(path, CORPUS_COPY))
+    others = sorted(copies, key=lambda path: path.stat().st_mtime)
     used = sum(_size(other) for other in others)
     for other in others:
         if used + need <= limit:
             break
+        if not ownership.is_own(other, CORPUS_COPY):
+            continue
         with _use_lock(other).open("a") as lock, suppress(BlockingIOError):  # else a job reads it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             used -= _size(other)
+            ownership.mark(other, CORPUS_COPY)  # an older version's, whose manifest was the proof
             mark_suspect(other)  # first: what is half removed must not look whole
-            shutil.rmtree(other)
+            ownership.remove_own(other, CORPUS_COPY)
     if used + need > limit:
         raise UserError(
-            f"{told}, and jobs that run use {used / 2**30:.2f} of it; raise it, or choose another data.cache_dir"
+            f"{told}, and jobs that run use {used / 2**30:.2f} of it (or copies in which somebody keeps more); raise "
+            "it, or choose another data.cache_dir"
         )
 
 

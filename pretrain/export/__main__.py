@@ -10,7 +10,7 @@ from cloze.errors import ExitCode
 PARSER = cli.parser("pretrain.export", "Checkpoint -> Hugging Face.")
 PARSER.add_argument("run", type=Path, help="run directory, or one checkpoint of it")
 PARSER.add_argument("out", type=Path, help="directory to write")
-PARSER.add_argument("--force", action="store_true", help="replace what stands at OUT")
+PARSER.add_argument("--force", action="store_true", help="replace the export that stands at OUT")
 PARSER.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face hub, too")
 PARSER.add_argument("--public", action="store_true", help="with --push: for everybody to see")
 

@@ -6,6 +6,7 @@ model card is written beside it (card.py).
 """
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from cloze import cli
+from cloze import cli, ownership
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.masking import Masks
 from cloze.corpus.shards import Samples
@@ -52,31 +53,47 @@ def be_quiet() -> None:
 
 
 def refuse_occupied(out: Path, key: str = "", *, force: bool | None = None) -> None:
-    """Raises `UserError` where `out` is a file, is below one, or, without `force`, holds anything."""
+    """Raises `UserError` where `out` is a file, is below one, or holds anything: with `force`, but an export."""
     at = next(path for path in (out, *out.parents) if path.exists())
     if not at.is_dir():
         raise UserError(f"{key}{out}: {at} is a file; name another directory")
-    if at == out and not force and any(out.iterdir()):
-        or_force = "" if force is None else ", or add --force to replace it"
-        raise UserError(f"{key}{out}: not empty; name another directory{or_force}")
+    if at == out and any(out.iterdir()):
+        if force:
+            ownership.require_own(out, ownership.EXPORT, key)
+        else:
+            or_force = "" if force is None else ", or add --force to replace it"
+            raise UserError(f"{key}{out}: not empty; name another directory{or_force}")
+
+
+def refuse_within(out: Path, source: Path) -> None:
+    """Raises `UserError` where `out` is, or is in, a run or a corpus, or `source` is in it."""
+    here, there = out.resolve(), source.resolve()
+    if here in (there, *there.parents):
+        raise UserError(f"{out}: holds {source}, which is to be exported; name another directory")
+    for path in (here, *here.parents):
+        for kind in (ownership.RUN, ownership.CORPUS):
+            if ownership.is_of(path, kind):
+                raise UserError(f"{out}: {path} is {kind.told}; name a directory outside it")
 
 
 @contextmanager
 def replaced_directory(out: Path, key: str = "", *, force: bool | None = None) -> Iterator[Path]:
     """A temporary directory that becomes `out`, or on an error nothing. Raises as `refuse_occupied` does."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary, made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp"), False
     try:
         refuse_occupied(out, key, force=force)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
         temporary.mkdir(parents=True)
+        made = True
         yield temporary
         refuse_occupied(out, key, force=force)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
+        if out.is_dir() and any(out.iterdir()):
+            ownership.remove_own(out, ownership.EXPORT, key)
+        temporary.rename(out)  # over an empty directory, too
     except OSError as error:
         raise DiskError(f"{key}{out}: {error}; free space and run the same command again") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if made:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -116,6 +133,7 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
     checkpoint, `out` is in the way, or the logits differ by more than `TOLERANCE`.
     """
     source, tokenizer = _locate(run)
+    refuse_within(out, tokenizer.parent)
     snapshot = checkpoint.load(source)
     model = _model_config(snapshot.config_yaml)
     facts = load_word_piece(tokenizer).facts
@@ -136,6 +154,7 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
                 "nothing was exported. Please report this with your versions"
             )
         card.write_card(temporary, out.name, tokenizer.parent, snapshot.state, yaml.safe_load(snapshot.config_yaml))
+        ownership.mark(temporary, ownership.EXPORT)
     return difference
 
 

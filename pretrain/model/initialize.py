@@ -7,10 +7,11 @@ public BERT is pretrained further on a corpus prepared with its tokenizer.
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from cloze.corpus.manifest import TokenizerFacts
@@ -20,6 +21,18 @@ from pretrain import checkpoint
 from pretrain.model.bert import VOCABULARY_ROWS, PackedBert
 
 _POSITIONS = "bert.embeddings.position_embeddings.weight"
+_NAMES = {"num_heads": "num_attention_heads"}  # ours -> Hugging Face's
+_FUNCTION = (  # what no shape tells
+    *(
+        "num_attention_heads",
+        "hidden_act",
+        "hidden_activation",
+        "layer_norm_eps",
+        "norm_eps",
+        "position_embedding_type",
+    ),
+    *("global_attn_every_n_layers", "local_attention", "rope_parameters", "is_decoder"),
+)
 _HEADS = ("cls.", "bert.pooler.", "head.", "decoder.")  # of either architecture
 
 
@@ -30,7 +43,7 @@ def initialize(module: PackedBert, source: str, facts: TokenizerFacts) -> str:
     fresh values, and so do heads that it has not; positions beyond the model's are left out. Raises `UserError` where
     the tokenizer, a name or any other shape differs.
     """
-    weights, fingerprint, notes = _read(source, type(module.hf))
+    weights, fingerprint, notes = _read(source, module)
     if fingerprint != facts.fingerprint:
         raise UserError(
             f"init_from={source}: its tokenizer is {fingerprint[:12]}…, the corpus was prepared with "
@@ -58,7 +71,17 @@ def initialize(module: PackedBert, source: str, facts: TokenizerFacts) -> str:
     return ", ".join(notes)
 
 
-def _read(source: str, kind: type[PreTrainedModel]) -> tuple[Mapping[str, Tensor], str, list[str]]:
+def _refuse_other_function(source: str, given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises `UserError` where weights of the same shapes would be used otherwise. Both are a model's configuration."""
+    if other := [key for key in _FUNCTION if key in given and key in own and given[key] != own[key]]:
+        key = other[0]
+        raise UserError(
+            f"init_from={source}: its {key} is {given[key]}, this model's {own[key]}: they would be another "
+            "function; choose the model options of the source"
+        )
+
+
+def _read(source: str, module: PackedBert) -> tuple[Mapping[str, Tensor], str, list[str]]:
     """(weights by name, tokenizer fingerprint, what is not the source's)."""
     path = Path(source)
     found = path
@@ -71,16 +94,21 @@ def _read(source: str, kind: type[PreTrainedModel]) -> tuple[Mapping[str, Tensor
         if faults := checkpoint.verify(found):
             raise UserError(f"init_from={found}: damaged ({faults[0]}); choose another checkpoint")
         snapshot = checkpoint.load(found)
+        given = {_NAMES.get(key, key): value for key, value in yaml.safe_load(snapshot.config_yaml)["model"].items()}
+        _refuse_other_function(source, given, module.hf.config.to_dict())
         return snapshot.weights, snapshot.state.identity.tokenizer, []
     logging.set_verbosity_error()  # it would tell at length which heads are new
     logging.disable_progress_bar()
     try:
-        model, told = kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        model, told = type(module.hf).from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"init_from={source}: neither a run, a checkpoint nor a Hugging Face BERT ({reason})"
         ) from error
+    _refuse_other_function(source, model.config.to_dict(), module.hf.config.to_dict())
     missing = set(told["missing_keys"])
     if body := sorted(name for name in missing if not name.startswith(_HEADS)):
         raise UserError(f"init_from={source}: has no {body[0]}; it is not a BERT of this kind")

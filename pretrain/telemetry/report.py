@@ -18,10 +18,13 @@ import yaml
 
 from cloze.errors import DiskError, UserError, first_line
 from cloze.files import write_whole
+from cloze.ownership import page_mark, require_own_file
 from cloze.templates import render
+from pretrain.changes import read_changes
 from pretrain.telemetry.sinks import METRICS_NAME
 
 REPORT_NAME = "report.html"
+_PAGE_MARK = page_mark("report on runs")
 
 _MAX_POINTS = 1000  # per curve: more would only make the page heavy
 _PALETTE = ("#2f7ed8", "#d95f02", "#1b9e77", "#c2478f", "#8a6fd1", "#a6761d", "#d64550", "#5b8c2a")
@@ -51,6 +54,7 @@ class RunData:
     config: Mapping[str, Any]
     config_yaml: str
     environment: Mapping[str, Any]
+    told: Mapping[str, str]  # what changed between its starts, and what is wrong with it
 
     def series(self, name: str, axis: str = "step") -> tuple[list[int], list[float]]:
         """Steps (or what else is the `axis`) and values of one metric; null becomes NaN."""
@@ -75,7 +79,16 @@ def read_run(directory: Path, label: str) -> RunData:
         config=config if isinstance(config, dict) else {},
         config_yaml=config_yaml,
         environment=environment if isinstance(environment, dict) else {},
+        told=read_changes(directory) | _verdict(directory),
     )
+
+
+def _verdict(directory: Path) -> dict[str, str]:
+    try:
+        found = json.loads(_text(directory / "status.json") or "{}").get("verdict")
+    except (ValueError, AttributeError):
+        return {}
+    return {"verdict": found} if isinstance(found, str) else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -109,6 +122,7 @@ def write_report(
     metrics, `DiskError` where `out` cannot be written.
     """
     runs = [read_run(directory, label) for directory, label in zip(run_dirs, _labels(run_dirs), strict=True)]
+    require_own_file(out, (_PAGE_MARK, "<title>Cloze: "), "--out ")  # the second: of earlier versions
     page = _page(runs, extra_sections, axis)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +149,7 @@ def _page(runs: Sequence[RunData], extra_sections: Sequence[tuple[str, str]], ax
     return render(
         __file__,
         "report.html",
+        mark=_PAGE_MARK,
         title="Cloze: " + ", ".join(run.label for run in runs),
         labels=[run.label for run in runs],
         facts=[(name, [column.get(name, "") for column in facts]) for name in names],
@@ -233,7 +248,7 @@ def run_facts(run: RunData) -> dict[str, str]:
     times = [row["time"] for row in run.metrics if "time" in row]
     if len(times) > 1:
         facts["time from first to last logged step"] = duration(times[-1] - times[0])
-    return facts | _highlights(run)
+    return {**facts, **_highlights(run), **run.told}
 
 
 def _highlights(run: RunData) -> dict[str, str]:

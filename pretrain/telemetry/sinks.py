@@ -26,6 +26,7 @@ from pretrain.telemetry.console import Console
 from pretrain.telemetry.redact import redact, redact_overrides, redact_text
 
 METRICS_NAME = "metrics.jsonl"
+ROLLED_BACK_NAME = "metrics.rolled-back.jsonl"
 WANDB_ID_NAME = "wandb_id"
 AXES = ("samples", "tokens")  # what has been trained on, in every row: to draw other metrics over instead of steps
 
@@ -50,8 +51,8 @@ class JsonlSink:
 
     `time` (seconds since 1970) tells when the step was first logged. A second `log` for the newest step goes into that
     step's object. A value that is not finite is written as null: JSON has no NaN, and a reader must not lose the whole
-    line for it. Opening for a resume drops what a killed run left behind: lines after `resume_step` and a torn last
-    line. Without a `resume_step` the file starts anew.
+    line for it. Opening for a resume moves what a killed run left behind, lines after `resume_step`, to the end of
+    metrics.rolled-back.jsonl; without a `resume_step`, all lines: no row is ever lost.
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
@@ -61,6 +62,7 @@ class JsonlSink:
     def _open(self, resume_step: int | None) -> None:
         with _disk(self._path):
             kept = _lines_through(self._path, resume_step)
+            _set_aside(self._path, kept)
             write_whole(self._path, b"".join(kept))
             self._file = self._path.open("r+b")
             self._row: dict[str, Any] = json.loads(kept[-1]) if kept else {"step": -1}
@@ -117,6 +119,18 @@ def _lines_through(path: Path, resume_step: int | None) -> list[bytes]:
             kept.append(line)
             last = step
     return kept
+
+
+def _set_aside(path: Path, kept: Sequence[bytes]) -> None:
+    """Append the lines of a metrics file that are not among those `kept`, to the file beside it, before they go."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    remaining = {*kept}
+    dropped = [line for line in lines if line.strip() and line not in remaining]
+    if dropped:
+        with path.with_name(ROLLED_BACK_NAME).open("ab") as file:
+            file.write(b"".join(line if line.endswith(b"\n") else line + b"\n" for line in dropped))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class WandbSink:
