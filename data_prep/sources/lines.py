@@ -25,9 +25,10 @@ _PLAIN_BYTES, _COMPRESSED_BYTES = 16384, 2048  # a bite; zstd can make 64 MiB ou
 _MOST_BYTES = 2**20  # but for bz2, which makes gigabytes: so many at a time
 _KEPT_BYTES = 2**24  # of text past a span's end, for who goes on from there
 
+_WINDOW_BYTES = 2**31  # the most that `zstd --ultra --long=31` makes; a process that reads such a file needs as much memory
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(write_size=2**14),  # of a buffer for every bite
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj(write_size=2**14),
     ".xz": lzma.LZMADecompressor,
     ".bz2": bz2.BZ2Decompressor,
 }
