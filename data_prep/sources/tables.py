@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from cloze.errors import UserError
 from cloze.storage import changed, open_input
+from data_prep.sources.json_values import at_path
 
 _NAME = re.compile(r"(?P<name>[^@:]+)(?:@(?P<config>[^:]+))?(?::(?P<split>.+))?")
 _TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "fixed_size_binary")  # and string_view, binary_view
@@ -140,7 +141,7 @@ def hub_rows(path: str, begin: int, end: int, field: str, version: int) -> Itera
     with _told(path):
         for shard in range(begin, end):
             for number, row in enumerate(rows.shard(num_shards=total, index=shard)):
-                yield shard << 40 | number, row.get(field)
+                yield shard << 40 | number, at_path(row, field)
 
 
 def _data_set(path: str) -> DataSet:

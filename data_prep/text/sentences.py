@@ -129,7 +129,7 @@ def split_sentences(text: str, cut: Cut = _by_rules) -> list[str]:
     return sentences
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def cut_by(rules: str, language: str) -> Cut:
     """How to cut: by `rules` of our own, at every end of a line ("lines"), or by "pysbd"'s rules of a language.
 
