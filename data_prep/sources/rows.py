@@ -10,16 +10,16 @@ NO_TEXT, EMPTY = "no_text_field", "empty"
 
 
 def row_documents(file: InputFile, span: Span, rows: Iterable[tuple[int, Any]]) -> Iterator[Document | Bad]:
-    """Each (number, value) of the text's column: a document, `EMPTY` for a null, or `NO_TEXT`."""
+    """Each (number, value) of the text's column: a document, `EMPTY` for a null or a list of nothing, or `NO_TEXT`."""
     for number, value in rows:
         yield document(value, f"{file.path}, row {number}", origin(span.file, number))
 
 
 def document(value: Any, location: str, number: int) -> Document | Bad:
     """The document that a field's value makes: a text, its bytes, or a list of paragraphs, each again such a value."""
-    if value is None:
+    parts = [] if value is None else list(_paragraphs(value))
+    if not parts:
         return Bad(EMPTY, location)
-    parts = list(_paragraphs(value))
     if None in parts:
         return Bad(NO_TEXT, location)
     found = [decoded(part) if isinstance(part, bytes) else (str(part), False) for part in parts]

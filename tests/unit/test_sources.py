@@ -108,7 +108,7 @@ def test_bad_json_is_told_apart(tmp_path, monkeypatch):
         (b"\xff\xfe", "bad_json"),
         (b'{"text": "\xff"}', "\ufffd"),
         (b'{"text": ' + b"9" * 980 + b"}", "no_text_field"),
-        (deep, "no_text_field"),
+        (deep, "empty"),
         (b"   ", None),
         (b'{"text": "end"}', "end"),
     ]

@@ -21,17 +21,17 @@ COLUMNS = {
     "fixed_size_binary": (P.array([b"abc", None, b"def", b"ghi"], P.binary(3)), ["abc", None, "def", "ghi"]),
     "dictionary": (P.array(TEXTS).dictionary_encode(), TEXTS),
     "dictionary_of_bytes": (P.array(BYTES).dictionary_encode(), TEXTS),
-    "list": (P.array(LISTS), ["a\n\nb", None, "", "c"]),
-    "large_list": (P.array(LISTS, P.large_list(P.binary())), ["a\n\nb", None, "", "c"]),
-    "list_of_dictionary": (P.array(LISTS, P.list_(P.dictionary(P.int32(), P.string()))), ["a\n\nb", None, "", "c"]),
+    "list": (P.array(LISTS), ["a\n\nb", None, None, "c"]),
+    "large_list": (P.array(LISTS, P.large_list(P.binary())), ["a\n\nb", None, None, "c"]),
+    "list_of_dictionary": (P.array(LISTS, P.list_(P.dictionary(P.int32(), P.string()))), ["a\n\nb", None, None, "c"]),
     "fixed_size_list": (
         P.array([["a", "b"], None, ["c", "d"], ["e", "f"]], P.list_(P.string(), 2)),
         ["a\n\nb", None, "c\n\nd", "e\n\nf"],
     ),
-    "list_of_lists": (P.array([[["a"], ["b"]], None, [], [["c", "d"]]]), ["a\n\nb", None, "", "c\n\nd"]),
+    "list_of_lists": (P.array([[["a"], ["b"]], None, [], [["c", "d"]]]), ["a\n\nb", None, None, "c\n\nd"]),
     "of.text": (P.array([{"text": "x"}, None, {"text": None}, {"text": "y"}]), ["x", None, None, "y"]),
     "of.many.parts": (P.array([{"many": {"parts": ["p", "q"]}}, None, {"many": None}, None]), ["p\n\nq", *[None] * 3]),
-    "all.text": (P.array([[{"text": "x", "n": 1}, {"text": "y", "n": 2}], None, [], None]), ["x\n\ny", None, "", None]),
+    "all.text": (P.array([[{"text": "x", "n": 1}, {"text": "y", "n": 2}], None, [], None]), ["x\n\ny", None, None, None]),
     "with.dot": (P.array(TEXTS), TEXTS),
 }
 
