@@ -143,7 +143,9 @@ class PrepConfig:
     out: str = doc("directory of the finished corpus, or a URL that can be written: s3://bucket/corpus")
     work: str = doc("for an out that is a URL: local directory for the unfinished work, a folder for each out")
     clean: CleanConfig = doc("what is mended and what is dropped")
-    sentences: SentenceRules = doc("where they end: auto (as each source shows), rules (ours, fast), lines, or pysbd (slow)")
+    sentences: SentenceRules = doc(
+        "where they end: auto (as each source shows), rules (ours, fast), lines, or pysbd (slow)"
+    )
     language: str = doc("pysbd: two letters of the language whose rules it takes")
     seed: int = doc("of pairs, masks and order")
     max_len: int = doc("tokens per sample, [CLS] and [SEP] counted in")

@@ -90,7 +90,9 @@ class FileSource(Source):
 class EncodedSource(FileSource):
     """Base of the sources that read files of text, in any encoding that Python knows."""
 
-    encoding: str = doc("of the files: auto (byte order mark, else UTF-8), utf-8, gb18030, latin-1, … as Python names it")
+    encoding: str = doc(
+        "of the files: auto (byte order mark, else UTF-8), utf-8, gb18030, latin-1, … as Python names it"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +104,9 @@ class EncodedSource(FileSource):
     def lines(self, file: InputFile, span: Span) -> Iterator[Line] | Bad:
         """The lines from the first that begins in `span` on, in UTF-8, no byte order marks; or why it is no text."""
         start = head(file.path, 8)
-        if span.begin == 0 < span.end and (what := next((w for mark, w in _MARKS.items() if start.startswith(mark)), "")):
+        if span.begin == 0 < span.end and (
+            what := next((w for mark, w in _MARKS.items() if start.startswith(mark)), "")
+        ):
             return Bad(what, f"{file.path}, byte 0")
         codec = codec_of(start, self.encoding)
         return _readable(lines(file.path, span.begin, span.end, unit_of(codec)), codec)
@@ -134,12 +138,14 @@ class EncodedSource(FileSource):
 
     def _check_encoding(self, file: InputFile, found: Sequence[bytes]) -> None:
         full = [line for line in found if line.strip()]
-        wrong = [number for number, line in enumerate(full) if decoded(line)[1]]
+        wrong = [line for line in full if b"\0" in line or decoded(line)[1]]
         if not wrong:
             return
-        codec = codec_of(head(file.path, 8), self.encoding)
-        raw = full if codec == UTF_8 else []  # else what could be guessed from has been replaced already
-        guess = guessed([raw[number] for number in wrong]) if raw else None
+        start = head(file.path, _SAMPLED_BYTES)
+        codec = codec_of(start, self.encoding)
+        guess = (
+            guessed([start] if b"\0" in wrong[0] else wrong) if codec == UTF_8 else None
+        )  # of what could not be read nothing is left
         told = f"{file.path}: {len(wrong):,} of {len(full):,} lines looked at are no {codec}"
         remedy = f"it looks like {guess}: source.encoding={guess}" if guess else "set source.encoding to what it is in"
         if guess and len(wrong) > _MOST_NOT_DECODED * len(full):

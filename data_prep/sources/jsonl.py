@@ -7,8 +7,16 @@ from typing import ClassVar
 from cloze.schema import doc
 from data_prep.sources.base import Bad, Document, InputFile, Span, origin
 from data_prep.sources.files import FOREIGN, EncodedSource
-from data_prep.sources.json_values import HEAD_BYTES, MISSING, Value, at_path, parsed, stands_apart_from_lines
-from data_prep.sources.json_values import text_paths, values
+from data_prep.sources.json_values import (
+    HEAD_BYTES,
+    MISSING,
+    Value,
+    at_path,
+    parsed,
+    stands_apart_from_lines,
+    text_paths,
+    values,
+)
 from data_prep.sources.lines import MAX_LINE_BYTES, Line, head
 from data_prep.sources.rows import NO_TEXT, document
 from data_prep.text.encodings import codec_of, to_utf_8

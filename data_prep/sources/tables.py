@@ -15,7 +15,9 @@ _NAME = re.compile(r"(?P<name>[^@:]+)(?:@(?P<config>[^:]+))?(?::(?P<split>.+))?"
 _TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "fixed_size_binary")  # and string_view, binary_view
 _LISTS = re.compile(r"\.(?:list|bag)\.(?:element|item|array|array_element)(?=\.|$)|\.array(?=\.|$)")  # of Parquet's own
 _SCRIPT = re.compile("script|trust_remote_code|[Ll]oading script")  # in what `datasets` says of a set that is code
-_COPIES = {"wikipedia": "wikimedia/wikipedia@20231101.en"}  # data sets known by a name that is a script, and their copies
+_COPIES = {
+    "wikipedia": "wikimedia/wikipedia@20231101.en"
+}  # data sets known by a name that is a script, and their copies
 _UNKNOWN_SHARD_BYTES = 64 * 2**20  # taken for the text of a shard whose size the hub does not tell
 
 

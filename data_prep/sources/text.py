@@ -52,7 +52,7 @@ class TextSource(EncodedSource, kind="text"):
         return Look(chosen, layout.sentences)
 
     def documents(self, file: InputFile, span: Span) -> Iterator[Document | Bad]:
-        """Runs of lines between blank ones, lines, or the file. The first belong to the span of the blank line before."""
+        """Runs of lines (they belong to the span of the blank line before), lines, or the file."""
         found = self.lines(file, span)
         if isinstance(found, Bad):
             yield found
@@ -104,6 +104,7 @@ def _tell_of_large(files: Sequence[InputFile]) -> None:
     largest = max(files, key=lambda file: file.text_bytes)
     if largest.text_bytes > max(_LARGE_DOCUMENT_BYTES, _LARGE_SHARE * total):
         log.warning(
-            f"{largest.path}: one document of {largest.text_bytes / 1e6:,.0f} MB, {largest.text_bytes / total:.0%} of the "
-            "source: its pairs find few others to be random with; if it holds several texts, set source.document=blank_line"
+            f"{largest.path}: one document of {largest.text_bytes / 1e6:,.0f} MB, {largest.text_bytes / total:.0%} of "
+            "the source: its pairs find few others to be random with; if it is several texts, set "
+            "source.document=blank_line"
         )

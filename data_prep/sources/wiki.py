@@ -19,10 +19,73 @@ _READ = 2**18
 _HEAD_BYTES = 2**16  # of a dump, in which its namespaces are listed
 _NAMESPACE = re.compile(rb'<namespace key="(?:-2|6|14)"[^>]*>([^<]+)</namespace>')  # media, files, categories
 _UNSEEN = frozenset(  # names of those namespaces, for dumps that list none
-    "media file image category datei bild kategorie fichier catégorie archivo imagen categoría ficheiro imagem categoria "
-    "immagine bestand afbeelding categorie plik grafika kategoria файл изображение категория зображення категорія 文件 "
-    "图像 圖像 檔案 分类 分類 ファイル 画像 カテゴリ 파일 그림 분류 ملف صورة تصنيف پرونده رده קובץ תמונה קטגוריה fil berkas "
-    "gambar tập_tin thể_loại dosya resim soubor kép fájl kategória चित्र श्रेणी ไฟล์ หมวดหมู่ αρχείο εικόνα κατηγορία".split()
+    [
+        "media",
+        "file",
+        "image",
+        "category",
+        "datei",
+        "bild",
+        "kategorie",
+        "fichier",
+        "catégorie",
+        "archivo",
+        "imagen",
+        "categoría",
+        "ficheiro",
+        "imagem",
+        "categoria",
+        "immagine",
+        "bestand",
+        "afbeelding",
+        "categorie",
+        "plik",
+        "grafika",
+        "kategoria",
+        "файл",
+        "изображение",
+        "категория",
+        "зображення",
+        "категорія",
+        "文件",
+        "图像",
+        "圖像",
+        "檔案",
+        "分类",
+        "分類",
+        "ファイル",
+        "画像",
+        "カテゴリ",
+        "파일",
+        "그림",
+        "분류",
+        "ملف",
+        "صورة",
+        "تصنيف",
+        "پرونده",
+        "رده",
+        "קובץ",
+        "תמונה",
+        "קטגוריה",
+        "fil",
+        "berkas",
+        "gambar",
+        "tập_tin",
+        "thể_loại",
+        "dosya",
+        "resim",
+        "soubor",
+        "kép",
+        "fájl",
+        "kategória",
+        "चित्र",
+        "श्रेणी",
+        "ไฟล์",
+        "หมวดหมู่",
+        "αρχείο",
+        "εικόνα",
+        "κατηγορία",
+    ]
 )
 _PAGE = re.compile(rb"<(/?)page>")
 _REDIRECT = re.compile(r"\s*#(?:\s*redirect|[^\W\d_]+)\s*:?\s*\[\[[^\]\n]+\]\]", re.IGNORECASE)
@@ -31,9 +94,11 @@ _CONVERTER = re.compile(r"(?<![{-])-\{([^{}]*)\}-")
 _FLAGS = re.compile(r"\s*([A-Za-z;-]*)\s*\|")
 _VARIANT = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]{2,4})?\s*:(?!//)\s*([^;]*)")
 _GONE = "\x1a"  # stands where something was cut from running text; no XML can hold it
-_HOLLOW = re.compile(rf"\s*[(（](?:[\s;,:،、；，]*{_GONE})+[\s;,:،、；，]*[)）]")
-_AFTER_OPEN = re.compile(rf"(?<=[(（])(?:[\s;,:،、；，]*{_GONE})+[\s;,:،、；，]*")
-_BEFORE_CLOSE = re.compile(rf"(?:[\s;,:،、；，]*{_GONE})+[\s;,:،、；，]*(?=[)）])")
+_PUNCTUATION = r"[\s;,:\u060c\u3001\uff1b\uff0c]*"
+_TRACES = f"(?:{_PUNCTUATION}{_GONE})+{_PUNCTUATION}"
+_HOLLOW = re.compile(rf"\s*[(\uff08]{_TRACES}[)\uff09]")
+_AFTER_OPEN = re.compile(rf"(?<=[(\uff08]){_TRACES}")
+_BEFORE_CLOSE = re.compile(rf"{_TRACES}(?=[)\uff09])")
 _BEFORE_MARK = re.compile(rf"\s*{_GONE}(?=[.,;:!?])")
 _WORD = re.compile(r"[^\W_]")
 _NO_WORDS = re.compile(r"[^\w\s\x1b]")
@@ -91,7 +156,9 @@ def _next_stream(path: str, begin: int) -> int:
 @lru_cache(maxsize=8)
 def unseen_namespaces(path: str) -> frozenset[str]:
     """In lower case, the names of the namespaces whose links no reader sees: what the dump says, and common names."""
-    return _UNSEEN | {_plain_name(name.decode(errors="replace")) for name in _NAMESPACE.findall(head(path, _HEAD_BYTES))}
+    return _UNSEEN | {
+        _plain_name(name.decode(errors="replace")) for name in _NAMESPACE.findall(head(path, _HEAD_BYTES))
+    }
 
 
 def _plain_name(name: str) -> str:

@@ -20,17 +20,22 @@ _NOTHING = re.compile(
     re.IGNORECASE,
 )
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-\w{2,8})*")
-_NUMBER = re.compile(r"[-−+]?[\d.,]*\d")
+_NUMBER = re.compile("[-\u2212+]?[\\d.,]*\\d")
 _UNIT = re.compile(r"[^\W\d]{1,12}[²³2-3]?(?:[/·.]\w{1,4}[²³2-3]?)*|[%‰°]\w?")
-_BETWEEN = {"to": "to", "-": "–", "–": "–", "and": "and", "by": "by", "x": "×", "xx": "×", "or": "or", "+/-": "±"}
-_SHIPS = "uss hms hmas hmcs hmnzs rms ss mv ms sms usns uscgc gts ins jds".split()
+_BETWEEN = {"-": "\u2013", "\u2013": "\u2013", "x": "\u00d7", "xx": "\u00d7", "+/-": "\u00b1"}
+_BETWEEN |= {word: word for word in ("to", "and", "by", "or")}
+_SHIPS = ["uss", "hms", "hmas", "hmcs", "hmnzs", "rms", "ss", "mv", "ms", "sms", "usns", "uscgc", "gts", "ins", "jds"]
 _MONEY = {"us$": "US$", "usd": "US$", "a$": "A$", "aud": "A$", "c$": "C$", "cad": "C$", "gbp": "£", "inr": "₹",
           "eur": "€", "euro": "€", "cny": "CN¥", "jpy": "¥", "yen": "¥", "rmb": "CN¥"}  # fmt: skip
 _MARKS = {
-    "nbsp": " ", "space": " ", "spaces": " ", "snd": " – ", "spnd": " – ", "spaced ndash": " – ", "spaced en dash": " – ",
-    "ndash": "–", "en dash": "–", "mdash": "—", "em dash": "—", "'": "'", "'s": "'s", "=": "=", "dot": " · ", "·": " · ",
-    "lrm": "", "rlm": "", "-'": "'", "shy": "", "zwj": "\u200d", "zwnj": "\u200c",
-}  # fmt: skip
+    **dict.fromkeys(("nbsp", "space", "spaces"), " "),
+    **dict.fromkeys(("snd", "spnd", "spaced ndash", "spaced en dash"), " \u2013 "),
+    **dict.fromkeys(("ndash", "en dash"), "\u2013"),
+    **dict.fromkeys(("mdash", "em dash"), "\u2014"),
+    **dict.fromkeys(("dot", "\u00b7"), " \u00b7 "),
+    **dict.fromkeys(("lrm", "rlm", "shy"), ""),
+    **{"'": "'", "-'": "'", "'s": "'s", "=": "=", "zwj": "\u200d", "zwnj": "\u200c"},
+}
 
 Show = Callable[[Sequence[str], Mapping[str, str]], str]
 
@@ -83,9 +88,13 @@ _SHOWN: dict[str, Show] = {
     **dict.fromkeys(("convert", "cvt"), _convert),
     **dict.fromkeys(("nihongo", "nihongo2", "nihongo3", "nihongo krt"), _nihongo),
     **dict.fromkeys(("frac", "sfrac", "fraction"), _fraction),
-    **dict.fromkeys(("quote", "blockquote", "cquote", "quotation", "zitat", "citation bloc", "verse translation"), _quote),
+    **dict.fromkeys(
+        ("quote", "blockquote", "cquote", "quotation", "zitat", "citation bloc", "verse translation"), _quote
+    ),
     **dict.fromkeys(("transl", "transliteration", "lang", "langx", "wikt-lang"), _last),
-    **dict.fromkeys(("abbr", "tooltip", "ill", "interlanguage link", "flag", "ruby", "ruby-ja", "mvar", "math"), _first),
+    **dict.fromkeys(
+        ("abbr", "tooltip", "ill", "interlanguage link", "flag", "ruby", "ruby-ja", "mvar", "math"), _first
+    ),
     **dict.fromkeys(("circa", "c.", "ca."), lambda given, named: f"c. {_first(given, named)}"),
     **dict.fromkeys(("chem", "chem2"), lambda given, _: "".join(given)),
     "as of": _as_of,
@@ -106,13 +115,15 @@ def shown(body: str, in_prose: bool) -> str:
         return ""
     name, *fields = _fields(body)
     name = name.strip().replace("_", " ").lower().removeprefix("subst:").removeprefix("safesubst:")
-    function, colon, argument = name.partition(":")
+    function, colon, _ = name.partition(":")
     if colon and function in _CASES:
         return _CASES[function](body.partition(":")[2].partition("|")[0].strip())
     if name in _MARKS:
         return _MARKS[name]
     given = [field.strip() for field in fields if not _is_named(field)]
-    named = {key.strip(): text.strip() for key, _, text in (field.partition("=") for field in fields if _is_named(field))}
+    named = {
+        key.strip(): text.strip() for key, _, text in (field.partition("=") for field in fields if _is_named(field))
+    }
     given = [named[str(i)] for i in range(1, 10) if str(i) in named] or given
     if name in _SHOWN:
         return _SHOWN[name](given, named)

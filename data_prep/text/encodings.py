@@ -113,5 +113,3 @@ def _guess(data: bytes) -> str | None:
     best = from_bytes(data).best()
     name = None if best is None else codec_named(best.encoding)
     return None if name in (None, UTF_8, "ascii") else name
-
-

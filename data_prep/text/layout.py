@@ -13,6 +13,7 @@ from data_prep.text.sentences import split_sentences
 
 _FEW_LINES = 8  # tell nothing
 _WRAPPED = 0.7  # share of line ends where the next word would not have fitted: of wrapped text nearly all do
+_ENDED = 0.6  # share of line ends that are sentence ends: of wrapped text a fifth
 _WIDEST = 200  # characters at which anybody wraps
 _CONTINUED = 0.3  # share of line ends in mid-sentence, of a text that has capitals
 _ONE_SENTENCE = 1.3  # sentences a line up to which lines are sentences; their own full stops mislead the rules at times
@@ -87,7 +88,8 @@ def _is_wrapped(breaks: Sequence[tuple[str, str]], width: int) -> bool:
     if len(breaks) < _FEW_LINES or width > _WIDEST:
         return False
     forced = sum(len(line) + 1 + _first_word(following) > width for line, following in breaks)
-    return forced > _WRAPPED * len(breaks)
+    ended = sum(split_sentences(f"{line} A")[-1] == "A" for line, _ in breaks)
+    return forced > _WRAPPED * len(breaks) and ended < _ENDED * len(breaks)
 
 
 def _first_word(line: str) -> int:

@@ -134,7 +134,9 @@ def test_pages_stand_anywhere_in_a_line(tmp_path, monkeypatch):
         assert len({item.origin for item in found}) == 3
 
 
-@pytest.mark.parametrize("word", ["REDIRECT", "redirect ", "WEITERLEITUNG", "перенаправление", "重定向", "تحويل", "REDIRECTION:"])
+@pytest.mark.parametrize(
+    "word", ["REDIRECT", "redirect ", "WEITERLEITUNG", "перенаправление", "重定向", "تحويل", "REDIRECTION:"]
+)
 def test_redirects_of_any_language_are_no_prose(tmp_path, word):
     pytest.importorskip("mwparserfromhell")
     body = page("A", f"#{word}[[Other page]] {{{{R from move}}}}") + page("B", "# one [[two]] three.\n# four")
@@ -191,8 +193,14 @@ def test_markup_headings_and_tables_go():
         ("Kyoto ({{lang|ja|京都}}) is a city.", "Kyoto (京都) is a city."),
         ("Kyoto ({{IPA|x}}; {{audio|a.ogg}}) is{{cn|date=May 2020}}.", "Kyoto is."),
         ("A ({{IPAc-en|x}}; {{lang-fr|un}}), b ({{lang-de|zwei}}; {{sfn|X|1990}}).", "A (un), b (zwei)."),
-        ("A {{convert|3|to|5|km|mi}} b {{unité|5|km}} c {{nowrap|6 m}} d {{val|7|u=s}}.", "A 3 to 5 km b 5 km c 6 m d 7 s."),
-        ("In {{as of|2011|alt=In [[c|2011]]}} {{c.|1500}} {{HMS|Victory}} {{frac|1|2}}", "In In 2011 c. 1500 HMS Victory 1/2"),
+        (
+            "A {{convert|3|to|5|km|mi}} b {{unité|5|km}} c {{nowrap|6 m}} d {{val|7|u=s}}.",
+            "A 3 to 5 km b 5 km c 6 m d 7 s.",
+        ),
+        (
+            "In {{as of|2011|alt=In [[c|2011]]}} {{c.|1500}} {{HMS|Victory}} {{frac|1|2}}",
+            "In In 2011 c. 1500 HMS Victory 1/2",
+        ),
         ("x {{nihongo|Tokyo|東京|Tōkyō}} {{transl|ja|Kyōto}} {{US$|5}}", "x Tokyo (東京, Tōkyō) Kyōto US$5"),
         ("{{quote|To be or not.}}\n{{Infobox|a=b\n|c}}\n{{unknown|words}}\nend", "To be or not.\n\nend"),
         ("a {{outer|{{inner|text}}}} b {{x|[[c|d]] e}} {{y|f|g|h}}", "a text b d e"),

@@ -31,7 +31,10 @@ COLUMNS = {
     "list_of_lists": (P.array([[["a"], ["b"]], None, [], [["c", "d"]]]), ["a\n\nb", None, None, "c\n\nd"]),
     "of.text": (P.array([{"text": "x"}, None, {"text": None}, {"text": "y"}]), ["x", None, None, "y"]),
     "of.many.parts": (P.array([{"many": {"parts": ["p", "q"]}}, None, {"many": None}, None]), ["p\n\nq", *[None] * 3]),
-    "all.text": (P.array([[{"text": "x", "n": 1}, {"text": "y", "n": 2}], None, [], None]), ["x\n\ny", None, None, None]),
+    "all.text": (
+        P.array([[{"text": "x", "n": 1}, {"text": "y", "n": 2}], None, [], None]),
+        ["x\n\ny", None, None, None],
+    ),
     "with.dot": (P.array(TEXTS), TEXTS),
 }
 
@@ -68,7 +71,9 @@ def test_what_could_be_the_text_is_named(tmp_path):
 
     columns = {"id": [1], "body": [b"x"], "meta": [{"title": "y", "year": 3}]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"no column of text named text; set source\.field to one of body, meta\.title$"):
+    with pytest.raises(
+        UserError, match=r"no column of text named text; set source\.field to one of body, meta\.title$"
+    ):
         items(source("parquet", paths=[str(tmp_path / "a.parquet")]))
     parquet.write_table(pyarrow.table({"id": [1]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match="no column of it holds text"):

@@ -193,7 +193,7 @@ def test_a_vocabulary_is_read_as_bert_reads_it(tmp_path, caplog):
     for end in ("\n", "\r\n", "\r"):
         (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + end.join(odd).encode())
         caplog.clear()
-        with caplog.at_level('WARNING', 'cloze'):
+        with caplog.at_level("WARNING", "cloze"):
             found = load_tokenizer(tmp_path / "vocab.txt")
         assert found.backend.get_vocab() == expected
         assert found.backend.encode("the cat", add_special_tokens=False).ids == [odd.index("the", 52), len(odd) - 1]
@@ -204,7 +204,7 @@ def test_a_vocabulary_is_read_as_bert_reads_it(tmp_path, caplog):
 
 def test_a_bare_cased_vocabulary_is_not_lower_cased(tmp_path, caplog):
     vocabulary(tmp_path / "vocab.txt", "Paris", "The", "House", "Green")
-    with caplog.at_level('WARNING', 'cloze'):
+    with caplog.at_level("WARNING", "cloze"):
         found = load_tokenizer(tmp_path / "vocab.txt")
     assert found.backend.encode("The Paris", add_special_tokens=False).tokens == ["The", "Paris"]
     assert "tokens have capitals: read as a cased vocabulary" in caplog.text

@@ -61,7 +61,7 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "zstd bomb of one letter": ("a.txt.zst", bomb, 1),
     "gzip in gzip": ("a.txt.gz", gzip.compress(gzip.compress(PLAIN)), "compressed at"),
     "UTF-16 with mark": ("a.txt", PLAIN.decode().encode("utf-16"), 12),
-    "UTF-16 without mark": ("a.txt", PLAIN.decode().encode("utf-16-le"), "not_text at"),
+    "UTF-16 without mark": ("a.txt", PLAIN.decode().encode("utf-16-le"), "source.encoding=utf-16-le"),
     "UTF-32": ("a.txt", PLAIN.decode().encode("utf-32"), 12),
     "UTF-16 in Chinese": (
         "a.txt",
@@ -72,6 +72,17 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "one archive among texts": ("a.txt", zipped() + b"\n\n" + PLAIN, "compressed at"),
     "random bytes": ("a.txt", random.Random(0).randbytes(200_000), "not_text at"),
     "PDF": ("a.txt", b"%PDF-1.4\n1 0 obj << /Type /Page >> endobj\n\n" * 50, "pdf at"),
+    "Latin-1 throughout": (
+        "a.txt",
+        ("Café naïve. Straße über Häuser. " * 9 + "\n\n").encode("latin-1") * 20,
+        "source.encoding=cp125",
+    ),
+    "GB18030": (
+        "a.txt",
+        ("今天天气很好。我们去公园玩。他说你好。\n" * 50).encode("gb18030"),
+        "source.encoding=gb18030",
+    ),
+    "carriage returns and marks": ("a.txt", b"\xef\xbb\xbf" + PLAIN.replace(b"\n\n", b"\r\r\xef\xbb\xbf"), 12),
     "Latin-1": ("a.txt", ("Café naïve. Straße hier. " * 9).encode("latin-1") + b"\n\n" + PLAIN, 13),
     "byte order mark": ("a.txt", b"\xef\xbb\xbf" + PLAIN, 12),
     "all byte values": ("a.txt", bytes(range(256)) * 400, "not_text at"),
