@@ -34,7 +34,12 @@ _MARKS = {
     **dict.fromkeys(("mdash", "em dash"), "\u2014"),
     **dict.fromkeys(("dot", "\u00b7"), " \u00b7 "),
     **dict.fromkeys(("lrm", "rlm", "shy"), ""),
-    **{"'": "'", "-'": "'", "'s": "'s", "=": "=", "zwj": "\u200d", "zwnj": "\u200c"},
+    "'": "'",
+    "-'": "'",
+    "'s": "'s",
+    "=": "=",
+    "zwj": "\u200d",
+    "zwnj": "\u200c",
 }
 
 Show = Callable[[Sequence[str], Mapping[str, str]], str]

@@ -93,8 +93,11 @@ def _is_wrapped(breaks: Sequence[tuple[str, str]], width: int) -> bool:
 
 
 def _first_word(line: str) -> int:
-    """How many characters cannot be parted from the first one: one of a script without spaces, which wraps anywhere."""
-    return 1 if line[0] >= "\u2e80" else len(line.split(maxsplit=1)[0])
+    """How many characters cannot be parted from the first one; of scripts without spaces, about how many."""
+    if line[0] >= "\u2e80":
+        return 1
+    word = len(line.split(maxsplit=1)[0])
+    return min(word, 8) if "\u0e00" <= line[0] < "\u10a0" or "\u1780" <= line[0] < "\u1800" else word
 
 
 def _is_continued(breaks: Sequence[tuple[str, str]]) -> bool:
