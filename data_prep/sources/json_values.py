@@ -48,7 +48,8 @@ def stands_apart_from_lines(head: bytes) -> bool:
     text = head.decode(errors="replace").lstrip("\ufeff \t\r\n")
     first, _, rest = text.partition("\n")
     if text.startswith("["):
-        return text[1:].lstrip()[:1] in ("{", '"') and not rest.lstrip().startswith("[")
+        element = text[1:].lstrip()[:1]
+        return element == "{" or (element == '"' and not rest.lstrip().startswith("["))
     if not text.startswith("{"):
         return False
     try:

@@ -14,7 +14,9 @@ from tests.unit.test_formats import items, reasons, source, texts
 OBJECTS = st.lists(
     st.fixed_dictionaries(
         {"text": st.text(alphabet='a"\\{}[],:\n\ré\u2028', max_size=12).map(lambda text: f"x{text}")},
-        optional={"meta": st.recursive(st.none() | st.integers() | st.text("}]{[", max_size=3), st.lists, max_leaves=4)},
+        optional={
+            "meta": st.recursive(st.none() | st.integers() | st.text("}]{[", max_size=3), st.lists, max_leaves=4)
+        },
     ),
     min_size=1,
     max_size=12,
@@ -33,7 +35,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(values=OBJECTS, unicode=st.booleans(), pieces=st.integers(1, 4))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_object_is_read_once(tmp_path, monkeypatch, layout, values, unicode, pieces):
     monkeypatch.setattr(lines, "_PLAIN_BYTES", 7)
     path = tmp_path / "a.json"
@@ -46,7 +48,9 @@ def test_every_object_is_read_once(tmp_path, monkeypatch, layout, values, unicod
 
 
 def test_a_lost_line_end_costs_nothing(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}{"text": "c}{"}\n{"text": "cut}{"\n{"text": "d"}\n')
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "a"}\n{"text": "b"}{"text": "c}{"}\n{"text": "cut}{"\n{"text": "d"}\n'
+    )
     found = items(source("jsonl", paths=[str(tmp_path / "a.jsonl")]))
     assert texts(found) == ["a", "b", "c}{", "d"]
     assert reasons(found) == ["bad_json"]
