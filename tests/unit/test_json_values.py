@@ -78,7 +78,8 @@ def test_memory_is_bounded_by_one_value(tmp_path, monkeypatch):
     ("field", "expected"),
     [
         ("text", "t"), ("meta.content", "c"), ("a.b", "dotted"), ("list", "p\n\nq"), ("parts.text", "x\n\ny"),
-        ("parts.0.text", "x"), ("deep", "s\n\nu\n\nv"), ("null", "empty"), ("meta.null", "empty"), ("number", "no_text_field"),
+        ("parts.0.text", "x"), ("deep", "s\n\nu\n\nv"), ("null", "empty"), ("meta.null", "empty"),
+        ("number", "no_text_field"),
         ("nothing", "no_text_field"), ("meta", "no_text_field"), ("list.9", "no_text_field"),
     ],
 )  # fmt: skip
