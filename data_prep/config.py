@@ -19,7 +19,9 @@ class Objective(StrEnum):
 
 class SentenceRules(StrEnum):
     rules = auto()  # data_prep/text/sentences.py
+    lines = auto()
     pysbd = auto()
+    auto = "auto"  # lines or rules, as a sample of each source shows (data_prep/text/layout.py)
 
 
 class MaskingStrategy(StrEnum):
@@ -141,7 +143,9 @@ class PrepConfig:
     out: str = doc("directory of the finished corpus, or a URL that can be written: s3://bucket/corpus")
     work: str = doc("for an out that is a URL: local directory for the unfinished work, a folder for each out")
     clean: CleanConfig = doc("what is mended and what is dropped")
-    sentences: SentenceRules = doc("where sentences end: rules (of our own, fast) or pysbd (slow)")
+    sentences: SentenceRules = doc(
+        "where they end: auto (as each source shows), rules (ours, fast), lines, or pysbd (slow)"
+    )
     language: str = doc("pysbd: two letters of the language whose rules it takes")
     seed: int = doc("of pairs, masks and order")
     max_len: int = doc("tokens per sample, [CLS] and [SEP] counted in")

@@ -56,6 +56,7 @@ class Plan:
     num_buckets: int  # of the training documents; those of the held-out ones follow
     num_val_buckets: int
     fingerprint: str | None  # of the tokenizer that was given; None: one is trained
+    sentences: tuple[str, ...]  # where they end, of each source: "rules", "lines" or "pysbd"
 
     @property
     def text_bytes(self) -> int:
@@ -95,6 +96,7 @@ class Plan:
         body = {
             "config": config,
             "sources": sources,
+            "sentences": self.sentences,
             "tokenizer": self.fingerprint,
             "buckets": [self.num_buckets, self.num_val_buckets],
             "versions": {name: _version(name) for name in self._libraries()} if with_versions else {},
@@ -125,11 +127,15 @@ def make_plan(config: PrepConfig) -> Plan:
     if config.tokenizer.path is not None:
         fingerprint = given_tokenizer(config.tokenizer).facts.fingerprint
     cut_by(config.sentences, config.language)  # tells now if it cannot
-    sources = mixture(config)
+    sources = list(mixture(config))
+    sentences: list[str] = []
     files: list[InputFile] = []
     tasks: list[tuple[Span, ...]] = []  # each of one source
     for number, source in enumerate(sources):
         found = [file._replace(source=number) for file in source.find_inputs()]
+        source, shown = source.looked_at(found)
+        sources[number] = source
+        sentences.append(shown if config.sentences is SentenceRules.auto else config.sentences.value)
         shifted = ([span._replace(file=span.file + len(files)) for span in task] for task in source.split(found))
         tasks += [tuple(task) for task in shifted]
         files += found
@@ -143,12 +149,13 @@ def make_plan(config: PrepConfig) -> Plan:
     num_buckets = min(MOST_BUCKETS, max(1, math.ceil(size / (config.bucket_mib * 2**20))))
     return Plan(
         config=config,
-        sources=sources,
+        sources=tuple(sources),
         files=tuple(files),
         tasks=tuple(tasks),
         num_buckets=num_buckets,
         num_val_buckets=max(1, round(num_buckets * config.val_fraction)) if config.val_fraction else 0,
         fingerprint=fingerprint,
+        sentences=tuple(sentences),
     )
 
 

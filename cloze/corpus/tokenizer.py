@@ -15,6 +15,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.errors import UserError
+from cloze.log import log
+
+_CASED = 0.01  # share of tokens with capitals from which a vocabulary is a cased one: published ones have 0 or 0.3
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -82,21 +85,39 @@ def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
 
 
 def _from_vocabulary(path: Path, spelling: Spelling) -> Tokenizer:
-    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    tokens = [token.removesuffix("\r") for token in tokens]
-    twice = [token for token, count in Counter(tokens).items() if count > 1]
+    text = path.read_text(encoding="utf-8-sig")  # line ends of any system become "\n"
+    tokens = text.removesuffix("\n").split("\n")
+    twice = [token for token, count in Counter(tokens).items() if count > 1 and token]
     if twice:
-        raise UserError(
-            f"tokenizer.path={path}: {twice[0]!r:.60} stands there twice; a vocabulary has one token per line"
+        log.warning(
+            f"{path}: {len(twice):,} tokens stand there more than once (first: {twice[0]!r:.60}); "
+            "the last place counts, as in BERT, and no other id moves"
+        )
+    if "" in tokens:
+        log.warning(
+            f"{path}: {tokens.count(''):,} empty lines (first: line {tokens.index('') + 1:,}); "
+            "they count as ids that no text gets, as in BERT"
         )
     config_path = path.parent / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    if "do_lower_case" not in config and spelling.lowercase and (capitals := _capitals(tokens)):
+        log.warning(
+            f"{path}: {capitals:,} of its {len(tokens):,} tokens have capitals: read as a cased vocabulary, nothing is "
+            'lower-cased; if it is none, put {"do_lower_case": true} into tokenizer_config.json beside it'
+        )
+        spelling = spelling._replace(lowercase=False)
     found = Spelling(
         bool(config.get("do_lower_case", spelling.lowercase)),
         config.get("strip_accents", spelling.strip_accents),
         bool(config.get("tokenize_chinese_chars", spelling.ideographs)),
     )
     return bert_pipeline(tokens, found)
+
+
+def _capitals(tokens: Sequence[str]) -> int:
+    """How many tokens lower-casing would make useless; 0 where they are so few that they may be accidents."""
+    count = sum(token != token.lower() for token in tokens if not (token.startswith("[") and token.endswith("]")))
+    return count if count > _CASED * len(tokens) else 0
 
 
 def _from_json(path: Path) -> Tokenizer:
@@ -123,8 +144,8 @@ def bert_normalizer(spelling: Spelling) -> normalizers.BertNormalizer:
 
 
 def bert_pipeline(tokens: Sequence[str], spelling: Spelling) -> Tokenizer:
-    """BERT's pipeline around a vocabulary; a token's id is its place in `tokens`."""
-    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token=UNK))
+    """BERT's pipeline around a vocabulary; a token's id is its (last) place in `tokens`. "" is none."""
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens) if token}, unk_token=UNK))
     backend.normalizer = bert_normalizer(spelling)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return backend

@@ -47,6 +47,13 @@ class Bad(NamedTuple):
     location: str
 
 
+class Look(NamedTuple):
+    """What a source's sample showed."""
+
+    source: "Source"  # the same, with what `auto` stands for in it
+    sentences: str  # where they end, if that is `auto`: "rules" or "lines"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source(Variant, ABC):
     """Where documents come from. A kind is a subclass, `class MySource(Source, kind="mine")`, in a module beside this.
@@ -91,6 +98,13 @@ class Source(Variant, ABC):
     def num_pieces(self, file: InputFile, task_bytes: int) -> int:
         """Into how many spans a file is cut: of about `task_bytes` of text each, unless it can be cut less often."""
         return min(max(1, -(-file.text_bytes // task_bytes)), max(1, file.units))
+
+    def looked_at(self, files: Sequence[InputFile]) -> Look:
+        """Looks at a sample before anything is planned: decides what is `auto`, tells of it, warns.
+
+        The same files make the same decision. Raises `UserError` where the sample shows that the source is unfit.
+        """
+        return Look(self, "rules")
 
     def check(self, file: InputFile) -> None:
         """Called before and after a span is read. Raises `UserError` if the file is no longer what was planned with."""

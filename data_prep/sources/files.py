@@ -7,19 +7,21 @@ keeps that cheap next to encoding in the worst case; a corpus of many files has 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from cloze.errors import UserError
+from cloze.log import log
+from cloze.schema import doc
 from cloze.storage import changed, is_remote, local_path, remote_matches, stamp
-from data_prep.sources.base import Bad, InputFile, Source, Span
-from data_prep.sources.lines import Line, compression, decompressed, lines
+from data_prep.sources.base import Bad, InputFile, Look, Source, Span
+from data_prep.sources.lines import Line, compression, decompressed, head, lines
+from data_prep.text.encodings import UTF_8, UTF_8_MARK, codec_named, codec_of, guessed, to_utf_8, unit_of
 
 _MEASURED_FILES = 64  # compressed files whose ratio is measured; the others are taken for their like
 _TASKS_OF_A_FILE = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # the slower to decompress, the fewer
-_UTF_8_MARK = b"\xef\xbb\xbf"
+_SAMPLED_FILES, _SAMPLED_BYTES = 32, 2**16  # that are looked at before anything is read, and bytes of each place
+_MOST_NOT_DECODED = 0.5  # share of the lines looked at from which an encoding is taken for the wrong one
 _MARKS = {  # first bytes of what only calls itself text, and the reason to leave it out
-    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"), "utf_16_or_32"),
     **dict.fromkeys((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\3\4"), "compressed"),
     b"%PDF-": "pdf",
 }
@@ -84,15 +86,80 @@ class FileSource(Source):
             raise changed(file.path)
 
 
-def text_lines(file: InputFile, span: Span) -> Iterable[Line] | Bad:
-    """The lines of a text file from the first that begins in `span` on; or why it is no text."""
-    found = lines(file.path, span.begin, span.end)
-    if span.begin == 0 < span.end and (first := next(found, None)):
-        if what := next((what for mark, what in _MARKS.items() if first[2].startswith(mark)), None):
+@dataclass(frozen=True, kw_only=True)
+class EncodedSource(FileSource):
+    """Base of the sources that read files of text, in any encoding that Python knows."""
+
+    encoding: str = doc(
+        "of the files: auto (byte order mark, else UTF-8), utf-8, gb18030, latin-1, … as Python names it"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(
+            self.encoding == "auto" or codec_named(self.encoding) is not None,
+            f"encoding={self.encoding}: no encoding of text that Python knows; write auto, utf-8, gb18030, latin-1, …",
+        )
+
+    def lines(self, file: InputFile, span: Span) -> Iterator[Line] | Bad:
+        """The lines from the first that begins in `span` on, in UTF-8, no byte order marks; or why it is no text."""
+        start = head(file.path, 8)
+        if span.begin == 0 < span.end and (
+            what := next((w for mark, w in _MARKS.items() if start.startswith(mark)), "")
+        ):
             return Bad(what, f"{file.path}, byte 0")
-        place, offset, line, goes_on = first
-        found = chain([(place, offset, line.removeprefix(_UTF_8_MARK), goes_on)], found)
-    return found
+        codec = codec_of(start, self.encoding)
+        return _readable(lines(file.path, span.begin, span.end, unit_of(codec)), codec)
+
+    def sampled(self, files: Sequence[InputFile]) -> Iterator[tuple[InputFile, list[bytes]]]:
+        """Some files, from all over the source, each with lines from its beginning, middle and end; no foreign ones."""
+        full = [file for file in files if file.bytes]
+        for file in full[:: max(1, len(full) // _SAMPLED_FILES)][:_SAMPLED_FILES]:
+            places = 1 if compression(file.path) or file.bytes < 4 * _SAMPLED_BYTES else 3
+            found: list[bytes] = []
+            for number in range(places):
+                begin = file.units * number // places
+                some = self.lines(file, Span(0, begin, file.units))
+                if isinstance(some, Bad):
+                    break
+                size = 0
+                for _, _, line, _ in some:
+                    found.append(line[:_SAMPLED_BYTES])
+                    size += len(line) + 1
+                    if size >= _SAMPLED_BYTES:
+                        break
+            yield file, found
+
+    def looked_at(self, files: Sequence[InputFile]) -> Look:
+        """Warns of text that is in another encoding, and refuses it where most lines are."""
+        for file, found in self.sampled(files):
+            self._check_encoding(file, found)
+        return super().looked_at(files)
+
+    def _check_encoding(self, file: InputFile, found: Sequence[bytes]) -> None:
+        full = [line for line in found if line.strip()]
+        wrong = [line for line in full if b"\0" in line or decoded(line)[1]]
+        if not wrong:
+            return
+        start = head(file.path, _SAMPLED_BYTES)
+        codec = codec_of(start, self.encoding)
+        guess = (
+            guessed([start] if b"\0" in wrong[0] else wrong) if codec == UTF_8 else None
+        )  # of what could not be read nothing is left
+        told = f"{file.path}: {len(wrong):,} of {len(full):,} lines looked at are no {codec}"
+        remedy = f"it looks like {guess}: source.encoding={guess}" if guess else "set source.encoding to what it is in"
+        if guess and len(wrong) > _MOST_NOT_DECODED * len(full):
+            raise UserError(f"{told}; {remedy}")
+        log.warning(f"{told}, and lose letters; {remedy}")
+
+
+def _readable(found: Iterable[Line], codec: str) -> Iterator[Line]:
+    """Lines in UTF-8, without the byte order marks that `cat` leaves at their beginnings."""
+    for place, offset, line, goes_on in found:
+        text = line if codec == UTF_8 else to_utf_8(line, codec)
+        while text.startswith(UTF_8_MARK):
+            text = text.removeprefix(UTF_8_MARK)
+        yield place, offset, text, goes_on
 
 
 def decoded(data: bytes) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""Stored bytes -> lines of text, from any place of a file, compressed or not.
+"""Stored bytes -> lines of text, from any place of a file, compressed or not. What ends a line: text/encodings.py.
 
 A file is taken in bites of a fixed size. The place of a line is where the bite begins that its first byte came out of,
 so that every line has one, also in a compressed file, and any cut of a file into spans of places gives each line to one
@@ -11,6 +11,7 @@ import lzma
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +19,7 @@ import zstandard
 
 from cloze.errors import UserError
 from cloze.storage import open_input, stamp
+from data_prep.text.encodings import BYTES, Unit
 
 MAX_LINE_BYTES = 64 * 2**20  # a longer line comes in parts of at least so many: bounds memory
 
@@ -25,9 +27,10 @@ _PLAIN_BYTES, _COMPRESSED_BYTES = 16384, 2048  # a bite; zstd can make 64 MiB ou
 _MOST_BYTES = 2**20  # but for bz2, which makes gigabytes: so many at a time
 _KEPT_BYTES = 2**24  # of text past a span's end, for who goes on from there
 
+_WINDOW_BYTES = 2**31  # the most that `zstd --ultra --long=31` makes; whoever reads such a file needs as much memory
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(write_size=2**14),  # of a buffer for every bite
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj(write_size=2**14),
     ".xz": lzma.LZMADecompressor,
     ".bz2": bz2.BZ2Decompressor,
 }
@@ -51,12 +54,25 @@ def compression(path: str) -> str:
     return suffix if suffix in _DECOMPRESSORS else ""
 
 
-def lines(path: str, begin: int, end: int) -> Iterator[Line]:
+def lines(path: str, begin: int, end: int, unit: Unit = BYTES) -> Iterator[Line]:
     """The lines of a file from the first whose place is `begin` or later; those from `end` on are another's."""
-    return split(_compressed(path, begin, end) if compression(path) else _plain(path, begin))
+    return split(_compressed(path, begin, end, unit) if compression(path) else _plain(path, begin, unit), unit)
 
 
-def split(chunks: Iterable[Chunk]) -> Iterator[Line]:
+def head(path: str, size: int) -> bytes:
+    """The first bytes of a file's text, `size` of them where there are so many."""
+    if not compression(path):
+        with open_input(path) as file:
+            return file.read(size)
+    found = bytearray()
+    for chunk in decompressed(path):
+        found += chunk.data
+        if len(found) >= size:
+            break
+    return bytes(found[:size])
+
+
+def split(chunks: Iterable[Chunk], unit: Unit = BYTES) -> Iterator[Line]:
     """The lines of chunks that follow one another, from the first that begins in them."""
     parts: list[bytes] = []  # of the line that is under way
     size, goes_on = 0, False
@@ -65,16 +81,16 @@ def split(chunks: Iterable[Chunk]) -> Iterator[Line]:
         place, offset = chunk.place, chunk.offset
         if chunk.begins:
             start = place, offset
-        *ended, last = chunk.data.split(b"\n")
-        for piece in ended:
+        *ended, last = _pieces(chunk.data, unit)
+        for piece, width in ended:
             if start:
                 yield *start, b"".join([*parts, piece]) if parts else piece, goes_on
             parts, size, goes_on = [], 0, False
-            offset += len(piece) + 1
+            offset += len(piece) + width
             start = place, offset
-        if start and last:
-            parts.append(last)
-            size += len(last)
+        if start and last[0]:
+            parts.append(last[0])
+            size += len(last[0])
         if start and size >= MAX_LINE_BYTES:
             yield *start, b"".join(parts), goes_on
             parts, size, goes_on = [], 0, True
@@ -82,15 +98,47 @@ def split(chunks: Iterable[Chunk]) -> Iterator[Line]:
         yield *start, b"".join(parts), goes_on
 
 
-def _plain(path: str, begin: int) -> Iterator[Chunk]:
-    place = -(-begin // _PLAIN_BYTES) * _PLAIN_BYTES
+def _pieces(data: bytes, unit: Unit) -> Iterable[tuple[bytes, int]]:
+    """What lies between the ends of lines, each with the bytes of the end that follows."""
+    if unit == BYTES and b"\r" not in data:
+        return zip(data.split(b"\n"), repeat(1))
+    breaks = unit.breaks(data)
+    begins = [0, *(end for _, end in breaks)]
+    ends = [*breaks, (len(data), len(data))]
+    return [(data[begin:end], after - end) for begin, (end, after) in zip(begins, ends, strict=True)]
+
+
+class _Text:
+    """Bytes of a text as they come, in whole units -> chunks that know whether a line begins with them."""
+
+    def __init__(self, unit: Unit, before: bytes | None) -> None:
+        self.unit = unit
+        self.before = before  # the unit before; None: there is none
+        self.rest = b""  # less than a unit
+
+    def chunk(self, place: int, member: int, offset: int, data: bytes) -> Chunk:
+        """`data`, which follows `rest` at `offset`; without a "\n" whose "\r" came before."""
+        newline, carriage_return = self.unit
+        if len(newline) > 1:
+            data = self.rest + data
+            offset -= len(self.rest)
+            whole = len(data) // len(newline) * len(newline)
+            data, self.rest = data[:whole], data[whole:]
+        begins = self.before is None or self.before in self.unit
+        between = self.before == carriage_return and data.startswith(newline)
+        self.before = data[-len(newline) :] or self.before
+        return Chunk(place, member, offset + between * len(newline), begins, data[between * len(newline) :])
+
+
+def _plain(path: str, begin: int, unit: Unit) -> Iterator[Chunk]:
+    bite = _PLAIN_BYTES * unit.width
+    place = -(-begin // bite) * bite
     with open_input(path) as file:
-        file.seek(max(0, place - 1))
-        begins = not place or file.read(1) == b"\n"
-        while data := file.read(_PLAIN_BYTES):
-            yield Chunk(place, 0, place, begins, data)
+        file.seek(max(0, place - unit.width))
+        text = _Text(unit, file.read(unit.width) if place else None)
+        while data := file.read(bite):
+            yield text.chunk(place, 0, place, data)
             place += len(data)
-            begins = data.endswith(b"\n")
 
 
 class _Pass:
@@ -98,17 +146,17 @@ class _Pass:
 
     latest: ClassVar["_Pass | None"] = None  # of this process
 
-    def __init__(self, path: str) -> None:
-        self.file = (path, *stamp(path))
+    def __init__(self, path: str, unit: Unit) -> None:
+        self.file = (path, unit, *stamp(path))
         self.left = 0  # the place where the last span ended
-        self.chunks = decompressed(path)
+        self.chunks = decompressed(path, unit=unit)
         self.again: deque[Chunk] = deque()  # chunks past that place, read already
 
 
-def _compressed(path: str, begin: int, end: int) -> Iterator[Chunk]:
+def _compressed(path: str, begin: int, end: int, unit: Unit) -> Iterator[Chunk]:
     found, _Pass.latest = _Pass.latest, None
-    if found is None or found.left > begin or found.file != (path, *stamp(path)):
-        found = _Pass(path)
+    if found is None or found.left > begin or found.file != (path, unit, *stamp(path)):
+        found = _Pass(path, unit)
     beyond: list[Chunk] = []
     room = _KEPT_BYTES
     try:
@@ -126,11 +174,11 @@ def _compressed(path: str, begin: int, end: int) -> Iterator[Chunk]:
         raise
 
 
-def decompressed(path: str, member: int = 0) -> Iterator[Chunk]:
+def decompressed(path: str, member: int = 0, unit: Unit = BYTES) -> Iterator[Chunk]:
     """A compressed file from the member that begins at `member` on. Members that follow one another are one text."""
     make = _DECOMPRESSORS[compression(path)]
     stream = None
-    place, offset, begins = member, 0, True
+    place, offset, whole = member, 0, _Text(unit, None)
     try:
         with open_input(path) as file:
             file.seek(place)
@@ -143,9 +191,8 @@ def decompressed(path: str, member: int = 0) -> Iterator[Chunk]:
                             break
                         stream, member = make(), after - len(data)
                     for text in _produced(stream, data):
-                        yield Chunk(place, member, offset, begins, text)
+                        yield whole.chunk(place, member, offset, text)
                         offset += len(text)
-                        begins = text.endswith(b"\n")
                     data = stream.unused_data if stream.eof else b""
                     stream = None if stream.eof else stream
                 place = after

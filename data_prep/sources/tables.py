@@ -2,14 +2,22 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cloze.errors import UserError
 from cloze.storage import changed, open_input
+from data_prep.sources.json_values import at_path
 
 _NAME = re.compile(r"(?P<name>[^@:]+)(?:@(?P<config>[^:]+))?(?::(?P<split>.+))?")
+_TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "fixed_size_binary")  # and string_view, binary_view
+_LISTS = re.compile(r"\.(?:list|bag)\.(?:element|item|array|array_element)(?=\.|$)|\.array(?=\.|$)")  # of Parquet's own
+_SCRIPT = re.compile("script|trust_remote_code|[Ll]oading script")  # in what `datasets` says of a set that is code
+_COPIES = {
+    "wikipedia": "wikimedia/wikipedia@20231101.en"
+}  # data sets known by a name that is a script, and their copies
 _UNKNOWN_SHARD_BYTES = 64 * 2**20  # taken for the text of a shard whose size the hub does not tell
 
 
@@ -26,27 +34,31 @@ class DataSet(NamedTuple):
 def parquet_size(path: str, field: str) -> Size:
     """Row groups, and bytes of the column `field`."""
     with open_input(path) as file:
-        metadata = _parquet(path, file, field).metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        table, leaves = _parquet(path, file, field)
+        groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-        return Size(len(groups), sum(c.total_uncompressed_size for c in columns if c.path_in_schema == field))
+        return Size(len(groups), sum(c.total_uncompressed_size for c in columns if c.path_in_schema in leaves))
 
 
 def parquet_rows(path: str, begin: int, end: int, field: str) -> Iterator[tuple[int, Any]]:
-    """(row number, value) of the column `field` in row groups `begin` to `end`, some hundred rows in memory."""
+    """(row number, value) of the column `field` in row groups `begin` to `end`, some hundred rows in memory.
+
+    Values are bytes, lists of such (however deep), or None.
+    """
     with open_input(path) as file:
-        table = _parquet(path, file, field)
+        table, leaves = _parquet(path, file, field)
         row = sum(table.metadata.row_group(i).num_rows for i in range(begin))
         if begin == end:
             return
         with _told(path):
-            for batch in table.iter_batches(batch_size=256, row_groups=list(range(begin, end)), columns=[field]):
-                for value in batch.column(0).to_pylist():
+            for batch in table.iter_batches(batch_size=256, row_groups=list(range(begin, end)), columns=leaves):
+                for value in _values(batch.column(0), field.split(".")[1:] if field not in batch.schema.names else []):
                     yield row, value
                     row += 1
 
 
-def _parquet(path: str, file: Any, field: str) -> Any:
+def _parquet(path: str, file: Any, field: str) -> tuple[Any, list[str]]:
+    """The open file, and what Parquet calls the leaves that make up the column `field`."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -56,11 +68,52 @@ def _parquet(path: str, file: Any, field: str) -> Any:
         table = pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: no Parquet file ({str(error).splitlines()[0]}); restore or leave it out") from error
-    plain = (pyarrow.string(), pyarrow.large_string())
-    texts = [c.name for c in table.schema_arrow if c.type in plain or pyarrow.types.is_dictionary(c.type)]
+    texts = [name for column in table.schema_arrow for name in _text_columns(column.name, column.type)]
     if field not in texts:
-        raise UserError(f"{path}: has no column of text named {field}; set source.field to one of {', '.join(texts)}")
-    return table
+        remedy = f"set source.field to one of {', '.join(texts)}" if texts else "no column of it holds text"
+        raise UserError(f"{path}: has no column of text named {field}; {remedy}")
+    metadata = table.metadata.schema
+    paths = [metadata.column(i).path for i in range(len(metadata))]
+    return table, [path for path in paths if field in (path, _LISTS.sub("", path))]
+
+
+def _text_columns(name: str, kind: Any) -> Iterator[str]:
+    """The dotted names of what holds text in a column of this Arrow type: itself, or members of it."""
+    from pyarrow import types
+
+    while _is_list(kind) or types.is_dictionary(kind) or hasattr(kind, "storage_type"):
+        kind = getattr(kind, "storage_type", None) or kind.value_type
+    if types.is_struct(kind):
+        for member in kind:
+            yield from _text_columns(f"{name}.{member.name}", member.type)
+    elif str(kind).startswith(_TEXT_TYPES):
+        yield name
+
+
+def _is_list(kind: Any) -> bool:
+    return "list" in str(kind).partition("<")[0]  # list, large_list, fixed_size_list, list_view, large_list_view
+
+
+def _values(array: Any, members: Sequence[str]) -> list[Any]:
+    """The texts of an Arrow array as bytes, lists of them where it holds lists, and None for nulls.
+
+    `members` lead through structs. pyarrow itself would give up at the first byte that is no UTF-8.
+    """
+    import pyarrow
+
+    kind = array.type
+    if hasattr(kind, "storage_type"):
+        return _values(array.storage, members)
+    if pyarrow.types.is_dictionary(kind):
+        words = _values(array.dictionary, members)
+        return [None if index is None else words[index] for index in array.indices.to_pylist()]
+    if pyarrow.types.is_struct(kind):
+        return _values(pyarrow.compute.struct_field(array, members[0]), members[1:])
+    if _is_list(kind):
+        lengths = pyarrow.compute.list_value_length(array).to_pylist()
+        flat = iter(_values(array.flatten(), members))
+        return [None if length is None else list(islice(flat, length)) for length in lengths]
+    return list(array.cast(pyarrow.large_binary()).to_pylist())
 
 
 @contextmanager
@@ -90,7 +143,7 @@ def hub_rows(path: str, begin: int, end: int, field: str, version: int) -> Itera
     with _told(path):
         for shard in range(begin, end):
             for number, row in enumerate(rows.shard(num_shards=total, index=shard)):
-                yield shard << 40 | number, row.get(field)
+                yield shard << 40 | number, at_path(row, field)
 
 
 def _data_set(path: str) -> DataSet:
@@ -107,6 +160,15 @@ def _data_set(path: str) -> DataSet:
         builder = datasets.load_dataset_builder(match["name"], match["config"])
         rows = builder.as_streaming_dataset(split=match["split"] or "train")
         return DataSet(rows, int((builder.hash or "0")[:15], 16))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, NotImplementedError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
+        if _SCRIPT.search(str(error)):
+            raise UserError(f"source.paths: {path}: is a script, and none is run; {_copy(match['name'])}") from error
         raise UserError(f"source.paths: {path}: {first}; correct the name") from error
+
+
+def _copy(name: str) -> str:
+    """What to do instead of running a data set's script: every public one has a copy in Parquet on the hub."""
+    known = f"name its copy {_COPIES[name]}, or " if name in _COPIES else ""
+    url = f"hf://datasets/{name}@~parquet/**/*.parquet"
+    return f"""{known}take the Parquet files that the hub made of it: source=parquet 'source.paths=["{url}"]'"""

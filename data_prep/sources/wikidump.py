@@ -7,7 +7,7 @@ from typing import ClassVar
 from data_prep.sources.base import Bad, Document, InputFile, Source, Span, origin
 from data_prep.sources.files import FileSource
 from data_prep.sources.lines import lines
-from data_prep.sources.wiki import is_multistream, pages, stream_lines
+from data_prep.sources.wiki import is_multistream, pages, stream_lines, unseen_namespaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class WikidumpSource(FileSource, kind="wikidump"):
         """The articles whose page begins in the span."""
         several = is_multistream(file.path)
         found = stream_lines(file.path, span.begin) if several else lines(file.path, span.begin, span.end)
-        for offset, page in pages(found, span.end):
+        for offset, page in pages(found, span.end, unseen_namespaces(file.path)):
             location = f"{file.path}, span {span.begin}, byte {offset}"
             if page.left_out:
                 yield Bad(page.left_out, location)

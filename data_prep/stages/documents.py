@@ -55,7 +55,7 @@ def pieces(plan: Plan, task: int, tally: Tally) -> Iterator[Piece]:
         clean.max_symbols,
         clean.max_repeated_lines,
     )
-    cut = cut_by(plan.config.sentences, plan.config.language)
+    cut = cut_by(plan.sentences[source_of(plan, task)], plan.config.language)
     origin, side = None, 0  # of the document before
     for item in source.read(plan.files, plan.tasks[task]):
         tally.read += 1

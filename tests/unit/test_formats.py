@@ -56,7 +56,7 @@ def test_parquet(tmp_path, pieces):
     config = source("parquet", paths=[str(tmp_path / "*.parquet")], field="body")
     found = items(config, pieces)
     assert texts(found) == rows[:-1]
-    assert reasons(found) == ["no_text_field"]
+    assert reasons(found) == ["empty"]
     assert len({item.origin for item in found if isinstance(item, Document)}) == 50
     with pytest.raises(UserError, match=r"no column of text named text; set source\.field to one of body"):
         items(source("parquet", paths=[str(tmp_path / "a.parquet")]))
@@ -76,9 +76,8 @@ def test_nested_and_damaged_parquet(tmp_path):
     (file,) = config.find_inputs()
     assert file.text_bytes > 20_000  # of the column itself, not of the one of that name in `of`
     assert texts(items(config)) == rows
-    for name in ("tags", "of"):
-        with pytest.raises(UserError, match=f"no column of text named {name}; set source.field to one of text"):
-            items(source("parquet", paths=[str(tmp_path / "a.parquet")], field=name))
+    with pytest.raises(UserError, match=r"named of; set source\.field to one of tags, of\.text, text"):
+        items(source("parquet", paths=[str(tmp_path / "a.parquet")], field="of"))
     data = bytearray((tmp_path / "a.parquet").read_bytes())
     place = data.index(b"number ") + 5000
     data[place - 500 : place + 500] = b"\xaa" * 1000
@@ -124,6 +123,37 @@ def dump(path, how, count=60):
     return path
 
 
+def test_pages_stand_anywhere_in_a_line(tmp_path, monkeypatch):
+    pytest.importorskip("mwparserfromhell")
+    monkeypatch.setattr(lines, "_PLAIN_BYTES", 50)
+    first, second, third = (b" ".join(page(f"P{i}", f"Article {i}.").split()) for i in range(3))
+    (tmp_path / "d.xml").write_bytes(b"<mediawiki>" + first + second + b"\n" + third + b"</mediawiki>")
+    for pieces in (1, 2, 5):
+        found = items(source("wikidump", paths=[str(tmp_path / "d.xml")]), pieces)
+        assert texts(found) == ["Article 0.", "Article 1.", "Article 2."]
+        assert len({item.origin for item in found}) == 3
+
+
+@pytest.mark.parametrize(
+    "word", ["REDIRECT", "redirect ", "WEITERLEITUNG", "перенаправление", "重定向", "تحويل", "REDIRECTION:"]
+)
+def test_redirects_of_any_language_are_no_prose(tmp_path, word):
+    pytest.importorskip("mwparserfromhell")
+    body = page("A", f"#{word}[[Other page]] {{{{R from move}}}}") + page("B", "# one [[two]] three.\n# four")
+    (tmp_path / "d.xml").write_bytes(body)
+    found = items(source("wikidump", paths=[str(tmp_path / "d.xml")]))
+    assert reasons(found) == ["redirect"]
+    assert texts(found) == ["one two three.\n\nfour"]
+
+
+def test_a_dump_says_which_links_are_files_and_categories(tmp_path):
+    pytest.importorskip("mwparserfromhell")
+    names = b'<mediawiki>\n<namespace key="6" case="first-letter">Failas</namespace>\n'
+    names += b'<namespace key="14" case="first-letter">Thing of</namespace>\n'
+    (tmp_path / "d.xml").write_bytes(names + page("A", "a [[Failas:x.jpg|thumb|b]] c [[Thing of:d|e]] [[Thing:d|f]]"))
+    assert texts(items(source("wikidump", paths=[str(tmp_path / "d.xml")]))) == ["a c f"]
+
+
 @pytest.mark.parametrize(("how", "name"), [("plain", "d.xml"), ("single", "d.xml.bz2"), ("multistream", "d.xml.bz2")])
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_wiki_dumps(tmp_path, how, name, pieces, monkeypatch):
@@ -159,6 +189,28 @@ def test_markup_headings_and_tables_go():
 @pytest.mark.parametrize(
     ("markup", "prose"),
     [
+        ("At {{convert|1300|mi|km}}, it has {{formatnum:6000}} rivers.", "At 1300 mi, it has 6000 rivers."),
+        ("Kyoto ({{lang|ja|京都}}) is a city.", "Kyoto (京都) is a city."),
+        ("Kyoto ({{IPA|x}}; {{audio|a.ogg}}) is{{cn|date=May 2020}}.", "Kyoto is."),
+        ("A ({{IPAc-en|x}}; {{lang-fr|un}}), b ({{lang-de|zwei}}; {{sfn|X|1990}}).", "A (un), b (zwei)."),
+        (
+            "A {{convert|3|to|5|km|mi}} b {{unité|5|km}} c {{nowrap|6 m}} d {{val|7|u=s}}.",
+            "A 3 to 5 km b 5 km c 6 m d 7 s.",
+        ),
+        (
+            "In {{as of|2011|alt=In [[c|2011]]}} {{c.|1500}} {{HMS|Victory}} {{frac|1|2}}",
+            "In In 2011 c. 1500 HMS Victory 1/2",
+        ),
+        ("x {{nihongo|Tokyo|東京|Tōkyō}} {{transl|ja|Kyōto}} {{US$|5}}", "x Tokyo (東京, Tōkyō) Kyōto US$5"),
+        ("{{quote|To be or not.}}\n{{Infobox|a=b\n|c}}\n{{unknown|words}}\nend", "To be or not.\n\nend"),
+        ("a {{outer|{{inner|text}}}} b {{x|[[c|d]] e}} {{y|f|g|h}}", "a text b d e"),
+        ("[[wikt:word|word]] [[:fr:Paris|P]] [[fr:Paris]]", "word P"),
+        ("[[:Category:X]] [[Category:Y|z]] [[Kategorie:Y|z]] [[:Datei:a.jpg|b]]", "Category:X b"),
+        ("__NOTOC__a __KEIN_INHALTSVERZEICHNIS__ __无目录__ __init__", "a __init__"),
+        ("这是-{zh-hans:甲;zh-hant:乙}-的-{丙}-。-{H|zh:a;zh-tw:b}-", "这是甲的丙。"),
+        ("bis-{2-chloro}-x and 4-{4-[(2S)-x]}-y", "bis-{2-chloro}-x and 4-{4-[(2S)-x]}-y"),
+        ("<nowiki>{{x}} ''y'' [[z]]</nowiki> [[w]]", "{{x}} ''y'' [[z]] w"),
+        ("f() and g( ; ) stay", "f() and g( ; ) stay"),
         ("<blockquote>To be.<ref>Smith 1990</ref></blockquote>", "To be."),
         ("<div>\n{|\n! head\n|-\n| cell\n|}\nwords</div>", "words"),
         ("<div>\n== Head ==\nwords</div>", "words"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cloze.cli import typed
 from cloze.errors import UserError
 from cloze.schema import CONF
-from data_prep.sources import jsonl, lines
+from data_prep.sources import json_values, jsonl, lines
 from data_prep.sources import text as text_module
 from data_prep.sources.base import Bad, Document, InputFile, Source, Span
 
@@ -93,7 +93,7 @@ def test_a_long_text_comes_in_parts_of_one_origin(tmp_path, monkeypatch):
 
 
 def test_bad_json_is_told_apart(tmp_path, monkeypatch):
-    for module in (lines, jsonl):
+    for module in (lines, jsonl, json_values):
         monkeypatch.setattr(module, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "x.jsonl"
     deep = b'{"text": ' + b"[" * 400 + b"]" * 400 + b"}"
@@ -108,7 +108,7 @@ def test_bad_json_is_told_apart(tmp_path, monkeypatch):
         (b"\xff\xfe", "bad_json"),
         (b'{"text": "\xff"}', "\ufffd"),
         (b'{"text": ' + b"9" * 980 + b"}", "no_text_field"),
-        (deep, "no_text_field"),
+        (deep, "empty"),
         (b"   ", None),
         (b'{"text": "end"}', "end"),
     ]

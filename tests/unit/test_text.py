@@ -1,6 +1,7 @@
 """Sentences and cleaning."""
 
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,17 @@ CASES = [
     ["\u0418\u0432\u0430\u043d \u043f\u0440\u0438\u0448\u0451\u043b.", "\u041e\u043d \u0443\u0448\u0451\u043b."],
     ["No stop at all"],
     ["Ah . . . she left . . .", "He ran."],
+    ["मैं घर जा रहा हूँ।", "आज मौसम अच्छा है॥", "क्या?", "हाँ।"],
+    ["هل أنت هنا؟", "نعم.", "وہ گیا۔", "ठीक।"],
+    ["Ես այստեղ եմ։", "Դու գնացիր:", "Լավ։"],
+    ["Πού είσαι;", "Εδώ."],
+    ["ሰላም ነው።", "ደህና፧", "እሺ፨"],
+    ["བཀྲ་ཤིས། །", "བདེ་ལེགས།"],
+    ["ខ្ញុំទៅ។", "ល្អ៕"],
+    ["我买了３．１４斤．", "他说：“好。”", "走吧！！"],
+    ["\U00011103\U00011104\U00011141", "\U00011103."],
+    ["Really\u203c", "Yes\u2049", "So."],
+    ["a cat sat.", "it was old!", "was it?", "mr. smith, no. 5, knew."],
     ['"He is duller than I."', "She was sure.", "\u201cDr. No, by J. B.\u201d", "It was."],
 ]
 
@@ -31,6 +43,29 @@ CASES = [
 @pytest.mark.parametrize("sentences", CASES)
 def test_sentence_ends(sentences):
     assert split_sentences(" ".join(sentences)) == sentences
+
+
+@pytest.mark.parametrize("mark", "।॥۔؟።։。．｡！？᙮᠃᠉།។")
+def test_a_mark_that_only_ends_sentences_needs_no_space(mark):
+    first, last = f"अ{mark}", f"ब{mark}"
+    assert split_sentences(first + last) == split_sentences(f"{first} {last}") == [first, last]
+    assert split_sentences(f"अ{mark}{mark}") == [f"अ{mark}{mark}"]
+
+
+def test_every_mark_of_unicode_ends_a_sentence():
+    regex = pytest.importorskip("regex")
+    marks = [chr(c) for c in range(0x110000) if regex.match(r"\p{Sentence_Terminal}", chr(c))]
+    assert len(marks) > 150
+    missed = [mark for mark in marks if mark != "\u2024" and len(split_sentences(f"Ab{mark} Cd")) != 2]
+    assert not [mark for mark in missed if unicodedata.category(mark) != "Cn"]  # newer than the table
+
+
+def test_lines_can_be_sentences():
+    text = " one line\ntwo.  Words here.\n\n\nthe end" + " x" * MAX_CHARACTERS
+    sentences = split_sentences(text, cut_by("lines", "en"))
+    assert sentences[:2] == ["one line", "two. Words here."]
+    assert all(len(sentence) <= MAX_CHARACTERS for sentence in sentences[2:])
+    assert "".join("".join(sentences).split()) == "".join(text.split())
 
 
 def test_empty_lines_end_sentences_and_white_space_is_made_even():

@@ -149,8 +149,6 @@ def test_what_bert_cannot_use_is_refused_with_one_line(tmp_path):
     (tmp_path / "vocab.txt").write_text(good.replace("[MASK]\n", ""))
     refused(tmp_path / "vocab.txt", r"has no \[MASK\];")
     refused(tmp_path, r"has no \[MASK\];")
-    (tmp_path / "vocab.txt").write_text(good + "the\n")
-    refused(tmp_path / "vocab.txt", "'the' stands there twice")
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
     refused(tmp_path / "vocab.txt", "cannot be read")
     refused(tmp_path / "nothing", "no such file")
@@ -185,3 +183,33 @@ def test_options_of_training():
     few, backend = words(limit_alphabet=4)
     assert sum(len(token.removeprefix("##")) == 1 for token in few) <= 8
     assert 1 in backend.encode("zq").ids
+
+
+def test_a_vocabulary_is_read_as_bert_reads_it(tmp_path, caplog):
+    """Marks, line ends of any system, empty lines, duplicates: no other id moves (`load_vocab` of google-research)."""
+    tokens = vocabulary(tmp_path / "vocab.txt").read_text().split()
+    odd = [*tokens[:50], "", "the", *tokens[50:], "", "cat"]
+    expected = {token: index for index, token in enumerate(odd) if token}
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + end.join(odd).encode())
+        caplog.clear()
+        with caplog.at_level("WARNING", "cloze"):
+            found = load_tokenizer(tmp_path / "vocab.txt")
+        assert found.backend.get_vocab() == expected
+        assert found.backend.encode("the cat", add_special_tokens=False).ids == [odd.index("the", 52), len(odd) - 1]
+        told = [record.getMessage() for record in caplog.records]
+        assert "2 tokens stand there more than once (first: 'the')" in told[0]
+        assert "2 empty lines (first: line 51)" in told[1]
+
+
+def test_a_bare_cased_vocabulary_is_not_lower_cased(tmp_path, caplog):
+    vocabulary(tmp_path / "vocab.txt", "Paris", "The", "House", "Green")
+    with caplog.at_level("WARNING", "cloze"):
+        found = load_tokenizer(tmp_path / "vocab.txt")
+    assert found.backend.encode("The Paris", add_special_tokens=False).tokens == ["The", "Paris"]
+    assert "tokens have capitals: read as a cased vocabulary" in caplog.text
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    caplog.clear()
+    found = load_tokenizer(tmp_path / "vocab.txt")
+    assert found.backend.encode("The cat", add_special_tokens=False).tokens == ["the", "cat"]
+    assert not caplog.records

@@ -60,18 +60,29 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "empty gzip": ("a.txt.gz", gzip.compress(b""), "no document"),
     "zstd bomb of one letter": ("a.txt.zst", bomb, 1),
     "gzip in gzip": ("a.txt.gz", gzip.compress(gzip.compress(PLAIN)), "compressed at"),
-    "UTF-16 with mark": ("a.txt", PLAIN.decode().encode("utf-16"), "utf_16_or_32 at"),
-    "UTF-16 without mark": ("a.txt", PLAIN.decode().encode("utf-16-le"), "not_text at"),
-    "UTF-32": ("a.txt", PLAIN.decode().encode("utf-32"), "utf_16_or_32 at"),
+    "UTF-16 with mark": ("a.txt", PLAIN.decode().encode("utf-16"), 12),
+    "UTF-16 without mark": ("a.txt", PLAIN.decode().encode("utf-16-le"), "source.encoding=utf-16-le"),
+    "UTF-32": ("a.txt", PLAIN.decode().encode("utf-32"), 12),
     "UTF-16 in Chinese": (
         "a.txt",
         ("我们在北京大学学习，你好吗？他不知道。\n\n" * 99).encode("utf-16-be"),
         "not_text at",
     ),
-    "UTF-16 JSON": ("a.jsonl", LINES.decode().encode("utf-16"), "utf_16_or_32 at"),
+    "UTF-16 JSON": ("a.jsonl", LINES.decode().encode("utf-16"), 12),
     "one archive among texts": ("a.txt", zipped() + b"\n\n" + PLAIN, "compressed at"),
     "random bytes": ("a.txt", random.Random(0).randbytes(200_000), "not_text at"),
     "PDF": ("a.txt", b"%PDF-1.4\n1 0 obj << /Type /Page >> endobj\n\n" * 50, "pdf at"),
+    "Latin-1 throughout": (
+        "a.txt",
+        ("Café naïve. Straße über Häuser. " * 9 + "\n\n").encode("latin-1") * 20,
+        "source.encoding=cp125",
+    ),
+    "GB18030": (
+        "a.txt",
+        ("今天天气很好。我们去公园玩。他说你好。\n" * 50).encode("gb18030"),
+        "source.encoding=gb18030",
+    ),
+    "carriage returns and marks": ("a.txt", b"\xef\xbb\xbf" + PLAIN.replace(b"\n\n", b"\r\r\xef\xbb\xbf"), 12),
     "Latin-1": ("a.txt", ("Café naïve. Straße hier. " * 9).encode("latin-1") + b"\n\n" + PLAIN, 13),
     "byte order mark": ("a.txt", b"\xef\xbb\xbf" + PLAIN, 12),
     "all byte values": ("a.txt", bytes(range(256)) * 400, "not_text at"),
@@ -100,7 +111,7 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "no end of line": ("a.jsonl", LINES[:-1], 12),
     "cut in the middle": ("a.jsonl", LINES[:-40], 11),
     "binary": ("a.jsonl", bytes(range(256)) * 4000, "malformed"),
-    "one JSON array": ("a.jsonl", json.dumps(documents(5)).encode(), "malformed"),
+    "one JSON array": ("a.jsonl", json.dumps(documents(5)).encode(), 5),
     "NaN and null": ("a.jsonl", b'{"text": NaN}\n{"text": null}\nnull\n' + LINES, 12),
 }
 
@@ -173,7 +184,7 @@ def test_all_of_them_in_one_command_leave_no_traceback(tmp_path, words):
     assert "Traceback" not in run.stderr
     documents = read_manifest(tmp_path / "out").documents
     assert documents["kept"] + documents["dropped"]["duplicate"] >= expected
-    for reason in ("bad_json", "compressed", "no_text_field", "not_text", "pdf", "utf_16_or_32"):
+    for reason in ("bad_json", "compressed", "no_text_field", "not_text", "pdf"):
         assert documents["dropped"][reason]
     assert list(verify.faults(tmp_path / "out")) == []
     run = prep("source=text", f"source.paths=[{tmp_path}/refused-*]", f"out={tmp_path / 'no'}", *extra)
