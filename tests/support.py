@@ -301,7 +301,8 @@ def served(
 
 TINY = (
     "model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "model.max_positions=64", "model.dropout=0",
-    "model.init=fixed", "model.position_init=normal", "model.attention_dropout=0", "precision=fp32", "global_batch_size=16", "micro_batch_size=4", "steps=6",
+    "model.init=fixed", "model.position_init=normal", "model.attention_dropout=0", "precision=fp32",
+    "global_batch_size=16", "micro_batch_size=4", "steps=6",
     "optim.lr=0.003", "schedule.warmup_fraction=0.2", "data.workers=0", "log.every=1", "eval.every=0",
     "checkpoint.every=0", "watchdog.seconds=100", "wandb.mode=disabled",
 )  # fmt: skip
