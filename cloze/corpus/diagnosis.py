@@ -17,6 +17,7 @@ from cloze.corpus.manifest import VAL, Manifest, pass_name
 from cloze.corpus.ragged import Ints
 from cloze.corpus.scripts import ACCENTED
 from cloze.corpus.shards import Split
+from cloze.corpus.tokenizer import Spelling
 
 _FEWEST_PAIRS = 500  # from which it is worth fitting anything to their lengths
 _LOOKED_AT = 20_000  # samples, evenly from the first pass, for what the manifest does not tell
@@ -114,19 +115,7 @@ def from_manifest(manifest: Manifest) -> tuple[Finding, ...]:
         ),
     ]  # fmt: skip
     if manifest.objective != "none":
-        share = first.random_next / max(1, first.samples)
-        what = "have a B from another document" if manifest.objective == "nsp" else "are swapped"
-        findings.append(
-            Finding(
-                name="random_next",
-                value=share,
-                warn_above=0.6,
-                warn_below=0.4,
-                meaning=f"{share:.1%} of the pairs {what}",
-                remedy="a model learns to say always the same; documents of many sentences balance it "
-                "(source.document, sentences), or set objective=none",
-            )
-        )
+        findings.append(random_next(first.random_next, first.samples, manifest.objective))
     held_out = manifest.splits[VAL].samples if VAL in manifest.splits else 0
     findings.append(
         Finding(
@@ -151,7 +140,23 @@ def from_manifest(manifest: Manifest) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
+def random_next(count: int, pairs: int, objective: str) -> Finding:
+    """`count` of the pairs have label 1 under "nsp" or "sop"."""
+    share = count / max(1, pairs)
+    what = "have a B from another document" if objective == "nsp" else "are swapped"
+    return Finding(
+        name="random_next",
+        value=share,
+        warn_above=0.6,
+        warn_below=0.4,
+        meaning=f"{share:.1%} of the pairs {what}",
+        remedy="a model learns to say always the same: documents of many sentences balance it (source.document, "
+        "sentences), or set objective=none",
+    )
+
+
 def _share_of_reasons(name: str, reasons: Mapping[str, int], read: int, most: float, remedy: str) -> Finding:
+    what = "were dropped" if name == "dropped" else "held what no text holds"
     counted = reasons if name == "dropped" else {key: n for key, n in reasons.items() if key in _UNFIT_REPAIRS}
     share = sum(counted.values()) / max(1, read)
     every = tuple(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
@@ -159,7 +164,7 @@ def _share_of_reasons(name: str, reasons: Mapping[str, int], read: int, most: fl
         name=name,
         value=share,
         warn_above=most,
-        meaning=f"{sum(reasons.values()):,} of {read:,} documents",
+        meaning=f"{share:.1%} of {read:,} documents {what}",
         remedy=remedy,
         examples=every,
     )
@@ -250,7 +255,7 @@ def length_guess(lengths_Nx2: Ints, labels_N: npt.NDArray[np.uint8]) -> float:
 # -- from the text ----------------------------------------------------------------------------------------------------
 
 
-def from_text(counts: Mapping[str, Any], strips_accents: bool, lowercases: bool, files: int) -> tuple[Finding, ...]:
+def from_text(counts: Mapping[str, Any], spelling: Spelling, files: int, objective: str) -> tuple[Finding, ...]:
     """What a survey of the documents tells; `counts` as `data_prep.stages.survey.Survey.counts` has them."""
     first = counts["first"]
     documents, sentences = max(1, counts["documents"]), max(1, counts["sentences"])
@@ -279,7 +284,7 @@ def from_text(counts: Mapping[str, Any], strips_accents: bool, lowercases: bool,
         Finding(
             name="sentences_per_document",
             value=per_document,
-            warn_below=2,
+            warn_below=None if objective == "none" else 2,
             meaning=f"{per_document:.1f} sentences in a document",
             remedy="nothing follows on a single sentence: where paragraphs of one text stand apart by blank lines set "
             "source.document=file, where sentences end unmarked see sentences, else set objective=none",
@@ -287,10 +292,9 @@ def from_text(counts: Mapping[str, Any], strips_accents: bool, lowercases: bool,
         Finding(
             name="one_sentence",
             value=alone,
-            warn_above=0.5,
-            meaning=f"{alone:.1%} of the documents have one sentence: as A it can only have a random next",
-            remedy="labels can be half and half up to a third of such documents, about: set objective=none, or join "
-            "what belongs together (source.document=file)",
+            warn_above=None if objective == "none" else 0.5,
+            meaning=f"{alone:.1%} of the documents have one sentence, on which only a random one can follow",
+            remedy="set objective=none, or join what belongs together (source.document=file)",
         ),
         Finding(
             name="tokens_per_sentence",
@@ -308,7 +312,7 @@ def from_text(counts: Mapping[str, Any], strips_accents: bool, lowercases: bool,
             where=place,
         ),
     ]
-    if strips_accents:
+    if spelling.strip_accents:
         lost = {script: marks[script] / max(1, letters.get(script, 0)) for script in marks if letters.get(script)}
         lost = {s: lost[s] for s in lost if s not in ACCENTED or lost[s] > 0.1}
         worst = sum(marks[script] for script in lost) / total
@@ -323,7 +327,7 @@ def from_text(counts: Mapping[str, Any], strips_accents: bool, lowercases: bool,
                 examples=tuple(f"{script} {marks[script]:,}" for script in sorted(lost, key=lambda s: -marks[s])),
             )
         )
-    if lowercases:
+    if spelling.lowercase:
         dotless = counts["dotless"] / max(1, letters.get("latin", 0))
         findings.append(
             Finding(

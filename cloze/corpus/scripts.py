@@ -14,7 +14,12 @@ UNSPACED_RANGES = (
     *((0x0E00, 0x0E7F), (0x0E80, 0x0EFF)),  # Thai, Lao
     *((0x1000, 0x109F), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F)),  # Myanmar
     *((0x1780, 0x17D3), (0x17D7, 0x17FF)),  # Khmer
-    *((0x1950, 0x197F), (0x1980, 0x19DF), (0x1A20, 0x1AAF), (0xAA80, 0xAADF)),  # Tai Le, New Tai Lue, Tai Tham, Tai Viet
+    *(
+        (0x1950, 0x197F),
+        (0x1980, 0x19DF),
+        (0x1A20, 0x1AAF),
+        (0xAA80, 0xAADF),
+    ),  # Tai Le, New Tai Lue, Tai Tham, Tai Viet
     *((0x1B00, 0x1B4B), (0xA980, 0xA9C0)),  # Balinese, Javanese
     *((0x3041, 0x3096), (0x1B000, 0x1B16F)),  # hiragana
     *((0xA000, 0xA48F), (0x17000, 0x18CFF), (0x1B170, 0x1B2FF)),  # Yi, Tangut and Khitan, Nushu
@@ -63,7 +68,9 @@ def unspaced_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     It stands in tokenizer.json, so that every reader of it cuts alike.
     """
     letters = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
-    pattern = Regex(f"[[{letters}]&&[^\\p{{M}}]]\\p{{M}}*|[{_KATAKANA}]\\p{{M}}*(?:[{_KATAKANA}]\\p{{M}}*){{0,{_MOST_KATAKANA - 1}}}")
+    pattern = Regex(
+        f"[[{letters}]&&[^\\p{{M}}]]\\p{{M}}*|[{_KATAKANA}]\\p{{M}}*(?:[{_KATAKANA}]\\p{{M}}*){{0,{_MOST_KATAKANA - 1}}}"
+    )
     split = pre_tokenizers.Split(pattern, behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.BertPreTokenizer()])
 

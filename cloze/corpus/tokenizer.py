@@ -42,6 +42,16 @@ class WordPiece:
     backend: Tokenizer
     facts: TokenizerFacts
 
+    @property
+    def spelling(self) -> Spelling:
+        """How it normalizes text; of a normalizer other than BERT's nothing is known, and nothing is said to be lost."""
+        normalizer = _settings(self.backend.normalizer) or {}
+        if normalizer.get("type") != "BertNormalizer":
+            return Spelling(lowercase=False, strip_accents=False, ideographs=False)
+        lowercase, strips = normalizer["lowercase"], normalizer["strip_accents"]
+        ideographs = normalizer["handle_chinese_chars"]
+        return Spelling(lowercase, lowercase if strips is None else strips, ideographs, cuts_clusters(self.backend))
+
 
 def load_tokenizer(path: Path, spelling: Spelling = BERT) -> WordPiece:
     """The BERT WordPiece in directory `path` (tokenizer.json or vocab.txt), or of a vocab.txt file at `path`.

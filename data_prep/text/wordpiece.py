@@ -1,7 +1,7 @@
 """Learning a WordPiece vocabulary: words are counted in parts of the text, and a tokenizer is made of the counts."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -66,16 +66,22 @@ class Scripts(NamedTuple):
     names: tuple[str, ...]  # of those that lose, the commonest first
 
 
-def scripts_of(pieces: Mapping[str, int]) -> Scripts:
+def count_letters(pieces: Mapping[str, int]) -> Counter[str]:
+    """How often each character comes; those of ASCII are not told apart."""
     letters: Counter[str] = Counter()
     for piece, count in pieces.items():
-        if not piece.isascii():
-            for letter in piece:
-                letters[letter] += count
-        else:
+        if piece.isascii():
             letters["a"] += count * len(piece)
-    total, unspaced = 0, 0
-    losing: Counter[str] = Counter()
+            continue
+        for letter in piece:
+            letters[letter] += count
+    return letters
+
+
+def scripts_of(letters: Mapping[str, float]) -> Scripts:
+    """What the scripts of a text ask for, from how often each character comes."""
+    total = unspaced = 0.0
+    losing: dict[str, float] = defaultdict(float)
     for letter, count in letters.items():
         script, is_letter, loses = character(letter)
         total += count * is_letter
@@ -83,7 +89,9 @@ def scripts_of(pieces: Mapping[str, int]) -> Scripts:
         if loses and script not in ACCENTED:
             losing[script] += count
     total = max(1, total)
-    return Scripts(unspaced / total, losing.total() / total, tuple(name for name, _ in losing.most_common()))
+    return Scripts(
+        unspaced / total, sum(losing.values()) / total, tuple(sorted(losing, key=lambda name: -losing[name]))
+    )
 
 
 def fitted(spelling: Spelling, scripts: Scripts) -> tuple[Spelling, str | None]:
