@@ -15,7 +15,7 @@ from data_prep.executors.base import Executor
 from data_prep.executors.local import LocalExecutor
 from data_prep.executors.ray import RayExecutor
 from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
-from data_prep.preview import early_findings, preview, tell
+from data_prep.preview import early_findings, preview
 from data_prep.stages.base import Stage, disk_errors
 from data_prep.stages.finish import document_statistics, finish, refuse_unfit, text_findings
 from data_prep.stages.map import MAP
@@ -141,7 +141,7 @@ def _summarize(plan: Plan, seconds: float | None) -> None:
     rows.append(("next", train if plan.remote else f"python -m data_prep.verify {plan.out}"))
     for name, value in rows:
         print(f"{name:28} {value}")
-    tell(diagnosis.stored(manifest), plan.config.diagnosis.ignore)
+    diagnosis.tell(diagnosis.stored(manifest), plan.config.diagnosis.ignore)
 
 
 def _described(split: SplitStatistics, objective: str) -> str:

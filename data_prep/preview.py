@@ -5,7 +5,7 @@ Writes nothing. The same code reads, encodes and pairs as in a preparation; only
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -70,7 +70,7 @@ def preview(plan: Plan) -> int:
     worker = _WORKER_MB + 1.7 * plan.config.bucket_mib
     print(f"{read:,} documents, {size / 1e6:,.1f} MB of about {plan.text_bytes / 1e6:,.1f} MB looked at")
     print(f"to expect: shards of about {shards:,.0f} MB, {hours:,.2f} core hours, {worker:,.0f} MB of memory a worker")
-    tell(look.findings, plan.config.diagnosis.ignore)
+    diagnosis.tell(look.findings, plan.config.diagnosis.ignore)
     return ExitCode.OK
 
 
@@ -78,16 +78,6 @@ def early_findings(plan: Plan) -> tuple[Finding, ...]:
     """Of a few documents of every source, encoded with the corpus's tokenizer: only what they would be refused for."""
     found = _look(plan, _EARLY, tokenizer_in(tokenizer_directory(plan))).findings
     return tuple(finding for finding in found if finding.level is Level.refusal)
-
-
-def tell(findings: Iterable[Finding], ignore: Collection[str]) -> None:
-    """One line each: notes, then warnings."""
-    found = list(findings)
-    for finding in found:
-        if finding.level is Level.note:
-            log.info(finding.line)
-    for finding in diagnosis.warnings(found, ignore):
-        log.warning(finding.line)
 
 
 def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:

@@ -18,8 +18,10 @@ from cloze.corpus.ragged import Ints
 from cloze.corpus.scripts import ACCENTED
 from cloze.corpus.shards import Split
 from cloze.corpus.tokenizer import Spelling
+from cloze.log import log
 
 _FEWEST_PAIRS = 500  # from which it is worth fitting anything to their lengths
+_SMALL_VOCABULARY = 1000  # tokens: smaller ones are an alphabet, mostly
 _LOOKED_AT = 20_000  # samples, evenly from the first pass, for what the manifest does not tell
 _UNFIT_REPAIRS = ("invalid_utf8", "lone_surrogates", "nul_characters", "control_characters")
 
@@ -95,6 +97,16 @@ def refused(findings: Iterable[Finding], refuse: Collection[str], ignore: Collec
         if finding.level is Level.refusal or finding.name in refuse:
             return finding
     return None
+
+
+def tell(findings: Iterable[Finding], ignore: Collection[str] = ()) -> None:
+    """One line each: notes, then warnings."""
+    found = list(findings)
+    for finding in found:
+        if finding.level is Level.note:
+            log.info(finding.line)
+    for finding in warnings(found, ignore):
+        log.warning(finding.line)
 
 
 # -- from the manifest ------------------------------------------------------------------------------------------------
@@ -216,7 +228,7 @@ def unused_vocabulary(used: int, vocab_size: int) -> Finding:
     return Finding(
         name="unused_vocabulary",
         value=share,
-        warn_above=0.5,
+        warn_above=0.5 if vocab_size >= _SMALL_VOCABULARY else None,
         meaning=f"{vocab_size - used:,} of {vocab_size:,} tokens of the vocabulary never come",
         remedy="a vocabulary trained on this text (leave tokenizer.path out), or a smaller one, would do",
     )

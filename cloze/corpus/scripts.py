@@ -68,9 +68,8 @@ def unspaced_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     It stands in tokenizer.json, so that every reader of it cuts alike.
     """
     letters = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
-    pattern = Regex(
-        f"[[{letters}]&&[^\\p{{M}}]]\\p{{M}}*|[{_KATAKANA}]\\p{{M}}*(?:[{_KATAKANA}]\\p{{M}}*){{0,{_MOST_KATAKANA - 1}}}"
-    )
+    cluster, katakana = f"[[{letters}]&&[^\\p{{M}}]]\\p{{M}}*", f"[{_KATAKANA}]\\p{{M}}*"
+    pattern = Regex(f"{cluster}|{katakana}(?:{katakana}){{0,{_MOST_KATAKANA - 1}}}")
     split = pre_tokenizers.Split(pattern, behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.BertPreTokenizer()])
 

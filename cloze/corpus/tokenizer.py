@@ -44,7 +44,7 @@ class WordPiece:
 
     @property
     def spelling(self) -> Spelling:
-        """How it normalizes text; of a normalizer other than BERT's nothing is known, and nothing is said to be lost."""
+        """How it normalizes text; of a normalizer other than BERT's nothing is known, so nothing is said to be lost."""
         normalizer = _settings(self.backend.normalizer) or {}
         if normalizer.get("type") != "BertNormalizer":
             return Spelling(lowercase=False, strip_accents=False, ideographs=False)

@@ -131,8 +131,7 @@ def _next_sentence(bucket: Bucket, room: int, short_seq_prob: float, uniform: It
 def _choose_places(table_Nx5: Ints, bucket: Bucket, generator: np.random.Generator) -> None:
     """Put a random B, in place, where a row with label 1 holds A's document and the length that B is to have.
 
-    Of `_PLACES` random sentences of other documents that one at which B, cut at the end of a sentence or of the document,
-    comes nearest to the length.
+    Of `_PLACES` random sentences of other documents that one where B, up to the end of a sentence, comes nearest to it.
     """
     rows = np.flatnonzero(table_Nx5[:, 4])
     document_R, length_R = table_Nx5[rows, 2], table_Nx5[rows, 3]
@@ -180,7 +179,7 @@ def unpaired(objective: str, bucket: Bucket) -> npt.NDArray[np.bool_]:
     if objective == "none":
         return np.zeros(len(bucket.sentences_D), bool)
     alone = objective == "sop" or len(np.unique(bucket.origins_D)) < 2
-    return (bucket.sentences_D == 1) & alone
+    return np.asarray((bucket.sentences_D == 1) & alone, bool)
 
 
 def _sentence_order(bucket: Bucket, room: int, short_seq_prob: float, uniform: Iterator[float]) -> Iterator[Row]:

@@ -157,9 +157,9 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def fingerprints(documents: Documents, modulus: int) -> dict[str, Any]:
-    """Of the documents of a bucket, those that a hash picks: sentences, runs of 50 tokens, and a sketch of each text.
+    """Of the documents of a bucket, those that a hash picks: sentences, runs of tokens, and a sketch of each text.
 
-    `lines`: hashes of sentences of eight tokens or more. `runs`: hashes of the 50 tokens from a sentence's beginning on.
+    `lines`: hashes of sentences of eight tokens or more. `runs`: hashes of the 50 tokens from a sentence's start on.
     `sketches`: three smallest hashes of a document's runs of five tokens (MinHash: equal with the cube of the Jaccard
     likeness).
     """
@@ -189,7 +189,8 @@ def fingerprints(documents: Documents, modulus: int) -> dict[str, Any]:
 
 
 def _picked(hashes: Hashes, modulus: int) -> Hashes:
-    return hashes[hashes % np.uint64(modulus) == 0]
+    picked: Hashes = hashes[hashes % np.uint64(modulus) == 0]
+    return picked
 
 
 def _line_hashes(tokens_T: Hashes, begins_S: Ints, lengths_S: Ints) -> Hashes:
@@ -204,13 +205,13 @@ def _line_hashes(tokens_T: Hashes, begins_S: Ints, lengths_S: Ints) -> Hashes:
 
 def _run_hashes(tokens_T: Hashes, starts: Ints, length: int) -> Hashes:
     """Of `length` tokens from each start on."""
-    result = np.zeros(len(starts), np.uint64)
+    result: Hashes = np.zeros(len(starts), np.uint64)
     for place in range(length):
         result = mix64(result + tokens_T[starts + place] + np.uint64(1))
     return result
 
 
-def _sketches(tokens_T: Hashes, lengths_D: Ints, modulus: int) -> npt.NDArray[np.uint64]:
+def _sketches(tokens_T: Hashes, lengths_D: Ints, modulus: int) -> Hashes:
     """Three minima of each document of 20 tokens or more that the first of them picks."""
     starts_D = offsets(lengths_D)[:-1]
     long_D = lengths_D >= 4 * _SHINGLE_TOKENS
@@ -220,5 +221,6 @@ def _sketches(tokens_T: Hashes, lengths_D: Ints, modulus: int) -> npt.NDArray[np
     hashes = _run_hashes(tokens_T, ranges(starts_D[long_D], counts_D), _SHINGLE_TOKENS)
     at = offsets(counts_D)[:-1]
     minima = [np.minimum.reduceat(mix64(hashes + np.uint64(salt)), at) for salt in range(3)]
-    table_Dx3: npt.NDArray[np.uint64] = np.stack(minima, axis=1)
-    return table_Dx3[table_Dx3[:, 0] % np.uint64(modulus) == 0]
+    table_Dx3 = np.stack(minima, axis=1)
+    picked: Hashes = table_Dx3[table_Dx3[:, 0] % np.uint64(modulus) == 0]
+    return picked

@@ -89,9 +89,8 @@ def scripts_of(letters: Mapping[str, float]) -> Scripts:
         if loses and script not in ACCENTED:
             losing[script] += count
     total = max(1, total)
-    return Scripts(
-        unspaced / total, sum(losing.values()) / total, tuple(sorted(losing, key=lambda name: -losing[name]))
-    )
+    names = tuple(sorted(losing, key=lambda name: -losing[name]))
+    return Scripts(unspaced / total, sum(losing.values()) / total, names)
 
 
 def fitted(spelling: Spelling, scripts: Scripts) -> tuple[Spelling, str | None]:

@@ -175,7 +175,7 @@ def test_labels_over_a_million_tokens_sop():
 @pytest.mark.parametrize("lone_share", [0.0, 0.1, 0.3, 0.45])
 @pytest.mark.parametrize("max_len", [32, 128])
 def test_random_nexts_are_half_of_the_pairs_and_lengths_do_not_tell_which(lone_share, max_len):
-    """Documents of 1 to 30 sentences of 2 to 25 tokens, of which the given share has one: all labels can be balanced."""
+    """Documents of 1 to 30 sentences of 2 to 25 tokens, of which the given share has one: labels can be balanced."""
     rng = np.random.default_rng(0)
     counts = np.where(rng.random(20_000) < lone_share, 1, rng.integers(2, 31, 20_000)).tolist()
     if lone_share == 0.45:
@@ -199,7 +199,7 @@ def test_where_most_are_lone_every_pair_with_a_choice_is_true():
     documents = [[9]] * 7000 + [[9, 9]] * 3000
     np.random.default_rng(0).shuffle(order := np.arange(10_000))
     samples = make_samples("nsp", bucket_of([documents[i] for i in order]), 32, 0.0, (1,))
-    assert abs(int((samples.label_N == 0).sum()) - 3000) <= 3
+    assert abs(int((samples.label_N == 0).sum()) - 3000) <= 20
 
 
 @pytest.mark.parametrize(
