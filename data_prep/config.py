@@ -58,7 +58,9 @@ class TokenizerConfig:
     path: str | None = doc("BERT WordPiece directory, or a vocab.txt; null trains one on this corpus")
     vocab_size: int = doc("tokens of the vocabulary to train")
     lowercase: bool = doc("lower-case; for training and for a bare vocab.txt")
-    strip_accents: bool | None = doc("take accents off; null = where it lower-cases, as BERT does; as lowercase")
+    strip_accents: bool | None = doc(
+        "take accents off; null = where it lower-cases, unless the script needs its marks; as lowercase"
+    )
     chinese_characters: bool = doc("every ideograph is a word of its own; as lowercase")
     min_frequency: int = doc("training: how often two pieces must stand side by side to be joined")
     limit_alphabet: int | None = doc("training: most characters in the vocabulary; null = three quarters of it")

@@ -9,6 +9,7 @@ Shapes: D documents, S sentences, T tokens.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from cloze.corpus.masking import mix64
-from cloze.corpus.ragged import Ints, offsets, ranges
+from cloze.corpus.ragged import Ints, offsets
 from cloze.corpus.scripts import character
 from data_prep.plan import Plan
 from data_prep.stages.buckets import Documents
@@ -31,6 +32,8 @@ _MOST_WORDS = 10_000  # unknown ones remembered
 _KEPT_WORDS = 50
 _LINE_TOKENS = 8  # of a sentence: shorter ones repeat by their nature
 _SHINGLE_TOKENS = 5
+_LONG_TOKENS = 512  # of a document: every eighth of its shingles will do
+_BASE, _MIXER = 0x9E3779B97F4A7C15, np.uint64(0xC2B2AE3D27D4EB4F)  # odd, bits well mixed
 _PORTION_TOKENS = 2**17  # hashed at a time: bounds memory
 # UTF-8 of accented Latin, quotes, Greek, Cyrillic or Chinese, read as Latin-1 or Windows-1252.
 _LATIN = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122"
@@ -93,14 +96,14 @@ class Survey:
         numbers = self._numbers
         numbers["documents"] += len(batch)
         numbers["tokens"] += len(documents.tokens_T)
-        unknown_T = documents.tokens_T == self._unk_id
+        unknown = np.flatnonzero(documents.tokens_T == self._unk_id)
         unknown_D = np.zeros(len(batch), np.int64)
-        if unknown_T.any():
+        if len(unknown):
             edges_D = offsets(documents.lengths_S)[offsets(documents.sentences_D)]
-            unknown_D = np.diff(offsets(unknown_T.astype(np.int64))[edges_D])
-            numbers["unknown"] += int(unknown_D.sum())
+            unknown_D = np.diff(np.searchsorted(unknown, edges_D))
+            numbers["unknown"] += len(unknown)
             self._first.setdefault("unknown", batch[int(np.argmax(unknown_D > 0))].location)
-        for piece, unknown in zip(batch, unknown_D.tolist(), strict=True):
+        for piece, num_unknown in zip(batch, unknown_D.tolist(), strict=True):
             numbers["sentences"] += len(piece.sentences)
             numbers["one_sentence"] += len(piece.sentences) == 1
             numbers["bytes"] += piece.num_bytes
@@ -109,7 +112,7 @@ class Survey:
             if self._origin[1] > self._largest[0]:
                 self._largest = (self._origin[1], piece.location)
             if int.from_bytes(piece.digest[8:], "big") % self._modulus == 0:
-                self._look_at(piece, unknown > 0)
+                self._look_at(piece, num_unknown > 0)
 
     def _look_at(self, piece: Piece, has_unknown: bool) -> None:
         text = " ".join(piece.sentences)[:_LOOKED_AT]
@@ -170,17 +173,15 @@ def fingerprints(documents: Documents, modulus: int) -> dict[str, Any]:
     for first, last in pairwise(cuts):
         if first == last:
             continue
-        tokens_T = documents.tokens_T[token_D[first] : token_D[last]].astype(np.uint64)
+        ranges_hashed = _RangeHashes(documents.tokens_T[token_D[first] : token_D[last]])
+        edges_P = token_D[first : last + 1] - token_D[first]  # of the portion's documents
         begins_S = edges_S[edges_D[first] : edges_D[last]] - token_D[first]
         lengths_S = documents.lengths_S[edges_D[first] : edges_D[last]].astype(np.int64)
-        ends_S = np.repeat(
-            token_D[first + 1 : last + 1] - token_D[first], documents.sentences_D[first:last]
-        )  # of the document
+        ends_S = np.repeat(edges_P[1:], documents.sentences_D[first:last])
         long_S = lengths_S >= _LINE_TOKENS
-        lines.append(_picked(_line_hashes(tokens_T, begins_S[long_S], lengths_S[long_S]), modulus))
-        starts = begins_S[begins_S + RUN_TOKENS <= ends_S]
-        runs.append(_picked(_run_hashes(tokens_T, starts, RUN_TOKENS), modulus))
-        sketches.append(_sketches(tokens_T, np.diff(token_D[first : last + 1]), modulus))
+        lines.append(_picked(ranges_hashed(begins_S[long_S], lengths_S[long_S]), modulus))
+        runs.append(_picked(ranges_hashed(begins_S[begins_S + RUN_TOKENS <= ends_S], RUN_TOKENS), modulus))
+        sketches.append(_sketches(ranges_hashed.windows(_SHINGLE_TOKENS), edges_P, modulus))
     return {
         "lines": np.concatenate([*lines, np.zeros(0, np.uint64)]).tolist(),
         "runs": np.unique(np.concatenate([*runs, np.zeros(0, np.uint64)])).tolist(),
@@ -188,39 +189,60 @@ def fingerprints(documents: Documents, modulus: int) -> dict[str, Any]:
     }
 
 
+class _RangeHashes:
+    """Hashes of any ranges of tokens at the cost of one pass: the polynomial sum of tokens times powers of an odd base.
+
+    Sums up to each token; a range is a difference, divided (modulo 2^64) by the power at which it begins.
+    """
+
+    def __init__(self, tokens_T: npt.NDArray[np.unsignedinteger]) -> None:
+        powers, self._inverses = _powers(max(_PORTION_TOKENS, 1 << len(tokens_T).bit_length()))
+        self._sums: Hashes = np.zeros(len(tokens_T) + 1, np.uint64)
+        np.cumsum((tokens_T.astype(np.uint64) + np.uint64(1)) * powers[: len(tokens_T)], out=self._sums[1:])
+
+    def __call__(self, begins: Ints, lengths: Ints | int) -> Hashes:
+        """Well mixed, of ranges that begin at `begins`."""
+        return mix64((self._sums[begins + lengths] - self._sums[begins]) * self._inverses[begins])
+
+    def windows(self, length: int) -> Hashes:
+        """Of every `length` neighbours; only the upper bits are well mixed."""
+        found: Hashes = self._sums[length:] - self._sums[:-length]
+        found *= self._inverses[: len(found)]
+        found *= _MIXER
+        return found
+
+
+@lru_cache(maxsize=2)
+def _powers(count: int) -> tuple[Hashes, Hashes]:
+    """Of the base and of its inverse modulo 2^64."""
+    tables = []
+    for base in (_BASE, pow(_BASE, -1, 2**64)):
+        table = np.full(count, base, np.uint64)
+        table[0] = 1
+        tables.append(np.multiply.accumulate(table))
+    return tables[0], tables[1]
+
+
 def _picked(hashes: Hashes, modulus: int) -> Hashes:
-    picked: Hashes = hashes[hashes % np.uint64(modulus) == 0]
+    """Those, or the rows whose first one, the corpus's sample holds."""
+    first = hashes if hashes.ndim == 1 else hashes[:, 0]
+    picked: Hashes = hashes[first % np.uint64(modulus) == 0]
     return picked
 
 
-def _line_hashes(tokens_T: Hashes, begins_S: Ints, lengths_S: Ints) -> Hashes:
-    """Of whole sentences: the sum of their tokens, each mixed with its place."""
-    if not len(begins_S):
-        return np.zeros(0, np.uint64)
-    places = np.arange(int(lengths_S.sum())) - np.repeat(offsets(lengths_S)[:-1], lengths_S)
-    mixed = mix64(tokens_T[ranges(begins_S, lengths_S)] + (places.astype(np.uint64) << np.uint64(32)))
-    sums: Hashes = np.add.reduceat(mixed, offsets(lengths_S)[:-1])
-    return sums
+def _sketches(windows_T: Hashes, edges_D: Ints, modulus: int) -> Hashes:
+    """Three minima of each document of 20 tokens or more that the first of them picks.
 
-
-def _run_hashes(tokens_T: Hashes, starts: Ints, length: int) -> Hashes:
-    """Of `length` tokens from each start on."""
-    result: Hashes = np.zeros(len(starts), np.uint64)
-    for place in range(length):
-        result = mix64(result + tokens_T[starts + place] + np.uint64(1))
-    return result
-
-
-def _sketches(tokens_T: Hashes, lengths_D: Ints, modulus: int) -> Hashes:
-    """Three minima of each document of 20 tokens or more that the first of them picks."""
-    starts_D = offsets(lengths_D)[:-1]
-    long_D = lengths_D >= 4 * _SHINGLE_TOKENS
-    counts_D = lengths_D[long_D] - _SHINGLE_TOKENS + 1
-    if not len(counts_D):
+    Of a long document one window in eight is looked at.
+    """
+    lengths_D = np.diff(edges_D)
+    few = windows_T < np.uint64(2**61)
+    some = np.flatnonzero(few | np.repeat(lengths_D < _LONG_TOKENS, lengths_D)[: len(few)])
+    document = np.searchsorted(edges_D, some, side="right") - 1
+    counted = (some + _SHINGLE_TOKENS <= edges_D[document + 1]) & (lengths_D[document] >= 4 * _SHINGLE_TOKENS)
+    hashes, document = windows_T[some[counted]], document[counted]
+    if not len(hashes):
         return np.zeros((0, 3), np.uint64)
-    hashes = _run_hashes(tokens_T, ranges(starts_D[long_D], counts_D), _SHINGLE_TOKENS)
-    at = offsets(counts_D)[:-1]
+    at = np.flatnonzero(np.diff(document, prepend=-1))
     minima = [np.minimum.reduceat(mix64(hashes + np.uint64(salt)), at) for salt in range(3)]
-    table_Dx3 = np.stack(minima, axis=1)
-    picked: Hashes = table_Dx3[table_Dx3[:, 0] % np.uint64(modulus) == 0]
-    return picked
+    return _picked(np.stack(minima, axis=1), modulus)
