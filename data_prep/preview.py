@@ -33,6 +33,7 @@ _SHOWN = 10  # samples
 _EARLY = 500  # documents of each source, looked at before a long preparation
 _BYTES_A_TOKEN = 2.7  # in shards, of two-byte ids with one draw of masks (docs/data.md)
 _WORKER_MB = 100
+_OF_THE_WHOLE = ("largest_document", "documents_per_file")  # findings that a part says nothing of
 _LABELS = {
     Objective.nsp: ("is next", "random next"),
     Objective.sop: ("in order", "swapped"),
@@ -107,9 +108,8 @@ def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:
     table = documents_table(dtype)
     documents = table.concatenate(parts)
     documents = table.select(documents, np.flatnonzero(documents.sentences_D))
-    findings = list(
-        diagnosis.from_text(merged([survey.counts]), tokenizer.spelling, len(plan.files), plan.config.objective)
-    )
+    told = diagnosis.from_text(merged([survey.counts]), tokenizer.spelling, len(plan.files), plan.config.objective)
+    findings = [finding for finding in told if finding.name not in _OF_THE_WHOLE]
     if plan.config.objective is Objective.nsp:
         samples = _samples(plan, documents)
         lengths_Nx2 = np.concatenate([np.diff(samples.a_Nx2), np.diff(samples.b_Nx2)], axis=1)

@@ -277,7 +277,7 @@ def from_text(counts: Mapping[str, Any], spelling: Spelling, files: int, objecti
     commonest = sorted(letters, key=lambda script: (-letters[script], script))
     size, place = counts["largest"]
     share = size / max(1, counts["bytes"])
-    per_document, per_sentence = sentences / documents, counts["tokens"] / sentences
+    per_document, per_sentence = counts["parts"] / documents, counts["tokens"] / sentences
     alone = counts["one_sentence"] / documents
     findings = [
         unknown_tokens(counts["unknown"], counts["tokens"], words, first.get("unknown")),

@@ -71,15 +71,8 @@ class Survey:
     def counts(self) -> dict[str, Any]:
         """As JSON knows it; `merged` adds those of several tasks."""
         names = (
-            "documents",
-            "one_sentence",
-            "sentences",
-            "bytes",
-            "tokens",
-            "unknown",
-            "dotless",
-            "mojibake",
-            "looked_at",
+            *("documents", "one_sentence", "sentences", "parts", "bytes", "tokens", "unknown", "dotless"),
+            *("mojibake", "looked_at"),
         )
         return {
             **{name: self._numbers[name] for name in names},
@@ -96,6 +89,8 @@ class Survey:
         numbers = self._numbers
         numbers["documents"] += len(batch)
         numbers["tokens"] += len(documents.tokens_T)
+        numbers["parts"] += len(documents.lengths_S)  # sentences, those too long for a sample cut
+        numbers["one_sentence"] += int((documents.sentences_D == 1).sum())
         unknown = np.flatnonzero(documents.tokens_T == self._unk_id)
         unknown_D = np.zeros(len(batch), np.int64)
         if len(unknown):
@@ -105,7 +100,6 @@ class Survey:
             self._first.setdefault("unknown", batch[int(np.argmax(unknown_D > 0))].location)
         for piece, num_unknown in zip(batch, unknown_D.tolist(), strict=True):
             numbers["sentences"] += len(piece.sentences)
-            numbers["one_sentence"] += len(piece.sentences) == 1
             numbers["bytes"] += piece.num_bytes
             before = self._origin[1] if self._origin[0] == piece.origin else 0
             self._origin = (piece.origin, before + piece.num_bytes)

@@ -16,6 +16,7 @@ from cloze.corpus.report import of_corpus
 from cloze.corpus.scripts import IDEOGRAPH_RANGES, character
 from cloze.corpus.tokenizer import Spelling, load_tokenizer
 from cloze.errors import UserError
+from data_prep import prepare
 from data_prep.config import PrepConfig
 from data_prep.prepare import main
 from data_prep.stages.buckets import Documents
@@ -109,6 +110,14 @@ def test_unknown_words_are_told_and_a_text_that_is_mostly_unknown_is_refused(tmp
         made(tmp_path / "b", only, path)
     assert not (tmp_path / "b" / "out" / "pass-00").exists()
     assert found(made(tmp_path / "b", only, path, "diagnosis.ignore=[unknown_tokens]"), "unknown_tokens").value > 0.7
+
+
+def test_a_long_preparation_looks_before_it_encodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_LONG_BYTES", 0)
+    vocabulary(tmp_path / "v.txt")
+    with pytest.raises(UserError, match=r"unknown_tokens: 100\.00%"):
+        made(tmp_path, ["\u03b1\u03b2 " + "\u03b1" * n for n in range(1, 40)], f"tokenizer.path={tmp_path}/v.txt")
+    assert not (tmp_path / "out" / ".work" / "map").exists()
 
 
 def test_a_vocabulary_without_punctuation_is_told(tmp_path):
