@@ -118,11 +118,11 @@ def from_manifest(manifest: Manifest) -> tuple[Finding, ...]:
     first = manifest.splits[pass_name(0)]
     findings = [
         _share_of_reasons(
-            "dropped", documents.get("dropped", {}), documents["read"], 0.5,
+            "dropped", documents.get("dropped", {}), documents.get("read", 0), 0.5,
             "see docs/data.md for each reason; mend the input, or loosen the filter",
         ),
         _share_of_reasons(
-            "repaired", documents.get("repaired", {}), documents["read"], 0.01,
+            "repaired", documents.get("repaired", {}), documents.get("read", 0), 0.01,
             "a text in another encoding looks like this: name it, or mend the files",
         ),
     ]  # fmt: skip
