@@ -213,7 +213,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
             f"eval.every={config.eval.every}: {corpus.directory} has no held-out split, so nothing is evaluated; "
             "prepare it with val_fraction=0.01"
         )
-    for finding in diagnosis.warnings(diagnosis.stored(corpus.manifest)):
+    for finding in diagnosis.warnings(diagnosis.stored(corpus.manifest), ignore=("held_out",)):  # told above, if missed
         process.log.warning(f"{corpus.directory}: {finding.line}")
     for mismatch in config.expect.unmet(corpus.manifest):
         process.log.warning(f"{corpus.directory} was prepared with {mismatch} as the recipe expects")
