@@ -113,7 +113,7 @@ def _next_sentence(bucket: Bucket, room: int, short_seq_prob: float, uniform: It
         fewest = 1 if has_others_D[d] else 2  # without another document, B can only be what follows A
         begin = first
         while last - begin >= fewest:
-            end = _gathered(starts, ends, begin, last, target, fewest)
+            end = _gathered(starts, ends, begin, last, target, 2)  # a short target must not make lone sentences
             lone = end - begin == 1
             split = begin + 1 if lone else begin + 1 + int(next(uniform) * (end - begin - 1))
             a_begin, a_end = starts[begin], starts[split]

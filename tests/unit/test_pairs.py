@@ -50,7 +50,7 @@ def bert_reference(documents: list[list[list[int]]], max_len: int, short: float,
         while i < len(document):
             chunk.append(document[i])
             length += len(document[i])
-            if i == len(document) - 1 or length >= target:
+            if i == len(document) - 1 or (length >= target and len(chunk) >= 2):
                 lone = len(chunk) == 1
                 a_end = 1 if lone else rng.randint(1, len(chunk) - 1)
                 a = list(chain.from_iterable(chunk[:a_end]))
