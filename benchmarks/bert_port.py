@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
-from data_prep.text.encoder import IDEOGRAPH_RANGES
+from cloze.corpus.scripts import IDEOGRAPH_RANGES
 
 MAX_WORD_CHARACTERS = 100
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import Any, ClassVar
 
+from cloze.corpus.diagnosis import NAMES
 from cloze.errors import UserError
 from cloze.schema import Variant, doc
 from data_prep.sources.base import Source
@@ -57,7 +58,9 @@ class TokenizerConfig:
     path: str | None = doc("BERT WordPiece directory, or a vocab.txt; null trains one on this corpus")
     vocab_size: int = doc("tokens of the vocabulary to train")
     lowercase: bool = doc("lower-case; for training and for a bare vocab.txt")
-    strip_accents: bool | None = doc("take accents off; null = where it lower-cases, as BERT does; as lowercase")
+    strip_accents: bool | None = doc(
+        "take accents off; null = where it lower-cases, unless the script needs its marks; as lowercase"
+    )
     chinese_characters: bool = doc("every ideograph is a word of its own; as lowercase")
     min_frequency: int = doc("training: how often two pieces must stand side by side to be joined")
     limit_alphabet: int | None = doc("training: most characters in the vocabulary; null = three quarters of it")
@@ -90,6 +93,17 @@ class CleanConfig:
         for name in ("min_script_share", "max_symbols", "max_repeated_lines", "near_duplicates"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= 1, f"clean.{name}={value}: must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosisConfig:
+    refuse: list[str] = doc("findings whose warning ends the preparation: [unknown_tokens, random_next, …]")
+    ignore: list[str] = doc("findings that are neither refused nor warned of")
+
+    def __post_init__(self) -> None:
+        for key in ("refuse", "ignore"):
+            unknown = sorted(set(getattr(self, key)) - set(NAMES))
+            _require(not unknown, f"diagnosis.{key}: no {', '.join(unknown)}; there are {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +170,10 @@ class PrepConfig:
     masking: MaskingConfig = doc("what the model must guess")
     tokenizer: TokenizerConfig = doc("WordPiece to train or to use")
     bucket_mib: int = doc("MiB of text per bucket: bounds memory, and is about the size of a shard")
+    diagnosis: DiagnosisConfig = doc("what a corpus must not be")
+    preview: int = doc(
+        "documents of each source to look at, instead of preparing: prints what to expect, writes nothing"
+    )
     executor: ExecutorConfig = doc("where tasks run")
 
     def __post_init__(self) -> None:
@@ -165,6 +183,7 @@ class PrepConfig:
         _require(0 <= self.short_seq_prob <= 1, f"short_seq_prob={self.short_seq_prob}: must be in [0, 1]")
         _require(1 <= self.passes <= 1000, f"passes={self.passes}: must be from 1 to 1,000")
         _require(0 <= self.val_fraction < 1, f"val_fraction={self.val_fraction}: must be at least 0 and below 1")
+        _require(self.preview >= 0, f"preview={self.preview}: cannot be negative")
         _require(1 <= self.bucket_mib <= 4096, f"bucket_mib={self.bucket_mib}: must be from 1 to 4,096")
 
     @property

@@ -89,6 +89,7 @@ class Plan:
         """The plan as JSON, without what changes no byte of the shards (where they go, who makes them)."""
         config = asdict(self.config)
         del config["out"], config["work"], config["executor"], config["tokenizer"]["path"]
+        del config["diagnosis"], config["preview"]
         del config["source"], config["sources"]
         sources = [asdict(source) for source in self.sources]
         for source in sources:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cloze.corpus import diagnosis
 from cloze.corpus.manifest import NAME, SplitStatistics
 from cloze.errors import ExitCode
 from cloze.log import log
@@ -14,8 +15,9 @@ from data_prep.executors.base import Executor
 from data_prep.executors.local import LocalExecutor
 from data_prep.executors.ray import RayExecutor
 from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
+from data_prep.preview import early_findings, preview
 from data_prep.stages.base import Stage, disk_errors
-from data_prep.stages.finish import document_statistics, finish
+from data_prep.stages.finish import document_statistics, finish, refuse_unfit, text_findings
 from data_prep.stages.map import MAP
 from data_prep.stages.near import NEAR
 from data_prep.stages.reduce import REDUCE
@@ -23,12 +25,15 @@ from data_prep.stages.sample import SAMPLE
 from data_prep.stages.tokenizer import make_tokenizer, tokenizer_directory
 
 MB = 1e6
+_LONG_BYTES = 2**26  # of text, from which it is worth a look before all of it is encoded
 
 
 def main(config: PrepConfig) -> int:
     """Prepare, or finish preparing, the corpus that `config` describes."""
     started = time.perf_counter()
     plan = make_plan(config)
+    if config.preview:
+        return preview(plan)
     with disk_errors(plan), claimed(plan) as complete:
         if complete:
             clear_up(plan)
@@ -52,9 +57,12 @@ def _prepare(plan: Plan, executor: Executor) -> None:
         executor.wait_for(tokenizer_directory(plan))
     facts = make_tokenizer(plan)
     log.info(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}")
+    if executor.leads and plan.text_bytes > _LONG_BYTES:
+        refuse_unfit(plan, early_findings(plan))
     _run(plan, executor, MAP)
     if executor.leads:
         document_statistics(plan)  # refuses bad input before any shard is made of it
+        refuse_unfit(plan, text_findings(plan))
     if plan.config.clean.near_duplicates is not None:
         _run(plan, executor, NEAR)
     _run(plan, executor, REDUCE)
@@ -133,6 +141,7 @@ def _summarize(plan: Plan, seconds: float | None) -> None:
     rows.append(("next", train if plan.remote else f"python -m data_prep.verify {plan.out}"))
     for name, value in rows:
         print(f"{name:28} {value}")
+    diagnosis.tell(diagnosis.stored(manifest), plan.config.diagnosis.ignore)
 
 
 def _described(split: SplitStatistics, objective: str) -> str:

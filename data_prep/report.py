@@ -5,7 +5,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from cloze.cli import command, parser
-from cloze.corpus.report import EARLIER_MARK, PAGE_MARK, report
+from cloze.corpus.diagnosis import tell
+from cloze.corpus.manifest import read_manifest
+from cloze.corpus.report import EARLIER_MARK, PAGE_MARK, of_corpus, report
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
 from cloze.ownership import require_own_file
@@ -28,6 +30,7 @@ def main(options: Namespace) -> int:
         write_whole(out, page)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
+    tell(of_corpus(options.directory, read_manifest(options.directory)))
     print(f"{out}: {len(page) / 1e3:,.0f} kB")
     return ExitCode.OK
 

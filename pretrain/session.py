@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from cloze.corpus import diagnosis
 from cloze.corpus.manifest import VAL
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import ExitCode, UserError
@@ -212,6 +213,8 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
             f"eval.every={config.eval.every}: {corpus.directory} has no held-out split, so nothing is evaluated; "
             "prepare it with val_fraction=0.01"
         )
+    for finding in diagnosis.warnings(diagnosis.stored(corpus.manifest), ignore=("held_out",)):  # told above, if missed
+        process.log.warning(f"{corpus.directory}: {finding.line}")
     for mismatch in config.expect.unmet(corpus.manifest):
         process.log.warning(f"{corpus.directory} was prepared with {mismatch} as the recipe expects")
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None

@@ -117,6 +117,7 @@ class Manifest:
     documents: Mapping[str, Any]  # {"read": n, "kept": n, "dropped": {reason: n}, "bytes": n}
     splits: Mapping[str, SplitStatistics]
     shards: tuple[ShardEntry, ...]
+    diagnosis: tuple[Mapping[str, Any], ...] = ()  # findings, for people: see `cloze.corpus.diagnosis`
 
     def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
         return tuple(shard for shard in self.shards if shard.split == split)
@@ -243,6 +244,7 @@ def _parse(body: Any) -> Manifest:
         documents=dict(body["documents"]),
         splits={name: _split(name, value) for name, value in dict(body["splits"]).items()},
         shards=tuple(_shard(value) for value in body["shards"]),
+        diagnosis=tuple(dict(value) for value in body.get("diagnosis", ())),  # corpora of before have none
     )
     _check(manifest)
     return manifest

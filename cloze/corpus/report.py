@@ -4,13 +4,14 @@ Lengths, tokens per source, drops by reason, use of the vocabulary, what masks a
 and decoded samples. Needs no network to make or to read; bars are CSS, so that they follow the reader's theme.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from cloze.corpus.diagnosis import Finding, Level, from_manifest, from_shards, stored
 from cloze.corpus.manifest import VAL, Manifest, pass_name, read_manifest
 from cloze.corpus.masking import num_predictions
 from cloze.corpus.peek import peek
@@ -43,6 +44,7 @@ def report(directory: Path) -> str:
     tokenizer = load_tokenizer(directory / "tokenizer").backend
     sections: list[Section] = [
         ("Corpus", _overview(manifest)),
+        ("Diagnosis", [_findings(of_corpus(directory, manifest))]),
         ("Sources", [_sources(manifest)]),
         ("Dropped and repaired documents", [_drops(manifest)]),
         ("Lengths", [_lengths(manifest)]),
@@ -73,6 +75,30 @@ def _overview(manifest: Manifest) -> list[Table]:
     )
     rows = [(name, split.samples, split.tokens) for name, split in manifest.splits.items()]
     return [facts, Table(("split", "samples", "tokens"), rows)]
+
+
+def of_corpus(directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
+    """What preparation found; of a corpus whose manifest keeps nothing of it, what can be counted still."""
+    if manifest.diagnosis:
+        return stored(manifest)
+    return (*from_manifest(manifest), *from_shards(directory, manifest))
+
+
+def _findings(findings: Iterable[Finding]) -> Table:
+    """Warnings first, each with what it was seen in and what to do."""
+    order = [Level.refusal, Level.warning, Level.note]
+    rows = [
+        (
+            finding.level.value,
+            finding.name,
+            finding.meaning,
+            ", ".join(finding.examples),
+            finding.where or "",
+            "" if finding.level is Level.note else finding.remedy,
+        )
+        for finding in sorted(findings, key=lambda finding: order.index(finding.level))
+    ]
+    return Table(("", "finding", "what it is", "examples", "first seen", "what to do"), rows)
 
 
 def _sources(manifest: Manifest) -> Table:
@@ -144,7 +170,7 @@ def _looked_at(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> lis
             ("of them unchanged", f"{unchanged / masked:.2%}", "10.00%"),
             ("of them random", f"{1 - (as_mask + unchanged) / masked:.2%}", "10.00%"),
         ]
-    label = {"nsp": ("random next", "50% and every lone sentence"), "sop": ("swapped", "50%")}.get(manifest.objective)
+    label = {"nsp": ("random next", "50%"), "sop": ("swapped", "50%")}.get(manifest.objective)
     for name, statistics in manifest.splits.items() if label else ():
         assert label is not None
         pairs.append((f"{label[0]}, {name}", f"{statistics.random_next / max(1, statistics.samples):.2%}", label[1]))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from cloze.corpus.manifest import TokenizerFacts
+from cloze.corpus.scripts import unspaced_pre_tokenizer
 from cloze.errors import UserError
 from cloze.log import log
 
@@ -28,6 +29,7 @@ class Spelling(NamedTuple):
     lowercase: bool = True
     strip_accents: bool | None = None  # None: where it lower-cases
     ideographs: bool = True  # each a word of its own
+    clusters: bool = False  # of scripts without spaces: a letter with its marks is a word of its own
 
 
 BERT = Spelling()  # the uncased one
@@ -39,6 +41,16 @@ class WordPiece:
 
     backend: Tokenizer
     facts: TokenizerFacts
+
+    @property
+    def spelling(self) -> Spelling:
+        """How it normalizes text; of a normalizer other than BERT's nothing is known, so nothing is said to be lost."""
+        normalizer = _settings(self.backend.normalizer) or {}
+        if normalizer.get("type") != "BertNormalizer":
+            return Spelling(lowercase=False, strip_accents=False, ideographs=False)
+        lowercase, strips = normalizer["lowercase"], normalizer["strip_accents"]
+        ideographs = normalizer["handle_chinese_chars"]
+        return Spelling(lowercase, lowercase if strips is None else strips, ideographs, cuts_clusters(self.backend))
 
 
 def load_tokenizer(path: Path, spelling: Spelling = BERT) -> WordPiece:
@@ -60,17 +72,24 @@ def load_tokenizer(path: Path, spelling: Spelling = BERT) -> WordPiece:
 
 
 def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
-    """Write the four files that Hugging Face expects of a BERT tokenizer into the existing `directory`."""
+    """Write the four files that Hugging Face expects of a BERT tokenizer into the existing `directory`.
+
+    transformers builds a `BertTokenizer` anew from the vocabulary, with BERT's own pre-tokenizer: one with another is
+    therefore not called so, and tokenizer.json alone says what it does.
+    """
     normalizer = _settings(tokenizer.backend.normalizer) or {}
+    is_bert = not cuts_clusters(tokenizer.backend)
     names = {"pad_token": PAD, "unk_token": UNK, "cls_token": CLS, "sep_token": SEP, "mask_token": MASK}
     config = {
-        "tokenizer_class": "BertTokenizer",
+        "tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast",
         "model_max_length": max_len,
         "do_lower_case": bool(normalizer.get("lowercase")),
         "strip_accents": normalizer.get("strip_accents"),
         "tokenize_chinese_chars": bool(normalizer.get("handle_chinese_chars")),
         **names,
     }
+    if not is_bert:
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     files = {
         "vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.__getitem__)),
@@ -78,7 +97,7 @@ def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
         "tokenizer_config.json": json.dumps(config, indent=1),
         "special_tokens_map.json": json.dumps(names, indent=1),
     }
-    if len(vocabulary) < tokenizer.facts.vocab_size:  # a line's number is its id: no file can tell of gaps
+    if len(vocabulary) < tokenizer.facts.vocab_size or not is_bert:  # a line's number is its id: no file tells of gaps
         del files["vocab.txt"]
     for name, text in files.items():
         (directory / name).write_text(text + "\n", encoding="utf-8")
@@ -139,15 +158,20 @@ def _require_wordpiece(path: Path, model: str | None) -> None:
 
 
 def bert_normalizer(spelling: Spelling) -> normalizers.BertNormalizer:
-    lowercase, strip_accents, ideographs = spelling
-    return normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=ideographs)
+    return normalizers.BertNormalizer(
+        lowercase=spelling.lowercase, strip_accents=spelling.strip_accents, handle_chinese_chars=spelling.ideographs
+    )
+
+
+def bert_pre_tokenizer(spelling: Spelling) -> pre_tokenizers.PreTokenizer:
+    return unspaced_pre_tokenizer() if spelling.clusters else pre_tokenizers.BertPreTokenizer()
 
 
 def bert_pipeline(tokens: Sequence[str], spelling: Spelling) -> Tokenizer:
     """BERT's pipeline around a vocabulary; a token's id is its (last) place in `tokens`. "" is none."""
     backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens) if token}, unk_token=UNK))
     backend.normalizer = bert_normalizer(spelling)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.pre_tokenizer = bert_pre_tokenizer(spelling)
     return backend
 
 
@@ -189,6 +213,11 @@ def _fingerprint(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str:
     }
     text = json.dumps(deciding, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cuts_clusters(backend: Tokenizer) -> bool:
+    """Whether a tokenizer cuts scripts without spaces as ours do."""
+    return bool(_settings(backend.pre_tokenizer) == _settings(unspaced_pre_tokenizer()))
 
 
 def _settings(part: Any) -> Any:

@@ -25,6 +25,7 @@ class Piece(NamedTuple):
     side: int  # u64, of the document's first part: by it all of a document is held out, or trained on
     origin: int
     num_bytes: int
+    location: str  # for messages: file and place
 
 
 class Tally:
@@ -80,7 +81,7 @@ def pieces(plan: Plan, task: int, tally: Tally) -> Iterator[Piece]:
             digest = blake2b(data, digest_size=16).digest()
             if item.origin != origin:
                 origin, side = item.origin, int.from_bytes(digest[:8], "little")
-            yield Piece(part, digest, side, origin, len(data))
+            yield Piece(part, digest, side, origin, len(data), item.location)
 
 
 def source_of(plan: Plan, task: int) -> int:

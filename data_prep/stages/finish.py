@@ -3,8 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from cloze.corpus import diagnosis
+from cloze.corpus.diagnosis import Finding
 from cloze.corpus.manifest import (
     NAME,
     BlockIndex,
@@ -17,12 +22,15 @@ from cloze.corpus.manifest import (
 )
 from cloze.errors import UserError
 from cloze.storage import put
+from data_prep.config import Objective
 from data_prep.plan import Plan, clear_up
 from data_prep.sources.base import Source
 from data_prep.stages.buckets import read_facts
 from data_prep.stages.documents import source_of
 from data_prep.stages.map import MAP
 from data_prep.stages.reduce import REDUCE, masking_of
+from data_prep.stages.survey import merged
+from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
 
 
 def document_statistics(plan: Plan) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
     results = [json.loads(path.read_text()) for path in REDUCE.results(plan)]
     for number, source in enumerate(documents["sources"]):
         source["tokens"] = sum(result["tokens"][number] for result in results)
-        for reason in ("duplicate", "near_duplicate"):
+        for reason in ("duplicate", "near_duplicate", "one_sentence"):
             count = sum(result[reason][number] for result in results)
             for table in (source, documents) if count else ():
                 table["kept"] -= count
@@ -89,8 +97,10 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
         for split in sorted({shard["entry"]["split"] for shard in shards})
     }
     if pass_name(0) not in splits:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(documents["dropped"].items()))
         raise UserError(
-            f"source: {documents['kept']} documents make no training sample; add text, or lower val_fraction"
+            f"source: {documents['kept']} documents make no training sample (dropped: {reasons or 'none'}); add text, "
+            "or lower val_fraction"
         )
     manifest = Manifest(
         tokenizer=facts,
@@ -111,12 +121,51 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
         splits=splits,
         shards=tuple(_entry(shard["entry"]) for shard in shards),
     )
+    findings = (*text_findings(plan), *diagnosis.from_manifest(manifest), *_findings(plan, manifest, results))
+    manifest = replace(manifest, diagnosis=diagnosis.as_data(findings))
+    refuse_unfit(plan, findings)
     for file in sorted((plan.out / "tokenizer").iterdir()) if plan.remote else ():
         put(file, f"{plan.remote}/tokenizer/{file.name}")
     write_manifest(plan.work, manifest)
     put(plan.work / NAME, f"{plan.home}/{NAME}")
     clear_up(plan)
     return manifest
+
+
+def text_findings(plan: Plan) -> tuple[Finding, ...]:
+    """What the map tasks saw of the text."""
+    counts = merged([read_facts(path)["survey"] for path in MAP.results(plan)])
+    return diagnosis.from_text(
+        counts, tokenizer_in(tokenizer_directory(plan)).spelling, len(plan.files), plan.config.objective
+    )
+
+
+def _findings(plan: Plan, manifest: Manifest, results: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
+    """What the reduce tasks saw."""
+    training, held_out = results[: plan.num_buckets], results[plan.num_buckets :]
+    used = np.zeros(-(-manifest.tokenizer.vocab_size // 8), np.uint8)
+    for result in training:
+        used |= np.frombuffer(bytes.fromhex(result["vocabulary"]), np.uint8)
+    findings = [diagnosis.unused_vocabulary(int(np.unpackbits(used).sum()), manifest.tokenizer.vocab_size)]
+    pairs = [pair for result in training for shard in result["shards"] for pair in shard["pairs"]]
+    if manifest.objective == Objective.nsp and pairs:
+        pairs_Nx3 = np.asarray(pairs, np.int64)
+        findings += diagnosis.pairs_guessed(pairs_Nx3[:, :2], pairs_Nx3[:, 2].astype(np.uint8))
+    findings += diagnosis.from_fingerprints(
+        Counter(line for result in training for line in result["lines"]),
+        [tuple(sketch) for result in training for sketch in result["sketches"]],
+        {run for result in training for run in result["runs"]},
+        {run for result in held_out for run in result["runs"]},
+    )
+    return tuple(findings)
+
+
+def refuse_unfit(plan: Plan, findings: Sequence[Finding]) -> None:
+    """Raise `UserError` if no corpus should be made with these findings."""
+    rules = plan.config.diagnosis
+    unfit = diagnosis.refused(findings, rules.refuse, rules.ignore)
+    if unfit:
+        raise UserError(f"{unfit.line}; or set diagnosis.ignore=[{unfit.name}]")
 
 
 def _split_statistics(shards: list[dict[str, Any]]) -> SplitStatistics:

@@ -12,13 +12,14 @@ import numpy.typing as npt
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.ragged import Ints
 from cloze.corpus.shards import token_dtype
-from data_prep.config import MaskingConfig, MaskingStrategy
+from data_prep.config import MaskingConfig, MaskingStrategy, Objective
 from data_prep.plan import Plan
 from data_prep.stages.base import Stage, committed
 from data_prep.stages.buckets import BucketWriter, Documents, documents_table
 from data_prep.stages.documents import Piece, Tally, held_out, pieces, source_of
 from data_prep.stages.near import BAND_RECORDS, NEAR, band_records, bands_path
 from data_prep.stages.pairs import SPECIALS_OF_A_PAIR
+from data_prep.stages.survey import Survey, modulus
 from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
 from data_prep.text.encoder import Encoder, Ids
 from data_prep.text.words import WordEncoder
@@ -45,7 +46,8 @@ def _num_tasks(plan: Plan) -> int:
 def _run(plan: Plan, number: int, path: Path) -> None:
     encode, facts = _encode(tokenizer_directory(plan), plan.config.masking)
     tally = Tally()
-    longest = plan.config.max_len - SPECIALS_OF_A_PAIR
+    survey = Survey(modulus(plan), tokenizer_in(tokenizer_directory(plan)).backend, facts.unk_id)
+    longest = longest_sentence(plan)
     table = documents_table(token_dtype(facts.vocab_size))
     near_tasks = NEAR.num_tasks(plan)
     with ExitStack() as stack:
@@ -54,9 +56,10 @@ def _run(plan: Plan, number: int, path: Path) -> None:
         if plan.config.clean.near_duplicates is not None:
             file = stack.enter_context(committed(plan, bands_path(plan, number)))
             bands = BucketWriter(stack.enter_context(file.open("wb")), BAND_RECORDS, near_tasks)
-        for batch in _batches(pieces(plan, number, tally)):
-            documents = _encoded(batch, encode, longest, token_dtype(facts.vocab_size))
+        for batch in batches(pieces(plan, number, tally)):
+            documents = encoded(batch, encode, longest, token_dtype(facts.vocab_size))
             documents = documents._replace(sources_D=np.full(len(batch), source_of(plan, number), np.uint16))
+            survey.add(batch, documents)
             bucket_D = _buckets(plan, batch, documents.digests_Dx2)
             if bands:
                 texts = [" ".join(piece.sentences) for piece in batch]
@@ -67,7 +70,7 @@ def _run(plan: Plan, number: int, path: Path) -> None:
                 tally.dropped["no_tokens"] += len(batch) - len(full_D)
                 documents, bucket_D = table.select(documents, full_D), bucket_D[full_D]
             writer.add(documents, bucket_D)
-        writer.finish(vars(tally))
+        writer.finish({**vars(tally), "survey": survey.counts})
         if bands:
             bands.finish()
 
@@ -75,7 +78,7 @@ def _run(plan: Plan, number: int, path: Path) -> None:
 MAP = Stage("map", _num_tasks, _run)
 
 
-def _batches(found: Iterable[Piece]) -> Iterator[list[Piece]]:
+def batches(found: Iterable[Piece]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     size = 0
     for piece in found:
@@ -88,15 +91,26 @@ def _batches(found: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _encoded(batch: list[Piece], encode: Encode, longest: int, dtype: np.dtype[Any]) -> Documents:
-    """Encode documents. Sentences without tokens vanish; those of more than `longest` tokens are cut, not truncated."""
+def longest_sentence(plan: Plan) -> tuple[int, int]:
+    """Tokens of the longest sentence that stays whole, and of the parts that a longer one is cut into.
+
+    Where samples are pairs two parts fill one, so that text whose sentences have no end, or none that is seen, makes
+    true pairs as well as random ones.
+    """
+    longest = plan.config.max_len - SPECIALS_OF_A_PAIR
+    return longest, longest if plan.config.objective is Objective.none else longest // 2
+
+
+def encoded(batch: list[Piece], encode: Encode, longest: tuple[int, int], dtype: np.dtype[Any]) -> Documents:
+    """Encode documents. Sentences without tokens vanish; too long ones are cut (`longest_sentence`), not truncated."""
+    most, part = longest
     tokens_T, lengths_S, starts_T = encode([sentence for piece in batch for sentence in piece.sentences])
     document_S = np.repeat(np.arange(len(batch)), [len(piece.sentences) for piece in batch])
-    pieces_S = -(-lengths_S // longest)  # 0 where there are no tokens
+    pieces_S = np.where(lengths_S > most, -(-lengths_S // part), lengths_S > 0)  # 0 where there are no tokens
     document_S = np.repeat(document_S, pieces_S)
     last_S = np.cumsum(pieces_S)[pieces_S > 0] - 1
-    cut_S = np.full(len(document_S), longest)
-    cut_S[last_S] = (lengths_S - longest * (pieces_S - 1))[pieces_S > 0]
+    cut_S = np.full(len(document_S), part)
+    cut_S[last_S] = (lengths_S - part * (pieces_S - 1))[pieces_S > 0]
     return Documents(
         np.frombuffer(b"".join(piece.digest for piece in batch), "<u8").reshape(-1, 2),
         np.fromiter((piece.origin for piece in batch), np.uint64, len(batch)),

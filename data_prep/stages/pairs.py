@@ -20,6 +20,10 @@ from cloze.corpus.ragged import Ints, offsets, ranges
 SPECIALS_OF_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
 SPECIALS_OF_ONE = 2  # [CLS] A [SEP]
 
+_PLACES = 4  # looked at for a random B
+_SIZES = 64  # of A: bits of its length
+_PATIENCE = 64  # chunks over which an excess of random ones is made up for
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -52,6 +56,8 @@ def make_samples(objective: str, bucket: Bucket, max_len: int, short_seq_prob: f
     else:
         rows = _next_sentence(bucket, max_len - SPECIALS_OF_A_PAIR, short_seq_prob, _uniforms(generator))
     table_Nx5 = np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 5)
+    if objective == "nsp":
+        _choose_places(table_Nx5, bucket, generator)
     table_Nx5 = table_Nx5[generator.permutation(len(table_Nx5))]
     a_Nx2, b_Nx2 = table_Nx5[:, 0:2], table_Nx5[:, 2:4]
     if objective != "none":
@@ -84,37 +90,96 @@ def sample_lengths(samples: Samples) -> Ints:
     return np.stack([first_N, first_N + second_N + (second_N > 0)], axis=1)
 
 
-Row = tuple[int, int, int, int, int]  # a begin, a end, b begin, b end, label
+Row = tuple[int, int, int, int, int]  # a begin, a end, b begin, b end, label; a random B: see `_choose_places`
 
 
 def _next_sentence(bucket: Bucket, room: int, short_seq_prob: float, uniform: Iterator[float]) -> Iterator[Row]:
-    """BERT's sentence pairs (Devlin et al. 2019, appendix A.2), before truncation.
+    """BERT's sentence pairs (Devlin et al. 2019, appendix A.2), before truncation, made so that lengths tell nothing.
 
     Gather sentences up to a target length; split them at random; half the time, and always for a lone sentence, B
-    starts at a random sentence of another document, and what it displaced is gathered again.
+    starts at a random sentence of another document, and what it displaced is gathered again. BERT's coin is fair and
+    the lone sentences come on top; `_Coin` makes up for them. BERT fills B up to the target; here it is to be as long
+    as a true one would be, and of a few random places the one that comes nearest is taken: else a short B, or a short
+    A, gives the answer away.
     """
     ends = np.cumsum(bucket.lengths_S).tolist()  # token where each sentence ends; it starts where the last one ended
     starts = [0, *ends]
     documents = offsets(bucket.sentences_D).tolist()
-    others = _Others(bucket.origins_D)
+    has_others_D = _Others(bucket.origins_D).exist_D.tolist()
+    coin = _Coin()
+    true_lengths = [room // 2] * _SIZES  # of the last true B beside an A of each size
     for d, (first, last) in enumerate(pairwise(documents)):
         target = _target(room, short_seq_prob, uniform)
-        fewest = 1 if others.exist(d) else 2  # without another document, B can only be what follows A
+        fewest = 1 if has_others_D[d] else 2  # without another document, B can only be what follows A
         begin = first
         while last - begin >= fewest:
-            end = _gathered(starts, ends, begin, last, target, fewest)
-            split = begin + 1 if end - begin == 1 else begin + 1 + int(next(uniform) * (end - begin - 1))
+            end = _gathered(starts, ends, begin, last, target, 2)  # a short target must not make lone sentences
+            lone = end - begin == 1
+            split = begin + 1 if lone else begin + 1 + int(next(uniform) * (end - begin - 1))
             a_begin, a_end = starts[begin], starts[split]
-            if fewest == 2 or (end - begin > 1 and next(uniform) >= 0.5):
+            size = (a_end - a_begin).bit_length()
+            if fewest == 2 or not coin.says_random(size, lone, uniform):
+                true_lengths[size] = ends[end - 1] - a_end
                 yield a_begin, a_end, a_end, ends[end - 1], 0
                 begin = end
                 continue
-            other = others.pick(d, next(uniform))
-            b_first, b_last = documents[other], documents[other + 1]
-            b_first += int(next(uniform) * (b_last - b_first))
-            b_end = _gathered(starts, ends, b_first, b_last, target - (a_end - a_begin), 1)
-            yield a_begin, a_end, starts[b_first], ends[b_end - 1], 1
+            length = true_lengths[size] if lone else ends[end - 1] - a_end
+            yield a_begin, a_end, d, length, 1  # where B lies is chosen later, for all of them at once
             begin = split
+
+
+def _choose_places(table_Nx5: Ints, bucket: Bucket, generator: np.random.Generator) -> None:
+    """Put a random B, in place, where a row with label 1 holds A's document and the length that B is to have.
+
+    Of `_PLACES` random sentences of other documents that one where B, up to the end of a sentence, comes nearest to it.
+    """
+    rows = np.flatnonzero(table_Nx5[:, 4])
+    document_R, length_R = table_Nx5[rows, 2], table_Nx5[rows, 3]
+    edges_S, edges_D = offsets(bucket.lengths_S), offsets(bucket.sentences_D)  # token, sentence where each begins
+    uniform_Px2xR = generator.random((_PLACES, 2, len(rows)))
+    others = _Others(bucket.origins_D)
+    nearest_R = np.full(len(rows), np.iinfo(np.int64).max)
+    for which_R, place_R in uniform_Px2xR:
+        other_R = others.pick(document_R, which_R)
+        first_R = edges_D[other_R] + (place_R * bucket.sentences_D[other_R]).astype(np.int64)
+        begin_R, last_R = edges_S[first_R], edges_S[edges_D[other_R + 1]]
+        end_R = np.minimum(edges_S[np.searchsorted(edges_S[1:-1], begin_R + length_R) + 1], last_R)
+        distance_R = np.abs(end_R - begin_R - length_R)
+        better = distance_R < nearest_R
+        nearest_R[better] = distance_R[better]
+        table_Nx5[rows[better], 2:4] = np.stack([begin_R, end_R], axis=1)[better]
+
+
+class _Coin:
+    """Says which chunks get a random next, so that labels are half and half, over all and beside an A of any size.
+
+    Where a share s of the chunks so far was lone sentences, which have no choice, the others are random with (0.5 - s)
+    / (1 - s): counted apart for each size of A (powers of two), since lone sentences are short. Sizes for which that is
+    below 0 leave an excess, which the others make up for. Documents come in the order of their hashes, so that any
+    beginning is a fair sample; what a random next displaces, which makes lone sentences, is counted as it happens.
+    """
+
+    def __init__(self) -> None:
+        self._chunks, self._lone = [0] * _SIZES, [0] * _SIZES
+        self._excess = 0.0  # random ones to be expected so far, above half of the chunks
+
+    def says_random(self, size: int, lone: bool, uniform: Iterator[float]) -> bool:
+        self._chunks[size] += 1
+        self._lone[size] += lone
+        share = self._lone[size] / self._chunks[size]
+        chance = 1.0
+        if not lone:
+            chance = min(1.0, max(0.0, (0.5 - share) / (1 - share) - self._excess / _PATIENCE))
+        self._excess += chance - 0.5
+        return lone or next(uniform) < chance
+
+
+def unpaired(objective: str, bucket: Bucket) -> npt.NDArray[np.bool_]:
+    """Which documents make no sample, bool [D]: those of one sentence, where a pair needs two."""
+    if objective == "none":
+        return np.zeros(len(bucket.sentences_D), bool)
+    alone = objective == "sop" or len(np.unique(bucket.origins_D)) < 2
+    return np.asarray((bucket.sentences_D == 1) & alone, bool)
 
 
 def _sentence_order(bucket: Bucket, room: int, short_seq_prob: float, uniform: Iterator[float]) -> Iterator[Row]:
@@ -164,23 +229,26 @@ def _target(room: int, short_seq_prob: float, uniform: Iterator[float]) -> int:
 
 
 class _Others:
-    """Picks a document of another origin, uniformly and without trying twice."""
+    """Picks documents of another origin, uniformly and without trying twice."""
 
     def __init__(self, origins_D: npt.NDArray[np.uint64]) -> None:
         _, first, group_D = np.unique(origins_D, return_index=True, return_inverse=True)
         group_D = first[group_D]  # named by its first document: what the origins are called must not show
         sorted_D = np.sort(group_D)
-        self._by_group: list[int] = np.argsort(group_D, kind="stable").tolist()
-        self._first: list[int] = np.searchsorted(sorted_D, group_D, side="left").tolist()
-        self._last: list[int] = np.searchsorted(sorted_D, group_D, side="right").tolist()
+        self._by_group: Ints = np.argsort(group_D, kind="stable")
+        self._first: Ints = np.searchsorted(sorted_D, group_D, side="left")
+        self._last: Ints = np.searchsorted(sorted_D, group_D, side="right")
 
-    def exist(self, document: int) -> bool:
-        return self._last[document] - self._first[document] < len(self._by_group)
+    @property
+    def exist_D(self) -> npt.NDArray[np.bool_]:
+        """Whether there is a document of another origin."""
+        return self._last - self._first < len(self._by_group)
 
-    def pick(self, document: int, uniform: float) -> int:
-        first, last = self._first[document], self._last[document]
-        index = int(uniform * (len(self._by_group) - (last - first)))
-        return self._by_group[index if index < first else index + (last - first)]
+    def pick(self, document_R: Ints, uniform_R: npt.NDArray[np.float64]) -> Ints:
+        first_R, last_R = self._first[document_R], self._last[document_R]
+        index_R = (uniform_R * (len(self._by_group) - (last_R - first_R))).astype(np.int64)
+        picked: Ints = self._by_group[np.where(index_R < first_R, index_R, index_R + (last_R - first_R))]
+        return picked
 
 
 def _truncate(a_Nx2: Ints, b_Nx2: Ints, room: int, generator: np.random.Generator) -> None:

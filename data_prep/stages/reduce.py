@@ -18,8 +18,11 @@ from data_prep.stages.base import Stage, committed
 from data_prep.stages.buckets import Documents, Table, documents_table, read_bucket
 from data_prep.stages.map import MAP
 from data_prep.stages.near import DROPPED, NEAR
-from data_prep.stages.pairs import Bucket, Samples, assemble, make_samples, sample_lengths
+from data_prep.stages.pairs import Bucket, Samples, assemble, make_samples, sample_lengths, unpaired
+from data_prep.stages.survey import fingerprints, modulus
 from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
+
+_LOOKED_AT_PAIRS = 20_000  # of the corpus, by whose lengths labels are guessed
 
 
 class _Target(NamedTuple):
@@ -54,12 +57,16 @@ def _run(plan: Plan, bucket: int, path: Path) -> None:
         documents = table.select(found, np.flatnonzero([row.tobytes() not in dropped for row in found.digests_Dx2]))
     targets = _targets(plan, bucket)
     shards = [_make_shard(plan, facts, _weighted(plan, documents, t), bucket, t) for t in targets]
+    lost_D = unpaired(plan.config.objective, _bucket(documents))
     tokens_D = np.diff(offsets(documents.lengths_S)[offsets(documents.sentences_D)])
     result = {
         "duplicate": again,  # per source
         "near_duplicate": (
             np.bincount(found.sources_D, minlength=sources) - np.bincount(documents.sources_D, minlength=sources)
         ).tolist(),
+        "one_sentence": np.bincount(documents.sources_D[lost_D], minlength=sources).tolist(),
+        "vocabulary": _used(documents, facts.vocab_size) if bucket < plan.num_buckets else "",
+        **fingerprints(documents, modulus(plan)),
         "tokens": np.bincount(documents.sources_D, tokens_D, minlength=sources).astype(int).tolist(),
         "shards": [shard for shard in shards if shard],
     }
@@ -110,20 +117,31 @@ def _make_shard(
 ) -> dict[str, Any] | None:
     """Pair, mask, shuffle and write; returns what the manifest will say of the shard. None if it would be empty."""
     config = plan.config
-    texts = Bucket(documents.sentences_D.astype(np.int64), documents.lengths_S.astype(np.int64), documents.origins_D)
     key = (config.seed, target.pass_index, bucket)
-    samples = make_samples(config.objective, texts, config.max_len, config.short_seq_prob, key)
+    samples = make_samples(config.objective, _bucket(documents), config.max_len, config.short_seq_prob, key)
     if not len(samples.label_N):
         return None
     blocks = _blocks(plan, facts, samples, documents, target.shard_id)
     with committed(plan, plan.out / target.split / target.name) as path:
         entry = write_shard(path, shard_id=target.shard_id, split=target.split, name=target.name, blocks=blocks)
     lengths_N = sample_lengths(samples)[:, 1]
+    some = slice(_LOOKED_AT_PAIRS // plan.num_buckets + 1)  # they come in random order
+    parts_Nx3 = np.concatenate([np.diff(samples.a_Nx2), np.diff(samples.b_Nx2), samples.label_N[:, None]], axis=1)
     return {
+        "pairs": parts_Nx3[some].tolist() if target.split == pass_name(0) else [],
         "entry": asdict(entry),
         "random_next": int(samples.label_N.sum()),
         "length_histogram": np.bincount(lengths_N, minlength=config.max_len + 1).tolist(),
     }
+
+
+def _bucket(documents: Documents) -> Bucket:
+    return Bucket(documents.sentences_D.astype(np.int64), documents.lengths_S.astype(np.int64), documents.origins_D)
+
+
+def _used(documents: Documents, vocab_size: int) -> str:
+    """One bit for each token of the vocabulary, in hexadecimal: whether it comes."""
+    return np.packbits(np.bincount(documents.tokens_T, minlength=vocab_size) > 0).tobytes().hex()
 
 
 def _blocks(

@@ -1,4 +1,4 @@
-"""Stage sample: count words for the tokenizer to learn from, of what some map tasks begin with."""
+"""Stage sample: count pieces of text for the tokenizer to learn from, of what some map tasks begin with."""
 
 import json
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.plan import Plan, spelling_of
+from data_prep.plan import Plan
 from data_prep.stages.base import Stage
 from data_prep.stages.documents import Tally, held_out, pieces
-from data_prep.text.wordpiece import count_words
+from data_prep.text.wordpiece import count_pieces
 
 _SAMPLED_TASKS = 64  # map tasks from whose beginnings the tokenizer learns
 
@@ -19,11 +19,11 @@ def sampled_task(plan: Plan, number: int) -> int:
     return number * len(plan.tasks) // _num_tasks(plan)
 
 
-def sampled_words(plan: Plan, number: int) -> dict[str, int]:
+def sampled_pieces(plan: Plan, number: int) -> dict[str, int]:
     """What a sample task counted."""
-    words = json.loads(SAMPLE.result(plan, number).read_text())
-    assert isinstance(words, dict)
-    return words
+    pieces = json.loads(SAMPLE.result(plan, number).read_text())
+    assert isinstance(pieces, dict)
+    return pieces
 
 
 def _num_tasks(plan: Plan) -> int:
@@ -31,7 +31,7 @@ def _num_tasks(plan: Plan) -> int:
 
 
 def _run(plan: Plan, number: int, path: Path) -> None:
-    """Count the words of what is trained on."""
+    """Count what stands between spaces in what is trained on: how it is spelled follows from the scripts of it all."""
     room = plan.config.tokenizer.sample_mib * 2**20 // _num_tasks(plan)
 
     def sentences() -> Iterator[str]:
@@ -43,7 +43,7 @@ def _run(plan: Plan, number: int, path: Path) -> None:
             elif room <= 0:
                 return
 
-    path.write_text(json.dumps(count_words(sentences(), spelling_of(plan.config.tokenizer))))
+    path.write_text(json.dumps(count_pieces(sentences(), plan.config.tokenizer.chinese_characters)))
 
 
 SAMPLE = Stage("sample", _num_tasks, _run)

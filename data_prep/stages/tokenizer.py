@@ -5,11 +5,12 @@ from pathlib import Path
 
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.tokenizer import WordPiece, load_tokenizer, save_tokenizer
+from cloze.log import log
 from data_prep.plan import Plan, given_tokenizer, spelling_of
 from data_prep.stages.base import temporary_path
 from data_prep.stages.documents import source_of
-from data_prep.stages.sample import SAMPLE, sampled_task, sampled_words
-from data_prep.text.wordpiece import train_tokenizer
+from data_prep.stages.sample import SAMPLE, sampled_pieces, sampled_task
+from data_prep.text.wordpiece import count_letters, fitted, scripts_of, train_tokenizer, words_of
 
 _loaded: dict[Path, WordPiece] = {}  # the one this process has made or loaded: that costs as much as encoding a MB
 
@@ -46,17 +47,24 @@ def make_tokenizer(plan: Plan) -> TokenizerFacts:
 
 def _trained(plan: Plan) -> WordPiece:
     """A tokenizer of the words that the samples counted, each source's as often as a pass holds them."""
+    config = plan.config.tokenizer
     most = max(source.weight for source in plan.sources)
+    letters: dict[str, float] = defaultdict(float)
+    for number in range(SAMPLE.num_tasks(plan)):
+        for letter, count in count_letters(sampled_pieces(plan, number)).items():
+            letters[letter] += count
+    spelling, line = fitted(spelling_of(config), scripts_of(letters))
+    if line:
+        log.info(line)
     words: dict[str, float] = defaultdict(float)
     for number in range(SAMPLE.num_tasks(plan)):
         weight = plan.sources[source_of(plan, sampled_task(plan, number))].weight / most
-        for word, count in sampled_words(plan, number).items():
+        for word, count in words_of(sampled_pieces(plan, number), spelling).items():
             words[word] += count * weight
-    config = plan.config.tokenizer
     return train_tokenizer(
         {word: round(count) for word, count in words.items()},
         config.vocab_size,
-        spelling_of(config),
+        spelling,
         min_frequency=config.min_frequency,
         limit_alphabet=config.limit_alphabet,
     )

@@ -21,6 +21,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from cloze.corpus.ragged import Ints, offsets, ranges
+from cloze.corpus.scripts import IDEOGRAPH_RANGES, UNSPACED_RANGES, unspaced_pre_tokenizer
+from cloze.corpus.tokenizer import cuts_clusters
 
 Ids = npt.NDArray[np.uint32]
 Keys = npt.NDArray[np.uint64]
@@ -31,12 +33,6 @@ _MAX_WORDS = 150_000  # remembered; beyond that it starts afresh
 _PROBES = 8  # slots from a word's own on in which it may lie
 _COLUMNS = 3  # of eight bytes; longer words are not remembered: they seldom come twice
 
-# The ideographs around which BERT puts spaces (Devlin et al. 2019, multilingual model).
-IDEOGRAPH_RANGES = (
-    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F)),
-    *((0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F)),
-)
-IDEOGRAPHS = "".join(f"{chr(first)}-{chr(last)}" for first, last in IDEOGRAPH_RANGES)
 _DASHES_AND_QUOTES = (0x2010, 0x2027)  # all of them punctuation, often stuck to words
 
 _SPACE, _SINGLE, _WORD = range(3)  # what a byte of UTF-8 is: between words, a word by itself, or part of one
@@ -56,6 +52,9 @@ PROBES = (
     "\u6211\u7231\u5317\u4eac\u3002ABC\u4e2d\u6587abc \u6771\u4eac\u30bf\u30ef\u30fc \uf900\u0301x \ud55c\uad6d\uc5b4",
     "tab\there\xa0nbsp\u3000wide zero\u200bwidth soft\xadhyphen \ufffd bom\ufeff \x07bell  two   spaces n\0ul nul\0",
     "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d \u0939\u093f\u0928\u094d \U0001f600\U0001f1e9 \U00020000\U0002b820",
+    "\u0e01\u0e33\u0e25\u0e31\u0e07\u0e17\u0e35\u0e48\u0e19\u0e35\u0e48abc\u0e01x\u0e01, \u0e38a \u0e01\u0301",
+    "\u1019\u103c\u1014\u103a\u1019\u102c \u1781\u17d2\u1798\u17c2\u179a\u17d4 \ua000\ua001 " + "\u3042" * 120,
+    "\u3089\u30fc\u3081\u3093\u30b3\u30f3\u30d4\u30e5\u30fc\u30bf\u3092 \u4f7f\u3046\u304b\u3099\uff76\uff9eA\u3042",
     "x" + "y" * 120 + " " + "-" * 50 + " eightlet eightletters sixteen_letters_ counterrevolutionaries",
 )
 
@@ -78,9 +77,11 @@ class Encoder:
         for first, last in (_DASHES_AND_QUOTES, *(IDEOGRAPH_RANGES[:3] if self.spaces_ideographs else ())):
             self._is_single[first : last + 1] = True
         self._table = _Table()
+        clusters = cuts_clusters(tokenizer)
+        self._is_base: npt.NDArray[np.bool_] | None = _bases() if clusters else None
         self.cached = (
             is_bert
-            and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
+            and (clusters or isinstance(tokenizer.pre_tokenizer, BertPreTokenizer))
             and all(token.special for token in tokenizer.get_added_tokens_decoder().values())
             and self._agrees()
         )
@@ -125,9 +126,15 @@ class Encoder:
         begins_B = kinds_B == _SINGLE
         finishes_B = begins_B.copy()
         if not is_ascii:
-            lead = np.flatnonzero((bytes_B >= 0xE2) & (bytes_B < 0xF0))  # of three bytes that are one character
+            first = 0xE2 if self._is_base is None else 0xE0
+            lead = np.flatnonzero((bytes_B >= first) & (bytes_B < 0xF0))  # of three bytes that are one character
             high, middle, low = (bytes_B[lead + i].astype(np.int64) for i in range(3))
-            lead = lead[self._is_single[(high & 0xF) << 12 | (middle & 0x3F) << 6 | low & 0x3F]]
+            character = (high & 0xF) << 12 | (middle & 0x3F) << 6 | low & 0x3F
+            if self._is_base is not None:  # a word begins there, and what went before ends
+                base = lead[self._is_base[character]]
+                begins_B[base] = True
+                finishes_B[base - 1] |= inside_B[base - 1]
+            lead = lead[self._is_single[character]]
             inside_B[lead] = inside_B[lead + 1] = inside_B[lead + 2] = False
             begins_B[lead] = finishes_B[lead + 2] = True
         begins_B[1:] |= inside_B[1:] & ~inside_B[:-1]
@@ -170,6 +177,16 @@ class Encoder:
             if not (np.array_equal(ours[0], reference[0]) and np.array_equal(ours[1], reference[1])):
                 return False
         return True
+
+
+def _bases() -> npt.NDArray[np.bool_]:
+    """Which characters, of those of three bytes, begin a cluster of a script without spaces: asked of the library."""
+    codes = [code for first, last in UNSPACED_RANGES for code in range(first, last + 1) if code < 0x10000]
+    text = " ".join(f"\u0e01{chr(code)}" for code in codes)
+    begins = {begin for _, (begin, _) in unspaced_pre_tokenizer().pre_tokenize_str(text)}
+    is_base = np.zeros(0x10000, bool)
+    is_base[[code for number, code in enumerate(codes) if 3 * number + 1 in begins]] = True
+    return is_base
 
 
 class _Table:

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from cloze.corpus.ragged import Ints, offsets
+from cloze.corpus.scripts import IDEOGRAPHS
 from cloze.errors import UserError
-from data_prep.text.encoder import IDEOGRAPHS, Encoder, Ids
+from data_prep.text.encoder import Encoder, Ids
 
 _RUN = re.compile(f"([{IDEOGRAPHS}]+)")
 

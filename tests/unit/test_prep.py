@@ -31,7 +31,7 @@ from data_prep.plan import claimed, make_plan
 from data_prep.prepare import main
 from data_prep.sources import text as text_source
 from data_prep.stages import documents as documents_module
-from data_prep.stages.sample import SAMPLE, sampled_words
+from data_prep.stages.sample import SAMPLE, sampled_pieces
 from tests import support
 from tests.unit.corpora import ROOT, documents, files_of, module, prep, real, vocabulary, write_jsonl
 
@@ -213,7 +213,7 @@ def test_the_tokenizer_learns_nothing_of_held_out_text(tmp_path, work):
         counted = set()
         for number in range(SAMPLE.num_tasks(plan)):
             SAMPLE.run_task(plan, number)
-            counted |= {word for word in sampled_words(plan, number) if word.isdigit()}
+            counted |= {word for word in sampled_pieces(plan, number) if word.isdigit()}
     assert counted == sides["pass-00"]
     assert not counted & sides["val"]
     assert len(sides["val"]) > 30
@@ -643,7 +643,7 @@ def test_books(tmp_path):
     assert run.returncode == 0, run.stderr
     statistics = read_manifest(tmp_path).splits["pass-00"]
     assert statistics.samples > 25_000
-    assert 0.5 < statistics.random_next / statistics.samples < 0.6
+    assert 0.48 < statistics.random_next / statistics.samples < 0.52
     assert faults(tmp_path) == []
     with tarfile.open(next((tmp_path / "pass-00").iterdir())) as tar:
         assert all(member.mtime == 0 for member in tar)

@@ -20,7 +20,7 @@ from data_prep.config import PrepConfig
 from data_prep.plan import claimed, make_plan
 from data_prep.stages.buckets import BucketWriter, Documents, documents_table, read_bucket
 from data_prep.stages.reduce import _distinct
-from data_prep.stages.sample import SAMPLE, sampled_words
+from data_prep.stages.sample import SAMPLE, sampled_pieces
 from tests.unit.corpora import ROOT, WORDS, vocabulary
 
 MB = 1e6
@@ -139,7 +139,7 @@ def test_the_tokenizer_learns_from_a_bounded_sample(tmp_path):
         sizes = []
         for number in range(SAMPLE.num_tasks(plan)):
             SAMPLE.run_task(plan, number)
-            words = sampled_words(plan, number)
+            words = sampled_pieces(plan, number)
             sizes.append(sum((len(word) + 1) * count for word, count in words.items()))
     assert all(size > 0 for size in sizes)
     assert 0.8 * 2**20 < sum(sizes) < 1.1 * 2**20

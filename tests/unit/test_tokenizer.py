@@ -47,7 +47,7 @@ SPELLINGS = [PLAIN, Spelling(lowercase=False), Spelling(strip_accents=False), Sp
 )
 @settings(max_examples=300, deadline=None)
 def test_words_are_those_of_the_pre_tokenizer(texts, spelling):
-    lowercase, accents, ideographs = spelling
+    lowercase, accents, ideographs, _ = spelling
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents, handle_chinese_chars=ideographs)
     expected = Counter()
     for text in texts:
