@@ -340,7 +340,7 @@ def test_hydras_flags_from_a_notebook(capsys: pytest.CaptureFixture[str], tmp_pa
         return 70 if config.steps == 2 else 0
 
     argv = list(sys.argv)
-    assert main(["run=r", "data.path=d", "runs_root=there", "steps=1,2,3", "--multirun"]) == 70
+    assert main(["run=r${steps}", "data.path=d", "runs_root=there", "steps=1,2,3", "--multirun"]) == 70
     assert seen == [(steps, str(tmp_path)) for steps in (1, 2, 3)]
     assert sys.argv == argv
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
