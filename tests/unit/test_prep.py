@@ -452,7 +452,7 @@ def source_of(tmp_path: Path, name: str, data: bytes) -> str:
             ["no_text_field", "line 1: no text under text; set source.field to one of body", "max_bad_fraction"],
         ),
         ("lone.jsonl", b'{"text": "Only one sentence."}\n', ["no training sample"]),
-        ("cut.jsonl.gz", gzip.compress(b'{"text": "a b. c d."}\n' * 99)[:-5], ["cut.jsonl.gz", "restore"]),
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "a b. c d."}\n' * 99, mtime=0)[:-5], ["cut.jsonl.gz", "restore"]),
         ("alien.jsonl.zst", b"not zstd at all", ["alien.jsonl.zst", "restore"]),
     ],
 )
