@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cloze import cli
 from cloze.corpus.manifest import TokenizerFacts
-from cloze.corpus.masking import Masking, draw_masks
+from cloze.corpus.masking import Masking, Unmasked, draw_masks
 from cloze.corpus.shards import Samples, sample_ids
 from pretrain import dist
 from pretrain.config import LossConfig, TrainConfig
@@ -61,7 +61,7 @@ def micro_batches(size: int, max_len: int) -> list[MicroBatch]:
         ends = totals.cumsum()
         tokens[ends - totals], tokens[ends - 1], tokens[ends - totals + totals // 2 - 1] = 2, 3, 3
         ids = sample_ids(number, 0, size)
-        masks = draw_masks(tokens, lengths, ids, 0, masking, FACTS.mask_vocabulary)
+        masks = draw_masks(Unmasked(tokens, lengths, ids), 0, masking, FACTS.mask_vocabulary)
         batch = bounded(pack([(Samples(tokens, lengths, (ids % 2).astype(np.uint8), ids, None), masks)]))
         made.append(batch.pin_memory() if ON_GPU else batch)
     return made

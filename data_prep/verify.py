@@ -8,6 +8,7 @@ from cloze.cli import command, parser
 from cloze.corpus.manifest import read_manifest
 from cloze.corpus.verify import faults
 from cloze.errors import ExitCode
+from cloze.log import log
 from cloze.storage import on_disk
 
 PARSER = parser("data_prep.verify", "Check a finished corpus: every checksum, count and mask.")
@@ -21,7 +22,7 @@ def main(options: Namespace) -> int:
     found = 0
     for fault in faults(directory):
         found += 1
-        print(f"error: {fault}", file=sys.stderr)
+        log.error(fault)
     if found:
         return ExitCode.USAGE
     manifest = read_manifest(directory)

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from cloze.corpus.manifest import VAL, Manifest, ShardEntry, SplitStatistics, TokenizerFacts, pass_name, write_manifest
-from cloze.corpus.masking import Masking, draw_masks
+from cloze.corpus.masking import Masking, Unmasked, draw_masks
 from cloze.corpus.shards import Block, sample_ids, token_dtype, write_shard
 from cloze.corpus.tokenizer import load_tokenizer, save_tokenizer
 from pretrain.config import Identity
@@ -98,13 +98,10 @@ def random_block(
         word_starts_T = np.asarray([token < len(SPECIALS) or rng.random() < 0.6 for token in rows])
     masks = tuple(
         draw_masks(
-            tokens_T,
-            lengths_Nx2,
-            sample_ids(shard_id, start, samples),
+            Unmasked(tokens_T, lengths_Nx2, sample_ids(shard_id, start, samples), word_starts_T),
             draw,
             masking or default_masking(),
             tokenizer_facts(vocab_size).mask_vocabulary,
-            word_starts_T,
         )
         for draw in range(baked_draws)
     )

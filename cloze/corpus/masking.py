@@ -70,21 +70,23 @@ def num_predictions(lengths_N: Ints, masking: Masking) -> npt.NDArray[np.int64]:
     return np.minimum(masking.max_predictions, np.maximum(1, wanted))
 
 
-def draw_masks(
-    tokens_T: Ints,
-    lengths_Nx2: Ints,
-    sample_ids_N: U64,
-    draw: int,
-    masking: Masking,
-    vocabulary: MaskVocabulary,
-    word_starts_T: npt.NDArray[np.bool_] | None = None,
-) -> Masks:
-    """Mask N samples. `lengths_Nx2` holds (length through the first [SEP], total length), as a shard does.
+class Unmasked(NamedTuple):
+    """N samples as a shard holds them, T tokens one after another."""
+
+    tokens_T: Ints
+    lengths_Nx2: Ints  # (length through the first [SEP], total length)
+    ids_N: U64
+    word_starts_T: npt.NDArray[np.bool_] | None = None  # where masking goes by words
+
+
+def draw_masks(samples: Unmasked, draw: int, masking: Masking, vocabulary: MaskVocabulary) -> Masks:
+    """Mask N samples for the `draw`-th time.
 
     "token" chooses exactly k positions of each sample (those with the k smallest hashes; never [CLS] or a [SEP]);
-    "whole_word" and "span" choose whole words, at most k tokens, and need `word_starts_T`. A chosen token is shown as
-    [MASK] with probability 0.8, as a random non-special token with 0.1, unchanged with 0.1.
+    "whole_word" and "span" choose whole words, at most k tokens, and need the samples' `word_starts_T`. A chosen token
+    is shown as [MASK] with probability 0.8, as a random non-special token with 0.1, unchanged with 0.1.
     """
+    tokens_T, lengths_Nx2, sample_ids_N, word_starts_T = samples
     first_N = lengths_Nx2[:, 0].astype(np.int64)
     total_N = lengths_Nx2[:, 1].astype(np.int64)
     if len(total_N) == 0:

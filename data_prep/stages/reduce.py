@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cloze.corpus.manifest import VAL, TokenizerFacts, as_list, pass_name
-from cloze.corpus.masking import Masking, draw_masks, mix64
+from cloze.corpus.masking import Masking, Unmasked, draw_masks, mix64
 from cloze.corpus.ragged import offsets
 from cloze.corpus.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
 from data_prep.config import MaskingStrategy
@@ -157,7 +157,7 @@ def _blocks(
         if masking.strategy != MaskingStrategy.token:  # the specials count as words of their own
             starts_T = assemble(part, documents.starts_T.astype(np.uint8), 1, 1)[0].astype(bool)
         masks = tuple(
-            draw_masks(tokens_T, lengths_Nx2, ids_N, draw, masking, facts.mask_vocabulary, starts_T)
+            draw_masks(Unmasked(tokens_T, lengths_Nx2, ids_N, starts_T), draw, masking, facts.mask_vocabulary)
             for draw in range(plan.config.masking.baked_draws)
         )
         yield Block(tokens_T, lengths_Nx2, part.label_N, masks, starts_T)

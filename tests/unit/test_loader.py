@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloze.corpus.manifest import read_manifest, write_manifest
-from cloze.corpus.masking import Masks, draw_masks
+from cloze.corpus.masking import Masks, Unmasked, draw_masks
 from cloze.corpus.shards import CorruptShard, Samples, sample_ids
 from cloze.errors import UserError
 from pretrain.data.loader import IGNORED, Corpus, Layout, MicroBatch, MicroBatches, bounded, pack, training_steps
@@ -26,7 +26,9 @@ def random_part(rng: random.Random, samples: int, objective: str) -> tuple[Sampl
     block = random_block(rng, samples=samples, max_len=15, vocab_size=99, objective=objective)
     ids = sample_ids(rng.randrange(9), rng.randrange(9), samples)
     vocabulary = tokenizer_facts(99).mask_vocabulary
-    masks = draw_masks(block.tokens_T, block.lengths_Nx2, ids, 0, default_masking(probability=0.3), vocabulary)
+    masks = draw_masks(
+        Unmasked(block.tokens_T, block.lengths_Nx2, ids), 0, default_masking(probability=0.3), vocabulary
+    )
     return Samples(block.tokens_T, block.lengths_Nx2, block.random_next_N, ids, None), masks
 
 

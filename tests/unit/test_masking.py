@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloze.corpus.masking import Masking, Masks, MaskVocabulary, draw_masks
+from cloze.corpus.masking import Masking, Masks, MaskVocabulary, Unmasked, draw_masks
 from tests.support import CLS, MASK, PAD, SEP, UNK, default_masking, random_block, tokenizer_facts
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -88,7 +88,7 @@ def test_equals_the_slow_reference(
     masking = Masking(strategy="token", probability=probability, max_predictions=most, seed=seed)
     tokens_T = np.asarray([token for sample in samples for token in sample], np.uint32)
     lengths = np.asarray([(first, len(sample)) for first, sample in zip(firsts, samples, strict=True)], np.uint16)
-    masks = draw_masks(tokens_T, lengths, np.asarray(ids, np.uint64), draw, masking, vocabulary)
+    masks = draw_masks(Unmasked(tokens_T, lengths, np.asarray(ids, np.uint64)), draw, masking, vocabulary)
     expected = [
         reference(sample, first, i, draw, masking, vocabulary)
         for sample, first, i in zip(samples, firsts, ids, strict=True)
@@ -98,9 +98,7 @@ def test_equals_the_slow_reference(
 
 def test_no_samples() -> None:
     masks = draw_masks(
-        np.zeros(0, np.uint16),
-        np.zeros((0, 2), np.uint16),
-        np.zeros(0, np.uint64),
+        Unmasked(np.zeros(0, np.uint16), np.zeros((0, 2), np.uint16), np.zeros(0, np.uint64)),
         0,
         default_masking(),
         tokenizer_facts(99).mask_vocabulary,
@@ -112,7 +110,10 @@ def test_a_sample_without_a_maskable_token_has_no_masks() -> None:
     lengths = np.asarray([(2, 2), (2, 3)], np.uint16)  # [CLS][SEP] and [CLS][SEP][SEP]
     tokens = np.asarray([CLS, SEP, CLS, SEP, SEP], np.uint16)
     masks = draw_masks(
-        tokens, lengths, np.arange(2, dtype=np.uint64), 0, default_masking(), tokenizer_facts(99).mask_vocabulary
+        Unmasked(tokens, lengths, np.arange(2, dtype=np.uint64)),
+        0,
+        default_masking(),
+        tokenizer_facts(99).mask_vocabulary,
     )
     assert masks.counts_N.tolist() == [0, 0]
 
@@ -121,12 +122,12 @@ def test_independent_of_the_batch_around_it() -> None:
     block = random_block(random.Random(1), samples=50, max_len=70, vocab_size=500)
     vocabulary = tokenizer_facts(500).mask_vocabulary
     ids = np.arange(50, dtype=np.uint64) * np.uint64(977)
-    whole = flat(draw_masks(block.tokens_T, block.lengths_Nx2, ids, 3, default_masking(), vocabulary))
+    whole = flat(draw_masks(Unmasked(block.tokens_T, block.lengths_Nx2, ids), 3, default_masking(), vocabulary))
     starts = np.cumsum([0, *block.lengths_Nx2[:, 1].astype(int)])
     order = np.random.default_rng(0).permutation(50)
     for some in (order[:1], order[1:8], order[8:]):
         tokens = np.concatenate([block.tokens_T[starts[i] : starts[i + 1]] for i in some])
-        part = flat(draw_masks(tokens, block.lengths_Nx2[some], ids[some], 3, default_masking(), vocabulary))
+        part = flat(draw_masks(Unmasked(tokens, block.lengths_Nx2[some], ids[some]), 3, default_masking(), vocabulary))
         assert part == [whole[i] for i in some]
 
 
@@ -136,9 +137,7 @@ def test_samples_of_the_greatest_length() -> None:
     tokens[[0, 100, -1]] = CLS, SEP, SEP
     masking = default_masking(probability=0.9, max_predictions=60_000)
     masks = draw_masks(
-        tokens,
-        np.asarray([(101, 0xFFFF)], np.uint16),
-        np.ones(1, np.uint64),
+        Unmasked(tokens, np.asarray([(101, 0xFFFF)], np.uint16), np.ones(1, np.uint64)),
         0,
         masking,
         tokenizer_facts(50).mask_vocabulary,
@@ -157,9 +156,7 @@ def million() -> tuple[np.ndarray, np.ndarray, Masks]:
     tokens[:, 0], tokens[:, 60], tokens[:, -1] = CLS, SEP, SEP
     lengths = np.tile(np.asarray([[61, length]], np.uint16), (samples, 1))
     masks = draw_masks(
-        tokens.reshape(-1),
-        lengths,
-        np.arange(samples, dtype=np.uint64),
+        Unmasked(tokens.reshape(-1), lengths, np.arange(samples, dtype=np.uint64)),
         0,
         default_masking(max_predictions=80),
         tokenizer_facts(vocab).mask_vocabulary,
@@ -210,7 +207,9 @@ def test_draws_and_samples_are_independent(million: tuple[np.ndarray, np.ndarray
 
     def chosen(draw: int, seed: int, offset: int) -> set[tuple[int, int]]:
         masking = default_masking(seed=seed, probability=0.3, max_predictions=99)
-        masks = draw_masks(block.tokens_T, block.lengths_Nx2, ids + np.uint64(offset), draw, masking, vocabulary)
+        masks = draw_masks(
+            Unmasked(block.tokens_T, block.lengths_Nx2, ids + np.uint64(offset)), draw, masking, vocabulary
+        )
         return {(i, position) for i, sample in enumerate(flat(masks)) for position, _ in sample}
 
     base = chosen(0, 7, 0)

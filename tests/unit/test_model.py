@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cloze.corpus.masking import draw_masks
+from cloze.corpus.masking import Unmasked, draw_masks
 from cloze.corpus.shards import Samples, sample_ids
 from cloze.errors import UserError
 from pretrain.config import Architecture, Attention, Init, LossConfig, ModelConfig, PositionInit, padded_vocab_size
@@ -52,7 +52,7 @@ def make_batch(seed: int, samples: int, max_len: int = 40, objective: str = "nsp
     block = random_block(random.Random(seed), samples=samples, max_len=max_len, vocab_size=VOCAB, objective=objective)
     ids = sample_ids(0, 0, samples)
     masking = default_masking(probability=0.25)
-    masks = draw_masks(block.tokens_T, block.lengths_Nx2, ids, 0, masking, FACTS.mask_vocabulary)
+    masks = draw_masks(Unmasked(block.tokens_T, block.lengths_Nx2, ids), 0, masking, FACTS.mask_vocabulary)
     return pack([(Samples(*block[:3], ids, None), masks)])
 
 
@@ -202,7 +202,7 @@ def test_logits_at_masked_positions_of_a_sample_of_the_greatest_length() -> None
     tokens[[0, 20, 39]] = 2, 3, 3
     ids = sample_ids(0, 0, 1)
     lengths = np.asarray([(21, 40)], np.uint16)
-    masks = draw_masks(tokens, lengths, ids, 0, default_masking(), FACTS.mask_vocabulary)
+    masks = draw_masks(Unmasked(tokens, lengths, ids), 0, default_masking(), FACTS.mask_vocabulary)
     long = pack([(Samples(tokens, lengths, np.zeros(1, np.uint8), ids, None), masks)])
     with torch.no_grad():
         mlm, nsp = model(long)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("pretrain",)
+PACKAGES = ("cloze", "data_prep", "pretrain", "launch", "finetune")
 MOST = 6
 
 

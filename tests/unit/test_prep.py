@@ -599,7 +599,7 @@ def test_verify_finds_every_kind_of_damage(corpus, tmp_path):
 
 def test_verify_looks_at_every_draw(tmp_path, monkeypatch):
     """Shards in which each draw is the first one once more."""
-    monkeypatch.setattr(support, "draw_masks", lambda *given: draw_masks(*given[:3], 0, *given[4:]))
+    monkeypatch.setattr(support, "draw_masks", lambda samples, draw, *rest: draw_masks(samples, 0, *rest))
     support.make_corpus(tmp_path, samples=40, val=0, baked_draws=3, shards_per_split=1)
     found = [fault for fault in faults(tmp_path) if "mask draw" in fault]
     assert {re.search(r"mask draw (\d)", fault)[1] for fault in found} == {"1", "2"}

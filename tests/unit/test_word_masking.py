@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloze.corpus import verify
 from cloze.corpus.manifest import read_manifest, sealed_json
-from cloze.corpus.masking import Masking, MaskVocabulary, draw_masks
+from cloze.corpus.masking import Masking, MaskVocabulary, Unmasked, draw_masks
 from cloze.corpus.peek import peek
 from cloze.corpus.shards import Split
 from cloze.corpus.tokenizer import load_tokenizer
@@ -70,7 +70,7 @@ def test_equals_the_slow_reference(batch, strategy, probability, most, bits):
     tokens = np.asarray([token for sample in samples for token in sample], np.uint32)
     starts = np.random.default_rng(bits).random(len(tokens)) < 0.6
     lengths = np.asarray([(first, len(sample)) for first, sample in zip(firsts, samples, strict=True)], np.uint16)
-    masks = draw_masks(tokens, lengths, np.asarray(ids, np.uint64), 2, masking, vocab, starts)
+    masks = draw_masks(Unmasked(tokens, lengths, np.asarray(ids, np.uint64), starts), 2, masking, vocab)
     at, expected = 0, []
     for sample, first, i in zip(samples, firsts, ids, strict=True):
         expected.append(chosen_words(starts[at : at + len(sample)].tolist(), first, len(sample), i, 2, masking))
@@ -87,13 +87,15 @@ def million(strategy):
     starts = rng.random((samples, length)) < 0.7
     starts[:, [1, 61]] = True
     masks = draw_masks(
-        tokens.reshape(-1),
-        np.tile(np.asarray([[61, length]], np.uint16), (samples, 1)),
-        np.arange(samples, dtype=np.uint64),
+        Unmasked(
+            tokens.reshape(-1),
+            np.tile(np.asarray([[61, length]], np.uint16), (samples, 1)),
+            np.arange(samples, dtype=np.uint64),
+            starts.reshape(-1),
+        ),
         0,
         default_masking(max_predictions=80, strategy=strategy),
         tokenizer_facts(1005).mask_vocabulary,
-        starts.reshape(-1),
     )
     rows = np.repeat(np.arange(samples), masks.counts_N)
     masked = np.zeros((samples, length), bool)
@@ -128,10 +130,16 @@ def test_span_lengths_are_geometric():
     tokens[:, 0], tokens[:, -1] = CLS, SEP
     masking = default_masking(probability=0.02, max_predictions=10, strategy="span")
     masks = draw_masks(
-        tokens.reshape(-1), np.tile(np.asarray([[length, length]], np.uint16), (samples, 1)),
-        np.arange(samples, dtype=np.uint64), 0, masking, tokenizer_facts(1005).mask_vocabulary,
-        np.ones(samples * length, bool),
-    )  # fmt: skip
+        Unmasked(
+            tokens.reshape(-1),
+            np.tile(np.asarray([[length, length]], np.uint16), (samples, 1)),
+            np.arange(samples, dtype=np.uint64),
+            np.ones(samples * length, bool),
+        ),
+        0,
+        masking,
+        tokenizer_facts(1005).mask_vocabulary,
+    )
     assert set(masks.counts_N.tolist()) == {10}
     lengths = []
     for sample, positions in enumerate(masks.positions_M.reshape(samples, 10).tolist()):
@@ -151,13 +159,10 @@ def test_span_lengths_are_geometric():
 def test_a_word_longer_than_the_budget_is_masked_in_part():
     tokens = np.asarray([CLS, 9, 9, 9, 9, SEP], np.uint16)
     masks = draw_masks(
-        tokens,
-        np.asarray([(6, 6)], np.uint16),
-        np.ones(1, np.uint64),
+        Unmasked(tokens, np.asarray([(6, 6)], np.uint16), np.ones(1, np.uint64), np.asarray([1, 1, 0, 0, 0, 1], bool)),
         0,
         default_masking(strategy="whole_word"),
         MaskVocabulary(mask_id=4, vocab_size=20, special_ids=(0, 1, 2, 3, 4)),
-        np.asarray([1, 1, 0, 0, 0, 1], bool),
     )
     assert masks.positions_M.tolist() == [1]
 
@@ -222,13 +227,10 @@ def test_shards_of_chinese_text(tmp_path, strategy, baked):
     assert samples.word_starts_T is not None
     assert 0 < samples.word_starts_T.mean() < 1
     live = draw_masks(
-        samples.tokens_T,
-        samples.lengths_Nx2,
-        samples.ids_N,
+        Unmasked(samples.tokens_T, samples.lengths_Nx2, samples.ids_N, samples.word_starts_T),
         0,
         manifest.masking,
         manifest.tokenizer.mask_vocabulary,
-        samples.word_starts_T,
     )
     assert "我们 在" in "\n".join(text.plain for text in peek(tmp_path / "out", "pass-00", 20, 0))
     if baked:
