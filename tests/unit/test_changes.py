@@ -22,7 +22,7 @@ from pretrain.config import ModelConfig, TrainConfig, as_data
 
 
 def config(*overrides: str) -> TrainConfig:
-    return cli.compose("train", TrainConfig, ["run=a", "data.path=x", "model=tiny", *overrides])
+    return cli.compose("train", TrainConfig, ["run=a", "data.path=x", "model=tiny", "optim.lr=1e-4", *overrides])
 
 
 def saved(*overrides: str) -> str:
@@ -79,7 +79,7 @@ def test_what_leaves_the_function_the_same_is_not_refused(key: str) -> None:
     ],
 )
 def test_another_way_to_train_is_told(override: str, line: str) -> None:
-    overrides = ("optim.lr=1e-4",)
+    overrides = ("precision=bf16",)
     (found,) = told(saved(*overrides), saved(*overrides, override), config(*overrides, override), 4000)
     assert found.startswith(f"changed since step 4000: {line}")
 

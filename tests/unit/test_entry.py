@@ -138,7 +138,7 @@ def test_who_speaks_in_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def test_help_tells_every_key_with_default_and_meaning() -> None:
     text = cli.help_text("train", TrainConfig)
-    for words in ("optim.lr", "peak learning rate", "[0.0001]", "model        ", "tiny", "75 stopped", "required"):
+    for words in ("optim.lr", "peak learning rate", "[0.999]", "model        ", "tiny", "75 stopped", "required"):
         assert words in text
     assert all(len(line) > 2 for line in text.splitlines() if line.strip())
     prep = cli.help_text("prep", PrepConfig)
