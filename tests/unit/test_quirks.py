@@ -29,7 +29,9 @@ from pretrain.model import torch_private
 from pretrain.optim.lamb import Lamb
 from tests.support import free_port
 
-BASE = cli.compose("train", TrainConfig, ["run=r", "data.path=d", "global_batch_size=4", "micro_batch_size=4"])
+BASE = cli.compose(
+    "train", TrainConfig, ["run=r", "data.path=d", "global_batch_size=4", "micro_batch_size=4", "precision=bf16"]
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning"
