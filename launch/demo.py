@@ -52,11 +52,10 @@ class Plan:
 ON_CPU = Plan(
     prep=("max_len=64", "tokenizer.vocab_size=8192", "tokenizer.sample_mib=4", "val_fraction=0.02"),
     train=(
-        *("model=tiny", "model.dropout=0", "model.attention_dropout=0", "precision=fp32"),
-        *("global_batch_size=64", "micro_batch_size=32", "steps=2000", "optim.lr=2e-3", "schedule.warmup_fraction=0.1"),
-        *("log.every=50", "eval.every=500", "eval.max_samples=2000", "checkpoint.every=500"),
+        *("recipe=fast", "steps=1600", "model.distance_bias=[[0,1.0],[0.06,1.0],[0.45,0.01],[0.45,0]]"),
+        *("log.every=50", "eval.every=400", "eval.max_samples=2000", "checkpoint.every=400"),
     ),
-    mlm_margin=1.0,
+    mlm_margin=1.5,
     nsp_margin=0.05,
 )
 ON_GPU = Plan(
