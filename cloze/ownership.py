@@ -89,7 +89,7 @@ CORPUS = Kind(
 WORK = Kind(
     "work",
     "unfinished work of `python -m data_prep`",
-    rf"lock|plan\.[^/]+|manifest\.json|{_TEMPORARY}|(tmp|bands|sample|map|near|reduce)/.+",
+    rf"lock|plan\.[^/]+|manifest\.json|{_TEMPORARY}|(tmp|bands|validation|sample|map|near|reduce)/.+",
     lambda path: (path / "plan.json").is_file(),
 )
 CORPUS_COPY = Kind(

@@ -154,6 +154,7 @@ class PrepConfig:
 
     source: Source = doc("where documents come from")
     sources: list[Any] = doc("a mixture instead of source: [{kind: text, paths: [a.txt], weight: 2}, …]")
+    val_sources: list[Any] = doc("texts of your own to evaluate on: [{kind: text, paths: [dev.txt], name: news}, …]")
     out: str = doc("directory of the finished corpus, or a URL that can be written: s3://bucket/corpus")
     work: str = doc("for an out that is a URL: local directory for the unfinished work, a folder for each out")
     clean: CleanConfig = doc("what is mended and what is dropped")

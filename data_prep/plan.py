@@ -14,16 +14,18 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from cloze.corpus import manifest
+from cloze.corpus.manifest import VAL, VAL_NAME, val_split
 from cloze.corpus.tokenizer import Spelling, WordPiece, load_tokenizer
 from cloze.errors import UserError
 from cloze.files import write_whole
@@ -47,6 +49,13 @@ PLAN = "plan.json"
 MOST_BUCKETS = 2048  # every bucket is read from every map task's file: beyond that, buckets grow
 
 
+class ValSplit(NamedTuple):
+    """A held-out split that one of `val_sources` makes."""
+
+    name: str  # of the source; the split is `val-NAME`
+    num_buckets: int
+
+
 @dataclass(frozen=True)
 class Plan:
     config: PrepConfig
@@ -57,11 +66,46 @@ class Plan:
     num_val_buckets: int
     fingerprint: str | None  # of the tokenizer that was given; None: one is trained
     sentences: tuple[str, ...]  # where they end, of each source: "rules", "lines" or "pysbd"
+    val_splits: tuple[ValSplit, ...]  # of the last sources, in order; their buckets and tasks are the last ones, too
 
     @property
     def text_bytes(self) -> int:
         """Size of the input, decompressed: an estimate."""
         return sum(file.text_bytes for file in self.files)
+
+    @property
+    def training_sources(self) -> tuple[Source, ...]:
+        """Those of which `val_fraction` is held out, and nothing else."""
+        return self.sources[: len(self.sources) - len(self.val_splits)]
+
+    @property
+    def training_files(self) -> tuple[InputFile, ...]:
+        return tuple(file for file in self.files if file.source < len(self.training_sources))
+
+    @property
+    def num_training_tasks(self) -> int:
+        """Map tasks that read them: the first ones."""
+        num_files = len(self.training_files)
+        return sum(task[0].file < num_files for task in self.tasks)
+
+    @property
+    def held_out_buckets(self) -> dict[str, range]:
+        """The buckets of each held-out split, after those of the training documents."""
+        splits = [ValSplit("", self.num_val_buckets), *self.val_splits]
+        edges = accumulate((split.num_buckets for split in splits), initial=self.num_buckets)
+        return {
+            val_split(split.name) if split.name else VAL: range(begin, end)
+            for split, (begin, end) in zip(splits, pairwise(edges), strict=True)
+        }
+
+    @property
+    def num_all_buckets(self) -> int:
+        return self.num_buckets + self.num_val_buckets + sum(split.num_buckets for split in self.val_splits)
+
+    def val_split_of(self, source: int) -> str | None:
+        """The split that all of a source makes; None of a training source."""
+        number = source - len(self.training_sources)
+        return val_split(self.val_splits[number].name) if number >= 0 else None
 
     @property
     def remote(self) -> str | None:
@@ -90,11 +134,11 @@ class Plan:
         config = asdict(self.config)
         del config["out"], config["work"], config["executor"], config["tokenizer"]["path"]
         del config["diagnosis"], config["preview"]
-        del config["source"], config["sources"]
+        del config["source"], config["sources"], config["val_sources"]
         sources = [asdict(source) for source in self.sources]
         for source in sources:
             del source["paths"], source["max_bad_fraction"]
-        body = {
+        body: dict[str, Any] = {
             "config": config,
             "sources": sources,
             "sentences": self.sentences,
@@ -104,6 +148,8 @@ class Plan:
             "files": self.files,
             "tasks": self.tasks,
         }
+        if self.val_splits:
+            body["val_splits"] = self.val_splits
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     def _libraries(self) -> Iterator[str]:
@@ -128,26 +174,37 @@ def make_plan(config: PrepConfig) -> Plan:
     if config.tokenizer.path is not None:
         fingerprint = given_tokenizer(config.tokenizer).facts.fingerprint
     cut_by(config.sentences, config.language)  # tells now if it cannot
-    sources = list(mixture(config))
+    sources, held_out = list(mixture(config)), val_sources(config)
+    num_training = len(sources)
+    sources += held_out.values()
     sentences: list[str] = []
     files: list[InputFile] = []
     tasks: list[tuple[Span, ...]] = []  # each of one source
     for number, source in enumerate(sources):
-        found = [file._replace(source=number) for file in source.find_inputs()]
-        source, shown = source.looked_at(found)
+        with _told_as(f"val_sources[{number - num_training}]: ") if number >= num_training else nullcontext():
+            found = [file._replace(source=number) for file in source.find_inputs()]
+            if number >= num_training and not any(file.bytes for file in found):
+                raise UserError(f"source.paths: {len(found)} files, all of them empty; name files that hold text")
+            source, shown = source.looked_at(found)
         sources[number] = source
         sentences.append(shown if config.sentences is SentenceRules.auto else config.sentences.value)
         shifted = ([span._replace(file=span.file + len(files)) for span in task] for task in source.split(found))
         tasks += [tuple(task) for task in shifted]
         files += found
-    if not any(file.bytes for file in files):
-        raise UserError(f"source.paths: {len(files)} files, all of them empty; name files that hold text")
+    if not any(file.bytes for file in files if file.source < num_training):
+        count = sum(file.source < num_training for file in files)
+        raise UserError(f"source.paths: {count} files, all of them empty; name files that hold text")
     if config.objective is Objective.none and config.passes > 1 and all(source.weight % 1 == 0 for source in sources):
         raise UserError(
             f"passes={config.passes}: objective=none pairs nothing, so every pass would hold the same; set passes=1"
         )
-    size = sum(file.text_bytes * max(1.0, sources[file.source].weight) for file in files)
-    num_buckets = min(MOST_BUCKETS, max(1, math.ceil(size / (config.bucket_mib * 2**20))))
+
+    def buckets(*numbers: int) -> int:
+        """How many the documents of these sources fill."""
+        size = sum(file.text_bytes * max(1.0, sources[file.source].weight) for file in files if file.source in numbers)
+        return min(MOST_BUCKETS, max(1, math.ceil(size / (config.bucket_mib * 2**20))))
+
+    num_buckets = buckets(*range(num_training))
     return Plan(
         config=config,
         sources=tuple(sources),
@@ -157,6 +214,7 @@ def make_plan(config: PrepConfig) -> Plan:
         num_val_buckets=max(1, round(num_buckets * config.val_fraction)) if config.val_fraction else 0,
         fingerprint=fingerprint,
         sentences=tuple(sentences),
+        val_splits=tuple(ValSplit(name, buckets(num_training + number)) for number, name in enumerate(held_out)),
     )
 
 
@@ -179,20 +237,52 @@ def mixture(config: PrepConfig) -> tuple[Source, ...]:
 
     if config.source != cli.compose("prep", PrepConfig, ["out=any"]).source:
         raise UserError("sources: and source is given, too; put it into the list, [{kind: text, paths: [a.txt]}, …]")
-    result: list[Source] = []
-    for number, given in enumerate(config.sources):
-        kind = given.get("kind") if isinstance(given, Mapping) else None
-        if not isinstance(kind, str) or kind not in Source.kinds:
+    example = "{kind: jsonl, paths: [a.jsonl], weight: 2}"
+    return tuple(_source(f"sources[{number}]", given, example) for number, given in enumerate(config.sources))
+
+
+def val_sources(config: PrepConfig) -> dict[str, Source]:
+    """`val_sources` by their names. Raises `UserError` for a name that will not do."""
+    example = "{kind: text, paths: [dev.txt], name: news}"
+    found: dict[str, Source] = {}
+    for number, given in enumerate(config.val_sources):
+        key = f"val_sources[{number}]"
+        name = given.get("name") if isinstance(given, Mapping) else None
+        if name is None:
+            raise UserError(f"{key}: has no name; write {example}")
+        if not isinstance(name, str) or not VAL_NAME.fullmatch(name):
             raise UserError(
-                f"sources[{number}]: has no kind; write {{kind: jsonl, paths: [a.jsonl], weight: 2}}; "
-                f"kinds are {', '.join(Source.kinds)}"
+                f"{key}: name={name}: must be a lowercase letter and at most 31 more, digits, - or _: {example}"
             )
-        silent = yaml.safe_load((CONF / "source" / f"{kind}.yaml").read_text(encoding="utf-8"))
-        try:
-            result.append(cli.typed({**silent, **given}, Source.kinds[kind]))
-        except UserError as error:
-            raise UserError(f"sources[{number}]: {str(error).removeprefix('source.')}") from error
-    return tuple(result)
+        if name in found:
+            raise UserError(f"{key}: name={name}: is taken by val_sources[{[*found].index(name)}]; choose another")
+        source = _source(key, {inner: value for inner, value in given.items() if inner != "name"}, example)
+        if source.weight != 1:
+            raise UserError(f"{key}: weight={source.weight:g}: what is held out stands there once; leave it out")
+        found[name] = source
+    return found
+
+
+def _source(key: str, given: Any, example: str) -> Source:
+    """A source that stands in a list, at `key`: what conf/source says where it is silent."""
+    from cloze import cli  # not above: workers import this module, and need no Hydra
+
+    kind = given.get("kind") if isinstance(given, Mapping) else None
+    if not isinstance(kind, str) or kind not in Source.kinds:
+        raise UserError(f"{key}: has no kind; write {example}; kinds are {', '.join(Source.kinds)}")
+    silent = yaml.safe_load((CONF / "source" / f"{kind}.yaml").read_text(encoding="utf-8"))
+    with _told_as(f"{key}: "):
+        source: Source = cli.typed({**silent, **given}, Source.kinds[kind])
+    return source
+
+
+@contextmanager
+def _told_as(place: str) -> Iterator[None]:
+    """What a source complains of, as `source.…` if it is a key, is at `place`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}{str(error).removeprefix('source.')}") from error
 
 
 @contextmanager

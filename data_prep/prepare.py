@@ -49,7 +49,7 @@ def main(config: PrepConfig) -> int:
 def _prepare(plan: Plan, executor: Executor) -> None:
     log.info(
         f"{len(plan.files)} files, about {plan.text_bytes / MB:,.1f} MB of text: "
-        f"{len(plan.tasks)} map tasks, {plan.num_buckets} + {plan.num_val_buckets} buckets"
+        f"{len(plan.tasks)} map tasks, {plan.num_buckets} + {plan.num_all_buckets - plan.num_buckets} buckets"
     )
     if not tokenizer_directory(plan).is_dir() and plan.config.tokenizer.path is None:
         _run(plan, executor, SAMPLE)
@@ -127,9 +127,8 @@ def _summarize(plan: Plan, seconds: float | None) -> None:
     rows += [(f"  dropped, {reason}", f"{count:,}") for reason, count in sorted(documents["dropped"].items())]
     rows += [(f"  repaired, {reason}", f"{count:,}") for reason, count in sorted(documents["repaired"].items())]
     for source in documents["sources"] if len(documents["sources"]) > 1 else ():
-        text = (
-            f"{source['kept']:,} of {source['read']:,} kept, {source['tokens']:,} tokens, weight {source['weight']:g}"
-        )
+        role = source.get("split") or f"weight {source['weight']:g}"
+        text = f"{source['kept']:,} of {source['read']:,} kept, {source['tokens']:,} tokens, {role}"
         rows.append((f"  {source['kind']} {(source['paths'] or [''])[0]}", text))
     rows += [(name, _described(split, manifest.objective)) for name, split in manifest.splits.items()]
     size = sum(shard.bytes for shard in manifest.shards)

@@ -84,7 +84,7 @@ def early_findings(plan: Plan) -> tuple[Finding, ...]:
 def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:
     tallies: list[Tally] = []
     found: list[Piece] = []
-    for number in range(len(plan.sources)):
+    for number in range(len(plan.training_sources)):
         tally = Tally()
         tallies.append(tally)
         found += islice(_pieces(plan, number, tally), count)
@@ -108,7 +108,8 @@ def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:
     table = documents_table(dtype)
     documents = table.concatenate(parts)
     documents = table.select(documents, np.flatnonzero(documents.sentences_D))
-    told = diagnosis.from_text(merged([survey.counts]), tokenizer.spelling, len(plan.files), plan.config.objective)
+    counts, files = merged([survey.counts]), len(plan.training_files)
+    told = diagnosis.from_text(counts, tokenizer.spelling, files, plan.config.objective)
     findings = [finding for finding in told if finding.name not in _OF_THE_WHOLE]
     if plan.config.objective is Objective.nsp:
         samples = _samples(plan, documents)

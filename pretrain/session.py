@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from cloze.corpus import diagnosis
-from cloze.corpus.manifest import VAL
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import ExitCode, UserError
 from pretrain import checkpoint, dist
@@ -97,8 +96,10 @@ class Job:
         self.config = config = with_precision(config, self.process.device)
         self.process.on_main(dist.check_hostfile)
         check_ranks(config, self.process.world_size)
-        only = [VAL] if data.access is Access.stream else None  # the rest is streamed
-        self.corpus = Corpus(local_corpus(data.path, data.cache_dir, data.cache_gib, only, lambda: self.stop.requested))
+        held_out_only = data.access is Access.stream  # the rest is streamed
+        self.corpus = Corpus(
+            local_corpus(data.path, data.cache_dir, data.cache_gib, held_out_only, lambda: self.stop.requested)
+        )
         self.directory = self.process.here_on_main(lambda: RunDirectory(self.path))
         if not (self.corpus.directory / "tokenizer").is_dir():
             raise UserError(f"{self.corpus.directory / 'tokenizer'}: not there; copy or prepare the corpus again")
@@ -208,7 +209,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         process.log.info(describe_changes(changes, progress.step))
     if snapshot and (jump := learning_rate_jump(snapshot.config_yaml, config, progress.step)):
         process.log.warning(jump)
-    if config.eval.every and not corpus.num_val:
+    if config.eval.every and not any(corpus.held_out.values()):
         process.log.warning(
             f"eval.every={config.eval.every}: {corpus.directory} has no held-out split, so nothing is evaluated; "
             "prepare it with val_fraction=0.01"

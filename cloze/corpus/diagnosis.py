@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cloze.corpus.manifest import VAL, Manifest, pass_name
+from cloze.corpus.manifest import Manifest, pass_name
 from cloze.corpus.ragged import Ints
 from cloze.corpus.scripts import ACCENTED
 from cloze.corpus.shards import Split
@@ -128,7 +128,7 @@ def from_manifest(manifest: Manifest) -> tuple[Finding, ...]:
     ]  # fmt: skip
     if manifest.objective != "none":
         findings.append(random_next(first.random_next, first.samples, manifest.objective))
-    held_out = manifest.splits[VAL].samples if VAL in manifest.splits else 0
+    held_out = sum(manifest.splits[split].samples for split in manifest.held_out)
     findings.append(
         Finding(
             name="held_out",

@@ -1,7 +1,7 @@
 """manifest.json: the contract between whoever writes shards and whoever reads them.
 
 A corpus directory is complete when, and only when, it holds a manifest; readers trust nothing that it does not list.
-Format version 1; docs/formats.md describes it field by field.
+Format versions 1 and 2 (held-out splits with names); docs/formats.md describes them field by field.
 """
 
 import hashlib
@@ -20,12 +20,13 @@ from cloze.errors import UserError
 from cloze.files import write_whole
 
 FORMAT = "cloze-shards"
-VERSION = 1
+VERSIONS = 1, 2  # that are read; the lowest one that does is written
 NAME = "manifest.json"
 VAL = "val"
+VAL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # of a held-out split with a name: the folder is val-NAME
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")
-_SPLIT = re.compile(r"pass-[0-9]{2,}|val")
+_SPLIT = re.compile(rf"pass-[0-9]{{2,}}|{VAL}(-{VAL_NAME.pattern})?")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})",')
 
@@ -85,7 +86,7 @@ class ShardEntry:
     """One tar file. Sample i of it has the sample id (id << 32) | i."""
 
     id: int
-    split: str  # "pass-00", "pass-01", … or "val": the folder it lies in
+    split: str  # "pass-00", "pass-01", …, "val" or "val-NAME": the folder it lies in
     name: str  # a plain file name
     bytes: int
     sha256: str
@@ -96,7 +97,7 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitStatistics:
-    """Totals of one pass or of the validation split."""
+    """Totals of one pass or of a held-out split."""
 
     samples: int
     tokens: int  # specials counted in
@@ -119,6 +120,16 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     diagnosis: tuple[Mapping[str, Any], ...] = ()  # findings, for people: see `cloze.corpus.diagnosis`
 
+    @property
+    def version(self) -> int:
+        """Of the format that it needs."""
+        return 2 if any(is_held_out(split) and split != VAL for split in self.splits) else 1
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The splits that are not trained on, `val` first."""
+        return tuple(sorted(filter(is_held_out, self.splits)))
+
     def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
         return tuple(shard for shard in self.shards if shard.split == split)
 
@@ -132,9 +143,23 @@ def pass_name(pass_index: int) -> str:
     return f"pass-{pass_index:02d}"
 
 
+def val_split(name: str) -> str:
+    """The held-out split of a val source."""
+    return f"{VAL}-{name}"
+
+
+def val_name(split: str) -> str | None:
+    """What `val_split` was given; None for `val` itself."""
+    return split.removeprefix(f"{VAL}-") if split != VAL else None
+
+
+def is_held_out(split: str) -> bool:
+    return split == VAL or split.startswith(f"{VAL}-")
+
+
 def manifest_json(manifest: Manifest) -> str:
     """The manifest's text: the same for the same content."""
-    return sealed_json({"format": FORMAT, "version": VERSION, **asdict(manifest)})
+    return sealed_json({"format": FORMAT, "version": manifest.version, **asdict(manifest)})
 
 
 def sealed_json(body: Mapping[str, Any]) -> str:
@@ -219,8 +244,9 @@ def _check_seal(data: bytes) -> None:
 def _parse(body: Any) -> Manifest:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ValueError("not a manifest of Cloze shards")
-    if body["version"] != VERSION:
-        raise ValueError(f"format version {body['version']!r}, this Cloze reads version {VERSION}")
+    version = body["version"]
+    if type(version) is not int or version not in VERSIONS:
+        raise ValueError(f"format version {version!r:.50}, this Cloze reads {' and '.join(map(str, VERSIONS))}")
     manifest = Manifest(
         tokenizer=TokenizerFacts(
             fingerprint=_text(body["tokenizer"], "fingerprint", _HEX),
@@ -246,6 +272,8 @@ def _parse(body: Any) -> Manifest:
         shards=tuple(_shard(value) for value in body["shards"]),
         diagnosis=tuple(dict(value) for value in body.get("diagnosis", ())),  # corpora of before have none
     )
+    if manifest.version > version:
+        raise ValueError(f"format version {version}, which has no split {manifest.held_out[-1]}")
     _check(manifest)
     return manifest
 
@@ -311,8 +339,9 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"max_len {manifest.max_len}")
     if not 0 < manifest.masking.probability <= 1:
         raise ValueError(f"masking.probability {manifest.masking.probability}")
-    if manifest.passes != len(set(manifest.splits) - {VAL}):
-        raise ValueError(f"{manifest.passes} passes, but statistics of {len(set(manifest.splits) - {VAL})}")
+    passes = len(set(manifest.splits) - set(manifest.held_out))
+    if manifest.passes != passes:
+        raise ValueError(f"{manifest.passes} passes, but statistics of {passes}")
     names = {shard.split for shard in manifest.shards} | {pass_name(p) for p in range(manifest.passes)}
     if not names <= set(manifest.splits):
         raise ValueError(f"no statistics for {sorted(names - set(manifest.splits))}")

@@ -94,9 +94,9 @@ class Corpus:
         return self.split(pass_name(number % self.manifest.passes), epoch=number)
 
     def split(self, name: str, *, epoch: int = 0) -> MaskedSplit:
-        """The samples of `pass-00`, `pass-01`, … or `val`, with the masks that epoch `epoch` draws.
+        """The samples of `pass-00`, `pass-01`, …, `val` or `val-NAME`, with the masks that epoch `epoch` draws.
 
-        Evaluation reads `val` with those of epoch 0. Raises `UserError` where there is no such split.
+        Evaluation reads what is held out with those of epoch 0. Raises `UserError` where there is no such split.
         """
         if name not in self.manifest.splits:
             raise UserError(f"{name}: no split of {self.location}; there are {', '.join(self.manifest.splits)}")

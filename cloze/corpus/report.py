@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cloze.corpus.diagnosis import Finding, Level, from_manifest, from_shards, stored
-from cloze.corpus.manifest import VAL, Manifest, pass_name, read_manifest
+from cloze.corpus.manifest import Manifest, pass_name, read_manifest
 from cloze.corpus.masking import num_predictions
 from cloze.corpus.peek import peek
 from cloze.corpus.ragged import Ints
@@ -110,7 +110,7 @@ def _sources(manifest: Manifest) -> Table:
             (
                 s["kind"],
                 (s["paths"] or [""])[0],
-                f"{s['weight']:g}",
+                s.get("split") or f"{s['weight']:g}",
                 s["read"],
                 s["kept"],
                 s["tokens"],
@@ -201,5 +201,5 @@ def _vocabulary(uses: Ints, manifest: Manifest, tokenizer: Tokenizer) -> list[Ta
 
 
 def _decoded(directory: Path, manifest: Manifest) -> list[str]:
-    splits = [pass_name(0), *([VAL] if VAL in manifest.splits else [])]
+    splits = [pass_name(0), *manifest.held_out]
     return [text.plain for name in splits for text in peek(directory, name, _SAMPLES // len(splits), 0)]

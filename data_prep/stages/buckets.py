@@ -97,6 +97,15 @@ def documents_table(token_dtype: npt.DTypeLike) -> Table[Documents]:
     )
 
 
+class Digests(NamedTuple):
+    """Documents of which only the text's hash travels: those that the bucket it leads to must not keep."""
+
+    digests_Dx2: npt.NDArray[np.uint64]
+
+
+DIGESTS = Table(Digests, (Column("<u8", width=2),))
+
+
 class BucketWriter(Generic[Rows]):
     """Writes one intermediate file."""
 

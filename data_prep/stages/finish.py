@@ -39,22 +39,32 @@ def document_statistics(plan: Plan) -> dict[str, Any]:
     sources = []
     for number, source in enumerate(plan.sources):
         mine = [tally for task, tally in enumerate(tallies) if source_of(plan, task) == number]
-        sources.append(_source_statistics(source, mine))
+        split = plan.val_split_of(number)
+        sources.append(_source_statistics(source, mine) | ({"split": split} if split else {}))
+    training, held_out = sources[: len(plan.training_sources)], sources[len(plan.training_sources) :]
+    if empty := next((table for table in held_out if not table["kept"]), None):
+        raise UserError(
+            f"val_sources: no document of {empty['split']} is left ({_reasons(empty)}); name files that hold text"
+        )
+    if not any(table["kept"] for table in training):
+        raise UserError(f"source: no document is left to train on ({_reasons(*training)}); name files that hold text")
     total = {key: sum(source[key] for source in sources) for key in ("read", "bytes")}
     dropped = sum((Counter(source["dropped"]) for source in sources), Counter[str]())
     repaired = sum((Counter(source["repaired"]) for source in sources), Counter[str]())
-    kept = total["read"] - dropped.total()
-    if not kept:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "there are none"
-        raise UserError(f"source: no document is left to train on ({reasons}); name files that hold text")
     return {
         "read": total["read"],
-        "kept": kept,
+        "kept": total["read"] - dropped.total(),
         "bytes": total["bytes"],
         "dropped": dict(dropped),
         "repaired": dict(repaired),
         "sources": sources,
     }
+
+
+def _reasons(*tables: Mapping[str, Any]) -> str:
+    """Why documents of sources were dropped, in words."""
+    dropped = sum((Counter(table["dropped"]) for table in tables), Counter[str]())
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "there are none"
 
 
 def _source_statistics(source: Source, tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -86,7 +96,7 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
     results = [json.loads(path.read_text()) for path in REDUCE.results(plan)]
     for number, source in enumerate(documents["sources"]):
         source["tokens"] = sum(result["tokens"][number] for result in results)
-        for reason in ("duplicate", "near_duplicate", "one_sentence"):
+        for reason in ("duplicate", "in_validation", "near_duplicate", "one_sentence"):
             count = sum(result[reason][number] for result in results)
             for table in (source, documents) if count else ():
                 table["kept"] -= count
@@ -97,11 +107,17 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
         for split in sorted({shard["entry"]["split"] for shard in shards})
     }
     if pass_name(0) not in splits:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(documents["dropped"].items()))
+        training = documents["sources"][: len(plan.training_sources)]
+        kept, reasons = sum(table["kept"] for table in training), _reasons(*training)
         raise UserError(
-            f"source: {documents['kept']} documents make no training sample (dropped: {reasons or 'none'}); add text, "
-            "or lower val_fraction"
+            f"source: {kept} documents make no training sample (dropped: {reasons}); add text, or lower val_fraction"
         )
+    for source in documents["sources"][len(plan.training_sources) :]:
+        if source["split"] not in splits:
+            raise UserError(
+                f"val_sources: {source['kept']} documents make no sample of {source['split']} (dropped: "
+                f"{_reasons(source)}); add text"
+            )
     manifest = Manifest(
         tokenizer=facts,
         max_len=config.max_len,
@@ -111,10 +127,10 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
         seed=config.seed,
         passes=config.passes,
         source={
-            "kind": "+".join(source.kind for source in plan.sources),
-            "paths": [path for source in plan.sources for path in source.paths],
-            "files": len(plan.files),
-            "bytes": sum(file.bytes for file in plan.files),
+            "kind": "+".join(source.kind for source in plan.training_sources),
+            "paths": [path for source in plan.training_sources for path in source.paths],
+            "files": len(plan.training_files),
+            "bytes": sum(file.bytes for file in plan.training_files),
             "plan_sha256": plan.sha256(),
         },
         documents=documents,
@@ -133,10 +149,10 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
 
 
 def text_findings(plan: Plan) -> tuple[Finding, ...]:
-    """What the map tasks saw of the text."""
-    counts = merged([read_facts(path)["survey"] for path in MAP.results(plan)])
+    """What the map tasks saw of the text of training sources."""
+    counts = merged([read_facts(path)["survey"] for path in MAP.results(plan)[: plan.num_training_tasks]])
     return diagnosis.from_text(
-        counts, tokenizer_in(tokenizer_directory(plan)).spelling, len(plan.files), plan.config.objective
+        counts, tokenizer_in(tokenizer_directory(plan)).spelling, len(plan.training_files), plan.config.objective
     )
 
 

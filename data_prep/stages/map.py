@@ -1,4 +1,8 @@
-"""Stage map: input -> encoded documents, scattered to buckets; and their near-duplicate records, to the near tasks."""
+"""Stage map: input -> encoded documents, scattered to buckets; and their near-duplicate records, to the near tasks.
+
+What a val source holds goes to the buckets of its own split; its hashes go to the buckets where the same texts of
+training sources end up, which drop them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -9,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cloze.corpus.manifest import TokenizerFacts
+from cloze.corpus.manifest import VAL, TokenizerFacts
 from cloze.corpus.ragged import Ints
 from cloze.corpus.shards import token_dtype
 from data_prep.config import MaskingConfig, MaskingStrategy, Objective
 from data_prep.plan import Plan
 from data_prep.stages.base import Stage, committed
-from data_prep.stages.buckets import BucketWriter, Documents, documents_table
+from data_prep.stages.buckets import DIGESTS, BucketWriter, Digests, Documents, documents_table
 from data_prep.stages.documents import Piece, Tally, held_out, pieces, source_of
 from data_prep.stages.near import BAND_RECORDS, NEAR, band_records, bands_path
 from data_prep.stages.pairs import SPECIALS_OF_A_PAIR
@@ -43,6 +47,15 @@ def _num_tasks(plan: Plan) -> int:
     return len(plan.tasks)
 
 
+def validation_paths(plan: Plan) -> list[Path]:
+    """Where map tasks of val sources leave the hashes of what they hold."""
+    return [_validation_path(plan, task) for task in range(plan.num_training_tasks, len(plan.tasks))]
+
+
+def _validation_path(plan: Plan, task: int) -> Path:
+    return plan.work / "validation" / f"{task:06d}"
+
+
 def _run(plan: Plan, number: int, path: Path) -> None:
     encode, facts = _encode(tokenizer_directory(plan), plan.config.masking)
     tally = Tally()
@@ -50,17 +63,21 @@ def _run(plan: Plan, number: int, path: Path) -> None:
     longest = longest_sentence(plan)
     table = documents_table(token_dtype(facts.vocab_size))
     near_tasks = NEAR.num_tasks(plan)
+    split = plan.val_split_of(source_of(plan, number))
     with ExitStack() as stack:
-        writer = BucketWriter(stack.enter_context(path.open("wb")), table, plan.num_buckets + plan.num_val_buckets)
-        bands = None
-        if plan.config.clean.near_duplicates is not None:
+        writer = BucketWriter(stack.enter_context(path.open("wb")), table, plan.num_all_buckets)
+        bands = held = None
+        if split:
+            file = stack.enter_context(committed(plan, _validation_path(plan, number)))
+            held = BucketWriter(stack.enter_context(file.open("wb")), DIGESTS, plan.num_all_buckets)
+        elif plan.config.clean.near_duplicates is not None:
             file = stack.enter_context(committed(plan, bands_path(plan, number)))
             bands = BucketWriter(stack.enter_context(file.open("wb")), BAND_RECORDS, near_tasks)
         for batch in batches(pieces(plan, number, tally)):
             documents = encoded(batch, encode, longest, token_dtype(facts.vocab_size))
             documents = documents._replace(sources_D=np.full(len(batch), source_of(plan, number), np.uint16))
             survey.add(batch, documents)
-            bucket_D = _buckets(plan, batch, documents.digests_Dx2)
+            bucket_D = _buckets(plan, batch, documents.digests_Dx2, split)
             if bands:
                 texts = [" ".join(piece.sentences) for piece in batch]
                 records = band_records(texts, documents.digests_Dx2, bucket_D)
@@ -70,9 +87,14 @@ def _run(plan: Plan, number: int, path: Path) -> None:
                 tally.dropped["no_tokens"] += len(batch) - len(full_D)
                 documents, bucket_D = table.select(documents, full_D), bucket_D[full_D]
             writer.add(documents, bucket_D)
+            if held:
+                for buckets in (range(plan.num_buckets), plan.held_out_buckets[VAL]):
+                    if buckets:
+                        held.add(Digests(documents.digests_Dx2), _within(buckets, documents.digests_Dx2))
         writer.finish({**vars(tally), "survey": survey.counts})
-        if bands:
-            bands.finish()
+        for beside in (bands, held):
+            if beside:
+                beside.finish()
 
 
 MAP = Stage("map", _num_tasks, _run)
@@ -122,10 +144,18 @@ def encoded(batch: list[Piece], encode: Encode, longest: tuple[int, int], dtype:
     )
 
 
-def _buckets(plan: Plan, batch: Sequence[Piece], digests_Dx2: npt.NDArray[np.uint64]) -> Ints:
-    """A document's bucket follows from its text alone: equal texts meet, and none is both trained on and held out."""
+def _buckets(plan: Plan, batch: Sequence[Piece], digests_Dx2: npt.NDArray[np.uint64], split: str | None) -> Ints:
+    """A document's bucket follows from its text alone: equal texts meet, and none is both trained on and held out.
+
+    Of a val source all go to the buckets of its `split`.
+    """
+    if split:
+        return _within(plan.held_out_buckets[split], digests_Dx2)
     held_out_D = held_out(plan, np.fromiter((piece.side for piece in batch), np.uint64, len(batch)))
-    choice_D = digests_Dx2[:, 1]
-    training_D = choice_D % np.uint64(plan.num_buckets)
-    val_D = np.uint64(plan.num_buckets) + choice_D % np.uint64(max(1, plan.num_val_buckets))
-    return np.where(held_out_D, val_D, training_D).astype(np.int64)
+    val_D = _within(plan.held_out_buckets[VAL], digests_Dx2)
+    return np.where(held_out_D, val_D, _within(range(plan.num_buckets), digests_Dx2))
+
+
+def _within(buckets: range, digests_Dx2: npt.NDArray[np.uint64]) -> Ints:
+    """Which of some buckets each text belongs to."""
+    return buckets.start + (digests_Dx2[:, 1] % np.uint64(max(1, len(buckets)))).astype(np.int64)

@@ -19,7 +19,7 @@ from cloze.corpus.ragged import Ints
 from cloze.errors import UserError
 from data_prep.plan import MOST_BUCKETS, Plan
 from data_prep.stages.base import Stage
-from data_prep.stages.buckets import BucketWriter, Column, Table, read_bucket
+from data_prep.stages.buckets import DIGESTS, BucketWriter, Column, Digests, Table, read_bucket
 
 U64 = npt.NDArray[np.uint64]
 
@@ -38,16 +38,9 @@ class BandRecords(NamedTuple):
     values_RxK: npt.NDArray[np.uint8]  # of its whole signature the lowest bytes (Li and König 2010)
 
 
-class Dropped(NamedTuple):
-    """Documents that are too much like another."""
-
-    digests_Dx2: U64
-
-
 BAND_RECORDS = Table(
     BandRecords, (Column("<u8", width=2), Column("<u8"), Column("<u2"), Column("u1", width=NUM_VALUES))
 )
-DROPPED = Table(Dropped, (Column("<u8", width=2),))
 
 
 def bands_path(plan: Plan, number: int) -> Path:
@@ -62,12 +55,12 @@ def _num_tasks(plan: Plan) -> int:
 def _run(plan: Plan, number: int, path: Path) -> None:
     threshold = plan.config.clean.near_duplicates
     assert threshold is not None
-    paths = (bands_path(plan, task) for task in range(len(plan.tasks)))
+    paths = (bands_path(plan, task) for task in range(plan.num_training_tasks))
     records = BAND_RECORDS.concatenate(list(read_bucket(BAND_RECORDS, paths, number, _num_tasks(plan))))
     found = near_duplicates(records, threshold)
     with path.open("wb") as file:
-        writer = BucketWriter(file, DROPPED, plan.num_buckets + plan.num_val_buckets)
-        writer.add(Dropped(records.digests_Rx2[found]), records.buckets_R[found].astype(np.int64))
+        writer = BucketWriter(file, DIGESTS, plan.num_all_buckets)
+        writer.add(Digests(records.digests_Rx2[found]), records.buckets_R[found].astype(np.int64))
         writer.finish()
 
 

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cloze.corpus.manifest import VAL, TokenizerFacts, as_list, pass_name
+from cloze.corpus.manifest import TokenizerFacts, as_list, is_held_out, pass_name
 from cloze.corpus.masking import Masking, Unmasked, draw_masks, mix64
-from cloze.corpus.ragged import offsets
+from cloze.corpus.ragged import Ints, offsets
 from cloze.corpus.shards import BLOCK_SAMPLES, Block, sample_ids, token_dtype, write_shard
 from data_prep.config import MaskingStrategy
 from data_prep.plan import Plan
 from data_prep.stages.base import Stage, committed
-from data_prep.stages.buckets import Documents, Table, documents_table, read_bucket
-from data_prep.stages.map import MAP
-from data_prep.stages.near import DROPPED, NEAR
+from data_prep.stages.buckets import DIGESTS, Digests, Documents, Table, documents_table, read_bucket
+from data_prep.stages.map import MAP, validation_paths
+from data_prep.stages.near import NEAR
 from data_prep.stages.pairs import Bucket, Samples, assemble, make_samples, sample_lengths, unpaired
 from data_prep.stages.survey import fingerprints, modulus
 from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
@@ -30,19 +30,20 @@ class _Target(NamedTuple):
 
     split: str
     name: str
-    shard_id: int  # pass-major, val last
+    shard_id: int  # pass-major, what is held out last
     pass_index: int
 
 
 def _targets(plan: Plan, bucket: int) -> list[_Target]:
     passes, buckets = plan.config.passes, plan.num_buckets
-    if bucket >= buckets:
-        return [_Target(VAL, f"shard-{bucket - buckets:05d}.tar", (passes - 1) * buckets + bucket, 0)]
+    for split, mine in plan.held_out_buckets.items():
+        if bucket in mine:
+            return [_Target(split, f"shard-{bucket - mine.start:05d}.tar", (passes - 1) * buckets + bucket, 0)]
     return [_Target(pass_name(p), f"shard-{bucket:05d}.tar", p * buckets + bucket, p) for p in range(passes)]
 
 
 def _num_tasks(plan: Plan) -> int:
-    return plan.num_buckets + plan.num_val_buckets
+    return plan.num_all_buckets
 
 
 def _run(plan: Plan, bucket: int, path: Path) -> None:
@@ -50,20 +51,19 @@ def _run(plan: Plan, bucket: int, path: Path) -> None:
     table = documents_table(token_dtype(facts.vocab_size))
     num_buckets, sources = _num_tasks(plan), len(plan.sources)
     found, again = _distinct(table, read_bucket(table, MAP.results(plan), bucket, num_buckets), sources)
-    documents = found
+    documents = unseen = found
+    if plan.val_splits:
+        unseen = documents = _without(table, found, read_bucket(DIGESTS, validation_paths(plan), bucket, num_buckets))
     if plan.config.clean.near_duplicates is not None:
-        parts = read_bucket(DROPPED, NEAR.results(plan), bucket, num_buckets)
-        dropped = {row.tobytes() for part in parts for row in part.digests_Dx2}
-        documents = table.select(found, np.flatnonzero([row.tobytes() not in dropped for row in found.digests_Dx2]))
+        documents = _without(table, unseen, read_bucket(DIGESTS, NEAR.results(plan), bucket, num_buckets))
     targets = _targets(plan, bucket)
     shards = [_make_shard(plan, facts, _weighted(plan, documents, t), bucket, t) for t in targets]
     lost_D = unpaired(plan.config.objective, _bucket(documents))
     tokens_D = np.diff(offsets(documents.lengths_S)[offsets(documents.sentences_D)])
     result = {
         "duplicate": again,  # per source
-        "near_duplicate": (
-            np.bincount(found.sources_D, minlength=sources) - np.bincount(documents.sources_D, minlength=sources)
-        ).tolist(),
+        "in_validation": (_of_each(found, sources) - _of_each(unseen, sources)).tolist(),
+        "near_duplicate": (_of_each(unseen, sources) - _of_each(documents, sources)).tolist(),
         "one_sentence": np.bincount(documents.sources_D[lost_D], minlength=sources).tolist(),
         "vocabulary": _used(documents, facts.vocab_size) if bucket < plan.num_buckets else "",
         **fingerprints(documents, modulus(plan)),
@@ -82,7 +82,7 @@ def _weighted(plan: Plan, documents: Documents, target: _Target) -> Documents:
     Weight w makes floor(w) copies, and one more of the share w - floor(w) that a hash of text and pass picks.
     """
     weights_D = np.asarray([source.weight for source in plan.sources])[documents.sources_D]
-    if target.split == VAL or (weights_D == 1).all():
+    if is_held_out(target.split) or (weights_D == 1).all():
         return documents
     key_D = documents.digests_Dx2[:, 0] ^ (documents.digests_Dx2[:, 1] >> np.uint64(1))
     share_D = mix64(key_D + np.uint64(target.pass_index + 1)).astype(np.float64) / 2**64
@@ -104,12 +104,23 @@ def _distinct(table: Table[Documents], parts: Iterable[Documents], sources: int)
         digests = [row.tobytes() for row in part.digests_Dx2]
         first = dict(zip(reversed(digests), reversed(range(len(digests))), strict=True))
         fresh = table.select(part, np.asarray(sorted(first[digest] for digest in first.keys() - seen), np.int64))
-        again += np.bincount(part.sources_D, minlength=sources) - np.bincount(fresh.sources_D, minlength=sources)
+        again += _of_each(part, sources) - _of_each(fresh, sources)
         seen.update(first)
         kept.append(fresh)
     documents = table.concatenate(kept)
     order_D = np.lexsort((documents.digests_Dx2[:, 1], documents.digests_Dx2[:, 0]))
     return table.select(documents, order_D), again.tolist()
+
+
+def _without(table: Table[Documents], documents: Documents, parts: Iterable[Digests]) -> Documents:
+    """The documents whose hashes are not among those."""
+    dropped = {row.tobytes() for part in parts for row in part.digests_Dx2}
+    return table.select(documents, np.flatnonzero([row.tobytes() not in dropped for row in documents.digests_Dx2]))
+
+
+def _of_each(documents: Documents, sources: int) -> Ints:
+    """How many documents are of each source."""
+    return np.bincount(documents.sources_D, minlength=sources)
 
 
 def _make_shard(

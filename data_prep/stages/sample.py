@@ -16,7 +16,7 @@ _SAMPLED_TASKS = 64  # map tasks from whose beginnings the tokenizer learns
 
 def sampled_task(plan: Plan, number: int) -> int:
     """The map task whose beginning a sample task reads."""
-    return number * len(plan.tasks) // _num_tasks(plan)
+    return number * plan.num_training_tasks // _num_tasks(plan)
 
 
 def sampled_pieces(plan: Plan, number: int) -> dict[str, int]:
@@ -27,7 +27,7 @@ def sampled_pieces(plan: Plan, number: int) -> dict[str, int]:
 
 
 def _num_tasks(plan: Plan) -> int:
-    return min(len(plan.tasks), _SAMPLED_TASKS)
+    return min(plan.num_training_tasks, _SAMPLED_TASKS)
 
 
 def _run(plan: Plan, number: int, path: Path) -> None:

@@ -48,7 +48,7 @@ def make_tokenizer(plan: Plan) -> TokenizerFacts:
 def _trained(plan: Plan) -> WordPiece:
     """A tokenizer of the words that the samples counted, each source's as often as a pass holds them."""
     config = plan.config.tokenizer
-    most = max(source.weight for source in plan.sources)
+    most = max(source.weight for source in plan.training_sources)
     letters: dict[str, float] = defaultdict(float)
     for number in range(SAMPLE.num_tasks(plan)):
         for letter, count in count_letters(sampled_pieces(plan, number)).items():

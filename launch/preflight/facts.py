@@ -18,7 +18,7 @@ from typing import Any
 
 from cloze import cli, storage
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
-from cloze.corpus.manifest import VAL, Manifest, read_manifest
+from cloze.corpus.manifest import Manifest, is_held_out, read_manifest
 from cloze.errors import UserError
 from pretrain.config import Access, Architecture, TrainConfig
 
@@ -76,7 +76,8 @@ def _disks(config: TrainConfig, corpus: Manifest | None) -> dict[str, tuple[int,
     checkpoints = 12 * parameters * (config.checkpoint.keep_last + 2)  # one in the making, and its shares
     needed = {"runs_root": (config.runs_root, checkpoints)}
     if config.data.cache_dir and corpus:
-        copied = corpus.split_shards(VAL) if config.data.access is Access.stream else corpus.shards
+        streamed = config.data.access is Access.stream
+        copied = [shard for shard in corpus.shards if is_held_out(shard.split) or not streamed]
         needed["data.cache_dir"] = (config.data.cache_dir, sum(shard.bytes for shard in copied))
     return {
         key: (shutil.disk_usage(_existing(storage.local_path(path))).free, size) for key, (path, size) in needed.items()

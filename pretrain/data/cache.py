@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from cloze import ownership, storage
-from cloze.corpus.manifest import NAME, ShardEntry, read_manifest
+from cloze.corpus.manifest import NAME, VAL, ShardEntry, is_held_out, read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from cloze.errors import DiskError, Stopped, UserError
 from cloze.log import log
@@ -34,12 +34,12 @@ def local_corpus(
     path: str,
     cache_dir: str | None,
     cache_gib: float,
-    splits: Sequence[str] | None = None,
+    held_out_only: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """The directory to read: `path` itself if it is local and no `cache_dir` is set, else its verified copy.
 
-    With `splits` only their shards are copied (the others are streamed).
+    With `held_out_only` the shards of held-out splits are copied, and no others (they are streamed).
 
     Every rank calls this; the first one of a node copies, the others wait. Raises `UserError` when the source cannot
     be read or is not what its manifest says, or the corpus is larger than the cache may be, and `Stopped` soon after
@@ -52,7 +52,7 @@ def local_corpus(
     source, cache = path.rstrip("/"), storage.local_path(cache_dir)
     manifest_bytes = _needed(f"{source}/{NAME}")
     name = hashlib.sha256(manifest_bytes).hexdigest()[:16]
-    folder = cache / (name if splits is None else "-".join([name, *splits]))
+    folder = cache / (f"{name}-{VAL}" if held_out_only else name)
 
     def check() -> None:
         if stop():
@@ -66,7 +66,7 @@ def local_corpus(
         if not (folder / NAME).exists():
             with _locked(cache / ".filling", check):  # one copy at a time: two would not see what the other needs
                 if not (folder / NAME).exists():
-                    _fill(source, folder, manifest_bytes, cache_gib, splits, check)
+                    _fill(source, folder, manifest_bytes, cache_gib, held_out_only, check)
         os.utime(folder)  # the least recently used corpus is the first to go
     except OSError as error:
         raise DiskError(f"data.cache_dir={cache_dir}: {error}; free space there or choose another") from error
@@ -83,7 +83,7 @@ def _fill(
     folder: Path,
     manifest_bytes: bytes,
     cache_gib: float,
-    splits: Sequence[str] | None,
+    held_out_only: bool,
     check: Callable[[], None],
 ) -> None:
     """Copy everything, the manifest last."""
@@ -92,7 +92,7 @@ def _fill(
     partial.mkdir(exist_ok=True)
     (partial / NAME).write_bytes(manifest_bytes)
     manifest = read_manifest(partial)
-    wanted = [shard for shard in manifest.shards if splits is None or shard.split in splits]
+    wanted = [shard for shard in manifest.shards if is_held_out(shard.split) or not held_out_only]
     need = sum(shard.bytes for shard in wanted)
     _make_room(folder, need, int(cache_gib * 2**30))
     tokenizer = folder / "tokenizer"

@@ -84,8 +84,8 @@ class Corpus:
         self.pass_sizes = [self.manifest.splits[pass_name(p)].samples for p in range(self.manifest.passes)]
         if not sum(self.pass_sizes):
             raise UserError(f"{directory}: holds no training samples; prepare it from more text")
-        val = self.manifest.splits.get(VAL)
-        self.num_val = val.samples if val else 0
+        self.held_out = {split: self.manifest.splits[split].samples for split in self.manifest.held_out}
+        self.num_val = self.held_out.get(VAL, 0)
         self.has_pairs = self.manifest.objective != "none"
         self._splits: dict[str, Split] = {}
         self._streamed: Streamed | None = None
@@ -107,9 +107,9 @@ class Corpus:
         """Read training samples by `streaming` from now on, instead of from the directory."""
         self._streamed = Streamed(streaming.source, self.manifest, seed, streaming.lanes, streaming.window)
 
-    def val_batch(self, indices_N: I64) -> MicroBatch:
-        """Held-out samples with their first draw of masks: the same in every evaluation."""
-        return pack([self._masked(VAL, indices_N, 0)])
+    def val_batch(self, indices_N: I64, split: str = VAL) -> MicroBatch:
+        """Samples of a held-out split with their first draw of masks: the same in every evaluation."""
+        return pack([self._masked(split, indices_N, 0)])
 
     def sample_batch(self) -> MicroBatch:
         """Some sample, for passes whose result does not count."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from cloze.corpus.manifest import val_name
 from pretrain.config import TrainConfig
 from pretrain.data.loader import Corpus, bounded
 from pretrain.dist import Process
@@ -18,19 +19,34 @@ def evaluate(
 ) -> dict[str, float]:
     """`eval/mlm_loss`, `eval/mlm_accuracy`, `eval/nsp_loss`, `eval/nsp_accuracy`, `eval/loss`; {} without a val split.
 
-    Collective. Every rank runs equally many micro-batches, as ZeRO 3 demands; one without samples left runs sample 0
-    again and does not count it. `tick` is called after each.
+    Of the split that a val source NAME made, `eval/NAME/mlm_loss` and so on. Collective; `tick` is called after each
+    micro-batch.
     """
-    total = min(corpus.num_val, config.eval.max_samples or corpus.num_val)
-    if not total:
-        return {}
+    result: dict[str, float] = {}
+    for split, samples in corpus.held_out.items():
+        if samples:
+            place = f"eval/{name}" if (name := val_name(split)) else "eval"
+            found = _evaluate(engine, corpus, split, config, process, tick)
+            result |= {f"{place}/{name}": value for name, value in found.items()}
+    return result
+
+
+def _evaluate(
+    engine: Engine, corpus: Corpus, split: str, config: TrainConfig, process: Process, tick: Callable[[], None]
+) -> dict[str, float]:
+    """The means of one split, of its first `eval.max_samples` samples.
+
+    Every rank runs equally many micro-batches, as ZeRO 3 demands; one without samples left runs sample 0 again and
+    does not count it.
+    """
+    total = min(corpus.held_out[split], config.eval.max_samples or corpus.held_out[split])
     size = config.micro_batch_size
     sums = torch.zeros(4, dtype=torch.float64, device=process.device)
     masked = pairs = 0
     for round_number in range(math.ceil(total / (size * process.world_size))):
         first = (round_number * process.world_size + process.rank) * size
         indices = np.arange(first, min(first + size, total), dtype=np.int64)
-        batch = bounded(corpus.val_batch(indices if len(indices) else np.zeros(1, np.int64)))
+        batch = bounded(corpus.val_batch(indices if len(indices) else np.zeros(1, np.int64), split))
         logits = engine.evaluate(batch.to(process.device))
         if len(indices):
             labels = batch.mlm_labels_M.to(process.device), batch.nsp_labels_N.to(process.device)
@@ -39,5 +55,4 @@ def evaluate(
             pairs += len(indices) if corpus.has_pairs else 0
         tick()
     *added, masked_all, pairs_all = process.add([*sums.tolist(), masked, pairs])
-    result = means(added, weights=config.loss, masked=int(masked_all), pairs=int(pairs_all))
-    return {f"eval/{name}": value for name, value in result.items()}
+    return means(added, weights=config.loss, masked=int(masked_all), pairs=int(pairs_all))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloze.corpus.manifest import VAL, Manifest, manifest_sha256, read_manifest
+from cloze.corpus.manifest import Manifest, is_held_out, manifest_sha256, read_manifest, val_name
 from cloze.errors import UserError
 from pretrain.telemetry.report import RunData, read_run, run_facts, thinned
 
@@ -121,7 +121,8 @@ def _manifest(config: Mapping[str, Any], state: "TrainingState") -> Manifest | N
 
 
 def _corpus(manifest: Manifest) -> str:
-    documents, passes = manifest.documents, [split for name, split in manifest.splits.items() if name != VAL]
+    passes = [split for name, split in manifest.splits.items() if not is_held_out(name)]
+    documents = manifest.documents
     rows = [("documents kept", f"{documents['kept']:,} of {documents['read']:,}")]
     rows += [(f"dropped: {reason}", f"{count:,}") for reason, count in documents["dropped"].items() if count]
     rows += [
@@ -131,8 +132,10 @@ def _corpus(manifest: Manifest) -> str:
         ("vocabulary", f"{manifest.tokenizer.vocab_size:,} WordPieces"),
         ("masking", f"{manifest.masking.probability:.0%} of the tokens, by {manifest.masking.strategy}"),
     ]
-    if VAL in manifest.splits:
-        rows.append(("held out", f"{manifest.splits[VAL].samples:,} samples"))
+    for split in manifest.held_out:
+        rows.append(
+            (", ".join(("held out", *filter(None, [val_name(split)]))), f"{manifest.splits[split].samples:,} samples")
+        )
     return table(("", ""), rows)
 
 

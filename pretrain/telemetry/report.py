@@ -61,6 +61,12 @@ class RunData:
         points = [(row[axis], row[name]) for row in self.metrics if name in row and axis in row]
         return [at for at, _ in points], [math.nan if value is None else float(value) for _, value in points]
 
+    def named(self, name: str) -> list[str]:
+        """Of a held-out metric, `eval/mlm_loss`, the same ones of splits with names: `eval/news/mlm_loss`, …"""
+        group, _, last = name.rpartition("/")
+        found = {key for row in self.metrics for key in row if re.fullmatch(rf"eval/[^/]+/{re.escape(last)}", key)}
+        return sorted(found) if group == "eval" else []
+
 
 def read_run(directory: Path, label: str) -> RunData:
     """Read a run directory. Raises `UserError` where there are no metrics."""
@@ -171,11 +177,15 @@ def _chart(runs: Sequence[RunData], names: Sequence[str], axis: str, logarithmic
         axes = figure.add_subplot()
         for index, run in enumerate(runs):
             colour = _PALETTE[index % len(_PALETTE)]
-            for name in names:
+            for name in [each for main in names for each in (main, *run.named(main))]:
                 places, values = thinned(*run.series(name, axis))
                 drawn = drawn or any(math.isfinite(value) for value in values)
                 held_out = name.startswith("eval/")
-                look = {"linestyle": "--", "marker": "o", "markersize": 3} if held_out else {"linewidth": 1.3}
+                look: dict[str, Any] = (
+                    {"linestyle": "--", "marker": "o", "markersize": 3} if held_out else {"linewidth": 1.3}
+                )
+                if name not in names:  # of a split with a name
+                    look |= {"linestyle": ":", "marker": "x"}
                 axes.plot(places, values, color=colour, **look)
         if not drawn:
             return ""
@@ -227,7 +237,7 @@ def run_facts(run: RunData) -> dict[str, str]:
         _, counts = run.series(name)
         if counts:
             facts[name] = f"{counts[-1]:,.0f}"
-    for label, name in (
+    labels = [
         ("training loss", "train/loss"),
         ("training MLM loss", "train/mlm_loss"),
         ("training NSP loss", "train/nsp_loss"),
@@ -235,7 +245,9 @@ def run_facts(run: RunData) -> dict[str, str]:
         ("held-out MLM accuracy", "eval/mlm_accuracy"),
         ("held-out NSP loss", "eval/nsp_loss"),
         ("held-out NSP accuracy", "eval/nsp_accuracy"),
-    ):
+    ]
+    labels += [(f"{label}, {each.split('/')[1]}", each) for label, name in labels for each in run.named(name)]
+    for label, name in labels:
         _, values = run.series(name)
         form = ".1%" if name.endswith("accuracy") else ".3f"
         if len(values) > 1:
