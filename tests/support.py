@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 import psutil
 
-from cloze.corpus.manifest import VAL, Manifest, ShardEntry, SplitStatistics, TokenizerFacts, pass_name, write_manifest
+from cloze.corpus.manifest import (
+    VAL,
+    Manifest,
+    ShardEntry,
+    SplitStatistics,
+    TokenizerFacts,
+    pass_name,
+    val_split,
+    write_manifest,
+)
 from cloze.corpus.masking import Masking, Unmasked, draw_masks
 from cloze.corpus.shards import Block, sample_ids, token_dtype, write_shard
 from cloze.corpus.tokenizer import load_tokenizer, save_tokenizer
@@ -126,8 +135,11 @@ def make_corpus(
     shards_per_split: int = 2,
     samples_per_block: int = 32,
     masking: Masking | None = None,
+    named_val: Mapping[str, int] | None = None,
 ) -> Manifest:
     """A valid corpus of `samples` samples a pass (and `val` held out), through the product's own writers.
+
+    `named_val` are the samples of held-out splits with names.
 
     Its tokenizer knows words of letters, and has `vocab_size` tokens.
     """
@@ -136,7 +148,11 @@ def make_corpus(
     masking = masking or default_masking()
     entries: list[ShardEntry] = []
     splits: dict[str, SplitStatistics] = {}
-    for split, count in [*((pass_name(p), samples) for p in range(passes)), (VAL, val)]:
+    for split, count in [
+        *((pass_name(p), samples) for p in range(passes)),
+        (VAL, val),
+        *((val_split(name), count) for name, count in (named_val or {}).items()),
+    ]:
         if not count and split == VAL:
             continue
         (path / split).mkdir(parents=True)
