@@ -64,6 +64,13 @@ def test_card_tells_corpus_recipe_curves_and_limits(tmp_path: Path, corpus: Path
     assert ElementTree.parse(tmp_path / "out" / "curves.svg").getroot().tag.endswith("svg")
 
 
+def test_card_counts_splits_with_names_as_held_out(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", val=0, named_val={"news": 21})
+    text = card(tmp_path / "out", tmp_path / "corpus", tmp_path / "gone")
+    assert "| passes | 1 |" in text
+    assert "| held out, news | 21 samples |" in text
+
+
 def test_card_says_what_is_not_known(tmp_path: Path, corpus: Path) -> None:
     text = card(tmp_path, corpus, tmp_path / "gone", identity=make_identity())
     assert "It was not at hand" in text

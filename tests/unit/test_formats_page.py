@@ -18,7 +18,7 @@ import pytest
 from cloze.corpus.shards import token_dtype
 from cloze.corpus.tokenizer import load_tokenizer
 from pretrain.checkpoint import TrainingState
-from pretrain.data.loader import Layout, MicroBatches
+from pretrain.data.loader import Corpus, Layout, MicroBatches
 from tests.support import ROOT, default_masking, make_corpus
 
 WORD = 2**64 - 1
@@ -192,6 +192,28 @@ def test_a_reader_written_from_the_page_sees_what_training_sees(strategy: str, s
             for tensor, wanted in zip((*tensors, found.nsp_labels_N), expected.values(), strict=True):
                 assert tensor[: len(wanted)].tolist() == wanted
             assert (found.num_tokens, found.num_masked) == (len(expected["ids"]), len(expected["where"]))
+
+
+def test_version_2_names_held_out_splits(tmp_path: Path) -> None:
+    """Read as the page says, and as evaluation does."""
+    make_corpus(tmp_path, samples=9, passes=2, val=5, named_val={"news": 7, "a_b-2": 3})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    pattern = re.search(r"`val-` and `(\S+)`", PAGE)
+    assert pattern
+    named = {name for name in manifest["splits"] if re.fullmatch(rf"val-{pattern[1]}", name)}
+    passes = {name for name in manifest["splits"] if name.startswith("pass-")}
+    assert (manifest["version"], named, len(passes)) == (2, {"val-news", "val-a_b-2"}, manifest["passes"])
+    assert {*manifest["splits"]} == named | passes | {"val"}
+    ours = Corpus(tmp_path)
+    for name in named | {"val"}:
+        samples = [*read_split(tmp_path, manifest, name)]
+        assert len(samples) == manifest["splits"][name]["samples"] == ours.held_out[name]
+        found = ours.val_batch(np.arange(len(samples)), name)
+        expected = []
+        for sample in samples:
+            shown = {**dict(enumerate(sample.tokens)), **dict(zip(*masked(sample, 0, manifest), strict=True))}
+            expected += [shown[p] for p in range(len(shown))]
+        assert found.input_ids_T.tolist() == expected
 
 
 def test_the_fingerprint_is_computed_as_the_page_says(tmp_path: Path) -> None:

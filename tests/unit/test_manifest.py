@@ -143,7 +143,7 @@ def set_at(*keys: Any, to: Any) -> Change:
 
 
 CHANGES: dict[str, Change] = {
-    "a newer version": set_at("version", to=2),
+    "a newer version": set_at("version", to=3),
     "no tokenizer": lambda body: body.pop("tokenizer"),
     "a name with ..": set_at("shards", 0, "name", to="../000000.tar"),
     "a nested name": set_at("shards", 0, "name", to="a/000000.tar"),

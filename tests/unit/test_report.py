@@ -104,6 +104,22 @@ def test_one_self_contained_page_over_two_runs(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
+def test_splits_with_names_stand_beside_val(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plain = write_report([run], tmp_path / "plain.html").read_text()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[0] |= {"eval/news/mlm_loss": 5.5}
+    rows[-1] |= {"eval/news/mlm_loss": 4.125, "eval/mail/nsp_accuracy": 0.75}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_run(run, "run").named("eval/mlm_loss") == ["eval/news/mlm_loss"]
+    assert read_run(run, "run").named("train/mlm_loss") == []
+    found = write_report([run], tmp_path / "r.html").read_text()
+    text = Page(found).text
+    for expected in ("held-out MLM loss, news", "5.500 → 4.125", "held-out NSP accuracy, mail", "75.0%"):
+        assert expected in text, expected
+    assert found.count("<svg") == plain.count("<svg") + 1  # NSP accuracy, which val has not
+
+
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a" / "demo"), make_run(tmp_path / "b" / "demo")]
     text = Page(write_report(runs, tmp_path / "r.html").read_text()).text
