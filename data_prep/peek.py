@@ -18,7 +18,7 @@ PARSER = parser(
 )
 PARSER.add_argument("directory", type=on_disk, help="what `python -m data_prep out=…` made")
 PARSER.add_argument("--n", type=int, default=3, help="samples to show")
-PARSER.add_argument("--split", default=pass_name(0), help="pass-00, pass-01, …, val, or val-NAME of val_sources")
+PARSER.add_argument("--split", default=pass_name(0), help="pass-00, pass-01, …, val, or val-NAME")
 PARSER.add_argument("--seed", type=int, default=0, help="which samples: the same seed shows the same")
 
 

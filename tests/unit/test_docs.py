@@ -210,7 +210,7 @@ def test_the_reference_has_every_key_and_option() -> None:
     parsers = {".".join(path.parts).removesuffix(".__main__") for path in found}
     assert parsers == {*hooks.WITH_ARGUMENTS}
     assert all(f"usage: python -m {name} " in text for name in parsers)
-    assert re.search(r"--split SPLIT +pass-00, pass-01, …, or val \[pass-00\]", text)
+    assert re.search(r"--split SPLIT +pass-00, pass-01, …, val, or val-NAME \[pass-00\]", text)
     assert re.search(r"--seed SEED +which samples: the same seed shows the same \[0\]", text)
     assert "Groups" not in cli.help_text("finetune", FinetuneConfig)
     assert "lost_after=S" in text

@@ -124,6 +124,16 @@ def test_exclusion_is_exact_however_text_is_spread(folder, tmp_path, monkeypatch
         assert table["read"] == table["kept"] + sum(table["dropped"].values())
 
 
+def test_without_val_the_named_splits_are_what_is_held_out(folder, tmp_path):
+    out = made(folder, tmp_path / "out", "val_fraction=0")
+    manifest = read_manifest(out)
+    assert manifest.held_out == ("val-mail", "val-news")
+    assert manifest.documents["sources"][0]["dropped"] == {"duplicate": 1, "in_validation": 6}
+    (found,) = (finding for finding in manifest.diagnosis if finding["name"] == "held_out")
+    assert found["value"] == sum(manifest.splits[split].samples for split in manifest.held_out)
+    assert list(verify.faults(out)) == []
+
+
 def test_named_splits_make_it_version_2_and_version_1_is_read(folder, corpus, tmp_path):
     assert json.loads((corpus / "manifest.json").read_text())["version"] == 2
     plain = made(folder, tmp_path / "plain", named=False)
