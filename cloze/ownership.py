@@ -83,7 +83,7 @@ _TEMPORARY = r"\.[^/]+\.([^/]+-)?\d+\.tmp"  # of a process that was killed: `fil
 CORPUS = Kind(
     "corpus",
     "a corpus of `python -m data_prep`",
-    rf"manifest\.json|tokenizer/{_TOKENIZER}|{_SPLIT}/\d+\.tar|report\.html|\.work/.+|{_TEMPORARY}",
+    rf"manifest\.json|tokenizer/{_TOKENIZER}|{_SPLIT}/(shard-)?\d+\.tar|report\.html|\.work/.+|{_TEMPORARY}",
     _is_corpus,
 )
 WORK = Kind(
@@ -95,7 +95,7 @@ WORK = Kind(
 CORPUS_COPY = Kind(
     "corpus copy",
     "a copy that data.cache_dir made",
-    rf"(partial/)?manifest\.json|tokenizer/{_TOKENIZER}|{_SPLIT}/\d+\.(tar|part)|{_TEMPORARY}",
+    rf"(partial/)?manifest\.json|tokenizer/{_TOKENIZER}|{_SPLIT}/(shard-)?\d+\.(tar|part)|{_TEMPORARY}",
     _is_corpus_copy,
 )
 RUN = Kind(

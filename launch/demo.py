@@ -52,7 +52,12 @@ class Plan:
 ON_CPU = Plan(
     prep=("max_len=64", "tokenizer.vocab_size=8192", "tokenizer.sample_mib=4", "val_fraction=0.02"),
     train=(
-        *("recipe=fast", "steps=1600", "model.distance_bias=[[0,1.0],[0.06,1.0],[0.45,0.01],[0.45,0]]"),
+        *(
+            "recipe=fast",
+            "expect.max_len=[64]",
+            "steps=1600",
+            "model.distance_bias=[[0,1.0],[0.06,1.0],[0.45,0.01],[0.45,0]]",
+        ),
         *("log.every=50", "eval.every=400", "eval.max_samples=2000", "checkpoint.every=400"),
     ),
     mlm_margin=1.5,

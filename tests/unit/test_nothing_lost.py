@@ -29,6 +29,7 @@ from pretrain.telemetry.report import write_report
 from pretrain.telemetry.sinks import JsonlSink
 from pretrain.watchdog import Watchdog
 from tests.support import make_corpus
+from tests.unit.corpora import prep
 from tests.unit.test_cache import let_go, size_of
 from tests.unit.test_checkpoint import flip, make_snapshot
 
@@ -477,3 +478,16 @@ def test_a_fresh_demo_removes_an_earlier_demo_only(tmp_path: Path, capsys: pytes
 def test_the_kinds_are_told_apart() -> None:
     kinds = (CORPUS, CORPUS_COPY, RUN, EXPORT, CHECKPOINT, WORK)
     assert len({kind.name for kind in kinds}) == len(kinds)
+
+
+def test_what_preparation_and_cache_really_write_is_known(tmp_path: Path) -> None:
+    """Not what the tests' own writer makes: the names of the shards are the product's."""
+    (tmp_path / "a.txt").write_text("\n\n".join(f"One is {n}. Two comes after {n}. Three is more." for n in range(60)))
+    given = (f"source.paths=[{tmp_path}/a.txt]", "tokenizer.vocab_size=200", "max_len=32", "val_fraction=0.2")
+    done = prep("source=text", *given, f"out={tmp_path / 'out'}", "executor.workers=1")
+    assert done.returncode == 0, done.stderr
+    assert ownership.is_own(tmp_path / "out", CORPUS)
+    copy = cache.local_corpus(str(tmp_path / "out"), str(tmp_path / "cache"), 1.0)
+    assert ownership.is_own(copy, CORPUS_COPY)
+    (tmp_path / "out" / "notes.txt").touch()
+    assert not ownership.is_own(tmp_path / "out", CORPUS)

@@ -148,7 +148,7 @@ def outcome_of(folder: Path, paths: str, words: Path) -> int | str:
         return str(error)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow if case == "zstd bomb of one letter" else ()) for case in NASTY]
 )
