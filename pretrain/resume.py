@@ -1,14 +1,16 @@
 """Going on from a checkpoint: which one, whether it belongs to this run, and its state into the engine."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import yaml
 
 from cloze.errors import UserError
 from pretrain import checkpoint
 from pretrain.changes import refuse_other_architecture
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror
-from pretrain.config import RESUME_CHECKS, Identity, TrainConfig, as_data
+from pretrain.config import RESUME_CHECKS, Identity, Precision, TrainConfig, as_data
 from pretrain.data.loader import Corpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
@@ -33,6 +35,22 @@ def find_snapshot(
     for change in check_identity(found, snapshot.state.identity, now, corpus.directory, config.resume.allow):
         process.log.warning(f"{found}: {change}; going on from position {snapshot.state.samples}, as resume.allow says")
     return snapshot
+
+
+def with_choices_of(config: TrainConfig, snapshot: Snapshot, *, precision_is_open: bool) -> TrainConfig:
+    """The configuration in which what the user left open is as it was in the run that wrote the checkpoint.
+
+    A rate by the model's width, or the precision that suits a device, may be another one on this machine, or in this
+    version of Cloze; a run goes on with its own.
+    """
+    then = yaml.safe_load(snapshot.config_yaml) or {}
+    optim = then.get("optim", {})
+    if config.optim.lr_is_default and optim.get("kind") == config.optim.kind and isinstance(optim.get("lr"), float):
+        config = replace(config, optim=replace(config.optim, lr=optim["lr"]))
+    precision = then.get("precision")
+    if precision_is_open and precision in {known.value for known in Precision if known is not Precision.auto}:
+        config = replace(config, precision=Precision(precision))
+    return config
 
 
 def newest(folder: Path, process: Process) -> Path | None:

@@ -22,6 +22,7 @@ from pretrain.checkpoint.mirror import Mirror
 from pretrain.config import (
     Access,
     Identity,
+    Precision,
     TrainConfig,
     accumulation_steps,
     as_data,
@@ -85,6 +86,7 @@ class Job:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.path = config, Path(config.runs_root) / config.run
+        self.precision_is_open = config.precision is Precision.auto
         self.stop, self.progress = StopRequest(), Progress()  # before the process group
         limits = config.watchdog
         self.watchdog = Watchdog(limits.seconds, self.path, dist.environment_rank(), limits.start_seconds)

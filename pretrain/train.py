@@ -14,7 +14,7 @@ from cloze.errors import ExitCode
 from pretrain import dist
 from pretrain.checkpoint.mirror import open_mirror
 from pretrain.config import TrainConfig
-from pretrain.resume import find_snapshot
+from pretrain.resume import find_snapshot, with_choices_of
 from pretrain.rollback import train_with_rollbacks
 from pretrain.session import Job, open_job, open_session
 
@@ -37,6 +37,7 @@ def run(job: Job) -> None:
     snapshot = find_snapshot(config, job.path / "checkpoints", job.corpus, process, mirror)
     if snapshot:
         job.progress.resume(snapshot)
+        job.config = config = with_choices_of(config, snapshot, precision_is_open=job.precision_is_open)
     if job.progress.step >= config.steps:
         process.log.info(
             f"{job.path}: already at step {job.progress.step} of {config.steps}; raise `steps` or name another run"

@@ -87,7 +87,7 @@ def eval_line(metrics: Mapping[str, float]) -> str:
     return "  ".join(
         f"{name[5:]} {value:.1%}" if name.endswith("accuracy") else f"{name[5:]} {value:.3f}"
         for name, value in metrics.items()
-        if name.startswith("eval/") and isinstance(value, float)
+        if name.startswith("eval/") and isinstance(value, float) and not name.endswith("_tokens")
     )
 
 

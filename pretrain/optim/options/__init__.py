@@ -8,7 +8,7 @@ import importlib
 import math
 import pkgutil
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from cloze.errors import UserError
 from cloze.schema import Variant, doc
@@ -27,6 +27,8 @@ class OptimConfig(Variant):
     clip: float = doc("largest global gradient norm; 0 does not clip")
     max_skipped_steps: int = doc("give up (exit 70) after so many steps in a row with gradients that are not finite")
 
+    lr_is_default: ClassVar[bool] = False  # True where `with_lr` chose it: a resumed run keeps its own instead
+
     def __post_init__(self) -> None:
         require(self.clip >= 0, f"optim.clip={self.clip}: cannot be negative")
         for key in ("lr", "weight_decay"):
@@ -42,7 +44,11 @@ class OptimConfig(Variant):
 
     def with_lr(self, width: int) -> Self:
         """The same with a learning rate, for a model of this hidden size. Raises `UserError` where none suits all."""
-        return self if self.lr is not None else replace(self, lr=self.lr_for(width))
+        if self.lr is not None:
+            return self
+        chosen = replace(self, lr=self.lr_for(width))
+        object.__setattr__(chosen, "lr_is_default", True)
+        return chosen
 
     def lr_for(self, width: int) -> float:
         """Peak learning rate for a model of this hidden size, where none is given."""
