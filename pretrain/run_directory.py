@@ -30,6 +30,9 @@ from pretrain.checkpoint.format import list_checkpoints, step_of, verify
 _OURS = ("config.yaml", "environment.json", "metrics.jsonl", "status.json", "tokenizer", "wandb_id", "skipped.jsonl")
 _PACKAGES = ("cloze", "torch", "deepspeed", "transformers", "tokenizers", "webdataset", "hydra-core", "numpy", "wandb")
 
+_LOCK_SECONDS = 5.0
+_LOCK_POLL_SECONDS = 0.05
+
 
 class RunDirectory:
     """An open run directory. A second job on it is refused while this one lives, and so is what is no run of ours."""
@@ -43,11 +46,9 @@ class RunDirectory:
             self._lock: IO[str] = (path / ".lock").open("a")
         except OSError as error:
             raise DiskError(f"{path}: cannot be created ({error.strerror}); choose another runs_root") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(self._lock):
             self._lock.close()
-            raise UserError(f"{path}: another job is training in it; wait for it, or name another run") from None
+            raise UserError(f"{path}: another job is training in it; wait for it, or name another run")
         try:
             self.note_saved(0)
         except OSError as error:
@@ -153,3 +154,17 @@ def environment(world_size: int) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "program": Path(sys.argv[0]).name,
     }
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock, patiently: a process that was killed holds it until the system has taken its memory back."""
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_LOCK_POLL_SECONDS)
+        else:
+            return True

@@ -3,16 +3,19 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloze.errors import DiskError, UserError
+from pretrain import run_directory
 from pretrain.run_directory import RunDirectory
 
 
-def test_a_second_job_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+def test_a_second_job_is_refused_while_the_first_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "_LOCK_SECONDS", 0.1)
     path = tmp_path / "runs" / "a"
     first = RunDirectory(path)
     with pytest.raises(UserError, match="another job is training in it; wait for it, or name another run") as caught:
@@ -21,6 +24,12 @@ def test_a_second_job_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "runs" / "b").close()
     first.close()
     RunDirectory(path).close()
+
+
+def test_a_lock_that_a_dying_job_still_holds_is_waited_for(tmp_path: Path) -> None:
+    first = RunDirectory(tmp_path / "a")
+    threading.Timer(0.3, first.close).start()
+    RunDirectory(tmp_path / "a").close()
 
 
 def test_a_killed_job_leaves_no_lock(tmp_path: Path) -> None:
