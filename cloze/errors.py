@@ -14,6 +14,9 @@ class ExitCode(IntEnum):
     STOPPED = 75  # stopped on request with a checkpoint: run the same command again to go on
 
 
+ORDERLY_ENDS = (ExitCode.OK, ExitCode.STOPPED)  # of a run: all that it had to write is written
+
+
 class UserError(Exception):
     """Something only the user can mend. The message is one line: what is wrong, where, and what to do."""
 

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from cloze import ownership
-from cloze.errors import DiskError, ExitCode, UserError
+from cloze.errors import ORDERLY_ENDS, DiskError, UserError
 from cloze.files import write_whole
 from cloze.ownership import RUN
 from pretrain.checkpoint.format import list_checkpoints, step_of, verify
@@ -105,7 +105,7 @@ def saved_step(path: Path) -> int:
     if "saved_step" in known:
         return int(max(known["saved_step"], *steps, 0))
     status = _object(path / "status.json")
-    if status.get("exit_code") in (ExitCode.OK, ExitCode.STOPPED):
+    if status.get("exit_code") in ORDERLY_ENDS:
         steps.append(int(status.get("step", 0)))
     with suppress(OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError):
         last = json.loads((path / "metrics.jsonl").read_bytes().splitlines()[-1])["step"]

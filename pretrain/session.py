@@ -14,7 +14,7 @@ import yaml
 
 from cloze.corpus import diagnosis
 from cloze.corpus.shards import CorruptShard
-from cloze.errors import ExitCode, UserError
+from cloze.errors import ORDERLY_ENDS, ExitCode, UserError
 from pretrain import checkpoint, dist
 from pretrain.changes import changed, describe_changes, learning_rate_jump, note
 from pretrain.checkpoint import Snapshot
@@ -115,7 +115,10 @@ class Job:
         if self.directory:
             self.directory.write_status(int(self.code), self.progress.step, self.progress.verdict)
             self.directory.close()
-        self.watchdog.close()
+        if self.code in ORDERLY_ENDS:
+            self.watchdog.close()
+        else:
+            self.watchdog.tick()  # still on guard: a thread that hangs, as in an upload, would hold up the end
 
 
 @contextmanager
@@ -173,7 +176,7 @@ def open_session(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> 
         session.writer.shorten_patience()
         raise
     finally:
-        job.watchdog.tick(slow=True)
+        job.watchdog.tick(slow=job.code in ORDERLY_ENDS)
         session.telemetry.close(int(job.code))
 
 

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 
 
@@ -9,8 +11,15 @@ def start_server() -> None:
     """Start it, if it does not run: it imports what workers need while we go on. It and they never hear Ctrl-C."""
     multiprocessing.set_forkserver_preload(["data_prep.prepare"])
     resource_tracker.ensure_running()  # itself deaf; else the server would start it, and it unblocks the signal
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited
-    try:
+    with interrupts_held():  # inherited
         forkserver.ensure_running()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C is heard only when this is over: what starts meanwhile is deaf to it, and is not left half started."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

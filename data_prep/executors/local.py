@@ -14,7 +14,7 @@ import numpy as np
 
 from cloze.errors import UserError
 from data_prep.executors.base import Executor, WorkerDied
-from data_prep.executors.fork_server import start_server
+from data_prep.executors.fork_server import interrupts_held, start_server
 from data_prep.plan import Plan
 from data_prep.stages.base import Stage
 
@@ -88,7 +88,8 @@ class LocalExecutor(Executor):
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(self._plan, theirs), daemon=True)
             try:
-                process.start()
+                with interrupts_held():  # else a worker may wait in vain for the rest of what it is to do
+                    process.start()
             except (EOFError, OSError):
                 raise WorkerDied(
                     "the process that starts the workers died (killed, or out of memory?); run the same command again "

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from cloze.errors import DiskError, ExitCode, UserError, first_line
+from cloze.errors import ORDERLY_ENDS, DiskError, ExitCode, UserError, first_line
 from cloze.files import write_whole
 from cloze.log import log
 from pretrain.config import TrainConfig, WandbMode
@@ -185,7 +185,7 @@ class WandbSink:
     def close(self, exit_code: int) -> None:
         if self._run is None:
             return
-        if exit_code not in (ExitCode.OK, ExitCode.STOPPED):
+        if exit_code not in ORDERLY_ENDS:
             _alert(self._run, self._run_dir, f"exit code {exit_code}, see {self._run_dir}")
         if self._evaluation:
             rows = [[key, float(value)] for key, value in self._evaluation.items()]

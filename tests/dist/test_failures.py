@@ -398,6 +398,21 @@ def test_an_upload_that_hangs_is_noticed(trainer: Trainer, corpus: Path, tmp_pat
     assert checkpoint.verify(checkpoint.path_of(result.run / "checkpoints", 6)) == []
 
 
+def test_an_upload_that_hangs_does_not_hold_up_the_end(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
+    """The other rank is gone, so rank 0 is about to go, too: the thread that uploads would keep it for ever."""
+    hangs = SLOW.format(pieces=1, seconds=1000).replace("loop.evaluate = ", "")
+    overrides = (f"data.path={corpus}", f"checkpoint.upload={tmp_path}", "watchdog.seconds=8")
+    job = trainer.start(*overrides, ranks=2, before=hangs)
+    job.wait_for(6)
+    while checkpoint.verify(checkpoint.path_of(job.run / "checkpoints", 6)):
+        assert job.codes() == [None, None]
+        time.sleep(0.02)
+    job.signal(1, signal.SIGKILL)
+    result = job.wait()
+    assert result.codes == (71, -9), result.stderrs
+    assert any("another rank is gone" in line for line in result.errors)
+
+
 # Spikes and budgets
 
 SPIKES = """
