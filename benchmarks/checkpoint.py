@@ -23,7 +23,7 @@ from cloze.corpus.manifest import TokenizerFacts
 from pretrain import dist
 from pretrain.checkpoint import LossScale, TrainingState, Writer, WriterOptions
 from pretrain.config import TrainConfig
-from pretrain.data.loader import Corpus
+from pretrain.data.loader import TrainingCorpus
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import PackedBert
 from tests.support import free_port, make_corpus, make_identity, rank_environment
@@ -42,7 +42,7 @@ def worker(model: str, corpus: Path, folder: Path, rounds: int) -> None:
     facts = TokenizerFacts(fingerprint="0" * 64, vocab_size=VOCAB, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
     torch.manual_seed(1)
     engine = Engine(PackedBert(config.model, facts, max_len=128), config, process)
-    sample = Corpus(corpus).sample_batch()
+    sample = TrainingCorpus(corpus).sample_batch()
     engine.backward(sample, lambda logits, _: logits[0].float().mean() + logits[1].float().mean())
     engine.step(1e-4)
     writer = Writer(

@@ -36,7 +36,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 from cloze.corpus.manifest import pass_name, read_manifest
 from cloze.corpus.masking import Masking
 from cloze.corpus.shards import Split
-from pretrain.data.loader import CHUNK_SAMPLES, Corpus, Layout, MicroBatches
+from pretrain.data.loader import CHUNK_SAMPLES, Layout, MicroBatches, TrainingCorpus
 from tests.support import make_corpus
 
 MICRO_BATCHES = (32, 64, 256)
@@ -115,7 +115,7 @@ def rate(build: Callable[[], object], samples: int) -> float:
 
 
 def measure(corpus: Path, size: int, rounds: int) -> dict[str, list[float]]:
-    opened = Corpus(corpus)
+    opened = TrainingCorpus(corpus)
     epoch = sum(opened.pass_sizes)
     layout = Layout(rank=0, world_size=1, micro_batch_size=size, global_batch_size=size)
     dataset = MicroBatches(corpus, 1, layout, epoch * max(1, opened.manifest.baked_draws))

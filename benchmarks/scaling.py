@@ -21,7 +21,7 @@ from typing import NamedTuple
 from safetensors.torch import load_file
 
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
-from pretrain.data.loader import Corpus
+from pretrain.data.loader import TrainingCorpus
 from tests.support import Trainer, make_corpus
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -144,7 +144,7 @@ def opening(folder: Path) -> dict[str, float]:
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        Corpus(folder)
+        TrainingCorpus(folder)
         seconds.append(time.perf_counter() - start)
     blocks = sum(len(shard.blocks.samples) for shard in manifest.shards)
     size = (folder / MANIFEST_NAME).stat().st_size

@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 from cloze import cli
 from pretrain import dist, train
 from pretrain.config import TrainConfig
-from pretrain.data.loader import IGNORED, Corpus, MicroBatch, bounded
+from pretrain.data.loader import IGNORED, MicroBatch, TrainingCorpus, bounded
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.model.loss import pretraining_loss
 from pretrain.session import Progress, build_engine
@@ -54,7 +54,7 @@ def prepare(source: Path, out: Path, max_len: int) -> Path:
 
 
 def config_of(corpus: Path, folder: Path, model: str) -> TrainConfig:
-    size = BATCH[Corpus(corpus).manifest.max_len]
+    size = BATCH[TrainingCorpus(corpus).manifest.max_len]
     overrides = [
         f"model={model}", f"data.path={corpus}", f"runs_root={folder}", "run=bench", "zero=0", "precision=fp32",
         f"global_batch_size={size}", f"micro_batch_size={size}", f"steps={WARMUP + STEPS}", "data.workers=0",
@@ -94,7 +94,7 @@ def ours(corpus: Path, folder: Path, model: str) -> float:
 class Rows(Dataset[dict[str, Tensor]]):
     """The run's samples in its order, as Hugging Face's collators want them."""
 
-    def __init__(self, corpus: Corpus, seed: int, count: int) -> None:
+    def __init__(self, corpus: TrainingCorpus, seed: int, count: int) -> None:
         self.corpus, self.seed, self.count = corpus, seed, count
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ def peer(corpus: Path, folder: Path, model: str) -> float:
 
     from pretrain.model.bert import hugging_face_model
 
-    config, data, clock = config_of(corpus, folder, model), Corpus(corpus), Clock()
+    config, data, clock = config_of(corpus, folder, model), TrainingCorpus(corpus), Clock()
     facts, size = data.manifest.tokenizer, config.micro_batch_size
 
     class InOrder(Trainer):
@@ -158,7 +158,7 @@ def overhead(corpus: Path, folder: Path, model: str) -> float:
     """Share of time that our loop adds to DeepSpeed's engine on the same micro-batches: the median of turns."""
     config = config_of(corpus, folder, model)
     process = dist.start()
-    data = Corpus(corpus)
+    data = TrainingCorpus(corpus)
     engine, rows = build_engine(config, data, process, None)
     size = config.micro_batch_size
     raw = engine._deepspeed
@@ -190,7 +190,7 @@ def overhead(corpus: Path, folder: Path, model: str) -> float:
 
 
 def loop_over(
-    config: TrainConfig, engine: Engine, data: Corpus, process: dist.Process, rows: int, folder: Path
+    config: TrainConfig, engine: Engine, data: TrainingCorpus, process: dist.Process, rows: int, folder: Path
 ) -> Callable[[], None]:
     """The next `TURN_STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
     from pretrain.checkpoint import Writer, WriterOptions
@@ -247,7 +247,7 @@ def matmul_peak() -> float:
 
 def work_of(corpus: Path, model: str) -> tuple[int, float]:
     """(real tokens, model FLOPs) of the steps after the warm-up."""
-    data = Corpus(corpus)
+    data = TrainingCorpus(corpus)
     config = config_of(corpus, Path(), model)
     size = config.micro_batch_size
     batch = data.training_batch(config.seed, np.arange(WARMUP * size, (WARMUP + STEPS) * size))

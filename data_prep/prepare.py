@@ -10,10 +10,7 @@ from cloze.corpus.manifest import NAME, SplitStatistics
 from cloze.errors import ExitCode
 from cloze.log import log
 from data_prep.config import PrepConfig
-from data_prep.executors.array import ArrayExecutor
-from data_prep.executors.base import Executor
-from data_prep.executors.local import LocalExecutor
-from data_prep.executors.ray import RayExecutor
+from data_prep.executors.base import Executor, executor_of
 from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
 from data_prep.preview import early_findings, preview
 from data_prep.stages.base import Stage, disk_errors
@@ -40,7 +37,7 @@ def main(config: PrepConfig) -> int:
             print(f"{plan.config.out} is complete: nothing to do")
             _summarize(plan, None)
             return ExitCode.OK
-        with executor_for(plan) as executor:
+        with _opened(executor_of(plan)) as executor:
             _prepare(plan, executor)
     _summarize(plan, time.perf_counter() - started)
     return ExitCode.OK
@@ -73,10 +70,8 @@ def _prepare(plan: Plan, executor: Executor) -> None:
 
 
 @contextmanager
-def executor_for(plan: Plan) -> Iterator[Executor]:
-    """The executor that the configuration asks for; closed in the end."""
-    kinds: dict[str, Callable[[Plan], Executor]] = {"local": LocalExecutor, "array": ArrayExecutor, "ray": RayExecutor}
-    executor = kinds[plan.config.executor.kind](plan)
+def _opened(executor: Executor) -> Iterator[Executor]:
+    """Closed in the end."""
     try:
         yield executor
     except BaseException:

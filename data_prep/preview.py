@@ -23,7 +23,7 @@ from data_prep.plan import Plan, given_tokenizer, spelling_of
 from data_prep.stages.buckets import Documents, documents_table
 from data_prep.stages.documents import Piece, Tally, pieces, source_of
 from data_prep.stages.map import batches, encoded, longest_sentence
-from data_prep.stages.pairs import Bucket, Samples, assemble, make_samples, sample_lengths
+from data_prep.stages.pairs import Bucket, SegmentPairs, assemble, make_samples, sample_lengths
 from data_prep.stages.survey import Survey, merged
 from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
 from data_prep.text.encoder import Encoder
@@ -140,16 +140,16 @@ def _trained(plan: Plan, found: Sequence[Piece]) -> WordPiece:
     )
 
 
-def _samples(plan: Plan, documents: Documents) -> Samples:
+def _samples(plan: Plan, documents: Documents) -> SegmentPairs:
     config = plan.config
     bucket = Bucket(documents.sentences_D.astype(np.int64), documents.lengths_S.astype(np.int64), documents.origins_D)
     return make_samples(config.objective, bucket, config.max_len, config.short_seq_prob, (config.seed, 0, 0))
 
 
-def _shown(look: _Look, samples: Samples) -> Iterator[str]:
+def _shown(look: _Look, samples: SegmentPairs) -> Iterator[str]:
     """Ten samples as text."""
     facts, backend = look.tokenizer.facts, look.tokenizer.backend
-    some = Samples(samples.a_Nx2[:_SHOWN], samples.b_Nx2[:_SHOWN], samples.label_N[:_SHOWN])
+    some = SegmentPairs(samples.a_Nx2[:_SHOWN], samples.b_Nx2[:_SHOWN], samples.label_N[:_SHOWN])
     tokens_T, lengths_Nx2 = assemble(some, look.documents.tokens_T, facts.cls_id, facts.sep_id)
     edges = offsets(lengths_Nx2[:, 1].astype(np.int64)).tolist()
     for begin, end, label in zip(edges, edges[1:], some.label_N.tolist(), strict=False):

@@ -11,14 +11,14 @@ from pretrain.changes import refuse_other_architecture
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.config import RESUME_CHECKS, Identity, Precision, TrainConfig, as_data
-from pretrain.data.loader import Corpus
+from pretrain.data.loader import TrainingCorpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
 from pretrain.run_directory import refuse_lost
 
 
 def find_snapshot(
-    config: TrainConfig, folder: Path, corpus: Corpus, process: Process, mirror: Mirror | None
+    config: TrainConfig, folder: Path, corpus: TrainingCorpus, process: Process, mirror: Mirror | None
 ) -> Snapshot | None:
     """The newest checkpoint that verifies, here or else in the mirror, if it belongs to this data and order."""
     process.on_main(lambda: checkpoint.clear_unfinished(folder))
@@ -81,7 +81,7 @@ def check_identity(path: Path, then: Identity, now: Identity, corpus: Path, allo
     return list(changes.values())
 
 
-def restore(engine: Engine, snapshot: Snapshot, corpus: Corpus, process: Process) -> None:
+def restore(engine: Engine, snapshot: Snapshot, corpus: TrainingCorpus, process: Process) -> None:
     """Put a checkpoint's state into the engine. Collective."""
     engine.load_full_state(
         snapshot.weights,

@@ -4,7 +4,7 @@ Both are opened in `with`, and say at their end how it came: the run's status, t
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from pretrain.config import (
     total_samples,
 )
 from pretrain.data.cache import local_corpus, mark_suspect
-from pretrain.data.loader import Corpus
+from pretrain.data.loader import TrainingCorpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
 from pretrain.evaluate.baseline import held_out_baseline
@@ -80,7 +80,7 @@ class Job:
     """This process, from the signals that it heeds to its corpus; on rank 0 also the run's directory and its lock."""
 
     process: Process
-    corpus: Corpus | None = None
+    corpus: TrainingCorpus | None = None
     directory: RunDirectory | None = None
     code: int = ExitCode.FAILED  # how it ends, unless something better is known
 
@@ -99,7 +99,7 @@ class Job:
         self.process.on_main(dist.check_hostfile)
         check_ranks(config, self.process.world_size)
         held_out_only = data.access is Access.stream  # the rest is streamed
-        self.corpus = Corpus(
+        self.corpus = TrainingCorpus(
             local_corpus(data.path, data.cache_dir, data.cache_gib, held_out_only, lambda: self.stop.requested)
         )
         self.directory = self.process.here_on_main(lambda: RunDirectory(self.path))
@@ -148,7 +148,7 @@ class Session:
     config: TrainConfig
     path: Path
     process: Process
-    corpus: Corpus
+    corpus: TrainingCorpus
     engine: Engine
     telemetry: Telemetry
     doctor: Doctor  # rank 0's alone knows the baseline
@@ -186,14 +186,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
     resolved = as_data(asdict(config))
     config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
     changes = changed(snapshot.config_yaml, config_yaml) if snapshot else {}
-    if job.directory:
-        before = job.directory.ranks_before()
-        if before not in (None, process.world_size):
-            process.log.info(
-                f"{path}: {before} ranks before, {process.world_size} now; the global batches stay the same"
-            )
-        job.directory.describe(config_yaml, corpus.directory / "tokenizer", process.world_size)
-        note(path, changes, progress.step)
+    _describe_run(job, config_yaml, changes)
     engine, vocab_rows = build_engine(config, corpus, process, snapshot)
     wandb_id = snapshot.state.wandb_id if snapshot else None
     if process.is_main:
@@ -214,24 +207,8 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         process.log.info(describe_changes(changes, progress.step))
     if snapshot and (jump := learning_rate_jump(snapshot.config_yaml, config, progress.step)):
         process.log.warning(jump)
-    if config.eval.every and not any(corpus.held_out.values()):
-        process.log.warning(
-            f"eval.every={config.eval.every}: {corpus.directory} has no held-out split, so nothing is evaluated; "
-            "prepare it with val_fraction=0.01"
-        )
-    for finding in diagnosis.warnings(diagnosis.stored(corpus.manifest), ignore=("held_out",)):  # told above, if missed
-        process.log.warning(f"{corpus.directory}: {finding.line}")
-    for mismatch in config.expect.unmet(corpus.manifest):
-        process.log.warning(f"{corpus.directory} was prepared with {mismatch} as the recipe expects")
+    _warn_of_corpus(config, corpus, process)
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
-    options = checkpoint.WriterOptions(
-        rank=process.rank,
-        num_writers=process.world_size if config.zero.stage else 1,
-        patience_seconds=config.checkpoint.patience_seconds,
-        keep_last=config.checkpoint.keep_last,
-        keep_every=config.checkpoint.keep_every,
-        token=process.on_main(lambda: secrets.token_hex(4)),
-    )
     return Session(
         config=config,
         path=path,
@@ -241,13 +218,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         telemetry=telemetry,
         doctor=Doctor(baseline, earlier),
         throughput=Throughput(peak * process.world_size if peak else None),
-        writer=checkpoint.Writer(
-            path / "checkpoints",
-            options,
-            process.log.warning,
-            upload=mirror.push if mirror else None,
-            on_saved=job.directory.note_saved if job.directory else lambda step: None,
-        ),
+        writer=_open_writer(job, mirror),
         mirror=mirror,
         watchdog=job.watchdog,
         stop=job.stop,
@@ -258,8 +229,55 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
     )
 
 
+def _describe_run(job: Job, config_yaml: str, changes: Mapping[str, tuple[str, str]]) -> None:
+    """Write down in the run's directory what it is, and what is not as it was before."""
+    directory, process = job.directory, job.process
+    if not directory:
+        return
+    assert job.corpus
+    before = directory.ranks_before()
+    if before not in (None, process.world_size):
+        process.log.info(
+            f"{job.path}: {before} ranks before, {process.world_size} now; the global batches stay the same"
+        )
+    directory.describe(config_yaml, job.corpus.directory / "tokenizer", process.world_size)
+    note(job.path, changes, job.progress.step)
+
+
+def _warn_of_corpus(config: TrainConfig, corpus: TrainingCorpus, process: Process) -> None:
+    if config.eval.every and not any(corpus.held_out.values()):
+        process.log.warning(
+            f"eval.every={config.eval.every}: {corpus.directory} has no held-out split, so nothing is evaluated; "
+            "prepare it with val_fraction=0.01"
+        )
+    for finding in diagnosis.warnings(diagnosis.stored(corpus.manifest), ignore=("held_out",)):  # told above, if missed
+        process.log.warning(f"{corpus.directory}: {finding.line}")
+    for mismatch in config.expect.unmet(corpus.manifest):
+        process.log.warning(f"{corpus.directory} was prepared with {mismatch} as the recipe expects")
+
+
+def _open_writer(job: Job, mirror: Mirror | None) -> checkpoint.Writer:
+    """Collective."""
+    config, process = job.config, job.process
+    options = checkpoint.WriterOptions(
+        rank=process.rank,
+        num_writers=process.world_size if config.zero.stage else 1,
+        patience_seconds=config.checkpoint.patience_seconds,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
+        token=process.on_main(lambda: secrets.token_hex(4)),
+    )
+    return checkpoint.Writer(
+        job.path / "checkpoints",
+        options,
+        process.log.warning,
+        upload=mirror.push if mirror else None,
+        on_saved=job.directory.note_saved if job.directory else lambda step: None,
+    )
+
+
 def build_engine(
-    config: TrainConfig, corpus: Corpus, process: Process, snapshot: Snapshot | None
+    config: TrainConfig, corpus: TrainingCorpus, process: Process, snapshot: Snapshot | None
 ) -> tuple[Engine, int]:
     """The sharded model with the checkpoint's state in it, and the rows of its embedding matrix."""
     torch.manual_seed(config.seed)

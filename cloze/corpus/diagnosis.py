@@ -4,7 +4,7 @@ Pure but for `from_shards`, which looks at samples. Who counts what stands elsew
 manifest keeps the findings, preparation prints them, training and the page about a corpus repeat them.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum, auto
 from pathlib import Path
@@ -269,101 +269,107 @@ def length_guess(lengths_Nx2: Ints, labels_N: npt.NDArray[np.uint8]) -> float:
 
 def from_text(counts: Mapping[str, Any], spelling: Spelling, files: int, objective: str) -> tuple[Finding, ...]:
     """What a survey of the documents tells; `counts` as `data_prep.stages.survey.Survey.counts` has them."""
-    first = counts["first"]
-    documents, sentences = max(1, counts["documents"]), max(1, counts["sentences"])
     words = sorted(counts["unknown_words"].items(), key=lambda item: (-item[1], item[0]))
-    letters, marks = counts["letters"], counts["marks"]
-    total = max(1, sum(letters.values()))
-    commonest = sorted(letters, key=lambda script: (-letters[script], script))
+    return (
+        unknown_tokens(counts["unknown"], counts["tokens"], words, counts["first"].get("unknown")),
+        *_layout(counts, files, objective),
+        *_spelling(counts, spelling),
+        _encoding(counts),
+    )
+
+
+def _layout(counts: Mapping[str, Any], files: int, objective: str) -> Iterator[Finding]:
+    """Whether files, documents and sentences are what they were taken for."""
+    documents, sentences, pairs = max(1, counts["documents"]), max(1, counts["sentences"]), objective != "none"
+    per_file, per_document = documents / max(1, files), counts["parts"] / documents
+    alone, per_sentence = counts["one_sentence"] / documents, counts["tokens"] / sentences
     size, place = counts["largest"]
     share = size / max(1, counts["bytes"])
-    per_document, per_sentence = counts["parts"] / documents, counts["tokens"] / sentences
-    alone = counts["one_sentence"] / documents
-    findings = [
-        unknown_tokens(counts["unknown"], counts["tokens"], words, first.get("unknown")),
-        Finding(
-            name="scripts",
-            value=len(commonest),
-            meaning=", ".join(f"{script} {letters[script] / total:.1%}" for script in commonest[:8]) or "no letters",
-            remedy="",
-        ),
-        Finding(
-            name="documents_per_file",
-            value=documents / max(1, files),
-            meaning=f"{documents / max(1, files):,.1f} documents in each of {files:,} files",
-            remedy="",
-        ),
-        Finding(
-            name="sentences_per_document",
-            value=per_document,
-            warn_below=None if objective == "none" else 2,
-            meaning=f"{per_document:.1f} sentences in a document",
-            remedy="nothing follows on a single sentence: where paragraphs of one text stand apart by blank lines set "
-            "source.document=file, where sentences end unmarked see sentences, else set objective=none",
-        ),
-        Finding(
-            name="one_sentence",
-            value=alone,
-            warn_above=None if objective == "none" else 0.5,
-            meaning=f"{alone:.1%} of the documents have one sentence, on which only a random one can follow",
-            remedy="set objective=none, or join what belongs together (source.document=file)",
-        ),
-        Finding(
-            name="tokens_per_sentence",
-            value=per_sentence,
-            warn_above=64,
-            meaning=f"{per_sentence:.1f} tokens in a sentence",
-            remedy="where sentences end was not seen, mostly: look at samples with data_prep.peek, and set sentences",
-        ),
-        Finding(
-            name="largest_document",
-            value=share,
-            warn_above=0.1,
-            meaning=f"the largest document is {share:.1%} of the text",
-            remedy="a whole corpus read as one document looks like this: set source.document, or leave it if it is one",
-            where=place,
-        ),
-    ]
+    yield Finding(
+        name="documents_per_file",
+        value=per_file,
+        meaning=f"{per_file:,.1f} documents in each of {files:,} files",
+        remedy="",
+    )
+    yield Finding(
+        name="sentences_per_document",
+        value=per_document,
+        warn_below=2 if pairs else None,
+        meaning=f"{per_document:.1f} sentences in a document",
+        remedy="nothing follows on a single sentence: where paragraphs of one text stand apart by blank lines set "
+        "source.document=file, where sentences end unmarked see sentences, else set objective=none",
+    )
+    yield Finding(
+        name="one_sentence",
+        value=alone,
+        warn_above=0.5 if pairs else None,
+        meaning=f"{alone:.1%} of the documents have one sentence, on which only a random one can follow",
+        remedy="set objective=none, or join what belongs together (source.document=file)",
+    )
+    yield Finding(
+        name="tokens_per_sentence",
+        value=per_sentence,
+        warn_above=64,
+        meaning=f"{per_sentence:.1f} tokens in a sentence",
+        remedy="where sentences end was not seen, mostly: look at samples with data_prep.peek, and set sentences",
+    )
+    yield Finding(
+        name="largest_document",
+        value=share,
+        warn_above=0.1,
+        meaning=f"the largest document is {share:.1%} of the text",
+        remedy="a whole corpus read as one document looks like this: set source.document, or leave it if it is one",
+        where=place,
+    )
+
+
+def _spelling(counts: Mapping[str, Any], spelling: Spelling) -> Iterator[Finding]:
+    """Which scripts there are, and what lower-casing and the stripping of accents take from them."""
+    letters, marks, first = counts["letters"], counts["marks"], counts["first"]
+    total = max(1, sum(letters.values()))
+    commonest = sorted(letters, key=lambda script: (-letters[script], script))
+    yield Finding(
+        name="scripts",
+        value=len(commonest),
+        meaning=", ".join(f"{script} {letters[script] / total:.1%}" for script in commonest[:8]) or "no letters",
+        remedy="",
+    )
     if spelling.strip_accents:
-        lost = {script: marks[script] / max(1, letters.get(script, 0)) for script in marks if letters.get(script)}
-        lost = {s: lost[s] for s in lost if s not in ACCENTED or lost[s] > 0.1}
+        lost = {script: marks[script] / letters[script] for script in marks if letters.get(script)}
+        lost = {script: share for script, share in lost.items() if script not in ACCENTED or share > 0.1}
         worst = sum(marks[script] for script in lost) / total
-        findings.append(
-            Finding(
-                name="marks_stripped",
-                value=worst,
-                warn_above=0.01,
-                meaning=f"{worst:.1%} of the letters lose marks that belong to them",
-                remedy="set tokenizer.strip_accents=false",
-                where=first.get("marks"),
-                examples=tuple(f"{script} {marks[script]:,}" for script in sorted(lost, key=lambda s: -marks[s])),
-            )
+        yield Finding(
+            name="marks_stripped",
+            value=worst,
+            warn_above=0.01,
+            meaning=f"{worst:.1%} of the letters lose marks that belong to them",
+            remedy="set tokenizer.strip_accents=false",
+            where=first.get("marks"),
+            examples=tuple(f"{script} {marks[script]:,}" for script in sorted(lost, key=lambda s: -marks[s])),
         )
     if spelling.lowercase:
         dotless = counts["dotless"] / max(1, letters.get("latin", 0))
-        findings.append(
-            Finding(
-                name="dotless_i",
-                value=dotless,
-                warn_above=0.005,
-                meaning=f"{dotless:.2%} of the Latin letters are the dotless or the dotted capital i of Turkish",
-                remedy="lower-casing makes one letter of two there: set tokenizer.lowercase=false",
-                where=first.get("dotless"),
-            )
+        yield Finding(
+            name="dotless_i",
+            value=dotless,
+            warn_above=0.005,
+            meaning=f"{dotless:.2%} of the Latin letters are the dotless or the dotted capital i of Turkish",
+            remedy="lower-casing makes one letter of two there: set tokenizer.lowercase=false",
+            where=first.get("dotless"),
         )
+
+
+def _encoding(counts: Mapping[str, Any]) -> Finding:
     mojibake = counts["mojibake"] / max(1, counts["looked_at"])
-    findings.append(
-        Finding(
-            name="mojibake",
-            value=mojibake,
-            warn_above=0.01,
-            meaning=f"{mojibake:.2%} of the documents hold UTF-8 that was read as another encoding once",
-            remedy="mend the text first (the library ftfy does)",
-            where=first.get("mojibake"),
-            examples=tuple(counts["garbled"][:5]),
-        )
+    return Finding(
+        name="mojibake",
+        value=mojibake,
+        warn_above=0.01,
+        meaning=f"{mojibake:.2%} of the documents hold UTF-8 that was read as another encoding once",
+        remedy="mend the text first (the library ftfy does)",
+        where=counts["first"].get("mojibake"),
+        examples=tuple(counts["garbled"][:5]),
     )
-    return tuple(findings)
 
 
 def from_fingerprints(

@@ -13,7 +13,7 @@ from data_prep.stages.base import Stage
 _POLL_SECONDS = 0.2
 
 
-class ArrayExecutor(Executor):
+class ArrayExecutor(Executor, kind="array"):
     """This call's share of every stage, in processes of its own; the other calls do theirs on the same directory.
 
     The share is every `num_tasks`-th task. Call 0 leads. Between stages a call waits for the others' results.

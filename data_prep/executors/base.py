@@ -5,9 +5,12 @@ What a task does is none of its business.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 from cloze.errors import ExitCode, UserError
+from data_prep.plan import Plan
 from data_prep.stages.base import Stage
 
 
@@ -24,7 +27,16 @@ class Unfinished(UserError):
 
 
 class Executor(ABC):
+    """`executor=<kind>` is the one in the module `data_prep.executors.<kind>`; its values are the YAML of that name."""
+
+    kinds: ClassVar[dict[str, type["Executor"]]] = {}
     leads = True  # this call trains the tokenizer and writes the manifest
+
+    def __init_subclass__(cls, kind: str) -> None:
+        Executor.kinds[kind] = cls
+
+    @abstractmethod
+    def __init__(self, plan: Plan) -> None: ...
 
     def wait_for(self, path: Path) -> None:
         """Until the leading call has made `path`. Raises `Unfinished` where that takes too long."""
@@ -37,3 +49,10 @@ class Executor(ABC):
     @abstractmethod
     def close(self, failed: bool) -> None:
         """No more tasks come."""
+
+
+def executor_of(plan: Plan) -> Executor:
+    """The executor that the configuration asks for. Its module alone is imported: workers need no other."""
+    kind = plan.config.executor.kind
+    import_module(f"data_prep.executors.{kind}")
+    return Executor.kinds[kind](plan)

@@ -9,7 +9,7 @@ from multiprocessing import forkserver, resource_tracker
 
 def start_server() -> None:
     """Start it, if it does not run: it imports what workers need while we go on. It and they never hear Ctrl-C."""
-    multiprocessing.set_forkserver_preload(["data_prep.prepare"])
+    multiprocessing.set_forkserver_preload(["data_prep.prepare", "data_prep.executors.local"])
     resource_tracker.ensure_running()  # itself deaf; else the server would start it, and it unblocks the signal
     with interrupts_held():  # inherited
         forkserver.ensure_running()

@@ -27,7 +27,7 @@ class _Worker(NamedTuple):
     connection: Connection
 
 
-class LocalExecutor(Executor):
+class LocalExecutor(Executor, kind="local"):
     """Processes with one task at a time each; a single worker is this process itself.
 
     They are forked off a server that has imported what they need and does nothing else: no thread, no lock and no state

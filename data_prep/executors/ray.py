@@ -15,7 +15,7 @@ from data_prep.stages.base import Stage
 _RETRIES = 20  # of a task whose worker or machine was lost
 
 
-class RayExecutor(Executor):
+class RayExecutor(Executor, kind="ray"):
     """Tasks of a Ray cluster, one per CPU; `out` lies where all its machines see it. Ray runs a lost task again."""
 
     def __init__(self, plan: Plan) -> None:

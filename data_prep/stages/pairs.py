@@ -34,15 +34,17 @@ class Bucket:
     origins_D: npt.NDArray[np.uint64]  # equal for the parts of one long document: never random to each other
 
 
-class Samples(NamedTuple):
-    """Segments as ranges of the bucket's tokens; B is empty where there is no second segment."""
+class SegmentPairs(NamedTuple):
+    """SegmentPairs as ranges of the bucket's tokens; B is empty where there is no second segment."""
 
     a_Nx2: Ints  # first token, one past the last
     b_Nx2: Ints
     label_N: npt.NDArray[np.uint8]  # NSP: 1 = B is from another document. SOP: 1 = B came before A
 
 
-def make_samples(objective: str, bucket: Bucket, max_len: int, short_seq_prob: float, key: tuple[int, ...]) -> Samples:
+def make_samples(
+    objective: str, bucket: Bucket, max_len: int, short_seq_prob: float, key: tuple[int, ...]
+) -> SegmentPairs:
     """All samples of a bucket for one pass, in random order: a pure function of its arguments.
 
     `objective` is "nsp", "sop" or "none". `key` names the randomness (seed, pass, bucket). What cannot be paired makes
@@ -62,11 +64,11 @@ def make_samples(objective: str, bucket: Bucket, max_len: int, short_seq_prob: f
     a_Nx2, b_Nx2 = table_Nx5[:, 0:2], table_Nx5[:, 2:4]
     if objective != "none":
         _truncate(a_Nx2, b_Nx2, max_len - SPECIALS_OF_A_PAIR, generator)
-    return Samples(a_Nx2, b_Nx2, table_Nx5[:, 4].astype(np.uint8))
+    return SegmentPairs(a_Nx2, b_Nx2, table_Nx5[:, 4].astype(np.uint8))
 
 
 def assemble(
-    samples: Samples, tokens_T: npt.NDArray[np.integer], cls_id: int, sep_id: int
+    samples: SegmentPairs, tokens_T: npt.NDArray[np.integer], cls_id: int, sep_id: int
 ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.uint16]]:
     """The samples' ids with specials, one after another in `tokens_T`'s dtype, and their lengths.
 
@@ -83,7 +85,7 @@ def assemble(
     return result_T, lengths_Nx2.astype(np.uint16)
 
 
-def sample_lengths(samples: Samples) -> Ints:
+def sample_lengths(samples: SegmentPairs) -> Ints:
     """Tokens through the first [SEP], and in all, specials counted in: [N, 2]."""
     first_N = np.diff(samples.a_Nx2)[:, 0] + SPECIALS_OF_ONE
     second_N = np.diff(samples.b_Nx2)[:, 0]

@@ -18,7 +18,7 @@ from data_prep.stages.base import Stage, committed
 from data_prep.stages.buckets import DIGESTS, Digests, Documents, Table, documents_table, read_bucket
 from data_prep.stages.map import MAP, validation_paths
 from data_prep.stages.near import NEAR
-from data_prep.stages.pairs import Bucket, Samples, assemble, make_samples, sample_lengths, unpaired
+from data_prep.stages.pairs import Bucket, SegmentPairs, assemble, make_samples, sample_lengths, unpaired
 from data_prep.stages.survey import fingerprints, modulus
 from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
 
@@ -156,12 +156,12 @@ def _used(documents: Documents, vocab_size: int) -> str:
 
 
 def _blocks(
-    plan: Plan, facts: TokenizerFacts, samples: Samples, documents: Documents, shard_id: int
+    plan: Plan, facts: TokenizerFacts, samples: SegmentPairs, documents: Documents, shard_id: int
 ) -> Iterator[Block]:
     masking = masking_of(plan)
     for start in range(0, len(samples.label_N), BLOCK_SAMPLES):
         rows = slice(start, start + BLOCK_SAMPLES)
-        part = Samples(samples.a_Nx2[rows], samples.b_Nx2[rows], samples.label_N[rows])
+        part = SegmentPairs(samples.a_Nx2[rows], samples.b_Nx2[rows], samples.label_N[rows])
         tokens_T, lengths_Nx2 = assemble(part, documents.tokens_T, facts.cls_id, facts.sep_id)
         ids_N = sample_ids(shard_id, start, len(part.label_N))
         starts_T = None

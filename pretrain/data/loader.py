@@ -74,7 +74,7 @@ class Streaming(NamedTuple):
     window: int  # samples per lane that are shuffled together
 
 
-class Corpus:
+class TrainingCorpus:
     """A prepared corpus: samples by (epoch, index), masks applied."""
 
     def __init__(self, directory: Path) -> None:
@@ -240,7 +240,7 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
     ) -> None:
         self.directory, self.seed, self.layout, self.first_position = directory, seed, layout, first_position
         self.streaming = streaming
-        self._corpus: Corpus | None = None
+        self._corpus: TrainingCorpus | None = None
 
     def __getitem__(self, index: int) -> MicroBatch | UserError:
         return self.__getitems__([index])[0]
@@ -252,7 +252,7 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
         """
         try:
             if self._corpus is None:
-                self._corpus = Corpus(self.directory)
+                self._corpus = TrainingCorpus(self.directory)
                 if self.streaming:
                     self._corpus.stream(self.seed, self.streaming)
             interleaved = self.streaming is not None

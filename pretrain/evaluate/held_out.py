@@ -8,14 +8,14 @@ import torch
 
 from cloze.corpus.manifest import val_name
 from pretrain.config import TrainConfig
-from pretrain.data.loader import Corpus, bounded
+from pretrain.data.loader import TrainingCorpus, bounded
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
 from pretrain.model.loss import means, pretraining_loss
 
 
 def evaluate(
-    engine: Engine, corpus: Corpus, config: TrainConfig, process: Process, tick: Callable[[], None]
+    engine: Engine, corpus: TrainingCorpus, config: TrainConfig, process: Process, tick: Callable[[], None]
 ) -> dict[str, float]:
     """`eval/mlm_loss`, `eval/mlm_accuracy`, `eval/nsp_loss`, `eval/nsp_accuracy`, `eval/loss`; {} without a val split.
 
@@ -32,7 +32,7 @@ def evaluate(
 
 
 def _evaluate(
-    engine: Engine, corpus: Corpus, split: str, config: TrainConfig, process: Process, tick: Callable[[], None]
+    engine: Engine, corpus: TrainingCorpus, split: str, config: TrainConfig, process: Process, tick: Callable[[], None]
 ) -> dict[str, float]:
     """The means of one split, of its first `eval.max_samples` samples.
 

@@ -22,7 +22,7 @@ from cloze.errors import UserError
 from pretrain.config import Attention, ModelConfig, Precision
 from pretrain.data.loader import TOKENS_MULTIPLE, MicroBatch
 from pretrain.model import cpu_attention, torch_private
-from pretrain.model.cpu_attention import Options, Samples
+from pretrain.model.cpu_attention import Options, SampleBounds
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -61,7 +61,7 @@ class Blocks(NamedTuple):
     slope: Tensor | None  # f32, of the distance bias
 
 
-Packing = Padded | Segments | Blocks | Samples
+Packing = Padded | Segments | Blocks | SampleBounds
 
 
 def choose_kernel(model: ModelConfig, precision: Precision, capability: tuple[int, int] | None) -> Attention:
@@ -120,7 +120,7 @@ def packing(kernel: Attention, batch: MicroBatch, window: int | None = None, slo
     assert not (slope and kernel is Attention.varlen), "see kernel_with_bias"
     num_tokens = len(batch.input_ids_T)
     if kernel is Attention.cpu:
-        return Samples(batch.cu_seqlens.tolist(), batch.max_seqlen, slope)
+        return SampleBounds(batch.cu_seqlens.tolist(), batch.max_seqlen, slope)
     # A tensor: another number at each step would be another build of a compiled kernel.
     bias = torch.full((), slope, dtype=torch.float32, device=batch.cu_seqlens.device) if slope else None
     if kernel is Attention.sdpa:
@@ -154,7 +154,7 @@ def packed_attention(
     options = Options(kwargs["scaling"], kwargs.get("dropout", 0.0), kwargs.get("sliding_window"))
     if isinstance(packing, Padded):
         out_TxHxD = _sdpa(*qkv, packing, options)
-    elif isinstance(packing, Samples):
+    elif isinstance(packing, SampleBounds):
         out_TxHxD = cpu_attention.attend(*(x[0] for x in qkv), packing, options).transpose(0, 1)
     elif isinstance(packing, Segments):
         out_TxHxD = _varlen(*qkv, packing, options)

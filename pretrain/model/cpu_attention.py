@@ -18,7 +18,7 @@ _CHUNK_SCORES = 2**20  # at a time, 4 MiB; one head at least
 _LEVELS = 2**16  # dropout compares 16 random bits: a probability of 0.1 is 0.100006
 
 
-class Samples(NamedTuple):
+class SampleBounds(NamedTuple):
     """The row as samples: known on the host, where this kernel runs."""
 
     bounds: list[int]  # first token of each, and the end of the last
@@ -35,7 +35,9 @@ class Options(NamedTuple):
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def attend(query_HxTxD: Tensor, key_HxTxD: Tensor, value_HxTxD: Tensor, samples: Samples, options: Options) -> Tensor:
+def attend(
+    query_HxTxD: Tensor, key_HxTxD: Tensor, value_HxTxD: Tensor, samples: SampleBounds, options: Options
+) -> Tensor:
     """Softmax attention of every token to its own sample's tokens, to those in its window where it has one.
 
     Scores get minus `samples.slope` times the distance in tokens (Press et al. 2022, section 3); 0 costs nothing.
@@ -50,7 +52,7 @@ def attend(query_HxTxD: Tensor, key_HxTxD: Tensor, value_HxTxD: Tensor, samples:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: tuple[Samples, Options, int]) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: tuple[SampleBounds, Options, int]) -> Tensor:
         out = torch.zeros_like(query)
         work = _Workspace(query, *how)
         for at, size in work.chunks():
@@ -91,7 +93,7 @@ class _Attention(torch.autograd.Function):
 class _Workspace:
     """Memory for one chunk, used again for each: sizes that never come twice would make the heap grow."""
 
-    def __init__(self, query_HxTxD: Tensor, samples: Samples, options: Options, seed: int) -> None:
+    def __init__(self, query_HxTxD: Tensor, samples: SampleBounds, options: Options, seed: int) -> None:
         self._num_heads, _, self._width = query_HxTxD.shape
         self._samples, self._scaling, self._window = samples, options.scaling, options.window
         self._threshold = round(options.dropout * _LEVELS)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cloze import cli
 from pretrain.config import TrainConfig
-from pretrain.data.loader import Corpus, MicroBatch
+from pretrain.data.loader import TrainingCorpus, MicroBatch
 from pretrain.model.loss import means, pretraining_loss
 from pretrain.model.bert import PackedBert
 from pretrain.optim.schedule import learning_rate
@@ -54,7 +54,7 @@ class Plain:
 
     def __init__(self, corpus: Path, *overrides: str) -> None:
         self.config = cli.compose("train", TrainConfig, [*TINY, "run=r", f"data.path={corpus}", *overrides])
-        self.corpus = Corpus(corpus)
+        self.corpus = TrainingCorpus(corpus)
         torch.manual_seed(self.config.seed)
         self.model = PackedBert(self.config.model, self.corpus.manifest.tokenizer, max_len=self.corpus.manifest.max_len)
         named = list(self.model.named_parameters())

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForPreTraining, Trainer, TrainingArgume
 
 from cloze import cli
 from pretrain.config import TrainConfig
-from pretrain.data.loader import IGNORED, Corpus
+from pretrain.data.loader import IGNORED, TrainingCorpus
 from pretrain.model.bert import PackedBert
 from tests import support
 from tests.support import PAD, TINY, make_corpus
@@ -30,7 +30,7 @@ MODEL = (
 class Padded(Dataset[dict[str, Tensor]]):
     """The corpus' samples in the order of the run, each a row of `max_len` with padding, as Hugging Face wants them."""
 
-    def __init__(self, corpus: Corpus, seed: int, num_samples: int) -> None:
+    def __init__(self, corpus: TrainingCorpus, seed: int, num_samples: int) -> None:
         self.corpus, self.seed, self.num_samples = corpus, seed, num_samples
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Recorder(Trainer):
         return SequentialSampler(self.train_dataset)
 
 
-def hugging_face_losses(config: TrainConfig, corpus: Corpus, folder: Path) -> list[float]:
+def hugging_face_losses(config: TrainConfig, corpus: TrainingCorpus, folder: Path) -> list[float]:
     """`Trainer` over `BertForPreTraining` with torch's AdamW, from the weights that our run starts from."""
     torch.manual_seed(config.seed)
     ours = PackedBert(config.model, corpus.manifest.tokenizer, max_len=corpus.manifest.max_len).hf
@@ -115,7 +115,7 @@ def one_thread() -> Iterator[None]:
 def test_losses_equal_those_of_hugging_face(trainer: support.Trainer, easy: Path, tmp_path: Path) -> None:
     """100 steps in fp32 without dropout: padded rows in one process there; packed rows, 2 ranks and ZeRO 2 here."""
     config = cli.compose("train", TrainConfig, [*TINY, "run=r", f"data.path={easy}", *MODEL])
-    theirs = hugging_face_losses(config, Corpus(easy), tmp_path)
+    theirs = hugging_face_losses(config, TrainingCorpus(easy), tmp_path)
     result = trainer.run(f"data.path={easy}", *MODEL, "zero=2", ranks=2)
     assert result.codes == (0, 0), result.stderrs
     assert len(theirs) == STEPS

@@ -23,7 +23,7 @@ from cloze.corpus.manifest import read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from pretrain import checkpoint
 from pretrain.config import TrainConfig
-from pretrain.data.loader import Corpus
+from pretrain.data.loader import TrainingCorpus
 from pretrain.export import __main__ as export
 from pretrain.model.bert import PackedBert
 from tests.support import ROOT, TINY, environment, free_port, make_corpus, read_metrics
@@ -222,7 +222,7 @@ def exported(finished: Path) -> Path:
 def test_the_export_is_hugging_faces(exported: Path, finished: Path) -> None:
     newest = finished / "runs" / "r" / "checkpoints" / "step-00000006"
     weights = load_file(newest / "model.safetensors")
-    vocab_size = Corpus(finished / "shards").manifest.tokenizer.vocab_size
+    vocab_size = TrainingCorpus(finished / "shards").manifest.tokenizer.vocab_size
     rows = "bert.embeddings.word_embeddings.weight"
     assert len(weights[rows]) == 64
     for kind in (AutoModelForPreTraining, AutoModelForMaskedLM):
@@ -251,7 +251,7 @@ def test_the_exported_tokenizer_is_the_corpus_s(exported: Path, finished: Path) 
 @pytest.mark.slow
 def test_exported_logits_equal_the_trainers(exported: Path, finished: Path) -> None:
     """On the training data itself, sample by sample."""
-    corpus = Corpus(finished / "shards")
+    corpus = TrainingCorpus(finished / "shards")
     reference = AutoModelForPreTraining.from_pretrained(exported).eval()
     model_config = cli.compose("train", TrainConfig, [*TINY, "run=r", "data.path=d"]).model
     trained = PackedBert(model_config, corpus.manifest.tokenizer, max_len=24)

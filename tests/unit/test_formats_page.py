@@ -18,7 +18,7 @@ import pytest
 from cloze.corpus.shards import token_dtype
 from cloze.corpus.tokenizer import load_tokenizer
 from pretrain.checkpoint import TrainingState
-from pretrain.data.loader import Corpus, Layout, MicroBatches
+from pretrain.data.loader import Layout, MicroBatches, TrainingCorpus
 from tests.support import ROOT, default_masking, make_corpus
 
 WORD = 2**64 - 1
@@ -204,7 +204,7 @@ def test_version_2_names_held_out_splits(tmp_path: Path) -> None:
     passes = {name for name in manifest["splits"] if name.startswith("pass-")}
     assert (manifest["version"], named, len(passes)) == (2, {"val-news", "val-a_b-2"}, manifest["passes"])
     assert {*manifest["splits"]} == named | passes | {"val"}
-    ours = Corpus(tmp_path)
+    ours = TrainingCorpus(tmp_path)
     for name in named | {"val"}:
         samples = [*read_split(tmp_path, manifest, name)]
         assert len(samples) == manifest["splits"][name]["samples"] == ours.held_out[name]

@@ -17,7 +17,16 @@ from cloze.corpus.manifest import read_manifest, write_manifest
 from cloze.corpus.masking import Masks, Unmasked, draw_masks
 from cloze.corpus.shards import CorruptShard, Samples, sample_ids
 from cloze.errors import UserError
-from pretrain.data.loader import IGNORED, Corpus, Layout, MicroBatch, MicroBatches, bounded, pack, training_steps
+from pretrain.data.loader import (
+    IGNORED,
+    Layout,
+    MicroBatch,
+    MicroBatches,
+    TrainingCorpus,
+    bounded,
+    pack,
+    training_steps,
+)
 from pretrain.data.order import locate
 from tests.support import default_masking, make_corpus, random_block, tokenizer_facts
 
@@ -77,7 +86,7 @@ def test_pack_equals_a_slow_loop(sizes: list[int], objective: str, seed: int) ->
 
 def test_bounded_batches_have_few_shapes_and_the_same_content(corpus: Path) -> None:
     """Extra tokens and masked positions stand behind the real ones; what counts is unchanged."""
-    reader = Corpus(corpus)
+    reader = TrainingCorpus(corpus)
     shapes = set()
     for start in range(0, 240, 8):
         batch = reader.training_batch(1, np.arange(start, start + 8))
@@ -91,7 +100,7 @@ def test_bounded_batches_have_few_shapes_and_the_same_content(corpus: Path) -> N
 
 
 def test_moving_a_batch_keeps_its_numbers(corpus: Path) -> None:
-    batch = Corpus(corpus).sample_batch()
+    batch = TrainingCorpus(corpus).sample_batch()
     moved = batch.to(torch.device("cpu"))
     assert same(batch, moved)
 
@@ -138,7 +147,7 @@ def test_global_batches_are_the_same_for_every_layout(corpus: Path) -> None:
 def test_a_batch_that_spans_epochs(tmp_path: Path, passes: int) -> None:
     """Each sample of it comes with its own epoch's pass and draw, as if it were alone."""
     make_corpus(tmp_path, samples=10, val=0, passes=passes, baked_draws=1)
-    opened = Corpus(tmp_path)
+    opened = TrainingCorpus(tmp_path)
     positions = np.arange(5, 45)
     whole = opened.training_batch(3, positions)
     alone = [opened.training_batch(3, positions[i : i + 1]) for i in range(40)]
@@ -159,7 +168,7 @@ def test_baked_and_live_draws_are_equal(tmp_path: Path, strategy_seed: int) -> N
     for draws, folder in zip((0, 1, 3), folders, strict=True):
         folder.mkdir()
         make_corpus(folder, samples=40, val=9, baked_draws=draws, masking=masking)
-    live, one, three = (Corpus(folder) for folder in folders)
+    live, one, three = (TrainingCorpus(folder) for folder in folders)
     for first in (0, 40, 80, 120, 37):  # draws 0, 1, 2, 3, and a batch that spans two
         positions = np.arange(first, first + 20)
         reference = live.training_batch(1, positions)
@@ -169,7 +178,7 @@ def test_baked_and_live_draws_are_equal(tmp_path: Path, strategy_seed: int) -> N
 
 
 def test_validation_is_the_same_every_time(corpus: Path) -> None:
-    one, other = Corpus(corpus), Corpus(corpus)
+    one, other = TrainingCorpus(corpus), TrainingCorpus(corpus)
     one.training_batch(0, np.arange(500))
     assert same(one.val_batch(np.arange(37)), other.val_batch(np.arange(37)))
 
@@ -177,7 +186,7 @@ def test_validation_is_the_same_every_time(corpus: Path) -> None:
 def test_an_empty_corpus_is_one_line(tmp_path: Path) -> None:
     make_corpus(tmp_path, samples=0, val=4)
     with pytest.raises(UserError, match="holds no training samples"):
-        Corpus(tmp_path)
+        TrainingCorpus(tmp_path)
 
 
 # The DataLoader

@@ -26,7 +26,7 @@ from cloze.corpus.manifest import (
     write_manifest,
 )
 from cloze.errors import UserError
-from pretrain.data.loader import Corpus
+from pretrain.data.loader import TrainingCorpus
 from tests.support import make_corpus
 from tests.unit.corpora import FUZZ
 
@@ -246,7 +246,7 @@ def test_any_manifest_is_refused_in_one_line_or_used(made: tuple[Path, Manifest]
     (path / NAME).write_text(seal(body))
     try:
         with suppress(UserError):
-            corpus = Corpus(path)
+            corpus = TrainingCorpus(path)
             corpus.training_batch(1, np.arange(0, sum(corpus.pass_sizes), dtype=np.int64))
             if corpus.num_val:
                 corpus.val_batch(np.arange(corpus.num_val))
@@ -258,4 +258,4 @@ def test_the_split_of_a_manifest_without_val(tmp_path: Path) -> None:
     manifest = make_corpus(tmp_path, samples=6, val=0)
     assert VAL not in manifest.splits
     assert read_manifest(tmp_path).split_shards(VAL) == ()
-    assert Corpus(tmp_path).num_val == 0
+    assert TrainingCorpus(tmp_path).num_val == 0

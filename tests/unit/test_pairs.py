@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloze.corpus.diagnosis import length_guess
-from data_prep.stages.pairs import Bucket, Samples, assemble, make_samples, sample_lengths, unpaired
+from data_prep.stages.pairs import Bucket, SegmentPairs, assemble, make_samples, sample_lengths, unpaired
 
 CLS, SEP = 2, 3
 DOCUMENTS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=8)
@@ -130,7 +130,7 @@ def numbered(documents: list[list[int]]) -> list[list[list[int]]]:
     return [[[next(numbers) for _ in range(length)] for length in document] for document in documents]
 
 
-def as_tuples(samples: Samples) -> list[tuple]:
+def as_tuples(samples: SegmentPairs) -> list[tuple]:
     columns = (samples.a_Nx2.tolist(), samples.b_Nx2.tolist(), samples.label_N.tolist())
     return [(tuple(range(*a)), tuple(range(*b)), label) for a, b, label in zip(*columns, strict=True)]
 

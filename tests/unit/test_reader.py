@@ -32,7 +32,7 @@ def rows(samples: list[Sample]) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("epoch", range(2 * PASSES))  # the second draw is not in the shards
 def test_an_epoch_is_what_training_reads(folder: Path, epoch: int) -> None:
     positions = np.arange(SAMPLES) + epoch * SAMPLES
-    batch = loader.Corpus(folder).training_batch(seed=5, positions_N=positions)
+    batch = loader.TrainingCorpus(folder).training_batch(seed=5, positions_N=positions)
     edges = batch.cu_seqlens.tolist()
     theirs = []
     for number, (start, end) in enumerate(pairwise(edges)):

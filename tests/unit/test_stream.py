@@ -13,7 +13,7 @@ from cloze import storage
 from cloze.corpus.manifest import ShardEntry, read_manifest
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import UserError
-from pretrain.data.loader import Corpus, Layout, MicroBatch, MicroBatches, Streaming, training_steps
+from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, TrainingCorpus, training_steps
 from pretrain.data.order import lane_bounds, window_order
 from pretrain.data.stream import Row, Streamed, _Fetcher
 from tests.support import make_corpus, served
@@ -104,12 +104,12 @@ def test_global_batches_do_not_depend_on_the_layout(corpus: Path, world_size: in
 
 
 def test_masks_equal_the_mapped_reader(corpus: Path) -> None:
-    mapped = Corpus(corpus)
+    mapped = TrainingCorpus(corpus)
     by_id = {}
     for positions in np.array_split(np.arange(2 * SAMPLES), 20):
         step = mapped.training_batch(SEED, positions)
         by_id.update(dict.fromkeys(rows([step])))
-    stream = Corpus(corpus)
+    stream = TrainingCorpus(corpus)
     stream.stream(SEED, Streaming(str(corpus), LANES, WINDOW))
     for positions in np.array_split(np.arange(2 * SAMPLES), 20):
         assert all(row in by_id for row in rows([stream.training_batch(SEED, positions)]))

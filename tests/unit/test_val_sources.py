@@ -16,7 +16,7 @@ from data_prep.config import PrepConfig
 from data_prep.plan import make_plan
 from data_prep.prepare import main
 from pretrain.data.cache import local_corpus
-from pretrain.data.loader import Corpus
+from pretrain.data.loader import TrainingCorpus
 from tests.unit.corpora import documents, module, vocabulary, write_jsonl
 
 NEWS, MAIL = documents(20, 1), documents(12, 2)
@@ -230,7 +230,7 @@ def test_the_summary_and_the_preview_tell_of_training_text_and_splits_apart(fold
 def test_a_copy_for_streaming_holds_every_held_out_split(corpus, tmp_path):
     copy = local_corpus(str(corpus), str(tmp_path / "cache"), 1, held_out_only=True)
     assert {path.name for path in copy.iterdir() if path.is_dir()} == {"tokenizer", "val", "val-mail", "val-news"}
-    found = Corpus(copy)
+    found = TrainingCorpus(copy)
     assert found.held_out == {name: read_manifest(corpus).splits[name].samples for name in found.manifest.held_out}
     for split, count in found.held_out.items():
         assert found.val_batch(np.arange(count), split).num_tokens == found.manifest.splits[split].tokens

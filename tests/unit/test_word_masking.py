@@ -271,8 +271,8 @@ def test_a_corpus_of_whole_words_trains_without_jieba(tmp_path):
         sys.modules["jieba"] = None
         import numpy as np
         from pathlib import Path
-        from pretrain.data.loader import Corpus
-        corpus = Corpus(Path({str(tmp_path / "out")!r}))
+        from pretrain.data.loader import TrainingCorpus
+        corpus = TrainingCorpus(Path({str(tmp_path / "out")!r}))
         size = corpus.pass_sizes[0]
         batches = [corpus.training_batch(1, np.arange(e * size, (e + 1) * size)) for e in range(2)]
         print(json.dumps([len(batch.masked_index_M) for batch in batches]))
