@@ -47,6 +47,12 @@ def set_verbosity(*, verbose: bool = False, quiet: bool = False) -> None:
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 
+def verbosity() -> tuple[str, ...]:
+    """The arguments that make another command of ours speak as much as this one."""
+    level = log.getEffectiveLevel()
+    return (VERBOSE,) if level <= logging.DEBUG else (QUIET,) if level >= logging.WARNING else ()
+
+
 def _logger() -> logging.Logger:
     logger = logging.getLogger("cloze")
     if not logger.handlers:

@@ -14,7 +14,6 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -22,11 +21,11 @@ from typing import NamedTuple
 from cloze import cli, ownership
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
 from cloze.errors import ExitCode, TrainingError, UserError
-from cloze.log import log
+from cloze.log import log, verbosity
 from launch.command import this_machine
 from pretrain.config import TrainConfig
 from pretrain.evaluate.baseline import Baseline, held_out_baseline
-from pretrain.telemetry.report import REPORT_NAME, duration, read_metrics, write_report
+from pretrain.telemetry.report import REPORT_NAME, Table, duration, read_metrics, write_report
 from pretrain.telemetry.sinks import METRICS_NAME
 
 SENTENCES = (
@@ -142,7 +141,7 @@ class Demo:
         number = len(self._seconds) + 1
         print(f"\n=== {number}. {title}\n$ {shlex.join(['python', '-m', *command])}", flush=True)
         start = time.monotonic()
-        code = run_child([sys.executable, "-m", *command])
+        code = run_child([sys.executable, "-m", *command, *verbosity()])
         self._seconds.append((title, time.monotonic() - start))
         return code
 
@@ -169,8 +168,8 @@ class Demo:
         for sentence, words in predictions:
             print(f"{sentence}\n    " + "   ".join(f"{word} {probability:.0%}" for word, probability in words))
         sections = [
-            ("Held-out, against guessing", _table(("", "guessing by frequency", "model"), comparison)),
-            ("What the model fills in", _table(("sentence", "guesses"), [(s, _guessed(w)) for s, w in predictions])),
+            Table("Held-out, against guessing", ("", "guessing by frequency", "model"), comparison),
+            Table("What the model fills in", ("sentence", "guesses"), [(s, _guessed(w)) for s, w in predictions]),
         ]
         report = write_report([self._paths.run], self._paths.run / REPORT_NAME, sections)
         print("\n=== Done")
@@ -198,12 +197,6 @@ class Demo:
 
 def _guessed(words: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{word} {probability:.0%}" for word, probability in words)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def run_child(command: Sequence[str]) -> int:

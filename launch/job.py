@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloze.errors import UserError
+from cloze.log import verbosity
 from launch.command import (
     LOCALHOST,
     TRAINING_MODULE,
@@ -64,7 +65,7 @@ def job_of(options: Options, config: TrainConfig) -> Job:
         raise_alert(config, run_dir, story)
 
     return Job(
-        overrides=overrides,
+        overrides=(*overrides, *verbosity()),
         hosts=hosts,
         run_dir=str(run_dir),
         fits=fits,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
-from cloze.log import log
+from cloze.log import log, verbosity
 from cloze.ownership import require_own_file
 from launch.agent import STATUS_NAME
 from launch.command import TRAINING_MODULE
@@ -57,7 +57,7 @@ def script(options: Options, config: TrainConfig, folder: Path) -> str:
         *map(shlex.quote, options.sbatch),
     ]
     task = shlex.join(
-        [sys.executable, "-m", "launch.slurm", f"world_size={ranks}", *options.overrides],
+        [sys.executable, "-m", "launch.slurm", f"world_size={ranks}", *options.overrides, *verbosity()],
     )
     status = shlex.quote(str(folder.absolute() / STATUS_NAME))
     stopped = f"""[ "$code" = 0 ] && grep -q '"exit_code": {ExitCode.STOPPED.value},' {status}"""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -119,17 +119,22 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def write_report(
-    run_dirs: Sequence[Path], out: Path, extra_sections: Sequence[tuple[str, str]] = (), axis: str = "step"
-) -> Path:
-    """Write the page over `run_dirs` to `out`. `extra_sections` are (title, HTML) that stand after the summary.
+class Table(NamedTuple):
+    """A section of the page that somebody else knows: text, which is escaped."""
 
-    The HTML of an extra section is taken as it is; everything else is escaped. Raises `UserError` where a run has no
-    metrics, `DiskError` where `out` cannot be written.
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def write_report(run_dirs: Sequence[Path], out: Path, tables: Sequence[Table] = (), axis: str = "step") -> Path:
+    """Write the page over `run_dirs` to `out`; `tables` stand after the summary.
+
+    Raises `UserError` where a run has no metrics, `DiskError` where `out` cannot be written.
     """
     runs = [read_run(directory, label) for directory, label in zip(run_dirs, _labels(run_dirs), strict=True)]
     require_own_file(out, (_PAGE_MARK, "<title>Cloze: "), "--out ")  # the second: of earlier versions
-    page = _page(runs, extra_sections, axis)
+    page = _page(runs, tables, axis)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, page.encode())
@@ -144,7 +149,7 @@ def _labels(run_dirs: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(directory) for directory in run_dirs]
 
 
-def _page(runs: Sequence[RunData], extra_sections: Sequence[tuple[str, str]], axis: str) -> str:
+def _page(runs: Sequence[RunData], tables: Sequence[Table], axis: str) -> str:
     facts = [run_facts(run) for run in runs]
     names = dict.fromkeys(name for column in facts for name in column)
     charts = [
@@ -159,7 +164,7 @@ def _page(runs: Sequence[RunData], extra_sections: Sequence[tuple[str, str]], ax
         title="Cloze: " + ", ".join(run.label for run in runs),
         labels=[run.label for run in runs],
         facts=[(name, [column.get(name, "") for column in facts]) for name in names],
-        extra_sections=extra_sections,
+        tables=tables,
         charts=charts,
         palette=_PALETTE,
         files=[file for run in runs for file in _files(run)],

@@ -159,6 +159,9 @@ def test_dry_run_and_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert main(["--dry-run", "procs=3", "run=a b", "data.path=x"]) == 0
     printed = capsys.readouterr().out
     assert printed.endswith("--module pretrain.train world_size=3 'run=a b' data.path=x\n")
+    for word in ("--quiet", "--verbose"):
+        assert main([word, "--dry-run", "procs=3", "run=a b", "data.path=x"]) == 0
+        assert capsys.readouterr().out.endswith(f"world_size=3 'run=a b' data.path=x {word}\n"), "ranks speak alike"
     assert main(["run=a", "check", "--dry-run", "procs=3", "data.path=x"]) == 0
     assert capsys.readouterr().out.endswith("--module launch.preflight.speed runs localhost\n"), (
         "of what check would run"

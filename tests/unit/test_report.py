@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloze.errors import UserError
 from pretrain.report import main
-from pretrain.telemetry.report import duration, read_run, thinned, write_report
+from pretrain.telemetry.report import Table, duration, read_run, thinned, write_report
 
 VOID = {"meta", "br", "link", "img"}
 EVIL = '<script>alert("x")</script>&'
@@ -79,7 +79,7 @@ def make_run(directory: Path, steps: int = 30, scale: float = 1.0) -> Path:
 
 def test_one_self_contained_page_over_two_runs(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a" / EVIL.replace("/", "")), make_run(tmp_path / "b" / "plain", scale=2)]
-    out = write_report(runs, tmp_path / "deep" / "r.html", [("Predictions & more", "<ol><li>guess</li></ol>")])
+    out = write_report(runs, tmp_path / "deep" / "r.html", [Table("Predictions & more", ("<ol>",), [("guess",)])])
     text = out.read_text()
     page = Page(text)
     assert "script" not in page.tags
@@ -92,7 +92,7 @@ def test_one_self_contained_page_over_two_runs(tmp_path: Path) -> None:
     assert {reference[1:] for reference in page.references} <= set(page.ids)
     assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(page.ids)
     for expected in (
-        EVIL, "plain", "Predictions & more", "guess", "30 of 300", "1,920", "192,000", "7.000 → 2.333",
+        EVIL, "plain", "Predictions & more", "<ol>", "guess", "30 of 300", "1,920", "192,000", "7.000 → 2.333",
         "14.000 → 4.667",
         "3.250", "6.500", "25.0%", "2 x CPU", "20 s", "tiny: 2 layers",
     ):  # fmt: skip
