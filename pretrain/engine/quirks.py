@@ -103,6 +103,14 @@ def check_plain_optimizer(its_engine: Any, optimizer: torch.optim.Optimizer) -> 
 
 
 @quirk("0.19.8")
+def skip_reduction(its_engine: Any) -> None:
+    """At stage 0 gradients are joined in a buffer, reduced over the ranks and taken apart again, of one rank, too."""
+    _expect(its_engine.enable_backward_allreduce is True, "enable_backward_allreduce is not what it was")
+    _expect(its_engine.dp_world_size == 1, "there are other ranks")
+    its_engine.enable_backward_allreduce = False
+
+
+@quirk("0.19.8")
 def create_loss_scaler(its_engine: Any) -> Any:
     """Stage 0 has no loss scaler: make the one that it makes for the other stages, from `deepspeed.extra.fp16`."""
     from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler

@@ -155,7 +155,7 @@ def packed_attention(
     if isinstance(packing, Padded):
         out_TxHxD = _sdpa(*qkv, packing, options)
     elif isinstance(packing, SampleBounds):
-        out_TxHxD = cpu_attention.attend(*(x[0] for x in qkv), packing, options).transpose(0, 1)
+        out_TxHxD = cpu_attention.attend(*(x.squeeze(0) for x in qkv), packing, options).transpose(0, 1)
     elif isinstance(packing, Segments):
         out_TxHxD = _varlen(*qkv, packing, options)
     else:

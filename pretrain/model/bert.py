@@ -2,7 +2,7 @@
 
 A micro-batch is one row of T tokens with `cu_seqlens`; everything but attention (attention.py) works token by token,
 the MLM head sees masked positions only and NSP each sample's own [CLS].
-Shapes: T tokens, N samples, M masked tokens, V real vocabulary, C width.
+Shapes: T tokens, N samples, M masked tokens, V real vocabulary, R with its padding, C width.
 """
 
 import math
@@ -18,6 +18,7 @@ from cloze.errors import UserError
 from pretrain.config import Architecture, Attention, ModelConfig, PositionInit, padded_vocab_size
 from pretrain.data.loader import MicroBatch
 from pretrain.model.attention import PACKED_ATTENTION, kernel_with_bias, packing
+from pretrain.model.cpu_dropout import replace_dropout
 
 VOCABULARY_ROWS = frozenset(  # parameters with a row per token, of either architecture: only these are padded
     {
@@ -74,6 +75,20 @@ def sinusoids(num_positions: int, width: int, *, size: float) -> Tensor:
     return (waves * size * math.sqrt(2)).float()
 
 
+class _WithoutPadding(torch.autograd.Function):
+    """Logits in which no row counts that only pads the vocabulary. In place: a slice would be copied both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_MxR: Tensor, vocab_size: int) -> Tensor:
+        ctx.mark_dirty(logits_MxR)
+        logits_MxR[:, vocab_size:] = -torch.inf
+        return logits_MxR
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None  # zero there: of exp(-inf)
+
+
 class PackedBert(nn.Module):
     """`BertForPreTraining` or `ModernBertForMaskedLM` under its own parameter names, with the packed forward."""
 
@@ -92,6 +107,8 @@ class PackedBert(nn.Module):
         self.vocab_rows = padded_vocab_size(tokenizer.vocab_size, model.pad_vocab_to)
         self.hf = hugging_face_model(model, tokenizer, vocab_rows=self.vocab_rows)
         self.hf.set_attn_implementation(PACKED_ATTENTION)
+        if kernel is Attention.cpu:
+            replace_dropout(self.hf)
         self.has_pairs = model.architecture is Architecture.bert
         if self.has_pairs and model.position_init is PositionInit.sinusoid:
             positions = self.hf.bert.embeddings.position_embeddings.weight
@@ -112,6 +129,8 @@ class PackedBert(nn.Module):
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(MLM logits [M, V] at masked positions, NSP logits [N, 2] from each sample's own [CLS]).
 
+        In training they are [M, R], as many as the embedding matrix has rows; of rows that only pad it they are -inf.
+
         ModernBERT has no pairs: its NSP logits are zeros, which weigh nothing.
         """
         inputs = {"input_ids": batch.input_ids_T[None], "position_ids": batch.position_ids_T[None]}
@@ -121,16 +140,24 @@ class PackedBert(nn.Module):
             packed = packing(kernel, batch, self.hf.config.sliding_window + 1, slope)
             hidden_TxC = self.hf.model(**inputs, packing=packed).last_hidden_state[0]
             masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
-            mlm_logits_MxV = self.hf.decoder(self.hf.head(masked_MxC))[:, : self.vocab_size]
-            return mlm_logits_MxV, mlm_logits_MxV.new_zeros(len(batch.nsp_labels_N), 2)
+            mlm_logits_MxR = self._without_padding(self.hf.decoder(self.hf.head(masked_MxC)))
+            return mlm_logits_MxR, mlm_logits_MxR.new_zeros(len(batch.nsp_labels_N), 2)
         packed = packing(kernel, batch, slope=slope)
         hidden_TxC = self.hf.bert(
             **inputs, token_type_ids=batch.token_type_ids_T[None], packing=packed
         ).last_hidden_state[0]
         masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
-        mlm_logits_MxV = self.hf.cls.predictions(masked_MxC)[:, : self.vocab_size]
+        mlm_logits_MxR = self._without_padding(self.hf.cls.predictions(masked_MxC))
         cls_NxC = hidden_TxC.index_select(0, batch.cu_seqlens[:-1].long())
-        return mlm_logits_MxV, self.hf.cls.seq_relationship(self.hf.bert.pooler(cls_NxC[:, None]))
+        return mlm_logits_MxR, self.hf.cls.seq_relationship(self.hf.bert.pooler(cls_NxC[:, None]))
+
+    def _without_padding(self, logits_MxR: Tensor) -> Tensor:
+        if not self.training:
+            return logits_MxR[:, : self.vocab_size]
+        if self.vocab_rows == self.vocab_size:
+            return logits_MxR
+        out: Tensor = _WithoutPadding.apply(logits_MxR, self.vocab_size)  # type: ignore[no-untyped-call]
+        return out
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Fill the parameters from a checkpoint. Raises `UserError` where names or shapes differ."""

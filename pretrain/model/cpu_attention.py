@@ -53,8 +53,8 @@ def attend(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: tuple[SampleBounds, Options, int]) -> Tensor:
-        out = torch.zeros_like(query)
         work = _Workspace(query, *how)
+        out = work.new_result()
         for at, size in work.chunks():
             weights = work.weights(query[at], key[at])
             kept = work.kept(size)
@@ -70,7 +70,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out = ctx.saved_tensors
         work = _Workspace(query, *ctx.how)
-        d_query, d_key, d_value = (torch.zeros_like(query) for _ in range(3))
+        d_query, d_key, d_value = (work.new_result() for _ in range(3))
         means_HxTx1 = (grads[0] * out).sum(-1, keepdim=True)  # of the weights' gradients, under the weights
         d_out = grads[0] * work.grown
         for at, size in work.chunks():
@@ -95,6 +95,7 @@ class _Workspace:
 
     def __init__(self, query_HxTxD: Tensor, samples: SampleBounds, options: Options, seed: int) -> None:
         self._num_heads, _, self._width = query_HxTxD.shape
+        self._like = query_HxTxD
         self._samples, self._scaling, self._window = samples, options.scaling, options.window
         self._threshold = round(options.dropout * _LEVELS)
         self.grown = 1 / (1 - self._threshold / _LEVELS)  # what dropout leaves is scaled by this
@@ -109,7 +110,7 @@ class _Workspace:
         if options.dropout:
             self._generator = torch.Generator().manual_seed(seed)
             self._random = torch.empty(-(-most // 4), dtype=torch.int64)
-            self._kept = torch.empty(most, dtype=torch.bool)
+            self._kept = query_HxTxD.new_empty(most)
 
     def _heads(self, length: int) -> int:
         return min(self._num_heads, max(1, _CHUNK_SCORES // length**2))
@@ -121,6 +122,13 @@ class _Workspace:
             for first in range(0, self._num_heads, heads):
                 last = min(first + heads, self._num_heads)
                 yield (slice(first, last), slice(start, end)), (last - first, end - start)
+
+    def new_result(self) -> Tensor:
+        """[H, T, D], zeros where there is no sample, else not filled yet."""
+        result = torch.empty_like(self._like)
+        result[:, : self._samples.bounds[0]] = 0
+        result[:, self._samples.bounds[-1] :] = 0
+        return result
 
     def scores(self, size: tuple[int, int]) -> Tensor:
         return _view(self._scores, size)
@@ -141,10 +149,15 @@ class _Workspace:
         if self._window is not None and length > self._window:
             places = torch.arange(length)
             scores.masked_fill_((places[:, None] - places).abs_() >= self._window, -torch.inf)
-        return torch.softmax(scores, -1, out=_view(self._weights, (heads, length)))
+        # torch.softmax(…, out=…) computes elsewhere and copies.
+        weights: Tensor = torch.ops.aten._softmax.out(scores, -1, False, out=_view(self._weights, (heads, length)))
+        return weights
 
     def kept(self, size: tuple[int, int]) -> Tensor | None:
-        """Which weights dropout keeps, [h, l, l]: the next draw of this workspace."""
+        """1 where dropout keeps a weight, else 0, [h, l, l]: the next draw of this workspace.
+
+        In the weights' type: a product with bool would first be converted, and take twelve times as long.
+        """
         if not self._threshold:
             return None
         count = size[0] * size[1] ** 2

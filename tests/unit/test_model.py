@@ -18,7 +18,7 @@ from cloze.errors import UserError
 from pretrain.config import Architecture, Attention, Init, LossConfig, ModelConfig, PositionInit, padded_vocab_size
 from pretrain.data.loader import MicroBatch, bounded, pack
 from pretrain.loop import seed_dropout
-from pretrain.model import loss
+from pretrain.model import cpu_dropout, loss
 from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
 from pretrain.model.loss import pretraining_loss
 from pretrain.optim.optimizer import parameter_groups
@@ -367,7 +367,7 @@ def test_loss_of_parts_adds_up_to_the_mean_over_the_whole() -> None:
     total, sums = torch.zeros(()), torch.zeros(4, dtype=torch.float64)
     for (a, b), (c, d) in (((0, 2), (0, 4)), ((2, 29), (4, 5)), ((29, 30), (5, 9))):  # uneven: means would not do
         part = pretraining_loss(
-            (mlm[a:b], nsp[c:d]), mlm_labels[a:b], nsp_labels[c:d], weights=WEIGHTS, masked=30, pairs=9
+            (mlm[a:b].clone(), nsp[c:d]), mlm_labels[a:b], nsp_labels[c:d], weights=WEIGHTS, masked=30, pairs=9
         )
         total, sums = total + part.loss, sums + part.sums
     torch.testing.assert_close(total, expected)
@@ -379,7 +379,7 @@ def test_loss_of_parts_adds_up_to_the_mean_over_the_whole() -> None:
 
 def test_without_pairs_nsp_weighs_nothing() -> None:
     mlm, nsp, mlm_labels, nsp_labels = random_logits(12, 5)
-    loss = pretraining_loss((mlm, nsp), mlm_labels, nsp_labels, weights=WEIGHTS, masked=12, pairs=0).loss
+    loss = pretraining_loss((mlm.clone(), nsp), mlm_labels, nsp_labels, weights=WEIGHTS, masked=12, pairs=0).loss
     torch.testing.assert_close(loss, 0.7 * torch.nn.functional.cross_entropy(mlm, mlm_labels))
     assert not torch.autograd.grad(loss, nsp)[0].any()
 
@@ -401,7 +401,7 @@ def test_cross_entropy_and_its_gradient_equal_torchs(
     labels[[2, 12]] = -100
     ours = (mlm * 4).to(dtype).detach().requires_grad_()
     theirs = ours.detach().float().requires_grad_()
-    found, correct = loss._masked_cross_entropy(ours, labels)
+    found, correct = loss._masked_cross_entropy(ours.clone(), labels)  # which it overwrites
     expected = torch.nn.functional.cross_entropy(theirs, labels, reduction="sum")
     torch.testing.assert_close(found, expected)
     assert correct == (theirs.argmax(1) == labels).sum()
@@ -413,11 +413,54 @@ def test_cross_entropy_and_its_gradient_equal_torchs(
     torch.testing.assert_close(ours.grad.float(), theirs.grad, **tolerance)
 
 
+def test_of_several_best_words_the_first_counts() -> None:
+    logits = torch.tensor([[1.0, 3, 3], [1, 3, 3], [3, 3, 3], [2, 1, 0]])
+    labels = torch.tensor([1, 2, 0, 1])
+    _, correct = loss._masked_cross_entropy(logits, labels)
+    assert correct == (logits.argmax(1) == labels).sum() == 2
+
+
+def test_logits_of_rows_that_pad_the_vocabulary_count_for_nothing() -> None:
+    model, batch = packed(small()), make_batch(3, 5)
+    logits = model.train()(batch)[0]
+    assert logits.shape[1] == model.vocab_rows > VOCAB
+    assert (logits[:, VOCAB:] == -torch.inf).all()
+    assert model.eval()(batch)[0].shape[1] == VOCAB
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_of_a_cpu_is_dropout(dtype: torch.dtype) -> None:
+    dropout = cpu_dropout.Dropout(0.25)
+    x = torch.randn(37, 1001).to(dtype).requires_grad_()
+    torch.manual_seed(3)
+    out = dropout(x)
+    kept = out != 0
+    assert abs(kept.double().mean() - 0.75) < 4 * (0.75 * 0.25 / x.numel()) ** 0.5
+    close = 1e-2 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(out, torch.where(kept, x / 0.75, 0), rtol=close, atol=0)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, (kept / 0.75).to(dtype), rtol=close, atol=0)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x), out), "it follows from the seed"
+    assert not torch.equal(dropout(x), out)
+    assert dropout.eval()(x) is x
+    assert torch.equal(cpu_dropout.Dropout(0.0)(x), x)
+
+
+def test_a_model_for_the_cpu_drops_out_with_our_own() -> None:
+    def kinds(kernel: Attention) -> set[type]:
+        model = PackedBert(small(dropout=0.1), FACTS, max_len=40, kernel=kernel)
+        return {type(part) for part in model.modules() if isinstance(part, torch.nn.Dropout)}
+
+    assert cpu_dropout.Dropout in kinds(Attention.cpu)
+    assert kinds(Attention.sdpa) == {torch.nn.Dropout}
+
+
 def test_cross_entropy_is_computed_in_fp32() -> None:
     mlm, nsp, mlm_labels, nsp_labels = random_logits(40, 9)
     half = (mlm.bfloat16(), nsp.bfloat16())
     found = pretraining_loss(half, mlm_labels, nsp_labels, weights=WEIGHTS, masked=40, pairs=9)
-    wide = (half[0].float(), half[1].float())
+    wide = (mlm.bfloat16().float(), half[1].float())
     expected = pretraining_loss(wide, mlm_labels, nsp_labels, weights=WEIGHTS, masked=40, pairs=9)
     assert found.loss == expected.loss
     assert found.sums.dtype == torch.float64

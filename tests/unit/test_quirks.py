@@ -101,6 +101,17 @@ def test_plain_optimizer_at_stage_0(monkeypatch: pytest.MonkeyPatch) -> None:
     stops_naming("check_plain_optimizer", lambda: quirks.check_plain_optimizer(engine._deepspeed, object()))
 
 
+def test_no_reduction_over_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("0")._deepspeed
+    assert engine.enable_backward_allreduce is False
+    monkeypatch.setattr(engine, "buffered_allreduce_fallback", lambda **given: pytest.fail("reduced"))
+    engine.set_gradient_accumulation_boundary(True)
+    engine._backward_epilogue()
+    stops_naming("skip_reduction", lambda: quirks.skip_reduction(engine))
+    engine.enable_backward_allreduce, engine.dp_world_size = True, 2
+    stops_naming("skip_reduction", lambda: quirks.skip_reduction(engine))
+
+
 def test_loss_scaler(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of("0")
     scaler = quirks.soften_loss_scaler(quirks.create_loss_scaler(engine._deepspeed))
