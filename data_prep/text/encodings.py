@@ -106,10 +106,8 @@ def guessed(lines: Sequence[bytes]) -> str | None:
 
 
 def _guess(data: bytes) -> str | None:
-    try:
-        from charset_normalizer import from_bytes  # of `requests`, hence nearly everywhere; else nothing is guessed
-    except ImportError:
-        return None
+    from charset_normalizer import from_bytes  # 20 ms: only where something is no UTF-8
+
     best = from_bytes(data).best()
     name = None if best is None else codec_named(best.encoding)
     return None if name in (None, UTF_8, "ascii") else name
