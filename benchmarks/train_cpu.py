@@ -1,25 +1,32 @@
 """Training on a CPU beside Hugging Face's Trainer: `python benchmarks/train_cpu.py --source books-small.jsonl.zst`.
 
-The same samples of real text, the same model (BERT-mini, vocabulary 30,522, dropout 0.1), fp32, one thread:
+The same samples of real text, the same model (BERT-mini, vocabulary 30,522, dropout 0.1), one thread, the precision
+that `precision=auto` takes on this CPU; both sides eager and compiled (where there is a C++ compiler), each at its best:
 
 - ours: the training command (zero=0: as unsharded as the peer), packed rows, MLM head on masked positions;
-- peer: `Trainer` over `BertForPreTraining`, rows padded to the batch's longest, head on every position;
+- peer: `Trainer` over `BertForPreTraining` with SDPA, under bf16 autocast where that is the precision, rows padded to
+  the batch's longest (compiled: to the greatest length, so that shapes stay), head on every position;
 - bare: DeepSpeed's engine on the same micro-batches, ready-made, for what our loop (loading included) adds: 32 steps of
   each in one process, in turns of four.
 
-Every round runs ours and the peer in processes of their own, in turns; figures are CPU seconds of the process (others
-use the machine too) after warm-up steps; medians of the ratios. Also the share of the CPU's matmul peak.
+Besides samples of 128 and 512 tokens, about 4,000 tokens a step, 8 samples of 32 tokens a step: what a step costs
+besides its arithmetic. And two ranks of one thread each against one, on twice the batch, by the clock.
+
+Every round runs all sides in processes of their own, in turns; figures are CPU seconds of the process (others use the
+machine too) after warm-up steps; medians of the ratios. Also the share of the CPU's matmul peak.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -30,17 +37,19 @@ from torch.utils.data import Dataset
 
 from cloze import cli
 from pretrain import dist, train
-from pretrain.config import TrainConfig
+from pretrain.config import Precision, TrainConfig
 from pretrain.data.loader import IGNORED, MicroBatch, TrainingCorpus, bounded
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.model.loss import pretraining_loss
+from pretrain.precision import CPU_INFO, cpu_flags, fastest_precision
 from pretrain.session import Progress, build_engine
 from pretrain.telemetry.throughput import training_flops
 
-WARMUP, STEPS = 1, 3
+WARMUP, STEPS = 4, 6
 TURNS, TURN_STEPS = 8, 4  # of the loop and of the bare engine, after one turn of each to warm up
-BATCH = {128: 32, 512: 8}  # samples; about 4,000 tokens
-BAR, OVERHEAD_BAR = 2.5, 0.03
+BATCH = {128: 32, 512: 8, 32: 8}  # samples of so many tokens
+BAR, AMX_BAR, SMALL_BAR, OVERHEAD_BAR, RANKS_BAR = 3.0, 5.0, 3.0, 0.03, 1.8
+PRECISION = fastest_precision(torch.device("cpu"))
 
 
 def prepare(source: Path, out: Path, max_len: int) -> Path:
@@ -53,12 +62,12 @@ def prepare(source: Path, out: Path, max_len: int) -> Path:
     return out
 
 
-def config_of(corpus: Path, folder: Path, model: str) -> TrainConfig:
+def config_of(corpus: Path, folder: Path, model: str, *more: str) -> TrainConfig:
     size = BATCH[TrainingCorpus(corpus).manifest.max_len]
     overrides = [
-        f"model={model}", f"data.path={corpus}", f"runs_root={folder}", "run=bench", "zero=0", "precision=fp32",
+        f"model={model}", f"data.path={corpus}", f"runs_root={folder}", "run=bench", "zero=0", f"precision={PRECISION}",
         f"global_batch_size={size}", f"micro_batch_size={size}", f"steps={WARMUP + STEPS}", "data.workers=0",
-        "eval.max_samples=4", "checkpoint.every=0", "log.every=1", "wandb.mode=disabled", "optim.clip=1",
+        "eval.every=0", "checkpoint.every=0", "log.every=1", "wandb.mode=disabled", "optim.clip=1", *more,
     ]  # fmt: skip
     return cli.compose("train", TrainConfig, overrides)
 
@@ -77,7 +86,7 @@ class Clock:
         return self.marks[WARMUP + STEPS - 1] - self.marks[WARMUP - 1]
 
 
-def ours(corpus: Path, folder: Path, model: str) -> float:
+def ours(corpus: Path, folder: Path, model: str, *more: str) -> float:
     """Seconds of the training command itself."""
     clock, update = Clock(), Engine.step
 
@@ -87,7 +96,7 @@ def ours(corpus: Path, folder: Path, model: str) -> float:
         return result
 
     Engine.step = step
-    assert train.main(config_of(corpus, folder, model)) == 0
+    assert train.main(config_of(corpus, folder, model, *more)) == 0
     return clock.seconds()
 
 
@@ -112,16 +121,21 @@ class Rows(Dataset[dict[str, Tensor]]):
         }
 
 
-def padded(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def padded(rows: list[dict[str, Tensor]], to: int = 0) -> dict[str, Tensor]:
+    """Rows as one batch, padded to `to` tokens, or to the longest."""
     fillers = {"input_ids": 0, "token_type_ids": 0, "labels": IGNORED}
-    pad = torch.nn.utils.rnn.pad_sequence
+
+    def pad(parts: list[Tensor], _batch_first: bool, filler: int) -> Tensor:
+        length = to or max(map(len, parts))
+        return torch.stack([torch.nn.functional.pad(part, (0, length - len(part)), value=filler) for part in parts])
+
     batch = {key: pad([row[key] for row in rows], True, filler) for key, filler in fillers.items()}
     ones = [torch.ones_like(row["input_ids"]) for row in rows]
     labels = torch.stack([row["next_sentence_label"] for row in rows])
     return batch | {"attention_mask": pad(ones, True, 0), "next_sentence_label": labels}
 
 
-def peer(corpus: Path, folder: Path, model: str) -> float:
+def peer(corpus: Path, folder: Path, model: str, *, compiled: bool = False) -> float:
     """Seconds of Hugging Face's Trainer."""
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -142,13 +156,14 @@ def peer(corpus: Path, folder: Path, model: str) -> float:
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=size, max_steps=WARMUP + STEPS, learning_rate=1e-4,
         weight_decay=0.01, max_grad_norm=1.0, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
-        logging_steps=1, remove_unused_columns=False, dataloader_pin_memory=False,
+        logging_steps=1, remove_unused_columns=False, dataloader_pin_memory=False, torch_compile=compiled,
+        bf16=PRECISION is Precision.bf16,
     )  # fmt: skip
     InOrder(
         model=hugging_face_model(config.model, facts, vocab_rows=facts.vocab_size),
         args=arguments,
         train_dataset=Rows(data, config.seed, size * (WARMUP + STEPS)),
-        data_collator=padded,
+        data_collator=partial(padded, to=data.manifest.max_len if compiled else 0),
         callbacks=[Marks()],
     ).train()
     return clock.seconds()
@@ -235,14 +250,35 @@ def loop_over(
 
 
 def matmul_peak() -> float:
-    """Best fp32 FLOP/s of a product of this CPU, one thread, by CPU time."""
-    left, right = torch.randn(1536, 1536), torch.randn(1536, 1536)
+    """Best FLOP/s of a product of this CPU in this precision, one thread, by CPU time."""
+    dtype = torch.bfloat16 if PRECISION is Precision.bf16 else torch.float32
+    left, right = (torch.randn(1536, 1536).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(12):
         start = time.process_time()
         left @ right
         best = max(best, 2 * 1536**3 / (time.process_time() - start))
     return best
+
+
+def ranks_speedup(corpus: Path, model: str) -> float:
+    """How many times the tokens a second two ranks of one thread train, of one rank's, by the clock."""
+    rates = {}
+    for ranks in (1, 2):
+        with tempfile.TemporaryDirectory() as name:
+            size = BATCH[TrainingCorpus(corpus).manifest.max_len]
+            command = [
+                sys.executable, "-m", "launch", f"procs={ranks}", f"model={model}", f"data.path={corpus}", "run=bench",
+                f"runs_root={name}", f"precision={PRECISION}", f"global_batch_size={2 * size}", "zero=1",
+                f"micro_batch_size={size}", "steps=16", "data.workers=0", "eval.every=0", "checkpoint.every=0",
+                "log.every=4", "wandb.mode=disabled",
+            ]  # fmt: skip
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+            subprocess.run(command, check=True, capture_output=True, env=environment)
+            lines = [json.loads(line) for line in (Path(name) / "bench" / "metrics.jsonl").read_text().splitlines()]
+            found = [line["throughput/tokens_per_second"] for line in lines if "throughput/tokens_per_second" in line]
+            rates[ranks] = statistics.median(found[1:])
+    return rates[2] / rates[1]
 
 
 def work_of(corpus: Path, model: str) -> tuple[int, float]:
@@ -262,7 +298,9 @@ def worker(task: str, corpus: Path, model: str) -> None:
         folder = Path(name)
         tasks: dict[str, Callable[[], float]] = {
             "ours": lambda: ours(corpus, folder, model),
+            "ours_compiled": lambda: ours(corpus, folder, model, "compile=true"),
             "peer": lambda: peer(corpus, folder, model),
+            "peer_compiled": lambda: peer(corpus, folder, model, compiled=True),
             "overhead": lambda: overhead(corpus, folder, model),
         }
         print(f"FOUND {tasks[task]()} {matmul_peak()}")
@@ -279,12 +317,36 @@ def measured(task: str, corpus: Path, model: str) -> tuple[float, float]:
     return float(seconds), float(peak)
 
 
+def cpu_name() -> str:
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    fields = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
+    return " ".join(fields.get(key, "?") for key in ("model name", "cpu family", "model"))
+
+
+def measure(corpus: Path, model: str, rounds: int, sides: list[str]) -> dict[str, object]:
+    """One case: each side's median seconds, the ratio of the best, and what the loop adds."""
+    tokens, flops = work_of(corpus, model)
+    found = [{side: measured(side, corpus, model) for side in sides} for _ in range(rounds)]
+    seconds = {side: statistics.median(one[side][0] for one in found) for side in sides}
+    best = {
+        kind: min((side for side in sides if side.startswith(kind)), key=seconds.__getitem__)
+        for kind in ("ours", "peer")
+    }
+    ratios = [one[best["peer"]][0] / one[best["ours"]][0] for one in found]
+    share = statistics.median(flops / mine / peak for mine, peak in (one[best["ours"]] for one in found))
+    return {
+        "seconds": seconds, "best": best, "times_trainer": statistics.median(ratios), "ratios": ratios,
+        "tokens_per_cpu_second": tokens / seconds[best["ours"]], "share_of_matmul_peak": share,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="JSON lines of text, plain or zstd")
     parser.add_argument("--work", type=Path, help="keep the prepared corpora here")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--eager", action="store_true", help="nobody compiles")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -293,31 +355,36 @@ def main() -> None:
         return
     if not arguments.source:
         parser.error("--source is needed")
-    result: dict[str, object] = {"load_at_start": os.getloadavg()[0], "model": arguments.model, "threads": 1}
-    with tempfile.TemporaryDirectory() as name:
-        work = arguments.work or Path(name)
-        for max_len in BATCH:
-            corpus = prepare(arguments.source.resolve(), work / str(max_len), max_len)
-            tokens, flops = work_of(corpus, arguments.model)
-            rounds = [
-                [measured(task, corpus, arguments.model) for task in ("ours", "peer")] for _ in range(arguments.rounds)
-            ]
-            ratio = statistics.median(theirs / mine for (mine, _), (theirs, _) in rounds)
-            rate = statistics.median(tokens / mine for (mine, _), _ in rounds)
-            share = statistics.median(flops / mine / peak for (mine, peak), _ in rounds)
-            added, _ = measured("overhead", corpus, arguments.model)
-            result[f"{max_len}"] = {
-                "tokens_per_cpu_second": rate, "times_trainer": ratio, "share_of_matmul_peak": share,
-                "loop_overhead": added, "seconds": rounds,
-            }  # fmt: skip
-            print(
-                f"{max_len:4} tokens  {rate:8,.0f} real tokens per CPU second  {ratio:.2f}x Trainer (bar {BAR})  "
-                f"{share:.0%} of the matmul peak  loop adds {added:+.1%} (bar {OVERHEAD_BAR:.0%})",
-                flush=True,
-            )
-    result["load_at_end"] = os.getloadavg()[0]
+    amx = "amx_bf16" in cpu_flags()
+    result: dict[str, object] = {
+        "cpu": cpu_name(), "amx": amx, "precision": str(PRECISION), "load_at_start": os.getloadavg()[0],
+        "model": arguments.model, "threads": 1,
+    }  # fmt: skip
+    compiles = not arguments.eager and any(map(shutil.which, ("g++", "clang++")))
+    sides = ["ours", "peer", *(["ours_compiled", "peer_compiled"] if compiles else [])]
     out = Path(__file__).parent / "results" / "train_cpu.json"
     out.parent.mkdir(exist_ok=True)
+    print(f"{result['cpu']}, AMX: {amx}, {PRECISION}", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        work = arguments.work or Path(name)
+        for max_len, size in BATCH.items():
+            corpus = prepare(arguments.source.resolve(), work / str(max_len), max_len)
+            found = measure(corpus, arguments.model, arguments.rounds, sides)
+            bar = SMALL_BAR if max_len == 32 else AMX_BAR if amx else BAR
+            found["loop_overhead"], _ = measured("overhead", corpus, arguments.model)
+            result[f"{max_len}"] = found
+            print(
+                f"{size} x {max_len:3} tokens  {found['tokens_per_cpu_second']:8,.0f} real tokens per CPU second  "
+                f"{found['times_trainer']:.2f}x Trainer (bar {bar:g})  {found['share_of_matmul_peak']:.0%} of the "
+                f"matmul peak  loop adds {found['loop_overhead']:+.1%} (bar {OVERHEAD_BAR:.0%})  best: {found['best']}",
+                flush=True,
+            )
+            out.write_text(json.dumps(result, indent=1) + "\n")
+        corpus = work / "128"
+        speedups = [ranks_speedup(corpus, arguments.model) for _ in range(arguments.rounds)]
+        print(f"two ranks: {statistics.median(speedups):.2f} times one (bar {RANKS_BAR})")
+        result["two_ranks"] = speedups
+    result["load_at_end"] = os.getloadavg()[0]
     out.write_text(json.dumps(result, indent=1) + "\n")
 
 
