@@ -1,7 +1,7 @@
 """Training on a CPU beside Hugging Face's Trainer: `python benchmarks/train_cpu.py --source books-small.jsonl.zst`.
 
 The same samples of real text, the same model (BERT-mini, vocabulary 30,522, dropout 0.1), one thread, the precision
-that `precision=auto` takes on this CPU; both sides eager and compiled (where there is a C++ compiler), each at its best:
+that `precision=auto` takes here; both sides eager and compiled (where there is a C++ compiler), each at its best:
 
 - ours: the training command (zero=0: as unsharded as the peer), packed rows, MLM head on masked positions;
 - peer: `Trainer` over `BertForPreTraining` with SDPA, under bf16 autocast where that is the precision, rows padded to
