@@ -92,7 +92,7 @@ def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:
         raise UserError("source: no document is left to train on; name files that hold text")
     if tokenizer is None:
         tokenizer = given_tokenizer(plan.config.tokenizer) if plan.config.tokenizer.path else _trained(plan, found)
-    encoder = Encoder(tokenizer.backend)
+    encoder = Encoder(tokenizer.backend, tokenizer.vocabulary)
     dtype = token_dtype(tokenizer.facts.vocab_size)
     survey = Survey(1, tokenizer.backend, tokenizer.facts.unk_id)
     parts = []
