@@ -157,9 +157,9 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def fingerprints(documents: Documents, modulus: int) -> dict[str, Any]:
     """Of the documents of a bucket, those that a hash picks: sentences, runs of tokens, and a sketch of each text.
 
-    For `unpacked`. `lines`: hashes of sentences of eight tokens or more. `runs`: hashes of the 50 tokens from a sentence's start on.
+    `lines`: hashes of sentences of eight tokens or more. `runs`: hashes of the 50 tokens from a sentence's start on.
     `sketches`: three smallest hashes of a document's runs of five tokens (MinHash: equal with the cube of the Jaccard
-    likeness).
+    likeness). All for `unpacked`.
     """
     lines, runs, sketches = [], [], []
     edges_S, edges_D = offsets(documents.lengths_S), offsets(documents.sentences_D)

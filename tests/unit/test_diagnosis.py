@@ -10,7 +10,7 @@ import transformers
 from tokenizers.normalizers import BertNormalizer
 
 from cloze.cli import compose
-from cloze.corpus.diagnosis import NAMES, Finding, Level, from_fingerprints, unpacked, length_guess, stored, warnings
+from cloze.corpus.diagnosis import NAMES, Finding, Level, from_fingerprints, length_guess, stored, warnings
 from cloze.corpus.manifest import Manifest, read_manifest, sealed_json, write_manifest
 from cloze.corpus.report import of_corpus
 from cloze.corpus.scripts import IDEOGRAPH_RANGES, character
