@@ -169,7 +169,7 @@ def _findings(plan: Plan, manifest: Manifest, results: Sequence[Mapping[str, Any
         findings += diagnosis.pairs_guessed(pairs_Nx3[:, :2], pairs_Nx3[:, 2].astype(np.uint8))
     findings += diagnosis.from_fingerprints(
         Counter(unpacked(training, "lines").tolist()),
-        [tuple(sketch) for sketch in unpacked(training, "sketches").reshape(-1, 3).tolist()],
+        [(a, b, c) for a, b, c in unpacked(training, "sketches").reshape(-1, 3).tolist()],
         {*unpacked(training, "runs").tolist()},
         {*unpacked(held_out, "runs").tolist()},
     )

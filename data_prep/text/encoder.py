@@ -320,4 +320,5 @@ def _homes(keys_CxW: Keys, long: Ints) -> Ints:
     mixed_W = keys_CxW[0] * _FACTORS[0]
     mixed_W[long] ^= np.bitwise_xor.reduce(keys_CxW[1:, long] * _FACTORS[1:, None])
     mixed_W >>= np.uint64(64 - _SLOT_BITS)
-    return mixed_W.view(np.int64)
+    homes_W: Ints = mixed_W.view(np.int64)
+    return homes_W
