@@ -68,7 +68,7 @@ def watched(command: Sequence[str], work: Path) -> Row:
                 most["intermediate_bytes"] = max(most["intermediate_bytes"], size)
                 if not most["map_tasks"]:
                     plan = json.loads((work / "plan.json").read_text())
-                    most |= {"map_tasks": len(plan["tasks"]), "buckets": sum(plan["buckets"])}
+                    most.update(map_tasks=len(plan["tasks"]), buckets=sum(plan["buckets"]))
                     most["plan_bytes"] = (work / "plan.json").stat().st_size
             time.sleep(0.5)
 
