@@ -68,7 +68,7 @@ def preview(plan: Plan) -> int:
     growth = plan.text_bytes / max(1, size)
     shards = tokens * growth * _BYTES_A_TOKEN * plan.config.passes / 1e6
     hours = seconds * growth / 3600
-    worker = _WORKER_MB + 1.7 * plan.config.bucket_mib
+    worker = _WORKER_MB + 1.7 * max(plan.config.bucket_mib, plan.text_bytes / plan.num_buckets / 2**20)
     print(f"{read:,} documents, {size / 1e6:,.1f} MB of about {plan.text_bytes / 1e6:,.1f} MB looked at")
     print(f"to expect: shards of about {shards:,.0f} MB, {hours:,.2f} core hours, {worker:,.0f} MB of memory a worker")
     diagnosis.tell(look.findings, plan.config.diagnosis.ignore)
