@@ -2,8 +2,8 @@
 
 BERT's pre-tokenizer breaks at spaces, around punctuation and around ideographs, so the words between are encoded apart
 and remembered. numpy finds the words of a batch, looks all of them up in a hash table of fixed size, and gathers their
-ids; only a word not in the table is worth a line of Python: an ASCII one goes through the WordPiece model, another to
-`tokenizers` whole. Text that spells "[SEP]" is text.
+ids. The vocabulary's whole words are there from the start; only a word not in the table is worth a line of Python: an
+ASCII one goes through the WordPiece model, another to `tokenizers` whole. Text that spells "[SEP]" is text.
 
 Knows one process's table, which outlives tasks; knows nothing of documents.
 
@@ -278,7 +278,7 @@ class _Table:
         There may be more counts and ids than words: those are kept until the next call only.
         """
         begin, end = self._num_ids, self._num_ids + len(ids)
-        if end > len(self.ids):
+        if end >= len(self.ids):  # one to spare: a word without ids may begin at the end
             self.ids = np.concatenate([self.ids[:begin], np.zeros(2 * end - begin, np.uint32)])
         self.ids[begin:end] = ids
         first_F = begin + offsets(counts_F)[:-1]
