@@ -73,16 +73,24 @@ class Memory(NamedTuple):
     optimizer: int
     buffers: int  # of ZeRO's communication
     activations: int
+    update: int = 0  # beside the gradients, when activations are gone
+    in_turns: bool = False  # gradients come as activations go: there are none from micro-batches before
+
+    @property
+    def peak(self) -> int:
+        """Of what tensors hold: where the backward pass begins, or where it has ended."""
+        begun = self.activations + (0 if self.in_turns else self.gradients)
+        return self.weights + self.optimizer + self.buffers + max(begun, self.gradients + self.update)
 
     @property
     def total(self) -> int:
-        return sum(self) + _RESERVED
+        return self.peak + _RESERVED
 
 
 class Shape(NamedTuple):
     """A mean micro-batch."""
 
-    samples: int
+    padded: int  # tokens of the rectangle that holds its samples
     tokens: int
     masked: int
     vocab_rows: int
@@ -91,17 +99,21 @@ class Shape(NamedTuple):
 def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Shape) -> Memory:
     """What the peak of a step holds on one GPU.
 
-    Stage 0 keeps fp32 weights, gradients and two moments (and autocast's copies of the weights). Else weights and
-    gradients are in the run's precision (sums of several micro-batches in fp32), and every rank has its share of fp32
-    masters, two moments and, during the update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the
-    gradients too, stage 3 the weights.
+    Stage 0 keeps fp32 weights, gradients and two moments, and autocast's copies of the weights as long as activations;
+    the embedding matrix gets gradients from both its uses, which are added up. Else weights and gradients are in the
+    run's precision (sums of several micro-batches in fp32), and every rank has its share of fp32 masters, two moments
+    and, during the update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the gradients too, stage
+    3 the weights. LAMB and Muon hold a whole update.
     """
     count, share = num_parameters, -(-num_parameters // world_size)
     size = 4 if config.precision is Precision.fp32 else 2
     activations = activation_bytes(config, shape)
+    update = 0 if config.optim.kind == "adamw" else 4 * share
     if config.zero.stage == 0:
         copies = count * size if size == 2 else 0
-        return Memory(4 * count + copies, 4 * count, 8 * count, 0, activations)
+        added = 8 * shape.vocab_rows * config.model.hidden_size
+        single = config.global_batch_size == config.micro_batch_size * world_size
+        return Memory(4 * count, 4 * count, 8 * count, 0, activations + copies, max(update, added), in_turns=single)
     in_fp32 = sums_in_fp32(config, world_size)
     summed = 4 if in_fp32 else size
     bucket = min(BUCKET_ELEMENTS, count)
@@ -112,7 +124,7 @@ def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Sha
     if config.zero.offload:
         gradients, optimizer = (gradients if in_fp32 and config.zero.stage == 2 else 0), 0
     buffers = 2 * bucket * (summed if config.zero.stage == 1 else size)  # two buckets: one is sent, one filled
-    return Memory(weights, gradients, optimizer, buffers, activations)
+    return Memory(weights, gradients, optimizer, buffers, activations, update)
 
 
 def activation_bytes(config: TrainConfig, shape: Shape) -> int:
@@ -120,8 +132,8 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
 
     A layer of width h and feed-forward width f keeps, per token: its input, q, k, v, the attention's output, what goes
     into and comes out of the norms (8 h together), and f before and after the activation (ModernBERT, gated: 4 f); a
-    byte per element for each of two dropouts; statistics of norms and softmax in fp32. At stage 0 autocast leaves the
-    norms' tensors in fp32. Checkpointing keeps a layer's input, and recomputes one layer at a time.
+    byte per element for each of two dropouts; statistics of norms and softmax in fp32. `sdpa` keeps q, k, v and its
+    output padded, and the output as it is, too. At stage 0 autocast leaves the norms' tensors in fp32. Checkpointing keeps a layer's input, and recomputes one layer at a time.
     """
     from pretrain.model.loss import (
         CHUNK_ELEMENTS,  # here, and below: transformers takes seconds, and --help none of them
@@ -132,7 +144,7 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
     gated = model.architecture is Architecture.modernbert
     layer = size * (8 * h + (4 if gated else 2) * f) + 4 * (model.num_heads + 4)
     if model.attention is Attention.sdpa:
-        layer += size * h  # the output stands there padded and unpadded
+        layer += size * h * (4 * shape.padded // tokens - 3)
     if model.dropout:
         layer += 2 * h if not gated else f
     if config.zero.stage == 0 and size == 2:
@@ -159,7 +171,7 @@ def check_memory(
 
 def shape_of(samples: int, options: PlanConfig, vocab_rows: int) -> Shape:
     tokens = samples * (options.mean_len or options.max_len)
-    return Shape(samples, tokens, round(tokens * options.masking), vocab_rows)
+    return Shape(samples * options.max_len, tokens, round(tokens * options.masking), vocab_rows)
 
 
 def corpus_options(options: PlanConfig, manifest: Manifest) -> PlanConfig:

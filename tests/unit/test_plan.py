@@ -58,7 +58,7 @@ def test_activations_of_a_layer_are_those_autograd_keeps(
         attention=Attention.sdpa, activation_checkpointing=checkpointing,
     )  # fmt: skip
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    shape = plan.Shape(SAMPLES, SAMPLES * LENGTH, 8, 64)
+    shape = plan.Shape(SAMPLES * LENGTH, SAMPLES * LENGTH, 8, 64)
 
     def ours(layers: int) -> int:
         config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", f"precision={precision}"])
