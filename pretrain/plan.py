@@ -35,6 +35,7 @@ from pretrain.telemetry.throughput import GPUS, Gpu, training_flops
 GIB = 2**30
 _RESERVED = int(1.5 * GIB)  # CUDA's context, NCCL's buffers, what the allocator cannot use
 _CAPABILITY = (8, 0)  # all GPUs that are offered here have it, or more
+_WIDE, _MFU_WIDE, _MFU_NARROW = 1024, 0.4, 0.25  # what published runs reached: docs/scaling.md
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -44,7 +45,10 @@ class PlanConfig:
 
     gpus: int = doc("number of GPUs")
     gpu: str = doc("kind of GPU: " + ", ".join(gpu.name for gpu in GPUS if gpu.name))
-    mfu: float = doc("share of the peak that is reached: an assumption; a run logs its own as throughput/mfu")
+    mfu: float = doc(
+        "share of the peak that is reached: an assumption; a run logs its own as throughput/mfu; 0: what published runs "
+        "reached, 0.4 from width 1024 on, else 0.25"
+    )
     max_len: int = doc("tokens of the longest sample; 0: the recipe's, else 128")
     mean_len: int = doc("tokens of a mean sample; 0: all are of max_len")
     vocab_size: int = doc("tokens of the vocabulary")
@@ -54,7 +58,7 @@ class PlanConfig:
         names = [gpu.name for gpu in GPUS if gpu.name]
         if self.gpu not in names:
             raise UserError(f"gpu={self.gpu}: there are {', '.join(names)}")
-        for key, least in (("gpus", 1), ("mfu", 1e-9), ("vocab_size", 1), ("max_len", 0), ("mean_len", 0)):
+        for key, least in (("gpus", 1), ("vocab_size", 1), ("max_len", 0), ("mean_len", 0)):
             if not getattr(self, key) >= least:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
         for key in ("mfu", "masking"):
@@ -62,7 +66,7 @@ class PlanConfig:
                 raise UserError(f"{key}={getattr(self, key)}: must be in [0, 1]")
 
 
-DEFAULTS = PlanConfig(gpus=1, gpu="h200", mfu=0.4, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0)
+DEFAULTS = PlanConfig(gpus=1, gpu="h200", mfu=0.0, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0)
 
 
 class Memory(NamedTuple):
@@ -133,7 +137,8 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
     A layer of width h and feed-forward width f keeps, per token: its input, q, k, v, the attention's output, what goes
     into and comes out of the norms (8 h together), and f before and after the activation (ModernBERT, gated: 4 f); a
     byte per element for each of two dropouts; statistics of norms and softmax in fp32. `sdpa` keeps q, k, v and its
-    output padded, and the output as it is, too. At stage 0 autocast leaves the norms' tensors in fp32. Checkpointing keeps a layer's input, and recomputes one layer at a time.
+    output padded, and the output as it is, too. At stage 0 autocast leaves the norms' tensors in fp32. Checkpointing
+    keeps a layer's input, and recomputes one layer at a time.
     """
     from pretrain.model.loss import (
         CHUNK_ELEMENTS,  # here, and below: transformers takes seconds, and --help none of them
@@ -212,7 +217,8 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
     pairs = batch if config.model.architecture is Architecture.bert else 0
     flops = training_flops(config.model, rows, step.tokens, step.tokens * length, step.masked, pairs)
     peak = gpu.fp32_tflops if config.precision is Precision.fp32 else gpu.peak_tflops
-    seconds = flops / (options.mfu * peak * 1e12 * gpus)
+    mfu = options.mfu or (_MFU_WIDE if config.model.hidden_size >= _WIDE else _MFU_NARROW)
+    seconds = flops / (mfu * peak * 1e12 * gpus)
     steps, batches = run_length(config, seconds)
     hours = batches * seconds / 3600
     return [
@@ -221,7 +227,7 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
         f"batch       {batch:,} = {gpus} {options.gpu} x accumulation {accumulation} x micro-batch "
         f"{config.micro_batch_size}; samples of {length} tokens, {step.masked / batch:.1f} to predict",
         f"step        {step.tokens:,} tokens, {flops / 1e15:.2f} PFLOP",
-        f"speed       {step.tokens / seconds:,.0f} tokens/s, {seconds:.3f} s a step, if MFU is {options.mfu:.0%} of "
+        f"speed       {step.tokens / seconds:,.0f} tokens/s, {seconds:.3f} s a step, if MFU is {mfu:.0%} of "
         f"{peak:.0f} TFLOP/s in {config.precision.value}",
         f"run         {steps:,} steps, {batches * step.tokens / 1e9:,.1f} G tokens, {batches * flops:.2e} FLOP: "
         f"{hours:,.1f} hours, {hours * gpus:,.0f} GPU-hours",

@@ -4,13 +4,13 @@
 right. It is a process of its own, since it makes torch believe in a GPU.
 
 What runs is what runs on a GPU: `Engine` (autocast, loss scale, clipping, the check for what is finite), `PackedBert`,
-`pretraining_loss`, our optimizers, torch's autograd with its thread for the device, and CUDA's own rules of autocast. Left
-out is DeepSpeed, which at stage 0 on one rank only calls the module and the optimizer (`_StageZero`). Operators compute
-shapes, types and devices, no numbers: one that would need a number (`item`, `nonzero`) is noted or raises.
+`pretraining_loss`, our optimizers, torch's autograd with its thread for the device, and CUDA's own rules of autocast.
+Left out is DeepSpeed, which at stage 0 on one rank only calls the module and the optimizer (`_StageZero`). Operators
+compute shapes, types and devices, no numbers: one that would need a number (`item`, `nonzero`) is noted or raises.
 
-What no trace shows: what kernels compute and how fast, their workspaces (flash attention's sums of dq in fp32), what the
-allocator wastes, NCCL, and ZeRO 1 to 3. A wait of the host is seen where data are read or copied, not where a library
-waits by itself.
+What no trace shows: what kernels compute and how fast, their workspaces (flash attention's sums of dq in fp32), what
+the allocator wastes, NCCL, and ZeRO 1 to 3. A wait of the host is seen where data are read or copied, not where a
+library waits by itself.
 """
 
 import ctypes
@@ -48,8 +48,8 @@ BLOCK = 512  # bytes: torch's allocator rounds up to multiples of it
 aten = torch.ops.aten
 
 
-# A torch that was built without CUDA has its operators' shapes and its rules of autocast, but autograd asks for a device
-# guard, and for the kind of accelerator there is. Both are tables of C++ functions, which are filled in here.
+# A torch that was built without CUDA has its operators' shapes and its rules of autocast, but autograd asks for a
+# device guard, and for the kind of accelerator there is. Both are tables of C++ functions, which are filled in here.
 
 
 class _Guard(torch._C._acc.DeviceGuard):
@@ -101,7 +101,7 @@ def believe_in_a_gpu() -> None:
 def _memory_efficient_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, dropout_p: float, scale: float
 ) -> Tensor:
-    """What CUDA chooses where there is a mask: flash attention takes none. (Without CUDA, torch would choose another.)"""
+    """What CUDA chooses where there is a mask, since flash attention takes none. Without CUDA torch chooses another."""
     assert attn_mask.shape[-1] % 16 == 0, "it would be copied to a multiple of 16"
     if attn_mask.dtype is torch.bool:
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
@@ -131,15 +131,18 @@ class Trace(TorchDispatchMode):
                 self.waits.append(f"reads a number: {_caller()}")
             return 1
         out = func(*args, **(kwargs or {}))
-        if func in (aten._to_copy.default, aten.copy_.default):
-            source = args[-1 if func is aten.copy_.default else 0]
-            if isinstance(source, FakeTensor) and out.fake_device != source.fake_device:
-                if not (kwargs or {}).get("non_blocking", False):
-                    self.waits.append(f"copies between devices: {_caller()}")
+        if func is aten._to_copy.default:
+            self._note_copy(args[0], out, (kwargs or {}).get("non_blocking", False))
+        elif func is aten.copy_.default:
+            self._note_copy(args[1], out, len(args) > 2 and args[2])
         for tensor in tree_leaves(out):
             if isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda":
                 self._count(tensor)
         return out
+
+    def _note_copy(self, source: FakeTensor, out: FakeTensor, non_blocking: bool) -> None:
+        if source.fake_device != out.fake_device and not non_blocking:
+            self.waits.append(f"copies between devices: {_caller()}")
 
     def _count(self, tensor: FakeTensor) -> None:
         storage = tensor.untyped_storage()
@@ -227,7 +230,7 @@ def traced(case: dict[str, Any]) -> dict[str, Any]:
             seen.extend([*logits, losses.loss])
             match case.get("fault"):
                 case "item":
-                    seen.append(losses.loss.item())
+                    losses.loss.item()
                 case "copy":
                     losses.loss.cpu()
                 case "nonzero":

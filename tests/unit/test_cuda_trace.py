@@ -53,9 +53,7 @@ MORE_STEPS = {
     "varlen-lamb": case(*SMALL, "precision=bf16", "optim=lamb", "optim.lr=1e-3"),
     "varlen-muon": case(*SMALL, "precision=fp16", "optim=muon"),
     "varlen-accumulated": case(*SMALL, "precision=bf16", "micro_batch_size=4"),
-    "sdpa-recomputed": case(
-        *SMALL, "precision=bf16", "model.attention=sdpa", "model.activation_checkpointing=true"
-    ),
+    "sdpa-recomputed": case(*SMALL, "precision=bf16", "model.attention=sdpa", "model.activation_checkpointing=true"),
 }
 BIAS = case(*SMALL, "precision=bf16", slope=0.5)
 PEAK = large_case("base", 128, 8192, "precision=bf16")
