@@ -64,7 +64,7 @@ def facts_of(model: str) -> TokenizerFacts:
 def micro_batches(model: str, size: int, max_len: int) -> list[MicroBatch]:
     """Four different ones, on the host."""
     rng, facts, made = np.random.default_rng(size), facts_of(model), []
-    masking = Masking(strategy="token", probability=0.15, max_predictions=80, seed=1)
+    masking = Masking(strategy="token", probability=0.15, max_predictions=max(80, max_len // 6), seed=1)
     for number in range(4):
         totals = np.where(rng.random(size) < 0.1, rng.integers(8, max_len, size), max_len)
         lengths = np.stack([totals // 2, totals], axis=1).astype(np.uint16)
@@ -318,7 +318,7 @@ def run_worker(words: Sequence[str], seconds: float) -> Iterator[tuple[str, Any]
     timer.start()
     assert process.stdout
     for line in process.stdout:
-        if line.startswith("["):
+        if line.startswith('["'):  # DeepSpeed's lines begin with [ and a date
             yield tuple(json.loads(line))
     timer.cancel()
     if process.wait():

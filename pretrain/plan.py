@@ -156,8 +156,9 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
         layer += 8 * h
     kept = size * h * model.num_layers + layer if model.activation_checkpointing else layer * model.num_layers
     ends = size * 2 * h + (h if model.dropout else 0)  # embeddings before their norm, the last layer's output
-    logits = shape.masked * shape.vocab_rows  # they, their gradient and its copy with padded rows
-    head = 3 * size * logits + 4 * min(logits, CHUNK_ELEMENTS["cuda"]) + 6 * size * h * shape.masked
+    logits = shape.masked * shape.vocab_rows  # and beside them some of them in fp32, into and out of the softmax
+    fp32 = (8 if size == 2 else 4) * min(logits, CHUNK_ELEMENTS["cuda"])
+    head = size * logits + fp32 + 6 * size * h * shape.masked
     return tokens * (kept + ends) + head
 
 

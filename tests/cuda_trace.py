@@ -177,6 +177,7 @@ class _StageZero:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], **_: Any) -> None:
         self.module, self.optimizer, self._settings = model, optimizer, config
+        self.enable_backward_allreduce, self.dp_world_size = True, 1
         self._last = True
 
     @property
