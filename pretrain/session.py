@@ -37,6 +37,7 @@ from pretrain.evaluate.baseline import held_out_baseline
 from pretrain.evaluate.doctor import Doctor
 from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
+from pretrain.model.compiler import require_compiler
 from pretrain.model.initialize import initialize
 from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
 from pretrain.precision import with_precision
@@ -97,6 +98,8 @@ class Job:
         self.process = dist.start()
         self.config = config = with_precision(config, self.process.device)
         self.process.on_main(dist.check_hostfile)
+        if config.compile:  # before a corpus is copied, which may take hours
+            require_compiler(self.process.device, self.process.log.info)
         check_ranks(config, self.process.world_size)
         held_out_only = data.access is Access.stream  # the rest is streamed
         self.corpus = TrainingCorpus(
