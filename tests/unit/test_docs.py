@@ -26,6 +26,7 @@ from finetune.config import FinetuneConfig, SuiteConfig
 from launch.options import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
+from pretrain.evaluate.config import GrammarConfig
 from tests.support import ROOT, Trainer, environment
 from tests.unit.tiny_bert import write_tiny_bert
 
@@ -34,6 +35,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "data_prep": ("prep", PrepConfig),
     "pretrain.train": ("train", TrainConfig),
+    "pretrain.grammar": ("grammar", GrammarConfig),
     "finetune": ("finetune", FinetuneConfig),
     "finetune.suite": ("suite", SuiteConfig),
 }
@@ -236,7 +238,7 @@ def test_contributing_tells_every_contract_and_room() -> None:
 
 def test_help_is_quick() -> None:
     """It needs neither torch nor transformers, which take seconds; `plan` knows GPUs by way of torch."""
-    quick = ("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite")
+    quick = ("pretrain.export", "pretrain.grammar", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite")
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", source], env=environment(), check=False).returncode == 0, forbidden
