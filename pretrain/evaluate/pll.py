@@ -23,6 +23,7 @@ from cloze.corpus.masking import Masks
 from cloze.corpus.shards import Samples
 from pretrain.data.loader import MicroBatch, bounded, pack
 from pretrain.dist import Process
+from pretrain.model.loss import CHUNK_ELEMENTS
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -156,6 +157,8 @@ class Scorer:
         logits_MxV = self.logits_of(group.batch(self.mask_id).to(self.device))[: len(group.rows)].float()
         index_K = torch.tensor(group.index_K, device=self.device)
         targets_K = torch.tensor(group.targets_K, device=self.device)
-        values_K = logits_MxV[index_K, targets_K] - logits_MxV.logsumexp(-1)[index_K]
+        rows = max(1, CHUNK_ELEMENTS[self.device.type] // logits_MxV.shape[1])  # in the cache, pass after pass
+        norms_M = torch.cat([part.logsumexp(-1) for part in torch.split(logits_MxV, rows)])
+        values_K = logits_MxV[index_K, targets_K] - norms_M[index_K]
         found: F64 = values_K.double().cpu().numpy()
         return found

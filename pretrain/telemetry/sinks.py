@@ -178,7 +178,8 @@ class WandbSink:
         self._run.log({**metrics, "step": step})
         if evaluation := {key: value for key, value in metrics.items() if key.startswith("eval/")}:
             same = self._evaluation if self._evaluation.get("step") == step else {}  # of one step there may be two
-            self._evaluation = same | {"step": step, **{key: metrics[key] for key in AXES if key in metrics}, **evaluation}
+            axes = {key: metrics[key] for key in AXES if key in metrics}
+            self._evaluation = {**same, "step": step, **axes, **evaluation}
 
     def rollback(self, step: int) -> None:
         """Nothing: our own step axis may fall."""

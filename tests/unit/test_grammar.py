@@ -7,7 +7,7 @@ import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from cloze.corpus.tokenizer import load_tokenizer
 from cloze.errors import UserError
 from pretrain import grammar
 from pretrain.config import Attention
+from pretrain.data.loader import MicroBatch
 from pretrain.evaluate import held_out_text, minimal_pairs
 from pretrain.evaluate.frequencies import log_likelihoods, token_counts
+from pretrain.evaluate.last_layer import masked_logits
 from pretrain.evaluate.pair_files import Pair, Paradigm, read_paradigms
 from pretrain.evaluate.pll import UNIT, Encoded, Metric, Scorer, encode
 from pretrain.export.hugging_face import load_packed
@@ -51,13 +53,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache
 def scorer_of(folder: Path, kernel: Attention = Attention.sdpa, row_tokens: int = 100) -> tuple[Scorer, Any]:
     module, tokenizer = load_packed(folder, kernel)
-    return scorer(module, row_tokens), tokenizer
+    return scorer(masked_logits(module), row_tokens), tokenizer
 
 
-def scorer(module: PackedBert, row_tokens: int = 100, **options: Any) -> Scorer:
+def scorer(logits_of: Callable[[MicroBatch], torch.Tensor], row_tokens: int = 100, **options: Any) -> Scorer:
     cpu = torch.device("cpu")
     return Scorer(
-        logits_of=lambda batch: module(batch)[0], mask_id=MASK, max_positions=64, row_tokens=row_tokens, device=cpu,
+        logits_of=logits_of, mask_id=MASK, max_positions=64, row_tokens=row_tokens, device=cpu,
         **options,
     )  # fmt: skip
 
@@ -116,7 +118,7 @@ def test_modernbert_is_scored_too(tmp_path: Path, model: Path) -> None:
         sep_token_id=3,
     )  # fmt: skip
     plain = ModernBertForMaskedLM(config).eval()
-    packed = scorer(PackedBert.of(copy.deepcopy(plain), Attention.sdpa))
+    packed = scorer(masked_logits(PackedBert.of(copy.deepcopy(plain), Attention.sdpa)))
     encoded = encode(load_tokenizer(model).backend, ["good films met a bading film . " * 3])
     found = packed.score([encoded], list(Metric)) * UNIT
     np.testing.assert_allclose(found[0], [slowly(plain, encoded[0], metric) for metric in Metric], atol=1e-4)
@@ -137,13 +139,15 @@ def test_ranks_share_the_rows_and_their_sums_are_the_same_to_the_bit(model: Path
     module, tokenizer = load_packed(model, Attention.cpu)
     texts = encode(tokenizer.backend_tokenizer, ["goods met a film", "good met films", "bad", "rome was filmed"])
     units = [texts[:2], texts[2:]]
-    alone = scorer(module, row_tokens).score(units, list(Metric))
+
+    def run(batch: MicroBatch) -> torch.Tensor:
+        return module(batch)[0]
+
+    alone = scorer(run, row_tokens).score(units, list(Metric))
     for world_size in (2, 3):
         ticks: list[list[int]] = [[] for _ in range(world_size)]
         shares = [
-            scorer(
-                module, row_tokens, process=OneOf(rank, world_size), tick=functools.partial(ticks[rank].append, rank)
-            )
+            scorer(run, row_tokens, process=OneOf(rank, world_size), tick=functools.partial(ticks[rank].append, rank))
             for rank in range(world_size)
         ]
         total = sum(one.score(units, list(Metric)) for one in shares)
@@ -154,8 +158,8 @@ def test_ranks_share_the_rows_and_their_sums_are_the_same_to_the_bit(model: Path
 def test_a_row_that_two_sentences_share_is_run_once(model: Path) -> None:
     seen = []
     module, tokenizer = load_packed(model, Attention.sdpa)
-    packed = scorer(module, 10_000)
-    object.__setattr__(packed, "logits_of", lambda batch: (seen.append(len(batch.cu_seqlens) - 1), module(batch)[0])[1])
+    run = masked_logits(module)
+    packed = scorer(lambda batch: (seen.append(len(batch.cu_seqlens) - 1), run(batch))[1], 10_000)
     pair = encode(tokenizer.backend_tokenizer, ["ann met bob", "ann was bob"])
     scores = packed.score([pair], list(Metric))
     assert seen == [5]  # three a sentence, of which "ann [MASK] bob" is of both
