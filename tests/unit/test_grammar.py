@@ -485,6 +485,7 @@ def test_mistakes_of_the_command(
 def test_scores_are_those_of_minicons(model: Path) -> None:
     scorers = pytest.importorskip("minicons.scorer")
     packed, tokenizer = scorer_of(model)
+    tokenizer.batch_encode_plus = tokenizer.__call__  # it is gone from transformers 5, and minicons calls it
     texts = ["good films met a bading film .", "rome", "annsed met bob's film"]
     theirs = scorers.MaskedLMScorer(AutoModelForMaskedLM.from_pretrained(model), "cpu", tokenizer=tokenizer)
     ours = packed.score([encode(tokenizer.backend_tokenizer, texts)], list(Metric)) * UNIT
