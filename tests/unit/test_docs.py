@@ -26,6 +26,7 @@ from finetune.config import FinetuneConfig, SuiteConfig
 from launch.options import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
+from pretrain.evaluate.config import GrammarConfig
 from tests.support import ROOT, Trainer, environment
 from tests.unit.tiny_bert import write_tiny_bert
 
@@ -34,6 +35,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "data_prep": ("prep", PrepConfig),
     "pretrain.train": ("train", TrainConfig),
+    "pretrain.grammar": ("grammar", GrammarConfig),
     "finetune": ("finetune", FinetuneConfig),
     "finetune.suite": ("suite", SuiteConfig),
 }
@@ -239,6 +241,7 @@ def test_help_is_quick() -> None:
     quick = (
         "pretrain.train",
         "pretrain.export",
+        "pretrain.grammar",
         "finetune.compress",
         "finetune.probe",
         "finetune.__main__",
