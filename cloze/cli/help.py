@@ -26,6 +26,7 @@ def help_text(config_name: str, schema: type[Any], overrides: Sequence[str] = ()
         "train": "deepspeed pretrain/train.py",
         "suite": "python -m finetune.suite",
         "grammar": "python -m pretrain.grammar",
+        "predict": "python -m finetune.predict",
     }
     command = commands.get(config_name, f"python -m {config_name}")
     lines = [f"{command} [key=value ...]"]

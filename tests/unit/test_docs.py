@@ -22,7 +22,7 @@ from cloze import cli
 from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
 from docs import hooks
-from finetune.config import FinetuneConfig, SuiteConfig
+from finetune.config import FinetuneConfig, PredictConfig, SuiteConfig
 from launch.options import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
@@ -38,6 +38,7 @@ SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "pretrain.grammar": ("grammar", GrammarConfig),
     "finetune": ("finetune", FinetuneConfig),
     "finetune.suite": ("suite", SuiteConfig),
+    "finetune.predict": ("predict", PredictConfig),
 }
 OTHER_PROGRAMS = {"cd", "curl", "git", "grep", "pytest", "ray", "ssh", "wandb", ".venv/bin/pre-commit"}
 NOT_RUN = "<!-- not run"
@@ -246,6 +247,7 @@ def test_help_is_quick() -> None:
         "finetune.probe",
         "finetune.__main__",
         "finetune.suite",
+        "finetune.predict",
     )
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"
@@ -349,6 +351,8 @@ def test_the_walk_through_runs(
 
 TASKS = {  # files that docs/finetuning.md names, for a tiny model
     "a.tsv": "sentence\tlabel\n" + "good film\tx\nbad film\ty\n" * 4,
+    "reviews.tsv": "sentence\ngood film\n",
+    "glue/rte/test.tsv": "index\tsentence1\tsentence2\n0\tgood\tfilm\n",
     "glue/rte/train.tsv": "sentence1\tsentence2\tlabel\n" + "good\tfilm\tentailment\nbad\tfilm\tnot_entailment\n" * 4,
 }
 
@@ -372,6 +376,7 @@ def test_the_blocks_of_fine_tuning_run(
     for made in ("out/sst2/model.safetensors", "out/grid/5e-05-32/metrics.json", "out/glue/results.md"):
         assert (tmp_path / made).is_file(), made
     assert (tmp_path / "out" / "sst2-onnx" / "model-int8.onnx").is_file()
+    assert re.fullmatch(r"index\tprediction\n0\t(not_)?entailment\n", (tmp_path / "submission/RTE.tsv").read_text())
 
 
 def test_blocks_are_run_or_say_why_not() -> None:
