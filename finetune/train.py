@@ -8,7 +8,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Prepared:
     collate: Any
     decide: Callable[[Any, Any], Sequence[Any]]
     score: Callable[[Sequence[Any]], Scores]
+    loss: Callable[[Any, Mapping[str, Any]], Any] | None = None  # of outputs and inputs; None: the model tells its own
     label_columns: Sequence[str] = ("labels",)
     num_labels: int | None = None  # None: no labels to weigh
     teacher: Any = None
@@ -112,8 +113,8 @@ def load_model(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | N
         return auto_class.from_config(shape)
     with loading(folder):
         model, told = auto_class.from_pretrained(folder, config=shape, dtype=torch.float32, output_loading_info=True)
-    encoder = f"{model.base_model_prefix}."
-    if missing := sorted(key for key in told["missing_keys"] if key.startswith(encoder) and ".pooler." not in key):
+    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    if missing := sorted(key for key in told["missing_keys"] if key.startswith(encoder) and "pooler." not in key):
         raise UserError(
             f"model={folder}: has no {missing[0]}, nor {len(missing) - 1} other weights of the encoder, which would be "
             f"random; are its names those of {type(model).__name__}? Or ask for random weights by init=random"
@@ -159,6 +160,7 @@ class TaskTrainer(Trainer):
     def __init__(self, config: FinetuneConfig, prepared: Prepared, **rest: Any) -> None:
         super().__init__(**rest)
         self.cloze, self.layers = config, self.model.config.num_hidden_layers
+        self.task_loss = prepared.loss
         self.weights: Tensor | None = None
         if config.loss.balanced and prepared.num_labels:
             labels = [torch.as_tensor(row["labels"]).reshape(-1) for row in prepared.train]
@@ -177,6 +179,10 @@ class TaskTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **rest: Any) -> Any:
+        if self.task_loss is not None:
+            outputs = model(**{name: value for name, value in inputs.items() if name not in self.args.label_names})
+            value = self.task_loss(outputs, inputs)
+            return (value, outputs) if return_outputs else value
         loss, crf = self.cloze.loss, self.cloze.head is Head.crf
         if not model.training or (loss.is_plain and self.teacher is None and not crf):
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **rest)

@@ -36,14 +36,28 @@ def interval(scores_B: Floats) -> Interval:
     return Interval(float(scores_B[0]), float(low), float(high))
 
 
+def times_drawn(drawn_BxN: npt.NDArray[np.int64]) -> Floats:
+    """How often each example was drawn, f64 [B, N]."""
+    num_examples = drawn_BxN.shape[1]
+    return np.stack([np.bincount(drawn_N, minlength=num_examples) for drawn_N in drawn_BxN]).astype(np.float64)
+
+
 def spearman(gold_N: Floats, given_N: Floats, drawn_BxN: npt.NDArray[np.int64]) -> Floats:
     """Spearman's rank correlation of each draw, [B]; equal numbers share their mean rank; 0 where one does not vary."""
-    from scipy.stats import rankdata
+    times_BxN = times_drawn(drawn_BxN)
+    num_examples = drawn_BxN.shape[1]
+    a_BxN, b_BxN = (_ranks(values_N, times_BxN) - (num_examples + 1) / 2 for values_N in (gold_N, given_N))
+    scale_B = np.sqrt((times_BxN * a_BxN**2).sum(1) * (times_BxN * b_BxN**2).sum(1))
+    products_B = (times_BxN * a_BxN * b_BxN).sum(1)
+    return np.asarray(np.divide(products_B, scale_B, out=np.zeros_like(scale_B), where=scale_B > 0))
 
-    scores_B = np.empty(len(drawn_BxN))
-    for b, drawn_N in enumerate(drawn_BxN):  # a matrix of all ranks would be large, and no quicker
-        a_N, b_N = rankdata(gold_N[drawn_N]), rankdata(given_N[drawn_N])
-        a_N, b_N = a_N - a_N.mean(), b_N - b_N.mean()
-        scale = np.sqrt((a_N @ a_N) * (b_N @ b_N))
-        scores_B[b] = a_N @ b_N / scale if scale else 0.0
-    return scores_B
+
+def _ranks(values_N: Floats, times_BxN: Floats) -> Floats:
+    """The rank that each example has in each draw, [B, N]: sorted once, not in each draw."""
+    order_N = np.argsort(values_N, kind="stable")
+    starts = np.flatnonzero(np.diff(values_N[order_N], prepend=-np.inf))  # of runs of equal numbers
+    runs_BxR = np.add.reduceat(times_BxN[:, order_N], starts, axis=1)
+    ranks_BxR = np.cumsum(runs_BxR, axis=1) - (runs_BxR - 1) / 2
+    run_N = np.empty(len(values_N), np.int64)
+    run_N[order_N] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(values_N)))
+    return np.asarray(ranks_BxR[:, run_N])

@@ -127,6 +127,8 @@ def _sampled(task: str, train_files: Sequence[str], test_files: Sequence[str], c
                 f"{files[0]}: has labels that are not in {train_files[0]}: {', '.join(sorted(map(str, unseen))[:5])}"
             )
         seen |= labels
+        if len(seen) < 2:
+            raise UserError(f"{files[0]}: has one label only, {next(iter(seen))!r}; there is nothing to learn")
         order = rng.permutation(len(examples))
         if is_tagged:
             ends = np.cumsum([len(examples[at].texts) for at in order])
@@ -134,8 +136,6 @@ def _sampled(task: str, train_files: Sequence[str], test_files: Sequence[str], c
         else:
             order = order[: config.samples]
         parts.append([examples[at] for at in order])
-    if len(seen) < 2:
-        raise UserError(f"{train_files[0]}: has one label only, {next(iter(seen))!r}; there is nothing to learn")
     both = [example for part in parts for example in part]
     return _Set(task=task, examples=both, num_train=len(parts[0]) if test_files else 0, where=train_files[0])
 
@@ -143,7 +143,7 @@ def _sampled(task: str, train_files: Sequence[str], test_files: Sequence[str], c
 def _probe(one: _Set, encoder: Encoder, others: Sequence[Encoder], config: ProbesConfig) -> list[ProbeResult]:
     log.info(f"{one.task}: {len(one.examples):,} examples, {1 + len(others)} models")
     metric = PROBES[one.task].metric
-    vectors = [_vectors(one, each, config) for each in (encoder, *others)]
+    vectors = [_vectors(one, each, config, one.where if each is encoder else "") for each in (encoder, *others)]
     example_M, labels = vectors[0].example_M, vectors[0].labels
     is_train_M = example_M < one.num_train
     tested = np.arange(len(one.examples))[one.num_train :]
@@ -189,16 +189,16 @@ def _result(task: str, metric: str, facts: tuple[int, int, float], answers: Sequ
     return ProbeResult(task, _NAMES[metric], *facts, layers)
 
 
-def _vectors(one: _Set, encoder: Encoder, config: ProbesConfig) -> _Vectors:
+def _vectors(one: _Set, encoder: Encoder, config: ProbesConfig, name: str) -> _Vectors:
     examples = one.examples
     if PROBES[one.task].metric == "tag_f1":
-        encoded = encode(encoder, [example.texts for example in examples], one.where)
+        encoded = encode(encoder, [example.texts for example in examples], name)
         states, kept = word_states(encoder, encoded)
         example_M = np.repeat(np.arange(len(examples)), [len(words) for words in kept])
         tags = [example.label[word] for example, words in zip(examples, kept, strict=True) for word in words]  # type: ignore[index]
         return _Vectors(states, None, example_M, tags)
     sides = [
-        text_states(encoder, encode(encoder, texts, one.where), config.pooling)
+        text_states(encoder, encode(encoder, texts, name), config.pooling)
         for texts in zip(*(example.texts for example in examples), strict=True)
     ]
     labels = [example.label for example in examples]
@@ -284,14 +284,13 @@ class _Confusion:
 
     def __init__(self, metric: str, names: Sequence[str], drawn_BxN: Draws, unit_M: npt.NDArray[np.int64]) -> None:
         self._metric, self._names, self._unit_M = metric, names, unit_M
-        num_units = drawn_BxN.shape[1]
-        self._times_BxN = np.stack([np.bincount(drawn_N, minlength=num_units) for drawn_N in drawn_BxN])
+        self._times_BxN = confidence.times_drawn(drawn_BxN)
 
     def scores(self, gold_M: npt.NDArray[np.int64], given_M: npt.NDArray[np.int64]) -> Floats:
         num_labels = len(self._names)
         counts = np.zeros((self._times_BxN.shape[1], num_labels * num_labels))
         np.add.at(counts, (self._unit_M, gold_M * num_labels + given_M), 1)
-        drawn = (self._times_BxN.astype(np.float64) @ counts).reshape(-1, num_labels, num_labels)
+        drawn = (self._times_BxN @ counts).reshape(-1, num_labels, num_labels)
         if self._metric == "matthews":
             return matthews(drawn)
         if self._metric == "tag_f1":

@@ -82,7 +82,7 @@ def random_encoder(encoder: Encoder, seed: int) -> Encoder:
 
 def encode(encoder: Encoder, texts: Sequence[str] | Sequence[Sequence[str]], name: str) -> Encoded:
     """Tokens of texts, or of texts that are cut into words already. `name` is theirs, for warnings: of texts that are
-    too long and are cut, of a tokenizer that knows little of them.
+    too long and are cut, of a tokenizer that knows little of them; empty: nobody is warned (again).
     """
     tokenizer, into_words = encoder.tokenizer, not isinstance(texts[0], str)
     if into_words and "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer):
@@ -94,13 +94,13 @@ def encode(encoder: Encoder, texts: Sequence[str] | Sequence[Sequence[str]], nam
         max_length=encoder.max_len,
     )
     longest = sum(len(ids) == encoder.max_len for ids in encoded["input_ids"])
-    if longest:
+    if name and longest:
         log.warning(
             f"{name}: {longest} of {len(texts)} texts have {encoder.max_len} tokens or more; the rest is cut off"
         )
     ids = np.concatenate([np.asarray(row) for row in encoded["input_ids"]])
     unknown = float(np.mean(ids == tokenizer.unk_token_id)) if tokenizer.unk_token_id is not None else 0.0
-    if unknown > _MUCH_UNKNOWN:
+    if name and unknown > _MUCH_UNKNOWN:
         log.warning(f"{name}: {unknown:.0%} of the tokens are unknown to the tokenizer of {encoder.folder}")
     words = [encoded.word_ids(i) for i in range(len(texts))] if into_words else None
     return Encoded(columns={key: encoded[key] for key in tokenizer.model_input_names}, words=words)
