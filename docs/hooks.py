@@ -13,10 +13,11 @@ from typing import Any
 from cloze import cli
 from cloze.schema import CONF
 from data_prep.config import PrepConfig
-from finetune.config import FinetuneConfig, SuiteConfig
+from finetune.config import EmbeddingsConfig, FinetuneConfig, SuiteConfig
 from launch.options import HELP
 from pretrain import plan
 from pretrain.config import TrainConfig
+from pretrain.evaluate.frozen_config import ProbesConfig, WordsConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/cloze-pretrain/cloze/blob/main/"
@@ -27,6 +28,15 @@ COMMANDS = (
     ("Pretraining", "deepspeed pretrain/train.py key=value …", "train", TrainConfig, CONF),
     ("Fine-tuning", "python -m finetune key=value …", "finetune", FinetuneConfig, CONF / "finetune"),
     ("Suites of tasks", "python -m finetune.suite key=value …", "suite", SuiteConfig, CONF / "finetune"),
+    (
+        "Evaluating embeddings",
+        "python -m finetune.embeddings key=value …",
+        "embeddings",
+        EmbeddingsConfig,
+        CONF / "finetune",
+    ),
+    ("Frozen probes", "python -m pretrain.probes key=value …", "probes", ProbesConfig, CONF / "evaluate"),
+    ("Words", "python -m pretrain.words key=value …", "words", WordsConfig, CONF / "evaluate"),
 )
 WITH_ARGUMENTS = (
     *("data_prep.verify", "data_prep.peek", "data_prep.report", "pretrain.checkpoint", "pretrain.report"),

@@ -4,7 +4,6 @@ A family of tasks gives a `Prepared`: its data as features, a way to make its mo
 """
 
 import json
-import os
 import shutil
 import statistics
 import time
@@ -33,6 +32,7 @@ from cloze.log import log
 from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
 from finetune.data import sha256
 from finetune.length import fitted
+from finetune.ranks import as_rank, world_size
 from finetune.techniques import losses
 from finetune.techniques.adversary import add_adversarial_gradients
 from finetune.techniques.distillation import Teacher
@@ -218,8 +218,11 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
     `prepare` stands in for that of the task's family.
     Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("fine-tuning is one process that uses every GPU it sees: start it by `python -m finetune`")
+    with as_rank(config) as own:
+        return _run(own, prepare)
+
+
+def _run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | None) -> Scores:
     out = Path(config.out)
     refuse_occupied(out, "out=")
     be_quiet()
@@ -285,7 +288,8 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
 
 
 def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
-    steps = -(-len(prepared.train) // (config.batch_size * max(1, torch.cuda.device_count()))) * config.epochs
+    devices = world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+    steps = -(-len(prepared.train) // (config.batch_size * devices)) * config.epochs
     often = "epoch" if config.patience else "no"
     return TrainingArguments(
         output_dir=str(folder),

@@ -1,6 +1,6 @@
 """Entry: `python -m pretrain.probes model=out/books data=probes`: what each layer of a frozen encoder knows.
 
-Prints a table for each task, over layers, beside random weights of the same architecture (docs/evaluation.md).
+Prints a table for each task, over layers, beside random weights of the same architecture (docs/finetuning.md).
 """
 
 import sys

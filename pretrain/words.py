@@ -1,7 +1,7 @@
 """Entry: `python -m pretrain.words model=out/books words=[king,paris]`: what the input embeddings know of words.
 
 Prints the nearest neighbours beside those of random weights, and word similarity where pairs are at hand
-(docs/evaluation.md).
+(docs/finetuning.md).
 """
 
 import sys

@@ -204,7 +204,7 @@ def _require_dropout(model: Any) -> None:
         )
 
 
-EMBEDDING = Family(prepare=prepare, read=read, options=frozenset({"embedding"}))
+EMBEDDING = Family(prepare=prepare, read=read, options=frozenset({"embedding", "ranks"}))
 
 TASKS: Mapping[str, Task] = {
     "embedding": Task(

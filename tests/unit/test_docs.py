@@ -22,10 +22,11 @@ from cloze import cli
 from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
 from docs import hooks
-from finetune.config import FinetuneConfig, SuiteConfig
+from finetune.config import EmbeddingsConfig, FinetuneConfig, SuiteConfig
 from launch.options import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
+from pretrain.evaluate.frozen_config import ProbesConfig, WordsConfig
 from tests.support import ROOT, Trainer, environment
 from tests.unit.tiny_bert import write_tiny_bert
 
@@ -36,6 +37,9 @@ SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "pretrain.train": ("train", TrainConfig),
     "finetune": ("finetune", FinetuneConfig),
     "finetune.suite": ("suite", SuiteConfig),
+    "finetune.embeddings": ("embeddings", EmbeddingsConfig),
+    "pretrain.probes": ("probes", ProbesConfig),
+    "pretrain.words": ("words", WordsConfig),
 }
 OTHER_PROGRAMS = {"cd", "curl", "git", "grep", "pytest", "ray", "ssh", "wandb", ".venv/bin/pre-commit"}
 NOT_RUN = "<!-- not run"
@@ -237,6 +241,7 @@ def test_contributing_tells_every_contract_and_room() -> None:
 def test_help_is_quick() -> None:
     """It needs neither torch nor transformers, which take seconds; `plan` knows GPUs by way of torch."""
     quick = ("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite")
+    quick += ("finetune.embeddings", "pretrain.probes", "pretrain.words")
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", source], env=environment(), check=False).returncode == 0, forbidden
