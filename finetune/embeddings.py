@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError, first_line
+from cloze.log import log
 from finetune.config import EmbeddingsConfig
 from finetune.data import Dataset
 from finetune.families.embedding import JUDGED, judged
@@ -52,7 +53,10 @@ def run(config: EmbeddingsConfig) -> int:
     random = [random_encoder(encoder, config.seed + number) for number in range(config.random_seeds)]
 
     def vectors(one: "Encoder", texts: Sequence[str], name: str) -> Floats:
-        return text_vectors(one, encode(one, texts, name if one is encoder else ""), pooling)
+        found = text_vectors(one, encode(one, texts, name if one is encoder else ""), pooling)
+        if one is encoder:
+            _check(found, name)
+        return found
 
     models = [encoder, *random]
     for path, (texts, scores) in pairs.items():
@@ -63,6 +67,14 @@ def run(config: EmbeddingsConfig) -> int:
         names = ["ndcg@10", "recall@1", "recall@10", "recall@100"]
         print(_table(name, names, _retrieval(data, models, vectors, config)))
     return ExitCode.OK
+
+
+def _check(vectors_NH: Floats, name: str) -> None:
+    """Warn of vectors of length 0. Raises `UserError` where some are no numbers."""
+    if not np.isfinite(vectors_NH).all():
+        raise UserError(f"{name}: vectors of the model are not finite; its training diverged, or its file is damaged")
+    if num_zero := int((~vectors_NH.any(axis=1)).sum()):
+        log.warning(f"{name}: {num_zero} of {len(vectors_NH)} vectors have length 0: they are like no other")
 
 
 def read_judged(path: str) -> tuple[list[tuple[str, ...]], list[float]]:

@@ -25,6 +25,9 @@ _TRIPLE, _PAIR = ("anchor", "positive", "negative"), ("anchor", "positive")
 _SINGLES = (("sentence",), ("text",))
 JUDGED = (("sentence1", "sentence2", "score"), ("sentence1", "sentence2", "label"))
 
+_SHOWN = 10  # texts that are looked at of those that are found
+_BLOCK = 1024  # texts that look at once
+
 Texts = tuple[str, ...]
 
 
@@ -95,17 +98,8 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
     from pretrain.evaluate.frozen_config import Pooling
 
     train_set, dev_set = both_sets(config)
-    train = groups(train_set, config)
-    if config.task == "embedding":
-        pairs, scores = judged(dev_set)
-    else:
-        pairs, scores = [texts[:2] for texts in groups(dev_set, config)], []
-        if len(pairs[0]) < 2:
-            raise UserError(f"{dev_set.name}: pairs are needed, anchor and positive; single texts cannot be scored")
+    train, dev = groups(train_set, config), _questions(dev_set, config)
     tokenizer = load_encoder_tokenizer(config)
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-    places = {text: place for place, text in enumerate(texts)}
-    places_Nx2 = np.asarray([[places[text] for text in pair] for pair in pairs])
     pooling = config.embedding.pooling or pooling_of(Path(config.model)) or Pooling.mean
     temperature = config.embedding.temperature or TEMPERATURE
 
@@ -130,55 +124,82 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         num_anchors = len(inputs["input_ids"]) // num_groups
         return batch_loss(outputs["vectors"], inputs["input_ids"], tokenizer.pad_token_id, num_anchors, temperature)
 
-    def score(answers: Sequence[Any]) -> "Scores":
-        vectors_MH = np.asarray(answers)
-        return similarity_scores(vectors_MH, places_Nx2, scores) if scores else finding_scores(vectors_MH, places_Nx2)
-
     return Prepared(
         tokenizer=tokenizer,
         make_model=make_model,
         train=_grouped(train, tokenizer, config.max_len),
-        dev=_encoded(texts, tokenizer, config.max_len),
+        dev=_encoded(dev.texts, tokenizer, config.max_len),
         collate=collate,
-        decide=lambda vectors_MH, _: vectors_MH,
-        score=score,
+        decide=lambda vectors_MH, _: dev.answers(unit(vectors_MH)),
+        score=dev.score,
         loss=loss,
-        facts={"dev_examples": len(pairs), "pooling": pooling.value, "temperature": temperature},
+        facts={"dev_examples": len(dev.pairs), "pooling": pooling.value, "temperature": temperature},
     )
 
 
-def similarity_scores(
-    vectors_MH: npt.NDArray[np.float32], places_Nx2: npt.NDArray[np.int64], judged_N: Sequence[float]
-) -> "Scores":
-    """Spearman's and Pearson's correlation of cosines and judgement; 0 where either does not vary."""
-    from finetune.families.classification import correlations
+class Similarity:
+    """Judged pairs. The answers are cosines."""
 
-    unit_MH = _unit(vectors_MH)
-    cosines_N = (unit_MH[places_Nx2[:, 0]] * unit_MH[places_Nx2[:, 1]]).sum(1).astype(np.float64)
-    found = correlations(np.asarray(judged_N, np.float64), cosines_N)
-    return {name: found[name] for name in ("spearman", "pearson")}
+    def __init__(self, pairs: Sequence[Texts], judged_N: Sequence[float]) -> None:
+        self.pairs, self._judged_N = pairs, np.asarray(judged_N, np.float64)
+        self.texts, self._places_Nx2 = _different(pairs)
 
+    def answers(self, unit_MH: npt.NDArray[np.float32]) -> list[float]:
+        first_N, second_N = self._places_Nx2.T
+        return [float(cosine) for cosine in (unit_MH[first_N] * unit_MH[second_N]).sum(1)]
 
-def finding_scores(vectors_MH: npt.NDArray[np.float32], places_Nx2: npt.NDArray[np.int64]) -> "Scores":
-    """Each anchor looks for its own among all positives: nDCG at 10, recall at 1 and at 10 (one text is right)."""
-    unit_MH = _unit(vectors_MH)
-    candidates = np.unique(places_Nx2[:, 1])
-    right_N = np.searchsorted(candidates, places_Nx2[:, 1])
-    ranks = []
-    for start in range(0, len(right_N), 1024):
-        scores_BC = unit_MH[places_Nx2[start : start + 1024, 0]] @ unit_MH[candidates].T
-        own_B = scores_BC[np.arange(len(scores_BC)), right_N[start : start + 1024]]
-        ranks.append((scores_BC >= own_B[:, None]).sum(1))  # of equals the worst: vectors that are all one find nothing
-    ranks_N = np.concatenate(ranks)
-    gains_N = np.where(ranks_N <= 10, 1 / np.log2(ranks_N + 1), 0)
-    return {
-        "ndcg@10": float(gains_N.mean()),
-        "recall@1": float((ranks_N == 1).mean()),
-        "recall@10": float((ranks_N <= 10).mean()),
-    }
+    def score(self, cosines: Sequence[float]) -> "Scores":
+        """Spearman's and Pearson's correlation with judgement; 0 where either does not vary."""
+        from finetune.families.classification import correlations
+
+        found = correlations(self._judged_N, np.asarray(cosines, np.float64))
+        return {name: found[name] for name in ("spearman", "pearson")}
 
 
-def _unit(vectors_MH: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+class Finding:
+    """Pairs, of which the first looks for the second among those of all. The answers are the ten that it finds."""
+
+    def __init__(self, pairs: Sequence[Texts]) -> None:
+        self.pairs = pairs
+        self.texts, self._places_Nx2 = _different(pairs)
+
+    def answers(self, unit_MH: npt.NDArray[np.float32]) -> list[list[str]]:
+        candidates = np.unique(self._places_Nx2[:, 1])
+        found: list[list[str]] = []
+        for start in range(0, len(self.pairs), _BLOCK):
+            scores_BC = unit_MH[self._places_Nx2[start : start + _BLOCK, 0]] @ unit_MH[candidates].T
+            order_BK = np.argsort(-scores_BC, axis=1, kind="stable")[:, :_SHOWN]
+            found += [[self.texts[place] for place in candidates[row]] for row in order_BK]
+        return found
+
+    def score(self, answers: Sequence[Sequence[str]]) -> "Scores":
+        """nDCG@10 (one text is right: 1 / log2(1 + rank)), recall@1 and recall@10."""
+        right = [pair[1] for pair in self.pairs]
+        ranks = [found.index(text) + 1 if text in found else 0 for found, text in zip(answers, right, strict=True)]
+        return {
+            "ndcg@10": float(np.mean([1 / np.log2(rank + 1) if rank else 0 for rank in ranks])),
+            "recall@1": float(np.mean([rank == 1 for rank in ranks])),
+            "recall@10": float(np.mean([rank > 0 for rank in ranks])),
+        }
+
+
+def _questions(dataset: Dataset, config: "FinetuneConfig") -> Similarity | Finding:
+    if config.task == "embedding":
+        return Similarity(*judged(dataset))
+    pairs = [texts[:2] for texts in groups(dataset, config)]
+    if len(pairs[0]) < 2:
+        raise UserError(f"{dataset.name}: pairs are needed, anchor and positive; single texts cannot be scored")
+    return Finding(pairs)
+
+
+def _different(pairs: Sequence[Texts]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """The different texts of all pairs, and the places of each pair's among them, [N, 2]."""
+    places: dict[str, int] = {}
+    found = [[places.setdefault(text, len(places)) for text in pair] for pair in pairs]
+    return list(places), np.asarray(found, np.int64)
+
+
+def unit(vectors_MH: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Rows of length 1; those of length 0 stay."""
     return np.asarray(vectors_MH / np.maximum(np.linalg.norm(vectors_MH, axis=1, keepdims=True), 1e-12), np.float32)
 
@@ -213,5 +234,5 @@ TASKS: Mapping[str, Task] = {
         layouts=(_TRIPLE, _PAIR, *_SINGLES, *JUDGED),
         header=JUDGED[0],
     ),
-    "retrieval": Task(family=EMBEDDING, score="ndcg@10", layouts=(_TRIPLE, _PAIR)),
+    "retrieval": Task(family=EMBEDDING, score="ndcg@10", layouts=(_TRIPLE, _PAIR, *_SINGLES)),
 }

@@ -23,7 +23,7 @@ from finetune.__main__ import finetune
 from finetune.config import EmbeddingsConfig
 from finetune.embedder import load_embedder, pooling_of
 from finetune.embeddings import main
-from finetune.families.embedding import finding_scores
+from finetune.families.embedding import Finding
 from finetune.techniques import contrastive
 from pretrain.evaluate.frozen_config import Pooling
 from pretrain.evaluate.states import encode, text_vectors
@@ -141,11 +141,23 @@ def test_search_is_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.array_equal(found, wanted[:, :top])
 
 
-def test_finding_scores_are_those_of_ranks() -> None:
-    vectors = np.eye(12, dtype=np.float32)
-    places = np.asarray([[0, 0], [1, 1], [2, 3]])  # the third anchor is unlike all positives: its own is among equals
-    assert finding_scores(vectors, places)["recall@1"] == pytest.approx(2 / 3)
-    assert finding_scores(np.ones_like(vectors), places)["recall@1"] == 0, "one vector for all texts finds nothing"
+def test_a_text_finds_its_own_among_all_positives() -> None:
+    pairs = [(f"anchor {i}", f"text {i}") for i in range(30)] + [("another", "text 3")]
+    finding = Finding(pairs)
+    assert len(finding.texts) == 61
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(61, 4)).astype(np.float32)
+    by_text = dict(zip(finding.texts, vectors, strict=True))
+    positives = [f"text {i}" for i in range(30)]
+    ranks = []
+    for anchor, right in pairs:
+        order = sorted(positives, key=lambda text: -float(by_text[anchor] @ by_text[text]))
+        ranks.append(order.index(right) + 1)
+    found = finding.score(finding.answers(vectors))
+    assert found["recall@1"] == pytest.approx(sum(rank == 1 for rank in ranks) / 31)
+    assert found["recall@10"] == pytest.approx(sum(rank <= 10 for rank in ranks) / 31)
+    wanted = sum(1 / math.log2(rank + 1) for rank in ranks if rank <= 10) / 31
+    assert found["ndcg@10"] == pytest.approx(wanted)
 
 
 def test_terms() -> None:
