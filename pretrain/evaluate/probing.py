@@ -56,7 +56,6 @@ class _Set:
     task: str
     examples: Sequence[Example]
     num_train: int
-    where: str  # for messages
 
 
 class _Vectors(NamedTuple):
@@ -137,13 +136,13 @@ def _sampled(task: str, train_files: Sequence[str], test_files: Sequence[str], c
             order = order[: config.samples]
         parts.append([examples[at] for at in order])
     both = [example for part in parts for example in part]
-    return _Set(task=task, examples=both, num_train=len(parts[0]) if test_files else 0, where=train_files[0])
+    return _Set(task=task, examples=both, num_train=len(parts[0]) if test_files else 0)
 
 
 def _probe(one: _Set, encoder: Encoder, others: Sequence[Encoder], config: ProbesConfig) -> list[ProbeResult]:
     log.info(f"{one.task}: {len(one.examples):,} examples, {1 + len(others)} models")
     metric = PROBES[one.task].metric
-    vectors = [_vectors(one, each, config, one.where if each is encoder else "") for each in (encoder, *others)]
+    vectors = [_vectors(one, each, config, one.task if each is encoder else "") for each in (encoder, *others)]
     example_M, labels = vectors[0].example_M, vectors[0].labels
     is_train_M = example_M < one.num_train
     tested = np.arange(len(one.examples))[one.num_train :]
