@@ -46,8 +46,8 @@ class PlanConfig:
     gpus: int = doc("number of GPUs")
     gpu: str = doc("kind of GPU: " + ", ".join(gpu.name for gpu in GPUS if gpu.name))
     mfu: float = doc(
-        "share of the peak that is reached: an assumption; a run logs its own as throughput/mfu; 0: what published runs "
-        "reached, 0.4 from width 1024 on, else 0.25"
+        "share of the peak that is reached: an assumption; a run logs its own as throughput/mfu; 0: what published "
+        "runs reached, 0.4 from width 1024 on, else 0.25"
     )
     max_len: int = doc("tokens of the longest sample; 0: the recipe's, else 128")
     mean_len: int = doc("tokens of a mean sample; 0: all are of max_len")
