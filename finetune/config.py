@@ -57,7 +57,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    lr: float = doc("peak learning rate of AdamW")
+    lr: float | None = doc("peak learning rate of AdamW; null: by the size of the model, and told")
     crf_lr: float = doc("that of a CRF's own weights (head=crf): at the encoder's they would hardly move")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
     warmup_fraction: float = doc("share of the steps in which the learning rate rises; then it falls linearly to 0")
@@ -65,7 +65,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for key in ("lr", "crf_lr"):
-            require(getattr(self, key) > 0, f"optim.{key}={getattr(self, key)}: must be positive")
+            value = getattr(self, key)
+            require(value is None or value > 0, f"optim.{key}={value}: must be positive")
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: cannot be negative")
         require(0 <= self.warmup_fraction <= 1, f"optim.warmup_fraction={self.warmup_fraction}: must be in [0, 1]")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay}: must be in (0, 1]")
@@ -212,7 +213,7 @@ class SuiteConfig:
     epochs: int | None = doc("passes over each task's training data; null: 3, of the small sets 5 or 10")
     batch_size: int = doc("samples per optimizer step")
     max_len: int = doc("tokens per sample at most")
-    lr: float = doc("peak learning rate")
+    lr: float | None = doc("peak learning rate; null: by the size of the model")
 
     def __post_init__(self) -> None:
         require(self.suite in SUITES, f"suite={self.suite}: no such suite; there are {', '.join(SUITES)}")

@@ -22,7 +22,7 @@ from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig, Init, SuiteConfig, facts, saved
 from finetune.data import sha256
 from finetune.families import SUITES, TASKS
-from finetune.length import fitted
+from finetune.rates import settled
 from pretrain.export.card import replace_section, table
 
 _FIRST_LINE = "| task | score, % | this model |"  # of results.md: known by it
@@ -62,8 +62,8 @@ def _result(task: str, wanted: FinetuneConfig) -> dict[str, Any]:
         print(f"{task}, {wanted.init.value} weights", flush=True)
         finetune(wanted)
     body: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    now = {**facts(fitted(wanted)), **sha256(wanted)}
-    then = {**facts(fitted(saved(body.get("config", {})))), **body.get("sha256", {})}
+    now = {**facts(settled(wanted)), **sha256(wanted)}
+    then = {**facts(settled(saved(body.get("config", {})))), **body.get("sha256", {})}
     if other := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
         raise UserError(f"{out}: was made with another {', '.join(other)}; remove it, or name another out")
     return body

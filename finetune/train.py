@@ -32,7 +32,7 @@ from cloze.files import write_whole
 from cloze.log import log
 from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
 from finetune.data import sha256
-from finetune.length import fitted
+from finetune.rates import settled, tell_rate
 from finetune.techniques import losses
 from finetune.techniques.adversary import add_adversarial_gradients
 from finetune.techniques.distillation import Teacher
@@ -217,13 +217,13 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
     out = Path(config.out)
     refuse_occupied(out, "out=")
     be_quiet()
-    asked, config = config.max_len, fitted(config)
-    if config.max_len < asked:
-        log.warning(
-            f"max_len={asked}: model={config.model} has positions for {config.max_len} tokens: so many are used"
-        )
+    asked, config = config, settled(config)
+    if config.max_len < asked.max_len:
+        fit = f"model={config.model} has positions for {config.max_len} tokens: so many are used"
+        log.warning(f"max_len={asked.max_len}: {fit}")
     prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
     prepared.tokenizer.model_max_length = config.max_len
+    tell_rate(asked, config)
     main = config.definition.score
     by_seed: dict[int, Scores] = {}
     with replaced_directory(out, "out=") as temporary:
@@ -286,7 +286,7 @@ def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: i
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=2 * config.batch_size,
-        learning_rate=config.optim.lr,
+        learning_rate=config.optim.lr or 0.0,  # `settled` has set it; the groups of the optimizer have their own
         warmup_steps=round(steps * config.optim.warmup_fraction),
         lr_scheduler_type="linear",
         seed=seed,
