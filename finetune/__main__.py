@@ -1,6 +1,9 @@
 """Entry: `python -m finetune task=classification model=out/books data.train=a.tsv data.dev=b.tsv out=out/task`."""
 
+import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
@@ -17,10 +20,17 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         raise UserError(f"task={config.task}: needs {error.name}: pip install 'cloze[finetune]'") from None
 
 
+def _line(scores: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+
 def run(config: FinetuneConfig) -> int:
-    """Fine-tune and tell the scores."""
+    """Fine-tune and tell the scores, and what they stand beside."""
     result = finetune(config)
-    print("  ".join(f"{name} {value:.4f}" for name, value in result.items()))
+    body = json.loads((Path(config.out) / "metrics.json").read_text(encoding="utf-8"))
+    print(_line(result))
+    unknown = "  ".join(f"data.{name} {share:.1%}" for name, share in body["unk_share"].items())
+    print(f"guessing: {_line(body['guessing'])}   [UNK]: {unknown}")
     print(f"{config.out}: model, tokenizer and metrics.json")
     return ExitCode.OK
 

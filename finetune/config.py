@@ -42,7 +42,9 @@ def require(condition: bool, message: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     train: str | None = doc("file (.tsv .csv .jsonl .json .conll, also compressed) or hub:NAME@CONFIG:SPLIT; null: hub")
-    dev: str | None = doc("the same for evaluation")
+    dev: str | None = doc("the same for evaluation; null: the hub's, or a share of data.train where that is given")
+    dev_fraction: float = doc("that share: examples whose text's hash is lowest, never the same text on both sides")
+    test: str | None = doc("scored once by each seed's model, with a file of its answers; nothing is chosen by it")
     mismatched: str | None = doc("scored beside dev: MNLI's mismatched half, say; null: the hub's where dev is its")
     columns: list[str] | None = doc(
         "columns of the text, or of both texts, and then of the label; of ner the numbers of the words' and the tags', "
@@ -52,6 +54,7 @@ class DataConfig:
     repair_tags: bool = doc("spell entities anew that do not begin or end as BIO or BIOES has it (ner)")
 
     def __post_init__(self) -> None:
+        require(0 < self.dev_fraction < 1, f"data.dev_fraction={self.dev_fraction}: must be in (0, 1)")
         require(0 <= self.max_bad_fraction < 1, f"data.max_bad_fraction={self.max_bad_fraction}: must be in [0, 1)")
 
 

@@ -5,9 +5,10 @@ fault names the key, the file and the line. Knows nothing of models. Texts are r
 """
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -60,27 +61,61 @@ class Dataset:
 
 
 def both_sets(config: "FinetuneConfig") -> tuple[Dataset, Dataset]:
-    """data.train and data.dev. Raises `UserError` where either is missing, empty or malformed."""
-    task, found = config.definition, []
-    for name, split in (("train", "train"), ("dev", task.dev_split)):
-        source = getattr(config.data, name) or (f"hub:{task.hub}:{split}" if task.hub else None)
-        if source is None:
-            raise UserError(f"data.{name}: task={config.task} needs a file; add data.{name}=… to the command line")
-        found.append(_read(source, f"data.{name}={source}", config))
-    return found[0], found[1]
+    """data.train and data.dev. Raises `UserError` where either is missing, empty or malformed.
+
+    Where data.train is named and data.dev is not, a share of the former is held out: by hash, so the same one in every
+    run, and a row that is added moves no other.
+    """
+    task, train, dev = config.definition, config.data.train, config.data.dev
+    if train is None and task.hub is None:
+        raise UserError(f"data.train: task={config.task} needs a file; add data.train=… to the command line")
+    if dev is None and train is None:
+        dev = f"hub:{task.hub}:{task.dev_split}"
+    train = train or f"hub:{task.hub}:train"
+    rows = _read(train, f"data.train={train}", config)
+    return (rows, _read(dev, f"data.dev={dev}", config)) if dev else _cut(rows, config)
+
+
+def _cut(whole: Dataset, config: "FinetuneConfig") -> tuple[Dataset, Dataset]:
+    """The rows for training, and those held out."""
+    fraction = config.data.dev_fraction
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for row in whole.rows:
+        text = json.dumps(
+            None if row.fault else config.definition.family.text(row, config), sort_keys=True, default=str
+        )
+        place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
+        parts[place < fraction and not row.fault].append(row)
+    train, dev = parts
+    if not train or not dev:
+        raise UserError(
+            f"{whole.name}: its {len(whole.rows)} rows are too few to hold out {fraction:.1%}; name data.dev, or set "
+            "data.dev_fraction"
+        )
+    many = f"{len(dev)} of {len(whole.rows)} rows of data.train"
+    log.info(f"data.dev: none is given: {many} are held out, by hash of their text (data.dev_fraction={fraction:g})")
+    return replace(whole, rows=train), replace(whole, name=f"data.dev, cut from {whole.name}", rows=dev)
+
+
+def more_sets(config: "FinetuneConfig") -> dict[str, Dataset]:
+    """What is scored beside data.dev: data.test and data.mismatched, where they are given."""
+    found = {"mismatched": mismatched_set(config)}
+    if (test := config.data.test) is not None:
+        found["test"] = _read(test, f"data.test={test}", config)
+    return {name: dataset for name, dataset in found.items() if dataset is not None}
 
 
 def mismatched_set(config: "FinetuneConfig") -> Dataset | None:
     """data.mismatched; None where there is no such set."""
     task, source = config.definition, config.data.mismatched
-    if source is None and config.data.dev is None and task.mismatched_split:
+    if source is None and config.data.dev is config.data.train is None and task.mismatched_split:
         source = f"hub:{task.hub}:{task.mismatched_split}"
     return _read(source, f"data.mismatched={source}", config) if source else None
 
 
 def sha256(config: "FinetuneConfig") -> dict[str, str]:
     """Of what is read: the data's files, and the directories of models but for their cards, which change later."""
-    data = {f"data.{name}": getattr(config.data, name) for name in ("train", "dev", "mismatched")}
+    data = {f"data.{name}": getattr(config.data, name) for name in ("train", "dev", "mismatched", "test")}
     found = {}
     for key, name in {**data, "model": config.model, "distill.teacher": config.distill.teacher}.items():
         path = Path(name or "")
@@ -141,21 +176,25 @@ def _hub_rows(source: str, name: str) -> list[Row]:
     return rows
 
 
-def label_names(train: Sequence[str], dev: Sequence[str], config: "FinetuneConfig") -> list[str]:
-    """Labels in the order of their ids: the task's, else by value or name. Raises `UserError` for unusable ones."""
-    found = {*train}
+def label_names(train: Dataset, labels: Sequence[str], config: "FinetuneConfig") -> list[str]:
+    """Labels in the order of their ids: the task's, else by value or name. Raises `UserError` for a single one."""
+    require_two(train, labels, "there is nothing to learn")
+    found = {*labels}
     names = sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found)
-    if len(names) < 2:
-        raise UserError(f"data.train={config.data.train}: every label is {names[0]!r}; there is nothing to learn")
-    if unknown := sorted({*dev} - found):
-        raise UserError(
-            f"data.dev={config.data.dev}: has labels that data.train lacks: {', '.join(unknown[:5])}; "
-            f"data.train has {', '.join(names[:10])}"
-        )
-    if len({*dev}) == 1:
-        one = f"every label is {dev[0]!r}: scores would say nothing; add examples of the others"
-        raise UserError(f"data.dev={config.data.dev}: {one}")
     return [*config.definition.labels] or names
+
+
+def require_two(dataset: Dataset, labels: Sequence[str], why: str) -> None:
+    """Raises `UserError` where all labels are the same."""
+    if len({*labels}) == 1:
+        raise UserError(f"{dataset.name}: every label is {labels[0]!r}: {why}; add examples of the others")
+
+
+def require_known(label: str, known: Collection[str] | None, place: str) -> None:
+    """Raises `UserError` for a label that is not among those of data.train."""
+    if known is not None and label not in known:
+        shown = ", ".join(sorted(known)[:10]) + (", …" if len(known) > 10 else "")
+        raise UserError(f"{place}: label {label!r} is not in data.train, which has {shown}")
 
 
 def majority(labels: Sequence[str]) -> float:

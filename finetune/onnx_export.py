@@ -96,13 +96,14 @@ def _config(folder: Path, data: Mapping[str, Any]) -> FinetuneConfig:
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder}: has no metrics.json; name a directory that `python -m finetune` wrote") from None
     config = saved(body)
-    alone, own = replace(config.distill, teacher=None), replace(config.data, **data)
+    alone, own = replace(config.distill, teacher=None), replace(config.data, test=None, mismatched=None, **data)
     return replace(config, model=str(folder), init=Init.pretrained, distill=alone, data=own)
 
 
 def _batches(prepared: Prepared) -> Iterator[Batch]:
-    for start in range(0, len(prepared.dev), _BATCH):
-        batch = prepared.collate([*prepared.dev[start : start + _BATCH]])
+    features = prepared.dev.features
+    for start in range(0, len(features), _BATCH):
+        batch = prepared.collate([*features[start : start + _BATCH]])
         yield {name: ids.numpy() for name, ids in batch.items() if name not in prepared.label_columns}
 
 
@@ -157,11 +158,11 @@ def _compare(
     for name, run in runners.items():
         outputs = [run(batch) for batch in batches]
         joined = [_joined(parts) for parts in zip(*outputs, strict=True)]
-        answers = prepared.decide(joined[0] if len(joined) == 1 else tuple(joined), model)
+        answers = prepared.dev.decide(joined[0] if len(joined) == 1 else tuple(joined), model)
         first = first or (outputs, answers)
         pairs = [(a, b) for one, two in zip(first[0], outputs, strict=True) for a, b in zip(one, two, strict=True)]
         found[name] = {
-            **prepared.score(answers),
+            **prepared.dev.score(answers),
             "difference": max(float(np.abs(a - b).max()) for a, b in pairs),
             "examples_per_second": count / statistics.median(seconds[name]),
         }

@@ -18,11 +18,10 @@ from cloze import cli
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
 from cloze.ownership import require_own_file
+from finetune import resume
 from finetune.__main__ import finetune
-from finetune.config import FinetuneConfig, Init, SuiteConfig, facts, saved
-from finetune.data import sha256
+from finetune.config import FinetuneConfig, Init, SuiteConfig
 from finetune.families import SUITES, TASKS
-from finetune.rates import settled
 from pretrain.export.card import replace_section, table
 
 _FIRST_LINE = "| task | score, % | this model |"  # of results.md: known by it
@@ -57,15 +56,12 @@ def run(config: SuiteConfig) -> int:
 
 def _result(task: str, wanted: FinetuneConfig) -> dict[str, Any]:
     """The metrics.json of a task, learned now unless it is there. Raises `UserError` for one of other settings."""
-    out = Path(wanted.out)
-    if not (out / "metrics.json").is_file():
-        print(f"{task}, {wanted.init.value} weights", flush=True)
-        finetune(wanted)
-    body: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    now = {**facts(settled(wanted)), **sha256(wanted)}
-    then = {**facts(settled(saved(body.get("config", {})))), **body.get("sha256", {})}
-    if other := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
-        raise UserError(f"{out}: was made with another {', '.join(other)}; remove it, or name another out")
+    if (there := resume.finished(wanted)) is not None:
+        return there
+    print(f"{task}, {wanted.init.value} weights", flush=True)
+    finetune(wanted)
+    body = resume.metrics(Path(wanted.out))
+    assert body is not None, "it was just written"
     return body
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.readers import Row, read_rows
 
@@ -19,6 +19,8 @@ class Family:
 
     prepare: "Callable[[FinetuneConfig], Prepared]"  # imports what takes seconds inside: --help needs none of it
     read: "Callable[[str, str, FinetuneConfig], list[Row]]" = read_rows  # of (text of a file, name for errors, config)
+    # of a row what must not be on both sides where data.dev is cut from data.train
+    text: "Callable[[Row, FinetuneConfig], Any]" = lambda row, config: row.columns
     options: frozenset[str] = frozenset()  # keys, not all tasks': loss head data.mismatched …
 
 

@@ -5,10 +5,8 @@ A family of tasks gives a `Prepared`: its data as features, a way to make its mo
 
 import json
 import os
-import shutil
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from cloze.errors import TrainingError, UserError
 from cloze.files import write_whole
 from cloze.log import log
+from finetune import resume
 from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
 from finetune.data import sha256
 from finetune.rates import settled, tell_rate
@@ -38,34 +37,48 @@ from finetune.techniques.adversary import add_adversarial_gradients
 from finetune.techniques.distillation import Teacher
 from finetune.techniques.layers import freeze, parameter_groups
 from finetune.techniques.lora import with_lora
+from finetune.verdict import UNK_WARNED, unk_share, verdict
 from pretrain.export.hugging_face import (
     be_quiet,
     load_pretrained,
     load_tokenizer,
     loading,
     refuse_occupied,
-    replaced_directory,
 )
 
 Scores = dict[str, float]
 Features = Sequence[dict[str, Any]]
 
+PREDICTIONS = "test-predictions.jsonl"  # in `out`, where data.test is given
+
 _SECONDS = 10.0  # between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A task as the Trainer takes it. From the predictions for `dev` and the model `decide` tells an answer for each
-    example, and `score` how good these are.
+class EvaluationSet:
+    """A set of examples that a model answers. From its predictions and the model `decide` tells an answer for each, as
+    JSON has it, and `score` how good these are.
     """
+
+    features: Features
+    decide: Callable[[Any, Any], Sequence[Any]]
+    score: Callable[[Sequence[Any]], Scores]
+    shown: Sequence[dict[str, Any]]  # texts and right answers, for the file of answers
+    guess: Sequence[Any]  # what is commonest, or comes first, for each: an answer that takes no model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A task as the Trainer takes it."""
 
     tokenizer: Any
     make_model: Callable[[], Any]
     train: Features
-    dev: Features
+    dev: EvaluationSet
     collate: Any
-    decide: Callable[[Any, Any], Sequence[Any]]
-    score: Callable[[Sequence[Any]], Scores]
+    more: Mapping[str, EvaluationSet] = field(
+        default_factory=dict
+    )  # test, mismatched: their scores begin with the name
     label_columns: Sequence[str] = ("labels",)
     num_labels: int | None = None  # None: no labels to weigh
     teacher: Any = None
@@ -209,12 +222,15 @@ class TaskTrainer(Trainer):
 def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | None = None) -> Scores:
     """Train for every seed, score on data.dev, write `out`; returns the mean scores. `out` appears whole or not at all.
 
-    `prepare` stands in for that of the task's family.
+    Killed, the same call goes on with the seeds that are missing. `prepare` stands in for that of the task's family.
     Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("fine-tuning is one process that uses every GPU it sees: start it by `python -m finetune`")
     out = Path(config.out)
+    if (there := resume.finished(config)) is not None:
+        log.info(f"out={out}: is finished with these settings; remove it to learn anew")
+        return resume.means(there)
     refuse_occupied(out, "out=")
     be_quiet()
     asked, config = config, settled(config)
@@ -224,27 +240,69 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
     prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
     prepared.tokenizer.model_max_length = config.max_len
     tell_rate(asked, config)
-    main = config.definition.score
-    by_seed: dict[int, Scores] = {}
-    with replaced_directory(out, "out=") as temporary:
+    with resume.Seeds(out, resume.settings_of(config, read)) as seeds:
+        beside = _beside(prepared)
         for seed in range(config.seed, config.seed + config.num_seeds):
-            model, by_seed[seed] = _train(config, prepared, seed, temporary / "checkpoints")
-            best = max(by_seed, key=lambda seed: by_seed[seed][main])
-            if best == seed:
-                model.save_pretrained(temporary)
-        prepared.tokenizer.save_pretrained(temporary)
-        shutil.rmtree(temporary / "checkpoints", ignore_errors=True)
-        means = {name: statistics.fmean(s[name] for s in by_seed.values()) for name in by_seed[best]}
-        body = {**means, "score": main, **prepared.facts, "train_examples": len(prepared.train)}
+            if seed in seeds.learned:
+                log.info(f"seed {seed}  is learned already")
+            else:
+                _learn(config, prepared, seed, seeds, beside["guessing"])
+        body = {**resume.summary(seeds.learned), "score": config.definition.score, "model_of_seed": seeds.best}
+        body |= {**beside, **prepared.facts, "train_examples": len(prepared.train)}
         body |= {"config": facts(config), "sha256": read}
-        if config.num_seeds > 1:
-            body |= {"by_seed": by_seed, "model_of_seed": best}
-            body["std"] = {name: statistics.stdev(s[name] for s in by_seed.values()) for name in means}
-        write_whole(temporary / "metrics.json", (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
-    return means
+
+        def write(folder: Path) -> None:
+            prepared.tokenizer.save_pretrained(folder)
+            text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+            write_whole(folder / "metrics.json", text.encode())
+
+        seeds.publish(write)
+    return resume.means(body)
 
 
-def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path) -> tuple[Any, Scores]:
+def _beside(prepared: Prepared) -> dict[str, Any]:
+    """What scores stand beside: those of guessing, under the same names, and the share of [UNK] in every set."""
+    sets = {"dev": prepared.dev, **prepared.more}
+    shares = {name: unk_share(each.features, prepared.tokenizer) for name, each in sets.items()}
+    shares = {"train": unk_share(prepared.train, prepared.tokenizer), **shares}
+    for name, share in shares.items():
+        if share > UNK_WARNED:
+            unknown = f"{share:.0%} of the tokens are {prepared.tokenizer.unk_token}"
+            log.warning(f"data.{name}: {unknown}: the model cannot read them; is it of this language and script?")
+    return {"guessing": _scores(prepared, {name: each.guess for name, each in sets.items()}), "unk_share": shares}
+
+
+def _scores(prepared: Prepared, answers: Mapping[str, Sequence[Any]]) -> Scores:
+    """Those of data.dev by their names, those of the other sets as `test_accuracy`."""
+    found = prepared.dev.score(answers["dev"])
+    for name, each in prepared.more.items():
+        found |= {f"{name}_{score}": value for score, value in each.score(answers[name]).items()}
+    return found
+
+
+def _learn(config: FinetuneConfig, prepared: Prepared, seed: int, seeds: resume.Seeds, guessing: Scores) -> None:
+    """Train with one seed, answer every set, and keep what came of it."""
+    model, answers = _train(config, prepared, seed, seeds.checkpoints)
+    found: dict[str, Any] = {"scores": _scores(prepared, answers)}
+    score = config.definition.score
+    if wrong := verdict(answers["dev"], found["scores"], guessing, score):
+        log.warning(f"seed {seed}: the model {wrong}; more epochs, another optim.lr or another model may help")
+        found["verdict"] = wrong
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        if (test := prepared.more.get("test")) is not None:
+            rows = [{**row, "predicted": one} for row, one in zip(test.shown, answers["test"], strict=True)]
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / PREDICTIONS).write_text(text, encoding="utf-8")
+
+    seeds.keep(seed, found, score, write)
+
+
+def _train(
+    config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path
+) -> tuple[Any, dict[str, Sequence[Any]]]:
+    """The trained model and its answers by the sets' names."""
     set_seed(seed)
     model = prepared.make_model()
     if config.freeze_layers >= 0:
@@ -253,29 +311,29 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
         model = with_lora(model, config.lora)
     if config.loss.r_drop:
         losses.require_dropout(model)
-
-    def scored(predictions: Any) -> Scores:
-        return prepared.score(prepared.decide(predictions, model))
-
+    dev = prepared.dev
     trainer = TaskTrainer(
         config,
         prepared,
         model=model,
         args=_arguments(config, prepared, checkpoints, seed),
         train_dataset=prepared.train,
-        eval_dataset=prepared.dev,
+        eval_dataset=dev.features,
         data_collator=prepared.collate,
-        compute_metrics=(lambda found: scored(found.predictions)) if config.patience else None,
+        compute_metrics=(lambda found: dev.score(dev.decide(found.predictions, model))) if config.patience else None,
         callbacks=[_Progress(seed), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    predictions = trainer.predict(prepared.dev).predictions
-    if not all(
-        np.isfinite(array).all() for array in (predictions if isinstance(predictions, tuple) else [predictions])
-    ):
-        raise TrainingError(f"optim.lr={config.optim.lr}: training with seed {seed} diverged; lower it")
-    return model.merge_and_unload() if config.lora.rank else model, scored(predictions)
+    trainer.compute_metrics = None  # of data.dev alone
+    answers = {}
+    for name, each in {"dev": dev, **prepared.more}.items():
+        predictions = trainer.predict(each.features).predictions
+        arrays = predictions if isinstance(predictions, tuple) else [predictions]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise TrainingError(f"optim.lr={config.optim.lr}: training with seed {seed} diverged; lower it")
+        answers[name] = each.decide(predictions, model)
+    return model.merge_and_unload() if config.lora.rank else model, answers
 
 
 def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:

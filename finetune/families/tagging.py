@@ -5,7 +5,7 @@ Files are CoNLL's: a word and its tag to a line, a blank line between sentences.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from cloze.errors import UserError
 from cloze.log import log
-from finetune.data import BadRow, Dataset, both_sets, label_names
+from finetune.data import BadRow, Dataset, both_sets, label_names, more_sets, require_known, require_two
 from finetune.readers import Row
 from finetune.tasks import Family, Task
 
 if TYPE_CHECKING:
     from finetune.config import DataConfig, FinetuneConfig
-    from finetune.train import Prepared, Scores
+    from finetune.train import EvaluationSet, Prepared, Scores
 
 _TAG = re.compile(r"O|[BIES]-.+")
 
@@ -94,8 +94,10 @@ def conll_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
     return rows
 
 
-def sentences(dataset: Dataset, config: "DataConfig") -> list[Sentence]:
+def sentences(dataset: Dataset, config: "DataConfig", known: Collection[str] | None = None) -> list[Sentence]:
     """Words and tags; `UserError` for the first tag that breaks the scheme: BIO or, where E or S occur, BIOES.
+
+    So is one for a tag that is not among those `known`.
 
     With `repair_tags`, entities that do not begin or end as they should are spelled anew, as `entities` reads them.
     """
@@ -117,10 +119,12 @@ def sentences(dataset: Dataset, config: "DataConfig") -> list[Sentence]:
             tags = _spelled(entities(tags), len(tags), closed)
             num_repaired += 1
         for number, (before, tag) in enumerate(pairwise(["O", *tags, "O"])):
+            lines = row.columns.get("lines")
+            place = f"{dataset.name}: " + (f"line {[*lines, lines[-1] + 1][number]}" if lines else row.place)
             if fault := _tag_fault(before, tag, closed):
-                lines = row.columns.get("lines")
-                place = f"line {[*lines, lines[-1] + 1][number]}" if lines else row.place
-                raise UserError(f"{dataset.name}: {place}: {fault}; or repair all such by data.repair_tags=true")
+                raise UserError(f"{place}: {fault}; or repair all such by data.repair_tags=true")
+            if number < len(tags):
+                require_known(tag, known, place)
         return Sentence(tuple(words), tuple(tags))
 
     found = dataset.convert(parse)
@@ -181,21 +185,22 @@ def load_tagger(folder: Path) -> Any:
 
 def prepare(config: "FinetuneConfig") -> "Prepared":
     """Shapes of predictions: [N, T, L] emissions; a word is judged by its first piece, one that was cut off is "O"."""
-    import torch
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
     from finetune.config import Head, Init
     from finetune.techniques.crf import crf_of
-    from finetune.techniques.losses import IGNORED
     from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
 
-    train, dev = (sentences(dataset, config.data) for dataset in both_sets(config))
+    train_set, dev_set = both_sets(config)
+    train = sentences(train_set, config.data)
+    names = label_names(train_set, [tag for s in train for tag in s.tags], config)
+    known = {*names}
+    dev = sentences(dev_set, config.data, known)
+    more = {name: sentences(dataset, config.data, known) for name, dataset in more_sets(config).items()}
+    require_two(dev_set, [tag for s in dev for tag in s.tags], "scores would say nothing")
     tokenizer = load_encoder_tokenizer(config, split_into_words=True)
-    names = label_names([tag for s in train for tag in s.tags], [tag for s in dev for tag in s.tags], config)
     ids = {name: number for number, name in enumerate(names)}
     train_features, _ = _encoded(train, ids, tokenizer, config.max_len)
-    dev_features, dev_words = _encoded(dev, ids, tokenizer, config.max_len)
-    gold = [s.tags for s in dev]
 
     def make_model() -> Any:
         model = load_model(config, AutoModelForTokenClassification, names)
@@ -203,9 +208,36 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
             model.crf = crf_of(Path(config.model) if config.init is Init.pretrained else None, len(names))
         return model
 
+    def questioned(dataset: Sequence[Sentence]) -> "EvaluationSet":
+        return _evaluation_set(dataset, names, _encoded(dataset, ids, tokenizer, config.max_len))
+
+    return Prepared(
+        tokenizer=tokenizer,
+        make_model=make_model,
+        train=train_features,
+        dev=questioned(dev),
+        more={name: questioned(dataset) for name, dataset in more.items()},
+        collate=DataCollatorForTokenClassification(tokenizer),
+        num_labels=len(names),
+        teacher=load_teacher(config, AutoModelForTokenClassification, names, tokenizer),
+        facts={"dev_examples": len(dev), "labels": names, "head": config.head.value},
+    )
+
+
+def _evaluation_set(
+    dataset: Sequence[Sentence], names: Sequence[str], encoded: tuple[list[dict[str, Any]], list[list[int]]]
+) -> "EvaluationSet":
+    """Answers are the tags of all words; guessed is the commonest one everywhere."""
+    import torch
+
+    from finetune.techniques.losses import IGNORED
+    from finetune.train import EvaluationSet
+
+    gold, (features, all_words) = [s.tags for s in dataset], encoded
+
     def decide(emissions_NTL: npt.NDArray[np.float32], model: Any) -> list[list[str]]:
         predicted = []
-        for emissions_TL, feature, words, tags in zip(emissions_NTL, dev_features, dev_words, gold, strict=True):
+        for emissions_TL, feature, words, tags in zip(emissions_NTL, features, all_words, gold, strict=True):
             guessed = ["O"] * len(tags)
             if words:
                 own_TL = emissions_TL[: len(feature["labels"])][np.asarray(feature["labels"]) != IGNORED]
@@ -218,17 +250,13 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
             predicted.append(guessed)
         return predicted
 
-    return Prepared(
-        tokenizer=tokenizer,
-        make_model=make_model,
-        train=train_features,
-        dev=dev_features,
-        collate=DataCollatorForTokenClassification(tokenizer),
+    commonest = Counter(tag for tags in gold for tag in tags).most_common(1)[0][0]
+    return EvaluationSet(
+        features=features,
         decide=decide,
         score=lambda answers: entity_scores(gold, answers),
-        num_labels=len(names),
-        teacher=load_teacher(config, AutoModelForTokenClassification, names, tokenizer),
-        facts={"dev_examples": len(dev), "labels": names, "head": config.head.value},
+        shown=[{"words": [*s.words], "tags": [*s.tags]} for s in dataset],
+        guess=[[commonest] * len(tags) for tags in gold],
     )
 
 
@@ -267,6 +295,11 @@ def _encoded(
     return features, words
 
 
-TAGGING = Family(prepare=prepare, read=conll_rows, options=frozenset({"loss", "head", "data.repair_tags"}))
+TAGGING = Family(
+    prepare=prepare,
+    read=conll_rows,
+    text=lambda row, config: row.columns.get("words"),
+    options=frozenset({"loss", "head", "data.repair_tags"}),
+)
 
 TASKS: Mapping[str, Task] = {"ner": Task(family=TAGGING, score="f1")}
