@@ -31,7 +31,7 @@ def run(config: FinetuneConfig) -> int:
     print(_line(result))
     unknown = "  ".join(f"data.{name} {share:.1%}" for name, share in body["unk_share"].items())
     print(f"guessing: {_line(body['guessing'])}   [UNK]: {unknown}")
-    print(f"{config.out}: model, tokenizer and metrics.json")
+    print(f"{config.out}: model, tokenizer, metrics.json and README.md")
     return ExitCode.OK
 
 

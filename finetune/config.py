@@ -1,7 +1,7 @@
 """The schemas of conf/finetune/*.yaml. What the tasks are stands in families/."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
@@ -227,9 +227,14 @@ class SuiteConfig:
             )
 
 
+def defaults() -> dict[str, Any]:
+    """Every key as conf/ has it, in the form of `facts`."""
+    return facts(cli.compose("finetune", FinetuneConfig, ["model=any", "out=any"]))
+
+
 def saved(body: Mapping[str, Any]) -> FinetuneConfig:
     """The configuration that `facts` gave, perhaps of an earlier version: keys that are newer have their defaults."""
-    today = facts(cli.compose("finetune", FinetuneConfig, ["model=any", "out=any"]))
+    today = defaults()
     sections = {key: {**value, **body.get(key, {})} for key, value in today.items() if isinstance(value, dict)}
     return cli.typed({**today, **body, **sections}, FinetuneConfig)
 
@@ -237,3 +242,12 @@ def saved(body: Mapping[str, Any]) -> FinetuneConfig:
 def facts(config: FinetuneConfig) -> dict[str, Any]:
     """The configuration as metrics.json repeats it."""
     return dict(json.loads(json.dumps(asdict(config), default=lambda choice: choice.value)))
+
+
+def flat(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`facts` by dotted key."""
+    for key, value in body.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -17,15 +17,15 @@ from typing import IO, Any, Self
 
 from cloze import ownership
 from cloze.errors import DiskError, UserError
-from finetune.config import FinetuneConfig, facts, saved
+from finetune.config import FinetuneConfig, facts, flat, saved
 from finetune.data import sha256
 from finetune.rates import settled
 
 
 def settings_of(config: FinetuneConfig, checksums: Mapping[str, str]) -> dict[str, Any]:
     """What decides a seed's model, by dotted key; where a path's checksum is known it stands for the path."""
-    flat = {**dict(_flat(facts(settled(config)))), **checksums}
-    return {key: value for key, value in flat.items() if key != "out"}
+    every = {**dict(flat(facts(settled(config)))), **checksums}
+    return {key: value for key, value in every.items() if key != "out"}
 
 
 def finished(config: FinetuneConfig) -> dict[str, Any] | None:
@@ -166,11 +166,3 @@ def _locked(file: IO[str]) -> bool:
 
 def _different(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
-
-
-def _flat(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in body.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

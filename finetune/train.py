@@ -29,6 +29,7 @@ from cloze.errors import TrainingError, UserError
 from cloze.files import write_whole
 from cloze.log import log
 from finetune import resume
+from finetune.card import write_card
 from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
 from finetune.data import sha256
 from finetune.rates import settled, tell_rate
@@ -255,6 +256,7 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
             prepared.tokenizer.save_pretrained(folder)
             text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
             write_whole(folder / "metrics.json", text.encode())
+            write_card(folder, config, body)
 
         seeds.publish(write)
     return resume.means(body)
@@ -269,7 +271,9 @@ def _beside(prepared: Prepared) -> dict[str, Any]:
         if share > UNK_WARNED:
             unknown = f"{share:.0%} of the tokens are {prepared.tokenizer.unk_token}"
             log.warning(f"data.{name}: {unknown}: the model cannot read them; is it of this language and script?")
-    return {"guessing": _scores(prepared, {name: each.guess for name, each in sets.items()}), "unk_share": shares}
+    counts = {f"{name}_examples": len(each.guess) for name, each in sets.items()}
+    guessing = _scores(prepared, {name: each.guess for name, each in sets.items()})
+    return {**counts, "guessing": guessing, "unk_share": shares}
 
 
 def _scores(prepared: Prepared, answers: Mapping[str, Sequence[Any]]) -> Scores:

@@ -142,7 +142,7 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         collate=DataCollatorWithPadding(tokenizer),
         num_labels=len(names) or None,
         teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer),
-        facts={"dev_examples": len(dev)} | ({"labels": names, "majority": share} if names else {}),
+        facts={"pairs": train[0].second is not None} | ({"labels": names, "majority": share} if names else {}),
     )
 
 
@@ -213,8 +213,22 @@ def _texts(row: Row, config: "FinetuneConfig") -> Any:
     return [row.columns[name] for name in layout[:-1]]
 
 
-CLASSIFICATION = Family(prepare=prepare, text=_texts, options=frozenset({"loss", "data.mismatched"}))
-REGRESSION = Family(prepare=prepare, text=_texts)
+_LOADING = """import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForSequenceClassification.from_pretrained("{name}").eval()
+with torch.no_grad():
+    logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logits[0]
+"""
+CLASSIFICATION = Family(
+    prepare=prepare,
+    text=_texts,
+    usage=_LOADING + "print(model.config.id2label[int(logits.argmax())], float(logits.softmax(-1).max()))\n",
+    tag="text-classification",
+    options=frozenset({"loss", "data.mismatched"}),
+)
+REGRESSION = Family(prepare=prepare, text=_texts, usage=_LOADING + "print(float(logits))\n", tag="text-classification")
 
 _glue = partial(Task, family=CLASSIFICATION, suite="glue")
 _clue = partial(Task, family=CLASSIFICATION, suite="clue")

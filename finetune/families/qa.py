@@ -152,7 +152,7 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         collate=DataCollatorWithPadding(tokenizer),
         label_columns=("start_positions", "end_positions"),
         teacher=load_teacher(config, AutoModelForQuestionAnswering, None, tokenizer),
-        facts={"dev_examples": len(dev), "dev_windows": len(asked.features)},
+        facts={"dev_windows": len(asked.features)},
     )
 
 
@@ -255,8 +255,24 @@ def _f1(given: Sequence[str], wanted: Sequence[str]) -> float:
     return 2 * sum((Counter(given) & Counter(wanted)).values()) / (len(given) + len(wanted))
 
 
+_USAGE = """import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForQuestionAnswering.from_pretrained("{name}").eval()
+inputs = tokenizer("Who was it?", "It was Ann.", truncation="only_second", return_tensors="pt")
+with torch.no_grad():
+    outputs = model(**inputs)
+start, end = int(outputs.start_logits[0].argmax()), int(outputs.end_logits[0].argmax())
+print(tokenizer.decode(inputs.input_ids[0, start : end + 1]))  # [CLS]: the context does not say
+"""
 QA = Family(
-    prepare=prepare, read=squad_rows, text=lambda row, config: row.columns.get("context"), options=frozenset({"stride"})
+    prepare=prepare,
+    read=squad_rows,
+    text=lambda row, config: row.columns.get("context"),
+    usage=_USAGE,
+    tag="question-answering",
+    options=frozenset({"stride"}),
 )
 
 TASKS: Mapping[str, Task] = {"squad": Task(family=QA, score="f1", hub="rajpurkar/squad")}

@@ -72,7 +72,6 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         collate=DataCollatorForTokenClassification(tokenizer),
         num_labels=2,
         teacher=load_teacher(config, AutoModelForTokenClassification, _NAMES, tokenizer),
-        facts={"dev_examples": len(dev)},
     )
 
 
@@ -163,8 +162,26 @@ def encoded(dataset: Sequence[Document], tokenizer: Any, max_len: int, most: int
     return features
 
 
+_USAGE = """import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForTokenClassification.from_pretrained("{name}").eval()
+sentences = ["The first sentence.", "The second one."]
+inputs = tokenizer(sentences).input_ids  # a [CLS] before each, whose class tells how much the summary wants it
+at = [sum(map(len, inputs[:number])) for number in range(len(inputs))]
+segments = [number % 2 for number, ids in enumerate(inputs) for _ in ids]
+rows = {{"input_ids": [sum(inputs, [])], "token_type_ids": [segments]}}
+with torch.no_grad():
+    logits = model(**{{key: torch.tensor(rows[key]) for key in rows if key in tokenizer.model_input_names}}).logits[0]
+print(sorted(zip((logits[at, 1] - logits[at, 0]).tolist(), sentences), reverse=True))
+"""
 SUMMARIZATION = Family(
-    prepare=prepare, text=lambda row, config: row.columns.get("sentences"), options=frozenset({"loss", "top_sentences"})
+    prepare=prepare,
+    text=lambda row, config: row.columns.get("sentences"),
+    usage=_USAGE,
+    tag="summarization",
+    options=frozenset({"loss", "top_sentences"}),
 )
 
 TASKS: Mapping[str, Task] = {"summarization": Task(family=SUMMARIZATION, score="rougeL")}

@@ -170,13 +170,14 @@ def _tag_fault(before: str, tag: str, closed: bool) -> str | None:
     return None
 
 
-def load_tagger(folder: Path) -> Any:
+def load_tagger(folder: Path | str) -> Any:
     """A written model, with its `crf` if it has one: `model.crf.best(logits of the words' first pieces)`."""
     from transformers import AutoModelForTokenClassification
 
     from finetune.techniques.crf import crf_of, weights_of
     from pretrain.export.hugging_face import load_pretrained
 
+    folder = Path(folder)
     model = load_pretrained(AutoModelForTokenClassification, folder, purpose="a tagger")
     if any(name.startswith("crf.") for name in weights_of(folder)):
         model.crf = crf_of(folder, model.config.num_labels)
@@ -220,7 +221,7 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         collate=DataCollatorForTokenClassification(tokenizer),
         num_labels=len(names),
         teacher=load_teacher(config, AutoModelForTokenClassification, names, tokenizer),
-        facts={"dev_examples": len(dev), "labels": names, "head": config.head.value},
+        facts={"labels": names, "head": config.head.value},
     )
 
 
@@ -295,10 +296,26 @@ def _encoded(
     return features, words
 
 
+_USAGE = """import torch
+from transformers import AutoTokenizer
+
+from finetune.families.tagging import load_tagger  # or AutoModelForTokenClassification; this also loads a CRF
+
+tokenizer, model = AutoTokenizer.from_pretrained("{name}"), load_tagger("{name}")
+words = "Ann met Bob in Rome".split()
+inputs = tokenizer(words, is_split_into_words=True, truncation=True, return_tensors="pt")
+first = [inputs.word_ids().index(number) for number in sorted({{*inputs.word_ids()}} - {{None}})]
+with torch.no_grad():
+    logits = model(**inputs).logits[0][first]
+numbers = model.crf.best(logits) if hasattr(model, "crf") else logits.argmax(-1).tolist()
+print([*zip(words, (model.config.id2label[number] for number in numbers))])
+"""
 TAGGING = Family(
     prepare=prepare,
     read=conll_rows,
     text=lambda row, config: row.columns.get("words"),
+    usage=_USAGE,
+    tag="token-classification",
     options=frozenset({"loss", "head", "data.repair_tags"}),
 )
 

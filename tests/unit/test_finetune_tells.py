@@ -1,7 +1,9 @@
 """What a fine-tuning tells beside its score, what it holds out, and that it goes on where it was killed."""
 
 import json
+import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -14,12 +16,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from cloze.errors import UserError
+from finetune import grid
 from finetune import train as training
 from finetune.__main__ import finetune
 from finetune.__main__ import run as command
 from finetune.config import FinetuneConfig
 from finetune.data import both_sets
-from finetune.families import classification
+from finetune.families import TASKS, classification
 from finetune.readers import Row
 from finetune.train import Prepared, run
 from finetune.verdict import unk_share, verdict
@@ -138,7 +141,9 @@ def test_a_share_of_the_training_data_is_held_out(folder: Path, capsys: pytest.C
     rows that come later move none."""
     rows = [f"film {number}\t{number % 2}" for number in range(1000)]
     train, dev = held_out(folder, rows)
-    told = f"data.dev: none is given: {len(dev)} of 1000 rows of data.train are held out, by hash of their text (data.dev_"
+    told = (
+        f"data.dev: none is given: {len(dev)} of 1000 rows of data.train are held out, by hash of their text (data.dev_"
+    )
     assert told in capsys.readouterr().err
     assert 70 < len(dev) < 130
     assert sorted(train + dev) == sorted(f"film {number}" for number in range(1000))
@@ -299,3 +304,92 @@ def test_killed_by_the_system_it_goes_on(folder: Path, model: Path) -> None:
     assert "seed 1  is learned already" in done.stderr
     assert "seed 3  is learned already" not in done.stderr
     assert sorted(metrics(folder / "out")["by_seed"]) == ["1", "2", "3"]
+
+
+# Cards and tables
+
+
+def code_of(card: str) -> str:
+    return card.split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "text", "own", "answer"),
+    [
+        ("sst2", "tsv", "sentence\tlabel\ngood film\t0\nbad film\t1\n", (), r"(positive|negative) 0\.\d+"),
+        ("rte", "tsv", "sentence1\tsentence2\tlabel\na\tb\t0\na\tfilm\t1\n", (), r"(not_)?entailment 0\.\d+"),
+        ("stsb", "tsv", "sentence1\tsentence2\tscore\na\tb\t1\na\tb\t3\n", (), r"-?\d+\.\d+"),
+        ("ner", "conll", "ann B-P\nwas O\nin O\n\n", (), r"\[\('Ann', '(B-P|O)'\), .*\('Rome', '(B-P|O)'\)\]"),
+        ("ner", "conll", "ann B-P\nwas O\nin O\n\n", ("head=crf",), r"\[\('Ann', '(B-P|O)'\), .*\('Rome', .*\)\]"),
+        ("squad", "jsonl", '{"question": "who", "context": "ann was", "answers": []}\n', (), ".*"),
+        (
+            "summarization",
+            "jsonl",
+            '{"sentences": ["ann", "bob"], "summary": "ann"}\n',
+            (),
+            r"\[\(.*'The (first|sec).*",
+        ),
+    ],
+)
+def test_the_code_of_a_card_runs(
+    task: str,
+    name: str,
+    text: str,
+    own: tuple[str, ...],
+    answer: str,
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for part in ("train", "dev"):
+        (tmp_path / f"{part}.{name}").write_text(text)
+    more = ["max_len=32", "stride=4", "top_sentences=1", "epochs=1", *own]
+    finetune(config(tmp_path, model, f"task={task}", *more, suffix=name))
+    card = (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(code_of(card), "README.md", "exec"), {})
+    assert re.fullmatch(answer + r"\n", capsys.readouterr().out)
+    assert f"pipeline_tag: {TASKS[task].family.tag}" in card
+
+
+def test_a_card_tells_scores_data_and_what_was_set(folder: Path, model: Path) -> None:
+    own = ["epochs=2", "num_seeds=2", f"data.test={folder}/test.tsv", "loss.balanced=true"]
+    finetune(config(folder, model, *own))
+    card, body = (folder / "out" / "README.md").read_text(), metrics(folder / "out")
+    best = body["by_seed"][str(body["model_of_seed"])]
+    runs = [100 * run["test_accuracy"] for run in body["by_seed"].values()]
+    error = statistics.stdev(runs) / 2**0.5
+    spread = f"{statistics.median(runs):.1f} ({statistics.fmean(runs):.1f} ± {error:.1f})"
+    assert f"| test_accuracy | {100 * best['test_accuracy']:.1f} | {spread} | 50.0 |" in card
+    assert f"that of seed {body['model_of_seed']}, the best by accuracy on the development set" in card
+    assert "| test | test.tsv, 2 examples | 0.0% |" in card
+    assert "| train | train.tsv, 16 examples | 0.0% |" in card
+    assert "Labels: `x`, `y`." in card
+    for key, value in (("optim.lr", 0.003), ("batch_size", 8), ("epochs", 2), ("loss.balanced", True)):
+        assert f"| `{key}` | {value} |" in card
+    assert "weight_decay" not in card, "a default"
+    assert str(folder) not in card
+    for seed, wrong in body.get("verdicts", {}).items():
+        assert f"**Seed {seed}: the model {wrong}.**" in card
+
+
+def test_a_grid_is_a_table(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what varies; the best median first."""
+    for lr, epochs in ((1e-9, 1), (3e-3, 9)):
+        own = [f"optim.lr={lr}", f"epochs={epochs}", "num_seeds=2", f"data.test={folder}/test.tsv"]
+        finetune(config(folder, model, *own, f"out={folder}/grid/lr-{lr}"))
+    assert grid.main([str(folder / "grid")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| model | epochs | optim.lr | accuracy, % | test_accuracy, % |"
+    assert lines[2] == "| lr-0.003 | 9 | 0.003 | 100.0 (100.0 ± 0.0) | 100.0 (100.0 ± 0.0) |"
+    assert lines[3].startswith("| lr-1e-09 | 1 | 1e-09 | 50.0 ")
+    told = "Scores: median of 2 seeds, in brackets mean and standard error; guessing the commonest answer gives 50.0."
+    assert lines[-1] == told
+    assert grid.main([str(model)]) == 64
+    assert "holds no model that `python -m finetune` wrote" in capsys.readouterr().err
+    body = metrics(folder / "grid" / "lr-0.003")
+    body["config"]["task"] = "rte"
+    with pytest.raises(UserError, match=r"several tasks \(classification, rte\)"):
+        grid.markdown({**grid.found([folder / "grid"]), folder: body})
