@@ -116,7 +116,7 @@ EXPORT = Kind(
 FINETUNING = Kind(
     "fine-tuning",
     "an unfinished fine-tuning",
-    rf"\.lock|(seed-\d+|checkpoints)/.+|{_TEMPORARY}",
+    rf"\.lock|wandb_id|(seed-\d+|checkpoints|tensorboard|wandb)/.+|{_TEMPORARY}",
     lambda path: False,  # its mark is the first thing in it
 )
 _CHECKPOINT_FILES = r"(model|optimizer)\.safetensors|state\.json|config\.yaml|MANIFEST\.json"

@@ -79,5 +79,6 @@ def _changed(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
     always = ("optim.lr", "batch_size", "epochs", "max_len", "seed", "num_seeds")
     before = dict(flat(defaults()))
     for key, value in flat(facts(config)):
-        if key in always or (key not in _TOLD_ELSEWHERE and value != before[key]):
+        own = not key.startswith(("log.", "wandb.")) and key not in _TOLD_ELSEWHERE
+        if key in always or (own and value != before[key]):
             yield f"`{key}`", Path(value).name if key == "distill.teacher" else str(value)

@@ -11,6 +11,7 @@ from cloze.errors import UserError
 from cloze.schema import doc
 from finetune.families import SUITES, TASKS
 from finetune.tasks import Layout, Task
+from pretrain.config import WandbMode
 
 
 class Init(Enum):
@@ -134,6 +135,19 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    tensorboard: bool = doc("also write TensorBoard events, into out/tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    mode: WandbMode = doc("disabled, auto (online with a key, else offline), online or offline")
+    project: str = doc("W&B project; the run is named after `out`")
+    entity: str | None = doc("W&B user or team")
+    tags: list[str] = doc("W&B tags")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     task: str = doc("what is learned: " + " ".join(TASKS))
     model: str = doc("directory made by `python -m pretrain.export`, or any BERT in Hugging Face's format")
@@ -159,6 +173,8 @@ class FinetuneConfig:
     adversary: AdversaryConfig
     lora: LoraConfig
     distill: DistillConfig
+    log: LogConfig
+    wandb: WandbConfig
 
     def __post_init__(self) -> None:
         require(self.task in TASKS, f"task={self.task}: no such task; there are {', '.join(TASKS)}")

@@ -21,11 +21,14 @@ from finetune.config import FinetuneConfig, facts, flat, saved
 from finetune.data import sha256
 from finetune.rates import settled
 
+_NO_MATTER = ("out", "log.", "wandb.")  # keys that leave the model what it is
+_TRACKED = ("tensorboard", "wandb")  # folders that trackers make
+
 
 def settings_of(config: FinetuneConfig, checksums: Mapping[str, str]) -> dict[str, Any]:
     """What decides a seed's model, by dotted key; where a path's checksum is known it stands for the path."""
     every = {**dict(flat(facts(settled(config)))), **checksums}
-    return {key: value for key, value in every.items() if key != "out"}
+    return {key: value for key, value in every.items() if not key.startswith(_NO_MATTER)}
 
 
 def finished(config: FinetuneConfig) -> dict[str, Any] | None:
@@ -139,6 +142,8 @@ class Seeds:
         """All seeds are learned: the best one's directory, with what `write` adds, becomes `out`."""
         with _disk(self._out):
             write(self.model)
+            for folder in [self.folder / name for name in _TRACKED if (self.folder / name).is_dir()]:
+                folder.rename(self.model / folder.name)
             self.model.rename(self._out)  # over an empty directory, too
 
     def _note(self) -> None:

@@ -38,6 +38,7 @@ from finetune.techniques.adversary import add_adversarial_gradients
 from finetune.techniques.distillation import Teacher
 from finetune.techniques.layers import freeze, parameter_groups
 from finetune.techniques.lora import with_lora
+from finetune.tracking import Tracker, tracking
 from finetune.verdict import UNK_WARNED, unk_share, verdict
 from pretrain.export.hugging_face import (
     be_quiet,
@@ -152,12 +153,13 @@ def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str] |
 
 
 class _Progress(TrainerCallback):
-    """Now and then a line on stderr, instead of Hugging Face's dictionaries on stdout."""
+    """Now and then a line on stderr, instead of Hugging Face's dictionaries on stdout; all of it to the trackers."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.told = seed, time.monotonic()
+    def __init__(self, seed: int, tracker: Tracker) -> None:
+        self.seed, self.tracker, self.told = seed, tracker, time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        self.tracker.log(self.seed, state.global_step, logs)
         if "loss" in logs and time.monotonic() > self.told + _SECONDS:
             step, loss = f"{state.global_step}/{state.max_steps}", float(logs["loss"])
             log.info(f"seed {self.seed}  step {step}  loss {loss:.3f}")
@@ -243,11 +245,12 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
     tell_rate(asked, config)
     with resume.Seeds(out, resume.settings_of(config, read)) as seeds:
         beside = _beside(prepared)
-        for seed in range(config.seed, config.seed + config.num_seeds):
-            if seed in seeds.learned:
-                log.info(f"seed {seed}  is learned already")
-            else:
-                _learn(config, prepared, seed, seeds, beside["guessing"])
+        with tracking(config, seeds.folder) as tracker:
+            for seed in range(config.seed, config.seed + config.num_seeds):
+                if seed in seeds.learned:
+                    log.info(f"seed {seed}  is learned already")
+                else:
+                    _learn(config, prepared, seed, seeds, beside["guessing"], tracker)
         body = {**resume.summary(seeds.learned), "score": config.definition.score, "model_of_seed": seeds.best}
         body |= {**beside, **prepared.facts, "train_examples": len(prepared.train)}
         body |= {"config": facts(config), "sha256": read}
@@ -284,11 +287,14 @@ def _scores(prepared: Prepared, answers: Mapping[str, Sequence[Any]]) -> Scores:
     return found
 
 
-def _learn(config: FinetuneConfig, prepared: Prepared, seed: int, seeds: resume.Seeds, guessing: Scores) -> None:
+def _learn(
+    config: FinetuneConfig, prepared: Prepared, seed: int, seeds: resume.Seeds, guessing: Scores, tracker: Tracker
+) -> None:
     """Train with one seed, answer every set, and keep what came of it."""
-    model, answers = _train(config, prepared, seed, seeds.checkpoints)
+    model, answers = _train(config, prepared, seed, seeds.checkpoints, tracker)
     found: dict[str, Any] = {"scores": _scores(prepared, answers)}
     score = config.definition.score
+    tracker.log_scores(seed, found["scores"])
     if wrong := verdict(answers["dev"], found["scores"], guessing, score):
         log.warning(f"seed {seed}: the model {wrong}; more epochs, another optim.lr or another model may help")
         found["verdict"] = wrong
@@ -304,7 +310,7 @@ def _learn(config: FinetuneConfig, prepared: Prepared, seed: int, seeds: resume.
 
 
 def _train(
-    config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path
+    config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path, tracker: Tracker
 ) -> tuple[Any, dict[str, Sequence[Any]]]:
     """The trained model and its answers by the sets' names."""
     set_seed(seed)
@@ -325,7 +331,7 @@ def _train(
         eval_dataset=dev.features,
         data_collator=prepared.collate,
         compute_metrics=(lambda found: dev.score(dev.decide(found.predictions, model))) if config.patience else None,
-        callbacks=[_Progress(seed), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
+        callbacks=[_Progress(seed, tracker), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

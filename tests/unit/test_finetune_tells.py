@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,12 +200,12 @@ def interrupt_seed(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> list[in
     trained: list[int] = []
     original = training._train
 
-    def train(config: FinetuneConfig, prepared: Prepared, own: int, checkpoints: Path) -> Any:
+    def train(config: FinetuneConfig, prepared: Prepared, own: int, checkpoints: Path, *rest: Any) -> Any:
         if own == seed:
             checkpoints.mkdir(exist_ok=True)
             raise KeyboardInterrupt
         trained.append(own)
-        return original(config, prepared, own, checkpoints)
+        return original(config, prepared, own, checkpoints, *rest)
 
     monkeypatch.setattr(training, "_train", train)
     return trained
@@ -393,3 +394,75 @@ def test_a_grid_is_a_table(folder: Path, model: Path, capsys: pytest.CaptureFixt
     body["config"]["task"] = "rte"
     with pytest.raises(UserError, match=r"several tasks \(classification, rte\)"):
         grid.markdown({**grid.found([folder / "grid"]), folder: body})
+
+
+# Trackers
+
+
+def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_trackers_get_losses_and_scores_of_every_seed(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard's events read back; W&B (a stand-in) is one run although the second seed was killed first."""
+    runs: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    ends: list[int] = []
+
+    class Run:
+        dir = url = "x"
+
+        def log(self, row: dict[str, Any]) -> None:
+            rows.append(row)
+
+        def define_metric(self, *_: Any, **__: Any) -> None: ...
+
+        def alert(self, **_: Any) -> None: ...
+
+        def finish(self, exit_code: int) -> None:
+            ends.append(exit_code)
+
+    def init(**given: Any) -> Run:
+        runs.append(given)
+        return Run()
+
+    fake = SimpleNamespace(init=init, Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    own = ["epochs=2", "num_seeds=2", "log.tensorboard=true", "wandb.mode=offline", "wandb.tags=[a]"]
+    with monkeypatch.context() as patch:
+        interrupt_seed(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config(folder, model, *own))
+    finetune(config(folder, model, *own, "wandb.project=other"))
+    assert ends == [75, 0]
+    assert [run["id"] for run in runs] == [runs[0]["id"]] * 2
+    assert [run["name"] for run in runs] == ["out"] * 2
+    assert runs[0]["config"]["optim"]["lr"] == 3e-3
+    body, drawn = metrics(folder / "out"), board(folder / "out" / "tensorboard")
+    for seed in (1, 2):
+        accuracy = body["by_seed"][str(seed)]["accuracy"]
+        assert drawn[f"seed-{seed}/accuracy"] == [(4, pytest.approx(accuracy))]
+        assert [step for step, _ in drawn[f"seed-{seed}/loss"]] == [1, 2, 3, 4]
+        assert [row["step"] for row in rows if f"seed-{seed}/loss" in row] == [1, 2, 3, 4]
+    assert (folder / "out" / "README.md").is_file()
+    assert not (folder / ".out.unfinished").exists()
+
+
+def test_a_tracker_that_is_not_installed(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard that is asked for and not there is refused; W&B does no harm."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    finetune(config(folder, model, "epochs=1", "wandb.mode=auto"))
+    told = "W&B: off for this run: not installed (pip install 'cloze[wandb]'); metrics.json will have the scores"
+    assert told in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"log\.tensorboard=true: tensorboard is not installed"):
+        finetune(config(folder, model, "log.tensorboard=true", f"out={folder}/b"))
