@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from cloze import cli
+from cloze.encodings import codec_named
 from cloze.errors import UserError
 from cloze.schema import doc
 from finetune.families import SUITES, TASKS
@@ -48,13 +49,17 @@ class DataConfig:
     test: str | None = doc("scored once by each seed's model, with a file of its answers; nothing is chosen by it")
     mismatched: str | None = doc("scored beside dev: MNLI's mismatched half, say; null: the hub's where dev is its")
     columns: list[str] | None = doc(
-        "columns of the text, or of both texts, and then of the label; of ner the numbers of the words' and the tags', "
-        "from 1; null: the task's own"
+        "columns of the text, or of both texts, and then of the label, by name or, of a table without a header, by "
+        "number from 1; of ner those of the words' and the tags' (CoNLL: numbers); null: the task's own"
     )
+    labels: list[str] | None = doc("names of labels that the data have as numbers, from 0 on; null: as they stand")
+    encoding: str | None = doc("of the files: gb18030, latin-1, …; null: UTF-8, or what a byte order mark says")
     max_bad_fraction: float = doc("share of rows that may be unusable and are left out; a single one always may")
     repair_tags: bool = doc("spell entities anew that do not begin or end as BIO or BIOES has it (ner)")
 
     def __post_init__(self) -> None:
+        known = self.encoding is None or codec_named(self.encoding) is not None
+        require(known, f"data.encoding={self.encoding}: no such encoding; utf-8, gb18030, latin-1 and cp1252 are some")
         require(0 < self.dev_fraction < 1, f"data.dev_fraction={self.dev_fraction}: must be in (0, 1)")
         require(0 <= self.max_bad_fraction < 1, f"data.max_bad_fraction={self.max_bad_fraction}: must be in [0, 1)")
 

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 
+from cloze.encodings import codec_of, guessed
 from cloze.errors import UserError, first_line
 from cloze.log import log
 from finetune.readers import Row
@@ -132,7 +133,7 @@ def _read(source: str, name: str, config: "FinetuneConfig") -> Dataset:
     if source.startswith("hub:"):
         rows = _hub_rows(source, name)
     else:
-        text = _text(source, name)
+        text = _text(source, name, config.data.encoding)
         try:
             rows = config.definition.family.read(text, source, config)
         except UserError as error:
@@ -142,15 +143,31 @@ def _read(source: str, name: str, config: "FinetuneConfig") -> Dataset:
     return Dataset(name=name, rows=rows, max_bad_fraction=config.data.max_bad_fraction)
 
 
-def _text(path: str, name: str) -> str:
+def _text(path: str, name: str, encoding: str | None) -> str:
     try:
         with fsspec.open(path, "rb", compression="infer") as file:
-            text: str = file.read().decode("utf-8-sig").replace("\r\n", "\n")
+            data: bytes = file.read()
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except (OSError, EOFError, ValueError, ImportError) as error:
-        raise UserError(f"{name}: cannot be read ({first_line(error)}); a UTF-8 text file is needed") from error
+        raise UserError(f"{name}: cannot be read ({first_line(error)}); a text file is needed") from error
+    codec = codec_of(data[:4], encoding or "auto")
+    try:
+        text = data.decode(codec).removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        looks = guessed([each for each in data.split(b"\n") if not _is_utf_8(each)])
+        remedy = f"set data.encoding={looks}, which it looks like" if looks else "set data.encoding"
+        raise UserError(f"{name}: line {line}: is not {codec.upper()}; {remedy}") from None
     return text if "\n" in text else text.replace("\r", "\n")  # old Macs end lines so
+
+
+def _is_utf_8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _hub_rows(source: str, name: str) -> list[Row]:
@@ -169,11 +186,23 @@ def _hub_rows(source: str, name: str) -> list[Row]:
     except (OSError, ValueError, RuntimeError) as error:  # the last for a data set that is a script
         raise UserError(f"{name}: {first_line(error)}; name a file with data.train and data.dev") from error
     names = {key: kind.int2str for key, kind in data.features.items() if isinstance(kind, ClassLabel)}
+    of_lists = {key: getattr(kind, "feature", None) for key, kind in data.features.items()}
+    tags = {key: kind.int2str for key, kind in of_lists.items() if isinstance(kind, ClassLabel)}
     rows = []
     for number, row in enumerate(data):
         labels = {key: to_name(row[key]) if row[key] >= 0 else "-" for key, to_name in names.items()}
+        labels |= {key: [to_name(one) for one in row[key]] for key, to_name in tags.items()}
         rows.append(Row(f"row {number}", {**row, **labels}))
     return rows
+
+
+def named_label(label: str, names: Sequence[str] | None) -> str:
+    """The name that data.labels gives to a label that is a number. Raises `BadRow` where it has no such."""
+    if names is None or label in names:
+        return label
+    if not (label.isdecimal() and int(label) < len(names)):
+        raise BadRow(f"label {label!r}: data.labels has {', '.join(names)}, or 0 to {len(names) - 1}")
+    return names[int(label)]
 
 
 def label_names(train: Dataset, labels: Sequence[str], config: "FinetuneConfig") -> list[str]:
@@ -181,7 +210,7 @@ def label_names(train: Dataset, labels: Sequence[str], config: "FinetuneConfig")
     require_two(train, labels, "there is nothing to learn")
     found = {*labels}
     names = sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found)
-    return [*config.definition.labels] or names
+    return [*config.definition.labels] or [*(config.data.labels or ())] or names
 
 
 def require_two(dataset: Dataset, labels: Sequence[str], why: str) -> None:
@@ -195,6 +224,13 @@ def require_known(label: str, known: Collection[str] | None, place: str) -> None
     if known is not None and label not in known:
         shown = ", ".join(sorted(known)[:10]) + (", …" if len(known) > 10 else "")
         raise UserError(f"{place}: label {label!r} is not in data.train, which has {shown}")
+
+
+def tell_cut(name: str, encoded: Any, max_len: int) -> None:
+    """Say how many of the examples that a tokenizer `encoded` lost their ends."""
+    cut = sum(bool(one.overflowing) for one in encoded.encodings)
+    if cut:
+        log.info(f"{name}: {cut} of {len(encoded.encodings)} examples are longer than max_len={max_len} and are cut")
 
 
 def majority(labels: Sequence[str]) -> float:

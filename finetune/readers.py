@@ -65,7 +65,8 @@ def table_rows(
 ) -> list[Row]:
     """CSV as Python's csv module reads it; in TSV a quotation mark is text, as in GLUE's files.
 
-    A file whose first line has none of the `layouts` may be one without a header: then it has the default one.
+    A file whose first line has none of the `layouts` may be one without a header: then it has the default one, or
+    where the layout is of numbers its columns are named 1, 2, …
     """
     if quoted:
         lines = list(_csv_lines(text))
@@ -75,7 +76,9 @@ def table_rows(
         return []
     header = [name.strip() for name in lines[0][1]]
     known = any({*names} <= {*header} for names in layouts)
-    if default_header and len(header) == len(default_header) and not known:
+    if not known and any(all(name.isdecimal() for name in names) for names in layouts):
+        header = [str(number) for number in range(1, len(header) + 1)]
+    elif default_header and len(header) == len(default_header) and not known:
         header = list(default_header)
     else:
         lines = lines[1:]

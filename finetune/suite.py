@@ -105,12 +105,18 @@ def _settings(config: SuiteConfig, task: str) -> FinetuneConfig | None:
     own = {key: getattr(config, key) for key in ("model", "num_seeds", "batch_size", "max_len")}
     data, epochs = base.data, config.epochs or TASKS[task].epochs
     if config.data is not None:
-        folder = Path(config.data) / task
+        folder = _folder(Path(config.data), task)
         train, dev = _file(folder, "train"), _file(folder, "dev") or _file(folder, "dev_matched")
         if train is None or dev is None:
             return None
         data = replace(data, train=train, dev=dev, mismatched=_file(folder, "dev_mismatched"))
     return replace(base, task=task, data=data, epochs=epochs, optim=replace(base.optim, lr=config.lr), **own)
+
+
+def _folder(data: Path, task: str) -> Path:
+    """That of the task: `sst2`, or `SST-2` as GLUE names it."""
+    named = (path for path in sorted(data.glob("*")) if path.name.lower().replace("-", "") == task)
+    return next(named, data / task)
 
 
 def _file(folder: Path, stem: str) -> str | None:

@@ -14,7 +14,18 @@ import numpy.typing as npt
 
 from cloze.errors import UserError
 from cloze.log import log
-from finetune.data import BadRow, Dataset, both_sets, label_names, majority, more_sets, require_known, require_two
+from finetune.data import (
+    BadRow,
+    Dataset,
+    both_sets,
+    label_names,
+    majority,
+    more_sets,
+    named_label,
+    require_known,
+    require_two,
+    tell_cut,
+)
 from finetune.readers import Row
 from finetune.tasks import Family, Layout, Task
 
@@ -51,6 +62,7 @@ def examples(dataset: Dataset, config: "FinetuneConfig", known: Collection[str] 
         if label in config.definition.unlabelled:
             return None
         where = f"{dataset.name}: {row.place}"
+        label = named_label(label, config.data.labels)
         label = _checked_label(label, f"{where}: task={config.task}", config.definition)
         require_known(label, known, where)
         return Example(texts[0], texts[1] if len(texts) > 1 else None, label)
@@ -58,6 +70,13 @@ def examples(dataset: Dataset, config: "FinetuneConfig", known: Collection[str] 
     found = dataset.convert(parse)
     if not found:
         raise UserError(f"{dataset.name}: no example has a label")
+    if layout and layout[-1].isdecimal() and len(found) > 2 and dataset.rows[0].place == "line 1":
+        labels = Counter(example.label for example in found)
+        if labels[found[0].label] == 1 and len(labels) > 2:
+            raise UserError(
+                f"{dataset.name}: line 1: label {found[0].label!r} stands nowhere else; if that line is a header, name "
+                "the columns by data.columns instead of numbering them, or remove it"
+            )
     if num_empty := sum("" in (example.first, example.second) for example in found):
         log.warning(
             f"{dataset.name}: {num_empty} of {len(found)} examples have an empty text; they are used as they are"
@@ -80,7 +99,8 @@ def _layout(dataset: Dataset, config: "FinetuneConfig") -> Layout:
 def _missing(layouts: Sequence[Layout], row: Row) -> str:
     wanted = " or ".join(", ".join(names) for names in layouts)
     there = ", ".join(filter(None, row.columns)) or "none"
-    return f"the columns {wanted} are needed, there are {there}; data.columns names others"
+    numbered = " (of a table without a header by number: [1,2])" if row.place == "line 2" else ""
+    return f"the columns {wanted} are needed, there are {there}; data.columns names others{numbered}"
 
 
 def _checked_label(label: str, where: str, task: Task) -> str:
@@ -130,15 +150,15 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
             log.warning(f"{many}: accuracy says little, look at macro_f1 and matthews")
     tokenizer = load_encoder_tokenizer(config)
 
-    def questioned(dataset: Sequence[Example]) -> "EvaluationSet":
-        return _evaluation_set(dataset, names, _encoded(dataset, names, tokenizer, config.max_len))
+    def questioned(dataset: Sequence[Example], name: str) -> "EvaluationSet":
+        return _evaluation_set(dataset, names, _encoded(dataset, names, tokenizer, config.max_len, name))
 
     return Prepared(
         tokenizer=tokenizer,
         make_model=lambda: load_model(config, AutoModelForSequenceClassification, **head),
-        train=_encoded(train, names, tokenizer, config.max_len),
-        dev=questioned(dev),
-        more={name: questioned(dataset) for name, dataset in more.items()},
+        train=_encoded(train, names, tokenizer, config.max_len, train_set.name),
+        dev=questioned(dev, dev_set.name),
+        more={name: questioned(dataset, f"data.{name}") for name, dataset in more.items()},
         collate=DataCollatorWithPadding(tokenizer),
         num_labels=len(names) or None,
         teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer),
@@ -200,10 +220,13 @@ def correlations(gold_N: npt.NDArray[np.float64], numbers_N: npt.NDArray[np.floa
     }
 
 
-def _encoded(dataset: Sequence[Example], names: Sequence[str], tokenizer: Any, max_len: int) -> list[dict[str, Any]]:
+def _encoded(
+    dataset: Sequence[Example], names: Sequence[str], tokenizer: Any, max_len: int, name: str
+) -> list[dict[str, Any]]:
     firsts = [example.first for example in dataset]
     seconds = [example.second for example in dataset] if dataset[0].second is not None else None
     encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_len)
+    tell_cut(name, encoded, max_len)
     labels = [names.index(example.label) if names else float(example.label) for example in dataset]
     return [{**{key: values[i] for key, values in encoded.items()}, "labels": label} for i, label in enumerate(labels)]
 

@@ -15,14 +15,25 @@ import numpy.typing as npt
 
 from cloze.errors import UserError
 from cloze.log import log
-from finetune.data import BadRow, Dataset, both_sets, label_names, more_sets, require_known, require_two
-from finetune.readers import Row
+from finetune.data import (
+    BadRow,
+    Dataset,
+    both_sets,
+    label_names,
+    more_sets,
+    named_label,
+    require_known,
+    require_two,
+    tell_cut,
+)
+from finetune.readers import Row, json_rows, suffix
 from finetune.tasks import Family, Task
 
 if TYPE_CHECKING:
     from finetune.config import DataConfig, FinetuneConfig
     from finetune.train import EvaluationSet, Prepared, Scores
 
+_LAYOUTS = tuple((words, tags) for words in ("words", "tokens") for tags in ("tags", "ner_tags", "labels"))
 _TAG = re.compile(r"O|[BIES]-.+")
 
 Entity = tuple[str, int, int]  # type, first word, word after the last
@@ -82,7 +93,8 @@ def conll_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
 
     Raises `UserError` where the first column only numbers the words, and data.columns does not say which one has them.
     """
-    del path
+    if suffix(path) in (".json", ".jsonl"):
+        return json_rows(text)
     conll = _Conll(text, config.data.columns)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if not conll.is_comment(line)]
     blocks = groupby(lines, key=lambda numbered: conll.is_gap(numbered[1]))
@@ -101,20 +113,14 @@ def sentences(dataset: Dataset, config: "DataConfig", known: Collection[str] | N
 
     With `repair_tags`, entities that do not begin or end as they should are spelled anew, as `entities` reads them.
     """
-    for row in dataset.rows:
-        if not row.fault and not {"words", "tags"} <= row.columns.keys():
-            raise UserError(
-                f"{dataset.name}: {row.place}: words and tags are needed, there are {', '.join(row.columns)}; name a "
-                "file in CoNLL's format"
-            )
-    closed = any(tag[:2] in ("E-", "S-") for row in dataset.rows for tag in row.columns.get("tags", ()))
+    layout = _layout(dataset, config)
+    every = (tag for row in dataset.rows if not row.fault for tag in row.columns.get(layout[1]) or ())
+    closed = any(str(tag)[:2] in ("E-", "S-") for tag in [*every, *(config.labels or ())])
     num_repaired = 0
 
     def parse(row: Row) -> Sentence:
         nonlocal num_repaired
-        words, tags = row.columns["words"], row.columns["tags"]
-        if len(words) != len(tags):
-            raise BadRow(f"{len(words)} words and {len(tags)} tags")
+        words, tags = _lists(row, layout, config.labels)
         if config.repair_tags and any(_tag_fault(a, b, closed) for a, b in pairwise(["O", *tags, "O"])):
             tags = _spelled(entities(tags), len(tags), closed)
             num_repaired += 1
@@ -131,6 +137,37 @@ def sentences(dataset: Dataset, config: "DataConfig", known: Collection[str] | N
     if num_repaired:
         log.info(f"{dataset.name}: the tags of {num_repaired} of {len(dataset.rows)} sentences were repaired")
     return found
+
+
+def _layout(dataset: Dataset, config: "DataConfig") -> tuple[str, str]:
+    """Names of the columns of words and tags. Raises `UserError` where there are none such."""
+    whole = next((row for row in dataset.rows if not row.fault), dataset.rows[0])
+    there = whole.columns.keys()
+    own = [(config.columns[0], config.columns[1])] if config.columns and len(config.columns) == 2 else []
+    found = next((names for names in (*own, *_LAYOUTS) if {*names} <= there), None)
+    if found is None and not whole.fault:
+        raise UserError(
+            f"{dataset.name}: {whole.place}: lists of words (words, tokens) and of tags (tags, ner_tags, labels) are "
+            f"needed, there are {', '.join(there)}; data.columns=[WORDS,TAGS] names others, or name a file of CoNLL's"
+        )
+    return found or _LAYOUTS[0]
+
+
+def _lists(row: Row, layout: tuple[str, str], names: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Words and tags of a row, tags that are numbers by their `names`. Raises `BadRow`."""
+    words, tags = (row.columns.get(name) for name in layout)
+    if not isinstance(words, list) or not isinstance(tags, list) or not words:
+        raise BadRow(f"{layout[0]} and {layout[1]} must be lists of words and tags")
+    if len(words) != len(tags):
+        raise BadRow(f"{len(words)} words and {len(tags)} tags")
+    if names is None and any(isinstance(tag, int) for tag in tags):
+        raise BadRow(f"{layout[1]} has numbers; data.labels=[O,B-PER,…] tells their names, in order from 0")
+    return [str(word) for word in words], [named_label(str(tag), names) for tag in tags]
+
+
+def _words(row: Row, config: "FinetuneConfig") -> Any:
+    own = config.data.columns[:1] if config.data.columns else ()
+    return next((row.columns[name] for name in (*own, "words", "tokens") if name in row.columns), row.columns)
 
 
 def entities(tags: Sequence[str]) -> set[Entity]:
@@ -201,7 +238,7 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
     require_two(dev_set, [tag for s in dev for tag in s.tags], "scores would say nothing")
     tokenizer = load_encoder_tokenizer(config, split_into_words=True)
     ids = {name: number for number, name in enumerate(names)}
-    train_features, _ = _encoded(train, ids, tokenizer, config.max_len)
+    train_features, _ = _encoded(train, ids, tokenizer, config.max_len, train_set.name)
 
     def make_model() -> Any:
         model = load_model(config, AutoModelForTokenClassification, names)
@@ -209,15 +246,15 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
             model.crf = crf_of(Path(config.model) if config.init is Init.pretrained else None, len(names))
         return model
 
-    def questioned(dataset: Sequence[Sentence]) -> "EvaluationSet":
-        return _evaluation_set(dataset, names, _encoded(dataset, ids, tokenizer, config.max_len))
+    def questioned(dataset: Sequence[Sentence], name: str) -> "EvaluationSet":
+        return _evaluation_set(dataset, names, _encoded(dataset, ids, tokenizer, config.max_len, name))
 
     return Prepared(
         tokenizer=tokenizer,
         make_model=make_model,
         train=train_features,
-        dev=questioned(dev),
-        more={name: questioned(dataset) for name, dataset in more.items()},
+        dev=questioned(dev, dev_set.name),
+        more={name: questioned(dataset, f"data.{name}") for name, dataset in more.items()},
         collate=DataCollatorForTokenClassification(tokenizer),
         num_labels=len(names),
         teacher=load_teacher(config, AutoModelForTokenClassification, names, tokenizer),
@@ -276,12 +313,13 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
 
 
 def _encoded(
-    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int
+    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int, name: str
 ) -> tuple[list[dict[str, Any]], list[list[int]]]:
     """Features with a label at each word's first piece, and which words of each sentence have one."""
     from finetune.techniques.losses import IGNORED
 
     encoded = tokenizer([[*s.words] for s in dataset], is_split_into_words=True, truncation=True, max_length=max_len)
+    tell_cut(name, encoded, max_len)
     features, words = [], []
     for i, sentence in enumerate(dataset):
         labels: list[int] = []
@@ -313,7 +351,7 @@ print([*zip(words, (model.config.id2label[number] for number in numbers))])
 TAGGING = Family(
     prepare=prepare,
     read=conll_rows,
-    text=lambda row, config: row.columns.get("words"),
+    text=_words,
     usage=_USAGE,
     tag="token-classification",
     options=frozenset({"loss", "head", "data.repair_tags"}),

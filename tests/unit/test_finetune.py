@@ -417,7 +417,8 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
         ('{"sentence"\n', "line 1: not JSON"),
         ('["a"]', "item 1: not a JSON object"),
         ('[{"sentence": "a"}', "train=.*: not JSON .* an array of objects, or an object on each line"),
-        (b"\xff\xfe", "UTF-8"),
+        (b"\xff\xfe", "holds no examples"),
+        (b"ok\n\x80abc", "line 2: is not UTF-8"),
         ('{"sentence": ["a", "b"], "label": 1}', r'line 1: sentence is \["a", "b"\]; a text is needed there'),
     ):
         with pytest.raises(UserError, match=fault):
