@@ -31,6 +31,10 @@ def run(config: FinetuneConfig) -> int:
     print(_line(result))
     unknown = "  ".join(f"data.{name} {share:.1%}" for name, share in body["unk_share"].items())
     print(f"guessing: {_line(body['guessing'])}   [UNK]: {unknown}")
+    if "distilled" in body:
+        from finetune.side_by_side import lines
+
+        print(*lines(body["distilled"], body["score"]), sep="\n")
     print(f"{config.out}: model, tokenizer, metrics.json and README.md")
     return ExitCode.OK
 

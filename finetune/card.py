@@ -37,6 +37,8 @@ def write_card(folder: Path, config: FinetuneConfig, body: Mapping[str, Any]) ->
     parts = [_HEAD.format(**head, code=family.usage.format(name=name, texts=texts))]
     parts.append("## Scores\n\n" + scores_table(body))
     parts += [f"**Seed {seed}: the model {wrong}.**\n" for seed, wrong in body.get("verdicts", {}).items()]
+    if "distilled" in body:
+        parts.append("## Beside its teacher\n\n" + _distilled(body["distilled"], body["score"]))
     parts.append("## Data\n\n" + table(("", "", "[UNK]"), [*_data(config, body)]))
     if "labels" in body:
         parts.append(f"Labels: {', '.join(f'`{label}`' for label in body['labels'])}.\n")
@@ -58,6 +60,21 @@ def scores_table(body: Mapping[str, Any]) -> str:
     note = f"In percent (errors as they are). This model is that of seed {best}"
     chosen = f", the best by {body['score']} on the development set; seeds: {legend(len(seeds))}" if several else ""
     return f"{table(columns, rows)}\n{note}{chosen}. Guessing: the commonest answer for everything.\n"
+
+
+def _distilled(both: Mapping[str, Mapping[str, Any]], score: str) -> str:
+    rows = [
+        [
+            name,
+            f"{own['parameters']:,}",
+            f"{own['bytes'] / 1e6:.1f}",
+            f"{own['examples_per_second']:.0f}",
+            shown(score, [own[score]]),
+            f"{own['same_answer']:.1%}" if "same_answer" in own else "",
+        ]
+        for name, own in both.items()
+    ]
+    return table(["model", "parameters", "MB", "examples/s", score, "same answer"], rows)
 
 
 def _data(config: FinetuneConfig, body: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

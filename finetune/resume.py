@@ -55,12 +55,17 @@ def metrics(folder: Path) -> dict[str, Any] | None:
     return body if known else None
 
 
-def summary(learned: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """What metrics.json tells of the seeds: mean scores, each seed's, their standard deviation, and what is wrong."""
+def summary(learned: Mapping[int, Mapping[str, Any]], best: int | None) -> dict[str, Any]:
+    """What metrics.json tells of the seeds: mean scores, each seed's, their standard deviation, and what is wrong.
+
+    Of the `best` one, whose model is kept, also what it is beside its teacher.
+    """
     by_seed = {seed: learned[seed]["scores"] for seed in sorted(learned)}
     every = [*by_seed.values()]
     body: dict[str, Any] = {name: statistics.fmean(scores[name] for scores in every) for name in every[0]}
-    body["by_seed"] = by_seed
+    body |= {"by_seed": by_seed, "model_of_seed": best}
+    if best is not None and "distilled" in learned[best]:
+        body["distilled"] = learned[best]["distilled"]
     if len(every) > 1:
         body["std"] = {name: statistics.stdev(scores[name] for scores in every) for name in every[0]}
     if wrong := {seed: learned[seed]["verdict"] for seed in sorted(learned) if "verdict" in learned[seed]}:

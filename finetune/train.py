@@ -251,7 +251,7 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
                     log.info(f"seed {seed}  is learned already")
                 else:
                     _learn(config, prepared, seed, seeds, beside["guessing"], tracker)
-        body = {**resume.summary(seeds.learned), "score": config.definition.score, "model_of_seed": seeds.best}
+        body = {**resume.summary(seeds.learned, seeds.best), "score": config.definition.score}
         body |= {**beside, **prepared.facts, "train_examples": len(prepared.train)}
         body |= {"config": facts(config), "sha256": read}
 
@@ -295,6 +295,10 @@ def _learn(
     found: dict[str, Any] = {"scores": _scores(prepared, answers)}
     score = config.definition.score
     tracker.log_scores(seed, found["scores"])
+    if prepared.teacher is not None:
+        from finetune.side_by_side import teacher_and_student  # it needs what is defined here
+
+        found["distilled"] = teacher_and_student(prepared, model)
     if wrong := verdict(answers["dev"], found["scores"], guessing, score):
         log.warning(f"seed {seed}: the model {wrong}; more epochs, another optim.lr or another model may help")
         found["verdict"] = wrong
