@@ -236,7 +236,10 @@ def test_contributing_tells_every_contract_and_room() -> None:
 
 def test_help_is_quick() -> None:
     """It needs neither torch nor transformers, which take seconds; `plan` knows GPUs by way of torch."""
-    quick = ("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite")
+    quick = (
+        *("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite"),
+        "finetune.grid",
+    )
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", source], env=environment(), check=False).returncode == 0, forbidden
