@@ -113,6 +113,12 @@ EXPORT = Kind(
     r"README\.md|curves\.svg",
     _is_export,
 )
+FINETUNING = Kind(
+    "fine-tuning",
+    "an unfinished fine-tuning",
+    rf"\.lock|wandb_id|(seed-\d+|checkpoints|tensorboard|wandb)/.+|{_TEMPORARY}",
+    lambda path: False,  # its mark is the first thing in it
+)
 _CHECKPOINT_FILES = r"(model|optimizer)\.safetensors|state\.json|config\.yaml|MANIFEST\.json"
 CHECKPOINT = Kind(
     "checkpoint",

@@ -1,16 +1,18 @@
 """The schemas of conf/finetune/*.yaml. What the tasks are stands in families/."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
 from cloze import cli
+from cloze.encodings import codec_named
 from cloze.errors import UserError
 from cloze.schema import doc
 from finetune.families import SUITES, TASKS
 from finetune.tasks import Layout, Task
+from pretrain.config import WandbMode
 from pretrain.evaluate.frozen_config import Pooling
 
 
@@ -43,22 +45,29 @@ def require(condition: bool, message: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     train: str | None = doc("file (.tsv .csv .jsonl .json .conll, also compressed) or hub:NAME@CONFIG:SPLIT; null: hub")
-    dev: str | None = doc("the same for evaluation")
+    dev: str | None = doc("the same for evaluation; null: the hub's, or a share of data.train where that is given")
+    dev_fraction: float = doc("that share: examples whose text's hash is lowest, never the same text on both sides")
+    test: str | None = doc("scored once by each seed's model, with a file of its answers; nothing is chosen by it")
     mismatched: str | None = doc("scored beside dev: MNLI's mismatched half, say; null: the hub's where dev is its")
     columns: list[str] | None = doc(
-        "columns of the text, or of both texts, and then of the label; of ner the numbers of the words' and the tags', "
-        "from 1; null: the task's own"
+        "columns of the text, or of both texts, and then of the label, by name or, of a table without a header, by "
+        "number from 1; of ner those of the words' and the tags' (CoNLL: numbers); null: the task's own"
     )
+    labels: list[str] | None = doc("names of labels that the data have as numbers, from 0 on; null: as they stand")
+    encoding: str | None = doc("of the files: gb18030, latin-1, …; null: UTF-8, or what a byte order mark says")
     max_bad_fraction: float = doc("share of rows that may be unusable and are left out; a single one always may")
     repair_tags: bool = doc("spell entities anew that do not begin or end as BIO or BIOES has it (ner)")
 
     def __post_init__(self) -> None:
+        known = self.encoding is None or codec_named(self.encoding) is not None
+        require(known, f"data.encoding={self.encoding}: no such encoding; utf-8, gb18030, latin-1 and cp1252 are some")
+        require(0 < self.dev_fraction < 1, f"data.dev_fraction={self.dev_fraction}: must be in (0, 1)")
         require(0 <= self.max_bad_fraction < 1, f"data.max_bad_fraction={self.max_bad_fraction}: must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    lr: float = doc("peak learning rate of AdamW")
+    lr: float | None = doc("peak learning rate of AdamW; null: by the size of the model, and told")
     crf_lr: float = doc("that of a CRF's own weights (head=crf): at the encoder's they would hardly move")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
     warmup_fraction: float = doc("share of the steps in which the learning rate rises; then it falls linearly to 0")
@@ -66,7 +75,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for key in ("lr", "crf_lr"):
-            require(getattr(self, key) > 0, f"optim.{key}={getattr(self, key)}: must be positive")
+            value = getattr(self, key)
+            require(value is None or value > 0, f"optim.{key}={value}: must be positive")
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: cannot be negative")
         require(0 <= self.warmup_fraction <= 1, f"optim.warmup_fraction={self.warmup_fraction}: must be in [0, 1]")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay}: must be in (0, 1]")
@@ -145,6 +155,19 @@ class EmbeddingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    tensorboard: bool = doc("also write TensorBoard events, into out/tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    mode: WandbMode = doc("disabled, auto (online with a key, else offline), online or offline")
+    project: str = doc("W&B project; the run is named after `out`")
+    entity: str | None = doc("W&B user or team")
+    tags: list[str] = doc("W&B tags")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     task: str = doc("what is learned: " + " ".join(TASKS))
     model: str = doc("directory made by `python -m pretrain.export`, or any BERT in Hugging Face's format")
@@ -171,6 +194,8 @@ class FinetuneConfig:
     adversary: AdversaryConfig
     lora: LoraConfig
     distill: DistillConfig
+    log: LogConfig
+    wandb: WandbConfig
 
     def __post_init__(self) -> None:
         require(self.task in TASKS, f"task={self.task}: no such task; there are {', '.join(TASKS)}")
@@ -232,7 +257,7 @@ class SuiteConfig:
     epochs: int | None = doc("passes over each task's training data; null: 3, of the small sets 5 or 10")
     batch_size: int = doc("samples per optimizer step")
     max_len: int = doc("tokens per sample at most")
-    lr: float = doc("peak learning rate")
+    lr: float | None = doc("peak learning rate; null: by the size of the model")
 
     def __post_init__(self) -> None:
         require(self.suite in SUITES, f"suite={self.suite}: no such suite; there are {', '.join(SUITES)}")
@@ -285,9 +310,14 @@ def _is_encoding(name: str | None) -> bool:
         return False
 
 
+def defaults() -> dict[str, Any]:
+    """Every key as conf/ has it, in the form of `facts`."""
+    return facts(cli.compose("finetune", FinetuneConfig, ["model=any", "out=any"]))
+
+
 def saved(body: Mapping[str, Any]) -> FinetuneConfig:
     """The configuration that `facts` gave, perhaps of an earlier version: keys that are newer have their defaults."""
-    today = facts(cli.compose("finetune", FinetuneConfig, ["model=any", "out=any"]))
+    today = defaults()
     sections = {key: {**value, **body.get(key, {})} for key, value in today.items() if isinstance(value, dict)}
     return cli.typed({**today, **body, **sections}, FinetuneConfig)
 
@@ -317,3 +347,12 @@ class EmbeddingsConfig:
         require(self.random_seeds >= 0, f"random_seeds={self.random_seeds}: cannot be negative")
         require(self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: must be in [0, 2^31)")
+
+
+def flat(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`facts` by dotted key."""
+    for key, value in body.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,24 +1,23 @@
-"""A fine-tuned model as ONNX, whole and in int8, both held against PyTorch on the development set of its task.
+"""A model as ONNX, whole and in int8, both held against PyTorch: on the development set of its task, or of a pretrained
+model on masked texts.
 
-onnxruntime must give PyTorch's outputs before anything counts as done. int8 is dynamic quantization of the weights: its
-outputs differ, so it is told what it scores, how often its answer is the same, and how fast each of the three is here.
+onnxruntime must give PyTorch's outputs, at several lengths and sizes of a batch, before anything counts as done. int8
+is dynamic quantization of the weights: its outputs differ, so it is told what it scores, how often its answer is the
+same, and how fast each of the three is here; where it loses more than is allowed it is made more carefully, or refused.
 """
 
 import json
 import logging
 import shutil
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnxruntime import InferenceSession
@@ -27,16 +26,20 @@ from torch import nn
 
 from cloze.errors import UserError
 from finetune.config import FinetuneConfig, Init, saved
+from finetune.masked_texts import MaskedTexts
+from finetune.side_by_side import Batch, Runner, batches, compared, output_names, outputs_of, runner
 from finetune.techniques.crf import save
-from finetune.train import Prepared
-from pretrain.export.hugging_face import be_quiet, replaced_directory
+from pretrain.export.hugging_face import be_quiet, load_pretrained, load_tokenizer, replaced_directory
 
 TOLERANCE = 1e-4  # largest difference of two fp32 outputs
-_BATCH, _ROUNDS, _TIMED = 8, 5, 32  # samples of a batch; how often, and how many batches, speed is measured on
-_OUTPUTS = ("logits", "start_logits", "end_logits")
-
-Batch = dict[str, npt.NDArray[np.int64]]
-Arrays = list[npt.NDArray[np.float32]]
+WHOLE, SMALL = "model.onnx", "model-int8.onnx"
+# From the smallest and fastest to the most careful. Where a CPU has no VNNI, sums of 8-bit products overflow: 7 do not.
+_INT8: Sequence[dict[str, Any]] = (
+    {},
+    {"per_channel": True},
+    {"per_channel": True, "reduce_range": True},
+    {"per_channel": True, "reduce_range": True, "op_types_to_quantize": ["MatMul"]},  # not the embeddings
+)
 
 
 class _Plain(nn.Module):
@@ -50,64 +53,141 @@ class _Plain(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        found = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
-        return tuple(found[name] for name in _OUTPUTS if name in found)
+        return tuple(outputs_of(self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)))
 
 
-def compress(folder: Path, out: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+class _Subject(NamedTuple):
+    """A model with what it is tried on."""
+
+    model: Any
+    tokenizer: Any
+    batches: Sequence[Batch]
+    compare: Callable[[Mapping[str, Runner]], dict[str, Any]]  # by name: scores, difference, examples_per_second …
+    score: str
+    is_scored: bool
+    max_len: int
+
+
+def compress(folder: Path, out: Path, data: Mapping[str, Any], max_loss: float = 1.0) -> dict[str, Any]:
     """Write model.onnx, model-int8.onnx, tokenizer, config.json and compress.json; returns what the last holds.
 
-    `data` names train and dev where they are not what the model was made with. Raises `UserError` where model or data
-    cannot be loaded, or ONNX differs from PyTorch by more than `TOLERANCE`.
+    `data` names train and dev where they are not what the model was made with; of a pretrained model dev is a text to
+    fill gaps in. Raises `UserError` where model or data cannot be loaded, ONNX differs from PyTorch by more than
+    `TOLERANCE`, or int8 loses more than `max_loss` of the score.
     """
     be_quiet()
-    config = _config(folder, data)
     with replaced_directory(out) as temporary:
-        prepared = config.definition.family.prepare(config)
-        model = _Plain(prepared.make_model().eval()).eval()
-        batches = list(_batches(prepared))
-        prepared.tokenizer.save_pretrained(temporary)
+        subject = _subject(folder, data)
+        subject.tokenizer.save_pretrained(temporary)
         for name in ("config.json", "metrics.json"):  # the latter tells `finetune.predict` what the model does
-            shutil.copy(folder / name, temporary)
-        if crf := getattr(model.model, "crf", None):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, temporary)
+        if crf := getattr(subject.model, "crf", None):
             save(crf, temporary)
-        whole, small = temporary / "model.onnx", temporary / "model-int8.onnx"
+        whole, small = temporary / WHOLE, temporary / SMALL
         with _quietly():
-            _to_onnx(model, batches[0], whole)
-            graph = onnx.load(whole)
-            del graph.graph.value_info[:]  # shapes that PyTorch's optimizer left behind; the quantizer finds its own
-            quantize_dynamic(graph, small)
-        runners: dict[str, Callable[[Batch], Arrays]] = {"pytorch": lambda batch: _torch(model, batch)}
-        for name, path in (("onnx", whole), ("onnx_int8", small)):
-            runners[name] = partial(InferenceSession(path, providers=["CPUExecutionProvider"]).run, None)
-        body = _compare(runners, batches, prepared, model.model)
-        if not body["onnx"]["difference"] <= TOLERANCE:
-            raise UserError(
-                f"{folder}: ONNX differs from PyTorch by {body['onnx']['difference']:.2g}; nothing was written"
-            )
+            _to_onnx(_Plain(subject.model).eval(), subject.batches[0], whole)
+        torch_runner, onnx_runner = runner(subject.model), _session(whole)
+        lengths = _lengths(torch_runner, onnx_runner, subject)
+        body = _int8(whole, small, {"pytorch": torch_runner, "onnx": onnx_runner}, subject, max_loss)
+        worst = max(body["onnx"]["difference"], *lengths.values())
+        if not worst <= TOLERANCE:
+            raise UserError(f"{folder}: ONNX differs from PyTorch by {worst:.2g}; nothing was written")
         body |= {
-            "score": config.definition.score,
+            "score": subject.score,
+            "differences_by_tokens": lengths,
             "bytes": {path.name: path.stat().st_size for path in (whole, small)},
         }
         (temporary / "compress.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return body
 
 
-def _config(folder: Path, data: Mapping[str, Any]) -> FinetuneConfig:
-    """That of the model in `folder`, to be loaded again as it is."""
+def _subject(folder: Path, data: Mapping[str, Any]) -> _Subject:
+    """A fine-tuned model with the development set of its task, or a pretrained one with masked texts."""
+    described = _json(folder / "config.json")
+    if "config" in (metrics := _json(folder / "metrics.json")):
+        return _finetuned(_config(folder, metrics["config"], data))
+    kinds = ("ForMaskedLM", "ForPreTraining")
+    if not any(name.endswith(kinds) for name in described.get("architectures") or ()):
+        raise UserError(
+            f"{folder}: has no metrics.json; name a directory that `python -m finetune` or `python -m pretrain.export` "
+            "wrote"
+        )
+    if "train" in data:
+        raise UserError("--train: of a pretrained model nothing is trained; leave it out")
+    return _pretrained(folder, data.get("dev"))
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder}: has no metrics.json; name a directory that `python -m finetune` wrote") from None
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _config(folder: Path, body: Mapping[str, Any], data: Mapping[str, Any]) -> FinetuneConfig:
+    """That of the model in `folder`, to be loaded again as it is."""
     config = saved(body)
-    alone, own = replace(config.distill, teacher=None), replace(config.data, **data)
+    alone, own = replace(config.distill, teacher=None), replace(config.data, test=None, mismatched=None, **data)
     return replace(config, model=str(folder), init=Init.pretrained, distill=alone, data=own)
 
 
-def _batches(prepared: Prepared) -> Iterator[Batch]:
-    for start in range(0, len(prepared.dev), _BATCH):
-        batch = prepared.collate([*prepared.dev[start : start + _BATCH]])
-        yield {name: ids.numpy() for name, ids in batch.items() if name not in prepared.label_columns}
+def _finetuned(config: FinetuneConfig) -> _Subject:
+    prepared = config.definition.family.prepare(config)
+    model, own = prepared.make_model().eval(), [*batches(prepared)]
+
+    def compare(runners: Mapping[str, Runner]) -> dict[str, Any]:
+        return compared(runners, own, prepared, dict.fromkeys(runners, model))
+
+    return _Subject(model, prepared.tokenizer, own, compare, config.definition.score, True, config.max_len)
+
+
+def _pretrained(folder: Path, text: str | None) -> _Subject:
+    from transformers import AutoModelForMaskedLM
+
+    tokenizer = load_tokenizer(folder)
+    model = load_pretrained(AutoModelForMaskedLM, folder, purpose="filling gaps")
+    texts = MaskedTexts(folder, tokenizer, text)
+    return _Subject(model, tokenizer, texts.batches, texts.compare, "accuracy", texts.is_text, texts.max_len)
+
+
+def _lengths(first: Runner, second: Runner, subject: _Subject) -> dict[str, float]:
+    """Largest difference of the outputs at three lengths, of one, two and three random texts, the shorter padded."""
+    rng, found = np.random.default_rng(0), {}
+    special = {*subject.tokenizer.all_special_ids}
+    known = np.asarray([number for number in range(len(subject.tokenizer)) if number not in special])
+    for count, tokens in enumerate(sorted({8, max(8, subject.max_len // 3), subject.max_len}), 1):
+        mask_BT = np.ones((count, tokens), dtype=np.int64)
+        mask_BT[1:, tokens // 2 :] = 0
+        ids_BT = np.where(mask_BT == 1, rng.choice(known, (count, tokens)), subject.tokenizer.pad_token_id)
+        batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "token_type_ids": np.zeros_like(mask_BT)}
+        batch = {name: batch[name] for name in subject.batches[0]}
+        pairs = zip(first(batch), second(batch), strict=True)
+        found[str(tokens)] = max(float(np.abs(a - b).max()) for a, b in pairs)
+    return found
+
+
+def _int8(
+    whole: Path, small: Path, runners: Mapping[str, Runner], subject: _Subject, max_loss: float
+) -> dict[str, Any]:
+    """Write the first int8 model that loses no more than is allowed, and return what all three give."""
+    graph = onnx.load(whole)
+    del graph.graph.value_info[:]  # shapes that PyTorch's optimizer left behind; the quantizer finds its own
+    losses = []
+    for options in _INT8:
+        with _quietly():
+            quantize_dynamic(graph, small, **options)
+        body = subject.compare({**runners, "onnx_int8": _session(small)})
+        losses.append(body["onnx"][subject.score] - body["onnx_int8"][subject.score])
+        if losses[-1] <= max_loss or not subject.is_scored:
+            return {**body, "int8_options": options}
+    told = f"int8 loses {min(losses):.4f} of {subject.score}, more than --max-loss {max_loss:g}"
+    raise UserError(f"{told}; nothing was written: allow more, or use a larger model")
+
+
+def _session(path: Path) -> Runner:
+    return partial(InferenceSession(path, providers=["CPUExecutionProvider"]).run, None)
 
 
 def _to_onnx(model: _Plain, example: Batch, path: Path) -> None:
@@ -120,7 +200,7 @@ def _to_onnx(model: _Plain, example: Batch, path: Path) -> None:
         kwargs=inputs,
         f=path,
         input_names=list(inputs),
-        output_names=[name for name in _OUTPUTS if name in model.model(**inputs)],
+        output_names=output_names(model.model(**inputs)),
         dynamic_shapes={name: {0: batch, 1: tokens} for name in inputs},
         external_data=False,
         verbose=False,
@@ -137,45 +217,3 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _torch(model: _Plain, batch: Batch) -> Arrays:
-    with torch.inference_mode():
-        return [value.numpy() for value in model(**{name: torch.as_tensor(ids) for name, ids in batch.items()})]
-
-
-def _compare(
-    runners: dict[str, Callable[[Batch], Arrays]], batches: Sequence[Batch], prepared: Prepared, model: Any
-) -> dict[str, Any]:
-    """Of each: scores, how it differs from the first, examples per second (median of rounds that take turns)."""
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(_ROUNDS):
-        for name, run in runners.items():
-            start = time.perf_counter()
-            for batch in batches[:_TIMED]:
-                run(batch)
-            seconds[name].append(time.perf_counter() - start)
-    count = sum(len(batch["input_ids"]) for batch in batches[:_TIMED])
-    found: dict[str, Any] = {}
-    first: tuple[list[Arrays], Sequence[Any]] | None = None
-    for name, run in runners.items():
-        outputs = [run(batch) for batch in batches]
-        joined = [_joined(parts) for parts in zip(*outputs, strict=True)]
-        answers = prepared.decide(joined[0] if len(joined) == 1 else tuple(joined), model)
-        first = first or (outputs, answers)
-        pairs = [(a, b) for one, two in zip(first[0], outputs, strict=True) for a, b in zip(one, two, strict=True)]
-        found[name] = {
-            **prepared.score(answers),
-            "difference": max(float(np.abs(a - b).max()) for a, b in pairs),
-            "examples_per_second": count / statistics.median(seconds[name]),
-        }
-        if not isinstance(answers[0], float):  # two numbers are hardly ever the same
-            found[name]["same_answer"] = statistics.fmean(a == b for a, b in zip(first[1], answers, strict=True))
-    return found
-
-
-def _joined(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Batches of different width one after another."""
-    width = max(part.shape[1] for part in parts)
-    padded = [np.pad(part, [(0, 0), (0, width - part.shape[1]), *[(0, 0)] * (part.ndim - 2)]) for part in parts]
-    return np.concatenate(padded)

@@ -65,7 +65,8 @@ def table_rows(
 ) -> list[Row]:
     """CSV as Python's csv module reads it; in TSV a quotation mark is text, as in GLUE's files.
 
-    A file whose first line has none of the `layouts` may be one without a header: then it has the default one.
+    A file whose first line has none of the `layouts` may be one without a header: then it has the default one, or
+    where the layout is of numbers its columns are named 1, 2, …
     """
     if quoted:
         lines = list(_csv_lines(text))
@@ -89,6 +90,8 @@ def table_header(
     """The names of a table's columns, and whether they stand in its first line, which has these `cells`."""
     names = [name.strip() for name in cells]
     known = any({*layout} <= {*names} for layout in layouts)
+    if not known and any(all(name.isdecimal() for name in layout) for layout in layouts):
+        return [str(number) for number in range(1, len(names) + 1)], False
     if default and len(names) == len(default) and not known:
         return list(default), False
     return names, True

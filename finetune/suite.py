@@ -18,11 +18,11 @@ from cloze import cli
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
 from cloze.ownership import require_own_file
+from finetune import resume
 from finetune.__main__ import finetune
-from finetune.config import FinetuneConfig, Init, SuiteConfig, facts, saved
-from finetune.data import sha256
+from finetune.config import FinetuneConfig, Init, SuiteConfig
 from finetune.families import SUITES, TASKS
-from finetune.length import fitted
+from finetune.tables import legend, of_seeds, shown
 from pretrain.export.card import replace_section, table
 
 _FIRST_LINE = "| task | score, % | this model |"  # of results.md: known by it
@@ -57,46 +57,46 @@ def run(config: SuiteConfig) -> int:
 
 def _result(task: str, wanted: FinetuneConfig) -> dict[str, Any]:
     """The metrics.json of a task, learned now unless it is there. Raises `UserError` for one of other settings."""
-    out = Path(wanted.out)
-    if not (out / "metrics.json").is_file():
-        print(f"{task}, {wanted.init.value} weights", flush=True)
-        finetune(wanted)
-    body: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    now = {**facts(fitted(wanted)), **sha256(wanted)}
-    then = {**facts(fitted(saved(body.get("config", {})))), **body.get("sha256", {})}
-    if other := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
-        raise UserError(f"{out}: was made with another {', '.join(other)}; remove it, or name another out")
+    if (there := resume.finished(wanted)) is not None:
+        return there
+    print(f"{task}, {wanted.init.value} weights", flush=True)
+    finetune(wanted)
+    body = resume.metrics(Path(wanted.out))
+    assert body is not None, "it was just written"
     return body
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], missing: Sequence[str]) -> str:
-    """Mean and standard deviation over the seeds of each task's own score, in percent, and of the tasks' average."""
+    """Each task's own score over the seeds, in percent, beside guessing's and the share of [UNK]; and their average."""
     rows, by_task = [], []
+    several = all(len(by_init) > 1 for by_init in results.values())
     for task, by_init in results.items():
-        halves = []
-        for name, score in ((task, TASKS[task].score), (f"{task}, mismatched", "mismatched_accuracy")):
-            if score in by_init["pretrained"]:
-                halves.append([[run[score] for run in body["by_seed"].values()] for body in by_init.values()])
-                rows.append([name, score, *_cells(halves[-1])])
+        halves, own = [], by_init["pretrained"]
+        for part, score in (("dev", TASKS[task].score), ("mismatched", "mismatched_accuracy")):
+            if score in own:
+                halves.append([of_seeds(body, score) for body in by_init.values()])
+                beside = [shown(score, [own["guessing"][score]]), f"{own['unk_share'][part]:.1%}"]
+                name = task if part == "dev" else f"{task}, {part}"
+                rows.append([name, score, *_cells(halves[-1]), *beside])
         by_task.append(np.mean(halves, axis=0))
-    rows.append(["average", "", *_cells(np.mean(by_task, axis=0).tolist())])
-    columns = ["task", "score, %", "this model", "random weights", "difference"]
+    rows.append(["average", "", *_cells(np.mean(by_task, axis=0).tolist()), "", ""])
+    compared = ["random weights", "difference"] if several else []
+    columns = ["task", "score, %", "this model", *compared, "guessing", "[UNK]"]
     own = {task: by_init["pretrained"]["config"] for task, by_init in results.items()}
     epochs, some = ", ".join(f"{task} {one['epochs']}" for task, one in own.items()), next(iter(own.values()))
     note = (
-        f"On the development sets; mean and standard deviation of {some['num_seeds']} seeds. Batch "
+        f"On the development sets; {legend(some['num_seeds'])}; guessing: the commonest answer for everything. Batch "
         f"{some['batch_size']}, learning rate {some['optim']['lr']:g}, {some['max_len']} tokens; epochs: "
         f"{epochs}. In the average the halves of MNLI are one task."
     )
     left_out = f" No data: {', '.join(missing)}." if missing else ""
-    return f"{table(columns[: len(rows[0])], rows)}\n{note}{left_out}\n"
+    return f"{table(columns, rows)}\n{note}{left_out}\n"
 
 
 def _cells(by_init: Sequence[Sequence[float]]) -> list[str]:
     """Of the seeds' scores with pretrained, and perhaps with random, weights."""
-    means = [100 * statistics.fmean(scores) for scores in by_init]
-    cells = [f"{mean:.1f} ± {100 * statistics.stdev(scores):.1f}" for mean, scores in zip(means, by_init, strict=True)]
-    return [*cells, *(f"{means[0] - other:+.1f}" for other in means[1:])]
+    medians = [100 * statistics.median(scores) for scores in by_init]
+    return [*(shown("", scores) for scores in by_init), *(f"{medians[0] - other:+.1f}" for other in medians[1:])]
 
 
 def _settings(config: SuiteConfig, task: str) -> FinetuneConfig | None:
@@ -105,12 +105,18 @@ def _settings(config: SuiteConfig, task: str) -> FinetuneConfig | None:
     own = {key: getattr(config, key) for key in ("model", "num_seeds", "batch_size", "max_len")}
     data, epochs = base.data, config.epochs or TASKS[task].epochs
     if config.data is not None:
-        folder = Path(config.data) / task
+        folder = _folder(Path(config.data), task)
         train, dev = _file(folder, "train"), _file(folder, "dev") or _file(folder, "dev_matched")
         if train is None or dev is None:
             return None
         data = replace(data, train=train, dev=dev, mismatched=_file(folder, "dev_mismatched"))
     return replace(base, task=task, data=data, epochs=epochs, optim=replace(base.optim, lr=config.lr), **own)
+
+
+def _folder(data: Path, task: str) -> Path:
+    """That of the task: `sst2`, or `SST-2` as GLUE names it."""
+    named = (path for path in sorted(data.glob("*")) if path.name.lower().replace("-", "") == task)
+    return next(named, data / task)
 
 
 def _file(folder: Path, stem: str) -> str | None:

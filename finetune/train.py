@@ -4,8 +4,6 @@ A family of tasks gives a `Prepared`: its data as features, a way to make its mo
 """
 
 import json
-import shutil
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,44 +27,61 @@ from transformers.trainer_callback import PrinterCallback
 from cloze.errors import TrainingError, UserError
 from cloze.files import write_whole
 from cloze.log import log
+from finetune import resume
+from finetune.card import write_card
 from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
 from finetune.data import sha256
-from finetune.length import fitted
 from finetune.ranks import as_rank, world_size
+from finetune.rates import settled, tell_rate
 from finetune.techniques import losses
 from finetune.techniques.adversary import add_adversarial_gradients
 from finetune.techniques.distillation import Teacher
 from finetune.techniques.layers import freeze, parameter_groups
 from finetune.techniques.lora import with_lora
+from finetune.tracking import Tracker, tracking
+from finetune.verdict import UNK_WARNED, unk_share, verdict
 from pretrain.export.hugging_face import (
     be_quiet,
     load_pretrained,
     load_tokenizer,
     loading,
     refuse_occupied,
-    replaced_directory,
 )
 
 Scores = dict[str, float]
 Features = Sequence[dict[str, Any]]
 
+PREDICTIONS = "test-predictions.jsonl"  # in `out`, where data.test is given
+
 _SECONDS = 10.0  # between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A task as the Trainer takes it. From the predictions for `dev` and the model `decide` tells an answer for each
-    example, and `score` how good these are.
+class EvaluationSet:
+    """A set of examples that a model answers. From its predictions and the model `decide` tells an answer for each, as
+    JSON has it, and `score` how good these are.
     """
+
+    features: Features
+    decide: Callable[[Any, Any], Sequence[Any]]
+    score: Callable[[Sequence[Any]], Scores]
+    shown: Sequence[dict[str, Any]]  # texts and right answers, for the file of answers
+    guess: Sequence[Any]  # what is commonest, or comes first, for each: an answer that takes no model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A task as the Trainer takes it."""
 
     tokenizer: Any
     make_model: Callable[[], Any]
     train: Features
-    dev: Features
+    dev: EvaluationSet
     collate: Any
-    decide: Callable[[Any, Any], Sequence[Any]]
-    score: Callable[[Sequence[Any]], Scores]
     loss: Callable[[Any, Mapping[str, Any]], Any] | None = None  # of outputs and inputs; None: the model tells its own
+    more: Mapping[str, EvaluationSet] = field(
+        default_factory=dict
+    )  # test, mismatched: their scores begin with the name
     label_columns: Sequence[str] = ("labels",)
     num_labels: int | None = None  # None: no labels to weigh
     teacher: Any = None
@@ -135,12 +150,13 @@ def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str] |
 
 
 class _Progress(TrainerCallback):
-    """Now and then a line on stderr, instead of Hugging Face's dictionaries on stdout."""
+    """Now and then a line on stderr, instead of Hugging Face's dictionaries on stdout; all of it to the trackers."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.told = seed, time.monotonic()
+    def __init__(self, seed: int, tracker: Tracker) -> None:
+        self.seed, self.tracker, self.told = seed, tracker, time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        self.tracker.log(self.seed, state.global_step, logs)
         if "loss" in logs and time.monotonic() > self.told + _SECONDS:
             step, loss = f"{state.global_step}/{state.max_steps}", float(logs["loss"])
             log.info(f"seed {self.seed}  step {step}  loss {loss:.3f}")
@@ -211,9 +227,12 @@ class TaskTrainer(Trainer):
 def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | None = None) -> Scores:
     """Train for every seed, score on data.dev, write `out`; returns the mean scores. `out` appears whole or not at all.
 
-    `prepare` stands in for that of the task's family.
+    Killed, the same call goes on with the seeds that are missing. `prepare` stands in for that of the task's family.
     Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
     """
+    if (there := resume.finished(config)) is not None:
+        log.info(f"out={config.out}: is finished with these settings; remove it to learn anew")
+        return resume.means(there)
     with as_rank(config) as own:
         return _run(own, prepare)
 
@@ -222,34 +241,87 @@ def _run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] |
     out = Path(config.out)
     refuse_occupied(out, "out=")
     be_quiet()
-    asked, config = config.max_len, fitted(config)
-    if config.max_len < asked:
-        log.warning(
-            f"max_len={asked}: model={config.model} has positions for {config.max_len} tokens: so many are used"
-        )
+    asked, config = config, settled(config)
+    if config.max_len < asked.max_len:
+        fit = f"model={config.model} has positions for {config.max_len} tokens: so many are used"
+        log.warning(f"max_len={asked.max_len}: {fit}")
     prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
     prepared.tokenizer.model_max_length = config.max_len
-    main = config.definition.score
-    by_seed: dict[int, Scores] = {}
-    with replaced_directory(out, "out=") as temporary:
-        for seed in range(config.seed, config.seed + config.num_seeds):
-            model, by_seed[seed] = _train(config, prepared, seed, temporary / "checkpoints")
-            best = max(by_seed, key=lambda seed: by_seed[seed][main])
-            if best == seed:
-                model.save_pretrained(temporary)
-        prepared.tokenizer.save_pretrained(temporary)
-        shutil.rmtree(temporary / "checkpoints", ignore_errors=True)
-        means = {name: statistics.fmean(s[name] for s in by_seed.values()) for name in by_seed[best]}
-        body = {**means, "score": main, **prepared.facts, "train_examples": len(prepared.train)}
+    tell_rate(asked, config)
+    with resume.Seeds(out, resume.settings_of(config, read)) as seeds:
+        beside = _beside(prepared)
+        with tracking(config, seeds.folder) as tracker:
+            for seed in range(config.seed, config.seed + config.num_seeds):
+                if seed in seeds.learned:
+                    log.info(f"seed {seed}  is learned already")
+                else:
+                    _learn(config, prepared, seed, seeds, beside["guessing"], tracker)
+        body = {**resume.summary(seeds.learned, seeds.best), "score": config.definition.score}
+        body |= {**beside, **prepared.facts, "train_examples": len(prepared.train)}
         body |= {"config": facts(config), "sha256": read}
-        if config.num_seeds > 1:
-            body |= {"by_seed": by_seed, "model_of_seed": best}
-            body["std"] = {name: statistics.stdev(s[name] for s in by_seed.values()) for name in means}
-        write_whole(temporary / "metrics.json", (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
-    return means
+
+        def write(folder: Path) -> None:
+            prepared.tokenizer.save_pretrained(folder)
+            text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+            write_whole(folder / "metrics.json", text.encode())
+            write_card(folder, config, body)
+
+        seeds.publish(write)
+    return resume.means(body)
 
 
-def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path) -> tuple[Any, Scores]:
+def _beside(prepared: Prepared) -> dict[str, Any]:
+    """What scores stand beside: those of guessing, under the same names, and the share of [UNK] in every set."""
+    sets = {"dev": prepared.dev, **prepared.more}
+    shares = {name: unk_share(each.features, prepared.tokenizer) for name, each in sets.items()}
+    shares = {"train": unk_share(prepared.train, prepared.tokenizer), **shares}
+    for name, share in shares.items():
+        if share > UNK_WARNED:
+            unknown = f"{share:.0%} of the tokens are {prepared.tokenizer.unk_token}"
+            log.warning(f"data.{name}: {unknown}: the model cannot read them; is it of this language and script?")
+    counts = {f"{name}_examples": len(each.guess) for name, each in sets.items()}
+    guessing = _scores(prepared, {name: each.guess for name, each in sets.items()})
+    return {**counts, "guessing": guessing, "unk_share": shares}
+
+
+def _scores(prepared: Prepared, answers: Mapping[str, Sequence[Any]]) -> Scores:
+    """Those of data.dev by their names, those of the other sets as `test_accuracy`."""
+    found = prepared.dev.score(answers["dev"])
+    for name, each in prepared.more.items():
+        found |= {f"{name}_{score}": value for score, value in each.score(answers[name]).items()}
+    return found
+
+
+def _learn(
+    config: FinetuneConfig, prepared: Prepared, seed: int, seeds: resume.Seeds, guessing: Scores, tracker: Tracker
+) -> None:
+    """Train with one seed, answer every set, and keep what came of it."""
+    model, answers = _train(config, prepared, seed, seeds.checkpoints, tracker)
+    found: dict[str, Any] = {"scores": _scores(prepared, answers)}
+    score = config.definition.score
+    tracker.log_scores(seed, found["scores"])
+    if prepared.teacher is not None:
+        from finetune.side_by_side import teacher_and_student  # it needs what is defined here
+
+        found["distilled"] = teacher_and_student(prepared, model)
+    if wrong := verdict(answers["dev"], found["scores"], guessing, score):
+        log.warning(f"seed {seed}: the model {wrong}; more epochs, another optim.lr or another model may help")
+        found["verdict"] = wrong
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        if (test := prepared.more.get("test")) is not None:
+            rows = [{**row, "predicted": one} for row, one in zip(test.shown, answers["test"], strict=True)]
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / PREDICTIONS).write_text(text, encoding="utf-8")
+
+    seeds.keep(seed, found, score, write)
+
+
+def _train(
+    config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path, tracker: Tracker
+) -> tuple[Any, dict[str, Sequence[Any]]]:
+    """The trained model and its answers by the sets' names."""
     set_seed(seed)
     model = prepared.make_model()
     if config.freeze_layers >= 0:
@@ -258,29 +330,29 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
         model = with_lora(model, config.lora)
     if config.loss.r_drop:
         losses.require_dropout(model)
-
-    def scored(predictions: Any) -> Scores:
-        return prepared.score(prepared.decide(predictions, model))
-
+    dev = prepared.dev
     trainer = TaskTrainer(
         config,
         prepared,
         model=model,
         args=_arguments(config, prepared, checkpoints, seed),
         train_dataset=prepared.train,
-        eval_dataset=prepared.dev,
+        eval_dataset=dev.features,
         data_collator=prepared.collate,
-        compute_metrics=(lambda found: scored(found.predictions)) if config.patience else None,
-        callbacks=[_Progress(seed), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
+        compute_metrics=(lambda found: dev.score(dev.decide(found.predictions, model))) if config.patience else None,
+        callbacks=[_Progress(seed, tracker), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    predictions = trainer.predict(prepared.dev).predictions
-    if not all(
-        np.isfinite(array).all() for array in (predictions if isinstance(predictions, tuple) else [predictions])
-    ):
-        raise TrainingError(f"optim.lr={config.optim.lr}: training with seed {seed} diverged; lower it")
-    return model.merge_and_unload() if config.lora.rank else model, scored(predictions)
+    trainer.compute_metrics = None  # of data.dev alone
+    answers = {}
+    for name, each in {"dev": dev, **prepared.more}.items():
+        predictions = trainer.predict(each.features).predictions
+        arrays = predictions if isinstance(predictions, tuple) else [predictions]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise TrainingError(f"optim.lr={config.optim.lr}: training with seed {seed} diverged; lower it")
+        answers[name] = each.decide(predictions, model)
+    return model.merge_and_unload() if config.lora.rank else model, answers
 
 
 def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
@@ -292,7 +364,7 @@ def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: i
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=2 * config.batch_size,
-        learning_rate=config.optim.lr,
+        learning_rate=config.optim.lr or 0.0,  # `settled` has set it; the groups of the optimizer have their own
         warmup_steps=round(steps * config.optim.warmup_fraction),
         lr_scheduler_type="linear",
         seed=seed,

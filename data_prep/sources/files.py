@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloze.encodings import UTF_8, UTF_8_MARK, codec_named, codec_of, guessed, to_utf_8, unit_of
 from cloze.errors import UserError
 from cloze.log import log
 from cloze.schema import doc
 from cloze.storage import changed, is_remote, local_path, remote_matches, stamp
 from data_prep.sources.base import Bad, InputFile, Look, Source, Span
 from data_prep.sources.lines import Line, compression, decompressed, head, lines
-from data_prep.text.encodings import UTF_8, UTF_8_MARK, codec_named, codec_of, guessed, to_utf_8, unit_of
 
 _MEASURED_FILES = 64  # compressed files whose ratio is measured; the others are taken for their like
 _TASKS_OF_A_FILE = {".gz": 16, ".zst": 32, ".xz": 8, ".bz2": 4}  # the slower to decompress, the fewer

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cloze.encodings import codec_of, to_utf_8
 from cloze.schema import doc
 from data_prep.sources.base import Bad, Document, InputFile, Span, origin
 from data_prep.sources.files import FOREIGN, EncodedSource
@@ -19,7 +20,6 @@ from data_prep.sources.json_values import (
 )
 from data_prep.sources.lines import MAX_LINE_BYTES, Line, head
 from data_prep.sources.rows import NO_TEXT, document
-from data_prep.text.encodings import codec_of, to_utf_8
 
 
 @dataclass(frozen=True, kw_only=True)

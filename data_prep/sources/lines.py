@@ -1,4 +1,4 @@
-"""Stored bytes -> lines of text, from any place of a file, compressed or not. What ends a line: text/encodings.py.
+"""Stored bytes -> lines of text, from any place of a file, compressed or not. What ends a line: cloze/encodings.py.
 
 A file is taken in bites of a fixed size. The place of a line is where the bite begins that its first byte came out of,
 so that every line has one, also in a compressed file, and any cut of a file into spans of places gives each line to one
@@ -17,9 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import zstandard
 
+from cloze.encodings import BYTES, Unit
 from cloze.errors import UserError
 from cloze.storage import open_input, stamp
-from data_prep.text.encodings import BYTES, Unit
 
 MAX_LINE_BYTES = 64 * 2**20  # a longer line comes in parts of at least so many: bounds memory
 

@@ -4,7 +4,8 @@ CLUE (Xu et al. 2020, table 2), whose files and whose copies on the hub name the
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,14 +14,25 @@ import numpy.typing as npt
 
 from cloze.errors import UserError
 from cloze.log import log
-from finetune.data import BadRow, Dataset, both_sets, label_names, majority, mismatched_set
+from finetune.data import (
+    BadRow,
+    Dataset,
+    both_sets,
+    label_names,
+    majority,
+    more_sets,
+    named_label,
+    require_known,
+    require_two,
+    tell_cut,
+)
 from finetune.readers import Row
 from finetune.tasks import Family, Layout, Task
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
     from finetune.prediction.trained import Predictor, Trained
-    from finetune.train import Prepared, Scores
+    from finetune.train import EvaluationSet, Prepared, Scores
 
 _UNBALANCED = 0.9  # share of one label in data.dev that is warned of
 
@@ -31,8 +43,11 @@ class Example(NamedTuple):
     label: str
 
 
-def examples(dataset: Dataset, config: "FinetuneConfig") -> list[Example]:
-    """Texts and labels from the columns of the task. Examples that the task calls unlabelled are left out."""
+def examples(dataset: Dataset, config: "FinetuneConfig", known: Collection[str] | None = None) -> list[Example]:
+    """Texts and labels from the columns of the task. Examples that the task calls unlabelled are left out.
+
+    Raises `UserError` for a label that is not among those `known`.
+    """
     layout = _layout(dataset, config)
 
     def parse(row: Row) -> Example | None:
@@ -47,12 +62,22 @@ def examples(dataset: Dataset, config: "FinetuneConfig") -> list[Example]:
             label = re.sub(r"^(-?\d+)\.0+$", r"\1", label)  # pandas makes floats of a column with gaps
         if label in config.definition.unlabelled:
             return None
-        where = f"{dataset.name}: {row.place}: task={config.task}"
-        return Example(texts[0], texts[1] if len(texts) > 1 else None, _checked_label(label, where, config.definition))
+        where = f"{dataset.name}: {row.place}"
+        label = named_label(label, config.data.labels)
+        label = _checked_label(label, f"{where}: task={config.task}", config.definition)
+        require_known(label, known, where)
+        return Example(texts[0], texts[1] if len(texts) > 1 else None, label)
 
     found = dataset.convert(parse)
     if not found:
         raise UserError(f"{dataset.name}: no example has a label")
+    if layout and layout[-1].isdecimal() and len(found) > 2 and dataset.rows[0].place == "line 1":
+        labels = Counter(example.label for example in found)
+        if labels[found[0].label] == 1 and len(labels) > 2:
+            raise UserError(
+                f"{dataset.name}: line 1: label {found[0].label!r} stands nowhere else; if that line is a header, name "
+                "the columns by data.columns instead of numbering them, or remove it"
+            )
     if num_empty := sum("" in (example.first, example.second) for example in found):
         log.warning(
             f"{dataset.name}: {num_empty} of {len(found)} examples have an empty text; they are used as they are"
@@ -75,7 +100,8 @@ def _layout(dataset: Dataset, config: "FinetuneConfig") -> Layout:
 def _missing(layouts: Sequence[Layout], row: Row) -> str:
     wanted = " or ".join(", ".join(names) for names in layouts)
     there = ", ".join(filter(None, row.columns)) or "none"
-    return f"the columns {wanted} are needed, there are {there}; data.columns names others"
+    numbered = " (of a table without a header by number: [1,2])" if row.place == "line 2" else ""
+    return f"the columns {wanted} are needed, there are {there}; data.columns names others{numbered}"
 
 
 def _checked_label(label: str, where: str, task: Task) -> str:
@@ -99,58 +125,75 @@ def _checked_label(label: str, where: str, task: Task) -> str:
 
 def prepare(config: "FinetuneConfig") -> "Prepared":
     """Shapes of predictions: [N, labels] logits, or [N, 1] numbers."""
-    from sklearn.metrics import accuracy_score
     from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
     from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
 
-    sets = both_sets(config)
-    train, dev = (examples(dataset, config) for dataset in sets)
-    more = examples(mismatched, config) if (mismatched := mismatched_set(config)) else []
-    if (train[0].second is None) != (dev[0].second is None):
-        raise UserError("data.dev: one of data.train and data.dev has pairs, the other sentences")
-    tokenizer = load_encoder_tokenizer(config)
+    train_set, dev_set = both_sets(config)
+    train = examples(train_set, config)
     regression = config.definition.family is REGRESSION
     names: list[str] = []
     head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if not regression:
-        names = label_names([e.label for e in train], [e.label for e in (*dev, *more)], config)
+        names = label_names(train_set, [example.label for example in train], config)
         head = {"names": names}
-        share = majority([example.label for example in dev])
+    known = {example.label for example in train} if names else None
+    dev = examples(dev_set, config, known)
+    more = {name: examples(dataset, config, known) for name, dataset in more_sets(config).items()}
+    for name, dataset in (("dev", dev), *more.items()):
+        if (train[0].second is None) != (dataset[0].second is None):
+            raise UserError(f"data.{name}: one of data.train and data.{name} has pairs, the other sentences")
+    share = majority([example.label for example in dev])
+    if names:
+        require_two(dev_set, [example.label for example in dev], "scores would say nothing")
         if share > _UNBALANCED:
-            many = f"data.dev={config.data.dev}: {share:.1%} of the examples have one label"
+            many = f"{dev_set.name}: {share:.1%} of the examples have one label"
             log.warning(f"{many}: accuracy says little, look at macro_f1 and matthews")
-    targets = [
-        [float(example.label) if regression else names.index(example.label) for example in dataset]
-        for dataset in (train, [*dev, *more])
-    ]
-    gold, num_dev = np.asarray(targets[1]), len(dev)
+    tokenizer = load_encoder_tokenizer(config)
 
-    def decide(predicted_NL: Any, _: Any) -> list[Any]:
-        return list((predicted_NL[:, 0] if regression else predicted_NL.argmax(-1)).tolist())
-
-    def score(answers: Sequence[Any]) -> "Scores":
-        given = np.asarray(answers)
-        if regression:
-            return correlations(gold, given)
-        found = scores(gold[:num_dev], given[:num_dev], len(names))
-        if more:
-            found["mismatched_accuracy"] = float(accuracy_score(gold[num_dev:], given[num_dev:]))
-        return found
+    def questioned(dataset: Sequence[Example], name: str) -> "EvaluationSet":
+        return _evaluation_set(dataset, names, _encoded(dataset, names, tokenizer, config.max_len, name))
 
     return Prepared(
         tokenizer=tokenizer,
         make_model=lambda: load_model(config, AutoModelForSequenceClassification, **head),
-        train=_encoded(train, targets[0], tokenizer, config.max_len),
-        dev=_encoded([*dev, *more], targets[1], tokenizer, config.max_len),
+        train=_encoded(train, names, tokenizer, config.max_len, train_set.name),
+        dev=questioned(dev, dev_set.name),
+        more={name: questioned(dataset, f"data.{name}") for name, dataset in more.items()},
         collate=DataCollatorWithPadding(tokenizer),
-        decide=decide,
-        score=score,
         num_labels=len(names) or None,
         teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer),
-        facts={"dev_examples": len(dev), "columns": list(_layout(sets[0], config))}
-        | ({"labels": names, "majority": majority([example.label for example in dev])} if names else {}),
+        facts={"pairs": train[0].second is not None, "columns": list(_layout(train_set, config))}
+        | ({"labels": names, "majority": share} if names else {}),
     )
+
+
+def _evaluation_set(
+    dataset: Sequence[Example], names: Sequence[str], features: Sequence[dict[str, Any]]
+) -> "EvaluationSet":
+    """Answers are labels or, where there are no `names`, numbers; guessed is the commonest label, or the mean."""
+    from finetune.train import EvaluationSet
+
+    gold = [example.label if names else float(example.label) for example in dataset]
+
+    def decide(predicted_NL: Any, _: Any) -> list[Any]:
+        if names:
+            return [names[i] for i in predicted_NL.argmax(-1).tolist()]
+        return [float(number) for number in predicted_NL[:, 0]]
+
+    def score(answers: Sequence[Any]) -> "Scores":
+        if names:
+            right, given = (np.asarray([names.index(label) for label in each]) for each in (gold, answers))
+            return scores(right, given, len(names))
+        return correlations(np.asarray(gold), np.asarray(answers))
+
+    guess = Counter(gold).most_common(1)[0][0] if names else float(np.mean(np.asarray(gold, dtype=float)))
+    texts = [
+        {"sentence": example.first} if example.second is None else dict(zip(_PAIR, example[:2], strict=False))
+        for example in dataset
+    ]
+    shown = [{**text, "label": label} for text, label in zip(texts, gold, strict=True)]
+    return EvaluationSet(features=features, decide=decide, score=score, shown=shown, guess=[guess] * len(dataset))
 
 
 def predictor(trained: "Trained", first: Row) -> "Predictor":
@@ -211,15 +254,45 @@ def correlations(gold_N: npt.NDArray[np.float64], numbers_N: npt.NDArray[np.floa
     }
 
 
-def _encoded(dataset: Sequence[Example], labels: Sequence[float], tokenizer: Any, max_len: int) -> list[dict[str, Any]]:
+def _encoded(
+    dataset: Sequence[Example], names: Sequence[str], tokenizer: Any, max_len: int, name: str
+) -> list[dict[str, Any]]:
     firsts = [example.first for example in dataset]
     seconds = [example.second for example in dataset] if dataset[0].second is not None else None
     encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_len)
+    tell_cut(name, encoded, max_len)
+    labels = [names.index(example.label) if names else float(example.label) for example in dataset]
     return [{**{key: values[i] for key, values in encoded.items()}, "labels": label} for i, label in enumerate(labels)]
 
 
-CLASSIFICATION = Family(prepare=prepare, predictor=predictor, options=frozenset({"loss", "data.mismatched"}))
-REGRESSION = Family(prepare=prepare, predictor=predictor)
+def _texts(row: Row, config: "FinetuneConfig") -> Any:
+    layout = next((names for names in config.layouts if {*names} <= row.columns.keys()), ())
+    return [row.columns[name] for name in layout[:-1]]
+
+
+_LOADING = """import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForSequenceClassification.from_pretrained("{name}").eval()
+with torch.no_grad():
+    logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logits[0]
+"""
+CLASSIFICATION = Family(
+    prepare=prepare,
+    predictor=predictor,
+    text=_texts,
+    usage=_LOADING + "print(model.config.id2label[int(logits.argmax())], float(logits.softmax(-1).max()))\n",
+    tag="text-classification",
+    options=frozenset({"loss", "data.mismatched"}),
+)
+REGRESSION = Family(
+    prepare=prepare,
+    predictor=predictor,
+    text=_texts,
+    usage=_LOADING + "print(float(logits))\n",
+    tag="text-classification",
+)
 
 _glue = partial(Task, family=CLASSIFICATION, suite="glue")
 _clue = partial(Task, family=CLASSIFICATION, suite="clue")

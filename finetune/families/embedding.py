@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloze.errors import UserError
-from finetune.data import BadRow, Dataset, both_sets
+from finetune.data import BadRow, Dataset, both_sets, more_sets
 from finetune.readers import Row, read_rows, suffix
 from finetune.tasks import Family, Layout, Task
 
@@ -94,11 +94,12 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
 
     from finetune.embedder import Embedder, pooling_of
     from finetune.techniques.contrastive import TEMPERATURE, batch_loss
-    from finetune.train import Prepared, load_encoder_tokenizer, load_model
+    from finetune.train import EvaluationSet, Prepared, load_encoder_tokenizer, load_model
     from pretrain.evaluate.frozen_config import Pooling
 
     train_set, dev_set = both_sets(config)
     train, dev = groups(train_set, config), _questions(dev_set, config)
+    more = {name: _questions(dataset, config) for name, dataset in more_sets(config).items()}
     tokenizer = load_encoder_tokenizer(config)
     pooling = config.embedding.pooling or pooling_of(Path(config.model)) or Pooling.mean
     temperature = config.embedding.temperature or TEMPERATURE
@@ -124,16 +125,24 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         num_anchors = len(inputs["input_ids"]) // num_groups
         return batch_loss(outputs["vectors"], inputs["input_ids"], tokenizer.pad_token_id, num_anchors, temperature)
 
+    def questioned(asked: Similarity | Finding) -> EvaluationSet:
+        return EvaluationSet(
+            features=_encoded(asked.texts, tokenizer, config.max_len),
+            decide=lambda vectors_MH, _: asked.answers(unit(vectors_MH)),
+            score=asked.score,
+            shown=[dict(zip(("first", "second"), pair, strict=False)) for pair in asked.pairs],
+            guess=asked.guess,
+        )
+
     return Prepared(
         tokenizer=tokenizer,
         make_model=make_model,
         train=_grouped(train, tokenizer, config.max_len),
-        dev=_encoded(dev.texts, tokenizer, config.max_len),
+        dev=questioned(dev),
+        more={name: questioned(asked) for name, asked in more.items()},
         collate=collate,
-        decide=lambda vectors_MH, _: dev.answers(unit(vectors_MH)),
-        score=dev.score,
         loss=loss,
-        facts={"dev_examples": len(dev.pairs), "pooling": pooling.value, "temperature": temperature},
+        facts={"pooling": pooling.value, "temperature": temperature},
     )
 
 
@@ -143,6 +152,7 @@ class Similarity:
     def __init__(self, pairs: Sequence[Texts], judged_N: Sequence[float]) -> None:
         self.pairs, self._judged_N = pairs, np.asarray(judged_N, np.float64)
         self.texts, self._places_Nx2 = _different(pairs)
+        self.guess = [0.0] * len(pairs)
 
     def answers(self, unit_MH: npt.NDArray[np.float32]) -> list[float]:
         first_N, second_N = self._places_Nx2.T
@@ -162,6 +172,7 @@ class Finding:
     def __init__(self, pairs: Sequence[Texts]) -> None:
         self.pairs = pairs
         self.texts, self._places_Nx2 = _different(pairs)
+        self.guess: list[list[str]] = [[]] * len(pairs)
 
     def answers(self, unit_MH: npt.NDArray[np.float32]) -> list[list[str]]:
         candidates = np.unique(self._places_Nx2[:, 1])

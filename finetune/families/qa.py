@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from cloze.errors import UserError
 from cloze.log import log
-from finetune.data import BadRow, Dataset, both_sets
+from finetune.data import BadRow, Dataset, both_sets, more_sets
 from finetune.readers import Row, json_rows
 from finetune.tasks import Family, Task
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
     from finetune.prediction.trained import Encoded, Predictor, Trained
-    from finetune.train import Prepared, Scores
+    from finetune.train import EvaluationSet, Prepared, Scores
 
 _ANSWER = ("text", "answer_start")
 _MAX_ANSWER = 30  # tokens of an answer at most
@@ -135,31 +135,51 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
 
     train_set, dev_set = both_sets(config)
     train, dev = questions(train_set), questions(dev_set, need_places=False)
+    more = {name: questions(dataset, need_places=False) for name, dataset in more_sets(config).items()}
     tokenizer = load_encoder_tokenizer(config)
     train_features, _, _ = windows(train, tokenizer, config.max_len, config.stride)
-    dev_features, owners, offsets = windows(dev, tokenizer, config.max_len, config.stride)
     with_none = any(not question.answers for question in train)
+
+    def questioned(dataset: Sequence[Question]) -> "EvaluationSet":
+        return _evaluation_set(dataset, windows(dataset, tokenizer, config.max_len, config.stride), with_none)
+
+    asked = questioned(dev)
+    return Prepared(
+        tokenizer=tokenizer,
+        make_model=lambda: load_model(config, AutoModelForQuestionAnswering),
+        train=train_features,
+        dev=asked,
+        more={name: questioned(dataset) for name, dataset in more.items()},
+        collate=DataCollatorWithPadding(tokenizer),
+        label_columns=("start_positions", "end_positions"),
+        teacher=load_teacher(config, AutoModelForQuestionAnswering, None, tokenizer),
+        facts={"dev_windows": len(asked.features), "has_no_answer": with_none},
+    )
+
+
+def _evaluation_set(
+    dataset: Sequence[Question], cut: tuple[list[dict[str, Any]], list[int], list[Offsets]], with_none: bool
+) -> "EvaluationSet":
+    """Of questions `cut` into windows. Answers are texts, "" where there is none, which is guessed everywhere."""
+    from finetune.train import EvaluationSet
+
+    features, owners, offsets = cut
 
     def decide(logits: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], _: Any) -> list[str]:
         best: dict[int, tuple[float, str]] = {}
         nothing: dict[int, float] = {}
         for starts_T, ends_T, owner, own in zip(*logits, owners, offsets, strict=True):
-            candidate = best_span(starts_T[: len(own)], ends_T[: len(own)], own, dev[owner].context)
+            candidate = best_span(starts_T[: len(own)], ends_T[: len(own)], own, dataset[owner].context)
             best[owner] = max(best.get(owner, (-np.inf, "")), candidate)
             nothing[owner] = min(nothing.get(owner, np.inf), float(starts_T[0] + ends_T[0]))
-        return ["" if with_none and nothing[i] > best[i][0] else best[i][1] for i in range(len(dev))]
+        return ["" if with_none and nothing[i] > best[i][0] else best[i][1] for i in range(len(dataset))]
 
-    return Prepared(
-        tokenizer=tokenizer,
-        make_model=lambda: load_model(config, AutoModelForQuestionAnswering),
-        train=train_features,
-        dev=dev_features,
-        collate=DataCollatorWithPadding(tokenizer),
+    return EvaluationSet(
+        features=features,
         decide=decide,
-        score=lambda answers: answer_scores(answers, [question.answers for question in dev]),
-        label_columns=("start_positions", "end_positions"),
-        teacher=load_teacher(config, AutoModelForQuestionAnswering, None, tokenizer),
-        facts={"dev_examples": len(dev), "dev_windows": len(dev_features), "has_no_answer": with_none},
+        score=lambda answers: answer_scores(answers, [question.answers for question in dataset]),
+        shown=[{"id": one.id, "question": one.question, "answers": [*one.answers]} for one in dataset],
+        guess=[""] * len(dataset),
     )
 
 
@@ -330,6 +350,25 @@ def _f1(given: Sequence[str], wanted: Sequence[str]) -> float:
     return 2 * sum((Counter(given) & Counter(wanted)).values()) / (len(given) + len(wanted))
 
 
-QA = Family(prepare=prepare, read=squad_rows, predictor=predictor, options=frozenset({"stride"}))
+_USAGE = """import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForQuestionAnswering.from_pretrained("{name}").eval()
+inputs = tokenizer("Who was it?", "It was Ann.", truncation="only_second", return_tensors="pt")
+with torch.no_grad():
+    outputs = model(**inputs)
+start, end = int(outputs.start_logits[0].argmax()), int(outputs.end_logits[0].argmax())
+print(tokenizer.decode(inputs.input_ids[0, start : end + 1]))  # [CLS]: the context does not say
+"""
+QA = Family(
+    prepare=prepare,
+    read=squad_rows,
+    predictor=predictor,
+    text=lambda row, config: row.columns.get("context"),
+    usage=_USAGE,
+    tag="question-answering",
+    options=frozenset({"stride"}),
+)
 
 TASKS: Mapping[str, Task] = {"squad": Task(family=QA, score="f1", hub="rajpurkar/squad")}

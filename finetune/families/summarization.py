@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data import BadRow, Dataset, both_sets
+from finetune.data import BadRow, Dataset, both_sets, more_sets
 from finetune.families.qa import normal_words
 from finetune.readers import Row
 from finetune.tasks import Family, Task
@@ -20,7 +20,7 @@ from finetune.tasks import Family, Task
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
     from finetune.prediction.trained import Encoded, Predictor, Trained
-    from finetune.train import Prepared, Scores
+    from finetune.train import EvaluationSet, Prepared, Scores
 
 _NAMES = ["left out", "summary"]
 _METRICS = ("rouge1", "rouge2", "rougeL")
@@ -55,38 +55,51 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
     """Shapes of predictions: [N, T, 2] logits; the `top_sentences` likeliest are taken, in the document's order."""
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-    from finetune.techniques.losses import IGNORED
     from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
 
     train, dev = (documents(dataset) for dataset in both_sets(config))
-    tokenizer = load_encoder_tokenizer(config)
-    dev_features = encoded(dev, tokenizer, config.max_len, config.top_sentences)
+    more = {name: documents(dataset) for name, dataset in more_sets(config).items()}
+    tokenizer, most = load_encoder_tokenizer(config), config.top_sentences
 
-    def decide(logits_NT2: npt.NDArray[np.float32], _: Any) -> list[str]:
-        summaries = []
-        for logits_T2, feature, document in zip(logits_NT2, dev_features, dev, strict=True):
-            known_T = np.asarray(feature["labels"]) != IGNORED
-            margins = (logits_T2[: len(known_T), 1] - logits_T2[: len(known_T), 0])[known_T]
-            chosen = sorted(np.argsort(-margins, kind="stable")[: config.top_sentences])
-            summaries.append(" ".join(document.sentences[i] for i in chosen))
-        return summaries
-
-    def score(summaries: Sequence[str]) -> "Scores":
-        leading = [" ".join(document.sentences[: config.top_sentences]) for document in dev]
-        lead = rouge(leading, [document.summary for document in dev])["rougeL"]
-        return {**rouge(summaries, [document.summary for document in dev]), "lead_rougeL": lead}
+    def questioned(dataset: Sequence[Document]) -> "EvaluationSet":
+        return _evaluation_set(dataset, encoded(dataset, tokenizer, config.max_len, most), most)
 
     return Prepared(
         tokenizer=tokenizer,
         make_model=lambda: load_model(config, AutoModelForTokenClassification, _NAMES),
-        train=encoded(train, tokenizer, config.max_len, config.top_sentences),
-        dev=dev_features,
+        train=encoded(train, tokenizer, config.max_len, most),
+        dev=questioned(dev),
+        more={name: questioned(dataset) for name, dataset in more.items()},
         collate=DataCollatorForTokenClassification(tokenizer),
-        decide=decide,
-        score=score,
         num_labels=2,
         teacher=load_teacher(config, AutoModelForTokenClassification, _NAMES, tokenizer),
-        facts={"dev_examples": len(dev)},
+    )
+
+
+def _evaluation_set(dataset: Sequence[Document], features: Sequence[dict[str, Any]], most: int) -> "EvaluationSet":
+    """Answers are summaries; guessed are the leading sentences, which are hard to beat in news."""
+    from finetune.techniques.losses import IGNORED
+    from finetune.train import EvaluationSet
+
+    gold = [document.summary for document in dataset]
+    leading = [" ".join(document.sentences[:most]) for document in dataset]
+
+    def decide(logits_NT2: npt.NDArray[np.float32], _: Any) -> list[str]:
+        summaries = []
+        for logits_T2, feature, document in zip(logits_NT2, features, dataset, strict=True):
+            known_T = np.asarray(feature["labels"]) != IGNORED
+            margins = (logits_T2[: len(known_T), 1] - logits_T2[: len(known_T), 0])[known_T]
+            chosen = sorted(np.argsort(-margins, kind="stable")[:most])
+            summaries.append(" ".join(document.sentences[i] for i in chosen))
+        return summaries
+
+    lead = rouge(leading, gold)["rougeL"]
+    return EvaluationSet(
+        features=features,
+        decide=decide,
+        score=lambda summaries: {**rouge(summaries, gold), "lead_rougeL": lead},
+        shown=[{"sentences": [*document.sentences], "summary": document.summary} for document in dataset],
+        guess=leading,
     )
 
 
@@ -188,6 +201,27 @@ def encoded(dataset: Sequence[Document], tokenizer: Any, max_len: int, most: int
     return features
 
 
-SUMMARIZATION = Family(prepare=prepare, predictor=predictor, options=frozenset({"loss", "top_sentences"}))
+_USAGE = """import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForTokenClassification.from_pretrained("{name}").eval()
+sentences = ["The first sentence.", "The second one."]
+inputs = tokenizer(sentences).input_ids  # a [CLS] before each, whose class tells how much the summary wants it
+at = [sum(map(len, inputs[:number])) for number in range(len(inputs))]
+segments = [number % 2 for number, ids in enumerate(inputs) for _ in ids]
+rows = {{"input_ids": [sum(inputs, [])], "token_type_ids": [segments]}}
+with torch.no_grad():
+    logits = model(**{{key: torch.tensor(rows[key]) for key in rows if key in tokenizer.model_input_names}}).logits[0]
+print(sorted(zip((logits[at, 1] - logits[at, 0]).tolist(), sentences), reverse=True))
+"""
+SUMMARIZATION = Family(
+    prepare=prepare,
+    predictor=predictor,
+    text=lambda row, config: row.columns.get("sentences"),
+    usage=_USAGE,
+    tag="summarization",
+    options=frozenset({"loss", "top_sentences"}),
+)
 
 TASKS: Mapping[str, Task] = {"summarization": Task(family=SUMMARIZATION, score="rougeL")}

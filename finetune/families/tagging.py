@@ -6,7 +6,7 @@ Files are CoNLL's: a word and its tag to a line, a blank line between sentences.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,16 +16,27 @@ import numpy.typing as npt
 
 from cloze.errors import UserError
 from cloze.log import log
-from finetune.data import BadRow, Dataset, both_sets, label_names
-from finetune.readers import Row
+from finetune.data import (
+    BadRow,
+    Dataset,
+    both_sets,
+    label_names,
+    more_sets,
+    named_label,
+    require_known,
+    require_two,
+    tell_cut,
+)
+from finetune.readers import Row, json_rows, suffix
 from finetune.tasks import Family, Task
 
 if TYPE_CHECKING:
     from finetune.config import DataConfig, FinetuneConfig
     from finetune.prediction.trained import Encoded, Predictor, Trained
-    from finetune.train import Prepared, Scores
+    from finetune.train import EvaluationSet, Prepared, Scores
 
 _WORDS = ("words", "tokens")  # columns of lists, where they are asked about
+_LAYOUTS = tuple((words, tags) for words in _WORDS for tags in ("tags", "ner_tags", "labels"))
 _TAG = re.compile(r"O|[BIES]-.+")
 
 Entity = tuple[str, int, int]  # type, first word, word after the last
@@ -86,7 +97,8 @@ def conll_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
 
     Raises `UserError` where the first column only numbers the words, and data.columns does not say which one has them.
     """
-    del path
+    if suffix(path) in (".json", ".jsonl"):
+        return json_rows(text)
     conll = _Conll(text, config.data.columns)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if not conll.is_comment(line)]
     blocks = groupby(lines, key=lambda numbered: conll.is_gap(numbered[1]))
@@ -98,39 +110,68 @@ def conll_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
     return rows
 
 
-def sentences(dataset: Dataset, config: "DataConfig") -> list[Sentence]:
+def sentences(dataset: Dataset, config: "DataConfig", known: Collection[str] | None = None) -> list[Sentence]:
     """Words and tags; `UserError` for the first tag that breaks the scheme: BIO or, where E or S occur, BIOES.
+
+    So is one for a tag that is not among those `known`.
 
     With `repair_tags`, entities that do not begin or end as they should are spelled anew, as `entities` reads them.
     """
-    for row in dataset.rows:
-        if not row.fault and not {"words", "tags"} <= row.columns.keys():
-            raise UserError(
-                f"{dataset.name}: {row.place}: words and tags are needed, there are {', '.join(row.columns)}; name a "
-                "file in CoNLL's format"
-            )
-    closed = any(tag[:2] in ("E-", "S-") for row in dataset.rows for tag in row.columns.get("tags", ()))
+    layout = _layout(dataset, config)
+    every = (tag for row in dataset.rows if not row.fault for tag in row.columns.get(layout[1]) or ())
+    closed = any(str(tag)[:2] in ("E-", "S-") for tag in [*every, *(config.labels or ())])
     num_repaired = 0
 
     def parse(row: Row) -> Sentence:
         nonlocal num_repaired
-        words, tags = row.columns["words"], row.columns["tags"]
-        if len(words) != len(tags):
-            raise BadRow(f"{len(words)} words and {len(tags)} tags")
+        words, tags = _lists(row, layout, config.labels)
         if config.repair_tags and any(_tag_fault(a, b, closed) for a, b in pairwise(["O", *tags, "O"])):
             tags = _spelled(entities(tags), len(tags), closed)
             num_repaired += 1
         for number, (before, tag) in enumerate(pairwise(["O", *tags, "O"])):
+            lines = row.columns.get("lines")
+            place = f"{dataset.name}: " + (f"line {[*lines, lines[-1] + 1][number]}" if lines else row.place)
             if fault := _tag_fault(before, tag, closed):
-                lines = row.columns.get("lines")
-                place = f"line {[*lines, lines[-1] + 1][number]}" if lines else row.place
-                raise UserError(f"{dataset.name}: {place}: {fault}; or repair all such by data.repair_tags=true")
+                raise UserError(f"{place}: {fault}; or repair all such by data.repair_tags=true")
+            if number < len(tags):
+                require_known(tag, known, place)
         return Sentence(tuple(words), tuple(tags))
 
     found = dataset.convert(parse)
     if num_repaired:
         log.info(f"{dataset.name}: the tags of {num_repaired} of {len(dataset.rows)} sentences were repaired")
     return found
+
+
+def _layout(dataset: Dataset, config: "DataConfig") -> tuple[str, str]:
+    """Names of the columns of words and tags. Raises `UserError` where there are none such."""
+    whole = next((row for row in dataset.rows if not row.fault), dataset.rows[0])
+    there = whole.columns.keys()
+    own = [(config.columns[0], config.columns[1])] if config.columns and len(config.columns) == 2 else []
+    found = next((names for names in (*own, *_LAYOUTS) if {*names} <= there), None)
+    if found is None and not whole.fault:
+        raise UserError(
+            f"{dataset.name}: {whole.place}: lists of words (words, tokens) and of tags (tags, ner_tags, labels) are "
+            f"needed, there are {', '.join(there)}; data.columns=[WORDS,TAGS] names others, or name a file of CoNLL's"
+        )
+    return found or _LAYOUTS[0]
+
+
+def _lists(row: Row, layout: tuple[str, str], names: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Words and tags of a row, tags that are numbers by their `names`. Raises `BadRow`."""
+    words, tags = (row.columns.get(name) for name in layout)
+    if not isinstance(words, list) or not isinstance(tags, list) or not words:
+        raise BadRow(f"{layout[0]} and {layout[1]} must be lists of words and tags")
+    if len(words) != len(tags):
+        raise BadRow(f"{len(words)} words and {len(tags)} tags")
+    if names is None and any(isinstance(tag, int) for tag in tags):
+        raise BadRow(f"{layout[1]} has numbers; data.labels=[O,B-PER,…] tells their names, in order from 0")
+    return [str(word) for word in words], [named_label(str(tag), names) for tag in tags]
+
+
+def _words(row: Row, config: "FinetuneConfig") -> Any:
+    own = config.data.columns[:1] if config.data.columns else ()
+    return next((row.columns[name] for name in (*own, "words", "tokens") if name in row.columns), row.columns)
 
 
 def entities(tags: Sequence[str]) -> set[Entity]:
@@ -170,13 +211,14 @@ def _tag_fault(before: str, tag: str, closed: bool) -> str | None:
     return None
 
 
-def load_tagger(folder: Path) -> Any:
+def load_tagger(folder: Path | str) -> Any:
     """A written model, with its `crf` if it has one: `model.crf.best(logits of the words' first pieces)`."""
     from transformers import AutoModelForTokenClassification
 
     from finetune.techniques.crf import crf_of, weights_of
     from pretrain.export.hugging_face import load_pretrained
 
+    folder = Path(folder)
     model = load_pretrained(AutoModelForTokenClassification, folder, purpose="a tagger")
     if weights_of(folder):
         model.crf = crf_of(folder, model.config.num_labels)
@@ -214,7 +256,7 @@ def _encoded_words(rows: Sequence[Row], column: str, trained: "Trained", tags: _
     words = [strings_of(row, column) for row in rows]
     owners = [number for number, own in enumerate(words) if own]
     dataset = [Sentence(tuple(words[number]), ("",) * len(words[number])) for number in owners]
-    features, kept = _encoded(dataset, {"": 0}, trained.tokenizer, trained.max_len) if dataset else ([], [])
+    features, kept = _encoded(dataset, {"": 0}, trained.tokenizer, trained.max_len, None) if dataset else ([], [])
     firsts = [np.flatnonzero(np.asarray(feature.pop("labels")) != IGNORED) for feature in features]
 
     def answers(found: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -320,21 +362,22 @@ def _conll_sentences(lines: Iterable[str]) -> Iterator[tuple[int, list[str], lis
 
 def prepare(config: "FinetuneConfig") -> "Prepared":
     """Shapes of predictions: [N, T, L] emissions; a word is judged by its first piece, one that was cut off is "O"."""
-    import torch
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
     from finetune.config import Head, Init
     from finetune.techniques.crf import crf_of
-    from finetune.techniques.losses import IGNORED
     from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
 
-    train, dev = (sentences(dataset, config.data) for dataset in both_sets(config))
+    train_set, dev_set = both_sets(config)
+    train = sentences(train_set, config.data)
+    names = label_names(train_set, [tag for s in train for tag in s.tags], config)
+    known = {*names}
+    dev = sentences(dev_set, config.data, known)
+    more = {name: sentences(dataset, config.data, known) for name, dataset in more_sets(config).items()}
+    require_two(dev_set, [tag for s in dev for tag in s.tags], "scores would say nothing")
     tokenizer = load_encoder_tokenizer(config, split_into_words=True)
-    names = label_names([tag for s in train for tag in s.tags], [tag for s in dev for tag in s.tags], config)
     ids = {name: number for number, name in enumerate(names)}
-    train_features, _ = _encoded(train, ids, tokenizer, config.max_len)
-    dev_features, dev_words = _encoded(dev, ids, tokenizer, config.max_len)
-    gold = [s.tags for s in dev]
+    train_features, _ = _encoded(train, ids, tokenizer, config.max_len, train_set.name)
 
     def make_model() -> Any:
         model = load_model(config, AutoModelForTokenClassification, names)
@@ -342,9 +385,36 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
             model.crf = crf_of(Path(config.model) if config.init is Init.pretrained else None, len(names))
         return model
 
+    def questioned(dataset: Sequence[Sentence], name: str) -> "EvaluationSet":
+        return _evaluation_set(dataset, names, _encoded(dataset, ids, tokenizer, config.max_len, name))
+
+    return Prepared(
+        tokenizer=tokenizer,
+        make_model=make_model,
+        train=train_features,
+        dev=questioned(dev, dev_set.name),
+        more={name: questioned(dataset, f"data.{name}") for name, dataset in more.items()},
+        collate=DataCollatorForTokenClassification(tokenizer),
+        num_labels=len(names),
+        teacher=load_teacher(config, AutoModelForTokenClassification, names, tokenizer),
+        facts={"labels": names, "head": config.head.value},
+    )
+
+
+def _evaluation_set(
+    dataset: Sequence[Sentence], names: Sequence[str], encoded: tuple[list[dict[str, Any]], list[list[int]]]
+) -> "EvaluationSet":
+    """Answers are the tags of all words; guessed is the commonest one everywhere."""
+    import torch
+
+    from finetune.techniques.losses import IGNORED
+    from finetune.train import EvaluationSet
+
+    gold, (features, all_words) = [s.tags for s in dataset], encoded
+
     def decide(emissions_NTL: npt.NDArray[np.float32], model: Any) -> list[list[str]]:
         predicted = []
-        for emissions_TL, feature, words, tags in zip(emissions_NTL, dev_features, dev_words, gold, strict=True):
+        for emissions_TL, feature, words, tags in zip(emissions_NTL, features, all_words, gold, strict=True):
             guessed = ["O"] * len(tags)
             if words:
                 own_TL = emissions_TL[: len(feature["labels"])][np.asarray(feature["labels"]) != IGNORED]
@@ -357,17 +427,13 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
             predicted.append(guessed)
         return predicted
 
-    return Prepared(
-        tokenizer=tokenizer,
-        make_model=make_model,
-        train=train_features,
-        dev=dev_features,
-        collate=DataCollatorForTokenClassification(tokenizer),
+    commonest = Counter(tag for tags in gold for tag in tags).most_common(1)[0][0]
+    return EvaluationSet(
+        features=features,
         decide=decide,
         score=lambda answers: entity_scores(gold, answers),
-        num_labels=len(names),
-        teacher=load_teacher(config, AutoModelForTokenClassification, names, tokenizer),
-        facts={"dev_examples": len(dev), "labels": names, "head": config.head.value},
+        shown=[{"words": [*s.words], "tags": [*s.tags]} for s in dataset],
+        guess=[[commonest] * len(tags) for tags in gold],
     )
 
 
@@ -386,12 +452,14 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
 
 
 def _encoded(
-    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int
+    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int, name: str | None
 ) -> tuple[list[dict[str, Any]], list[list[int]]]:
     """Features with a label at each word's first piece, and which words of each sentence have one."""
     from finetune.techniques.losses import IGNORED
 
     encoded = tokenizer([[*s.words] for s in dataset], is_split_into_words=True, truncation=True, max_length=max_len)
+    if name is not None:
+        tell_cut(name, encoded, max_len)
     features, words = [], []
     for i, sentence in enumerate(dataset):
         labels: list[int] = []
@@ -406,8 +474,28 @@ def _encoded(
     return features, words
 
 
+_USAGE = """import torch
+from transformers import AutoTokenizer
+
+from finetune.families.tagging import load_tagger  # or AutoModelForTokenClassification; this also loads a CRF
+
+tokenizer, model = AutoTokenizer.from_pretrained("{name}"), load_tagger("{name}")
+words = "Ann met Bob in Rome".split()
+inputs = tokenizer(words, is_split_into_words=True, truncation=True, return_tensors="pt")
+first = [inputs.word_ids().index(number) for number in sorted({{*inputs.word_ids()}} - {{None}})]
+with torch.no_grad():
+    logits = model(**inputs).logits[0][first]
+numbers = model.crf.best(logits) if hasattr(model, "crf") else logits.argmax(-1).tolist()
+print([*zip(words, (model.config.id2label[number] for number in numbers))])
+"""
 TAGGING = Family(
-    prepare=prepare, read=conll_rows, predictor=predictor, options=frozenset({"loss", "head", "data.repair_tags"})
+    prepare=prepare,
+    read=conll_rows,
+    predictor=predictor,
+    text=_words,
+    usage=_USAGE,
+    tag="token-classification",
+    options=frozenset({"loss", "head", "data.repair_tags"}),
 )
 
 TASKS: Mapping[str, Task] = {"ner": Task(family=TAGGING, score="f1")}

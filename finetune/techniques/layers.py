@@ -18,6 +18,7 @@ def depth(name: str, num_layers: int) -> int:
 
 def parameter_groups(model: nn.Module, optim: OptimConfig, num_layers: int) -> list[dict[str, Any]]:
     """Groups for AdamW: the learning rate falls by `layer_decay` per layer (Howard and Ruder 2018, section 3.2)."""
+    assert optim.lr is not None, "`rates.settled` sets it"
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 from cloze.errors import ORDERLY_ENDS, DiskError, ExitCode, UserError, first_line
 from cloze.files import write_whole
 from cloze.log import log
-from pretrain.config import TrainConfig, WandbMode
+from pretrain.config import TrainConfig, WandbConfig, WandbMode
 from pretrain.telemetry.console import Console
 from pretrain.telemetry.redact import redact, redact_overrides, redact_text
 
@@ -133,6 +133,16 @@ def _set_aside(path: Path, kept: Sequence[bytes]) -> None:
             os.fsync(file.fileno())
 
 
+class Tracked(Protocol):
+    """What W&B has to know of a configuration."""
+
+    @property
+    def run(self) -> str: ...
+
+    @property
+    def wandb(self) -> WandbConfig: ...
+
+
 class WandbSink:
     """Weights & Biases; whatever goes wrong in it or on its network is raised.
 
@@ -143,7 +153,7 @@ class WandbSink:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: Tracked,
         run_dir: Path,
         run_id: str,
         resolved: Mapping[str, Any],
@@ -209,7 +219,7 @@ class WandbSink:
         log.info(f"W&B: send this run with  wandb sync {Path(self._run.dir).parent}")
 
 
-def raise_alert(config: TrainConfig, run_dir: Path, story: str) -> None:
+def raise_alert(config: Tracked, run_dir: Path, story: str) -> None:
     """Alert of a run that ended while nobody in it could: rank 0 was killed, or hung. Never raises.
 
     Nothing where W&B is not reached: an alert that waits on a disk warns nobody.
@@ -230,7 +240,7 @@ def _wandb() -> Any:
     return wandb
 
 
-def _wandb_mode(config: TrainConfig) -> str:
+def _wandb_mode(config: Tracked) -> str:
     """online, offline or disabled."""
     wandb, mode = _wandb(), config.wandb.mode
     wanted = os.environ.get("WANDB_MODE") if mode is WandbMode.auto else mode.value
@@ -243,7 +253,7 @@ def _wandb_mode(config: TrainConfig) -> str:
     return "offline"
 
 
-def _wandb_run(mode: str, config: TrainConfig, run_dir: Path, run_id: str, resolved: Mapping[str, Any]) -> Any:
+def _wandb_run(mode: str, config: Tracked, run_dir: Path, run_id: str, resolved: Mapping[str, Any]) -> Any:
     wandb = _wandb()
     settings = wandb.Settings(
         silent=True,
@@ -339,9 +349,9 @@ class TensorBoardSink:
 class HarmlessSink:
     """A sink whose first fault, be it in its making, costs one warning and ends it, never the run."""
 
-    def __init__(self, name: str, make: Callable[[], Sink]) -> None:
-        """Raises `UserError` where `make` does."""
-        self._name = name
+    def __init__(self, name: str, make: Callable[[], Sink], kept: str = f"{METRICS_NAME} has everything") -> None:
+        """`kept` says what is not lost without it. Raises `UserError` where `make` does."""
+        self._name, self._kept = name, kept
         self._sink: Sink | None = None
         with _Harmless(self._fail):
             self._sink = make()
@@ -363,7 +373,7 @@ class HarmlessSink:
 
     def _fail(self, error: BaseException) -> None:
         self._sink = None
-        log.info(f"{self._name}: off for this run: {_reason(error)}; metrics.jsonl has everything")
+        log.info(f"{self._name}: off for this run: {_reason(error)}; {self._kept}")
 
 
 def sink_of_your_own(name: str) -> Callable[[Path, int | None, Mapping[str, Any]], Sink]:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from cloze.errors import UserError
 from finetune import compress as command
-from finetune import predict, probe
+from finetune import onnx_export, predict, probe
 from finetune.__main__ import finetune
+from finetune.__main__ import main as finetuning
 from finetune.onnx_export import compress
 from tests.unit.tiny_bert import config, write_tiny_bert
 
@@ -103,11 +105,23 @@ def test_the_command_and_other_shapes(
     body = json.loads((tmp_path / "out" / "compress.json").read_text())
     assert body["bytes"]["model-int8.onnx"] < body["bytes"]["model.onnx"]
     assert all(body[name]["examples_per_second"] > 0 for name in ("pytorch", "onnx", "onnx_int8"))
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text('{"architectures": ["BertModel"]}')
+    wrote = "`python -m finetune` or `python -m pretrain.export` wrote"
     for rest, error in (
         (arguments, f"{tmp_path}/out: not empty; name another directory"),
         (
-            [str(model), str(tmp_path / "b")],
-            f"{model}: has no metrics.json; name a directory that `python -m finetune` wrote",
+            [str(tmp_path / "bare"), str(tmp_path / "b")],
+            f"{tmp_path}/bare: has no metrics.json; name a directory that {wrote}",
+        ),
+        (
+            [str(model), str(tmp_path / "b"), "--train", "x"],
+            "--train: of a pretrained model nothing is trained; leave it out",
+        ),
+        (
+            [str(model), str(tmp_path / "b"), "--dev", f"{tmp_path}/none.txt"],
+            f"--dev {tmp_path}/none.txt: cannot be read ([Errno 2] No such file or directory: '{tmp_path}/none.txt'); "
+            "a UTF-8 text is needed",
         ),
     ):
         assert command.main(rest) == 64
@@ -116,6 +130,95 @@ def test_the_command_and_other_shapes(
     assert command.main([str(folder), str(tmp_path / "b"), *arguments[2:]]) == 64
     assert re.fullmatch(r"error: model=.*: cannot be loaded .*\n", capsys.readouterr().err)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_pretrained_model_as_onnx_at_three_lengths(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its logits are those of Hugging Face's class; gaps in a text are scored, and of random tokens compared."""
+    text = tmp_path / "dev.txt"
+    text.write_text("\n".join(["the good film was very bad in rome", "", "ann met bob in the very good film ?"] * 3))
+    body = compress(model, tmp_path / "out", {"dev": str(text)})
+    assert [*body["differences_by_tokens"]] == ["8", "21", "64"]
+    assert max(body["differences_by_tokens"].values()) < 1e-5
+    assert body["onnx"]["same_answer"] == 1
+    assert body["onnx"]["accuracy"] == body["pytorch"]["accuracy"]
+    tokenizer, plain = AutoTokenizer.from_pretrained(tmp_path / "out"), AutoModelForMaskedLM.from_pretrained(model)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    right = total = 0
+    for line in filter(None, text.read_text().split("\n")):
+        batch = tokenizer(line, return_tensors="np")
+        gaps = list(range(3, batch.input_ids.shape[1] - 1, 7))
+        gold = batch.input_ids[0, gaps].copy()
+        batch.input_ids[0, gaps] = tokenizer.mask_token_id
+        logits = session.run(None, dict(batch))[0]
+        with torch.no_grad():
+            expected = plain.eval()(**{name: torch.as_tensor(ids) for name, ids in batch.items()}).logits.numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+        right, total = right + int((logits[0, gaps].argmax(-1) == gold).sum()), total + len(gaps)
+    assert body["onnx"]["accuracy"] == pytest.approx(right / total)
+    subject = onnx_export._pretrained(model, None)
+    assert not subject.is_scored
+    assert {batch["input_ids"].shape[1] for batch in subject.batches} == {64}
+
+
+class Losing:
+    """Stands in for the runs of int8 models, which lose so much of a score of 0.9."""
+
+    def __init__(self, *losses: float) -> None:
+        self.losses, self.options = [*losses], []
+
+    def compare(self, runners: object) -> dict[str, dict[str, float]]:
+        return {"onnx": {"f1": 0.9}, "onnx_int8": {"f1": 0.9 - self.losses[len(self.options) - 1]}}
+
+
+@pytest.mark.parametrize(
+    ("losses", "scored", "tried"), [((0.005,), True, 1), ((0.05, 0.02, 0.0), True, 3), ((0.5,), False, 1)]
+)
+def test_int8_that_loses_too_much_is_made_more_carefully(
+    losses: tuple[float, ...], scored: bool, tried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing = Losing(*losses)
+    monkeypatch.setattr(onnx_export, "quantize_dynamic", lambda *_, **options: losing.options.append(options))
+    monkeypatch.setattr(onnx_export, "_session", lambda path: None)
+    monkeypatch.setattr(onnx_export.onnx, "load", lambda path: onnx_export.onnx.ModelProto())
+    subject = onnx_export._Subject(None, None, [], losing.compare, "f1", scored, 8)
+    body = onnx_export._int8(tmp_path / "a", tmp_path / "b", {}, subject, 0.01)
+    assert body["int8_options"] == losing.options[-1]
+    assert losing.options == [*onnx_export._INT8][:tried]
+
+
+def test_int8_that_cannot_keep_the_score_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losing = Losing(0.4, 0.3, 0.2, 0.25)
+    monkeypatch.setattr(onnx_export, "quantize_dynamic", lambda *_, **options: losing.options.append(options))
+    monkeypatch.setattr(onnx_export, "_session", lambda path: None)
+    monkeypatch.setattr(onnx_export.onnx, "load", lambda path: onnx_export.onnx.ModelProto())
+    subject = onnx_export._Subject(None, None, [], losing.compare, "f1", True, 8)
+    with pytest.raises(UserError, match=r"int8 loses 0\.2000 of f1, more than --max-loss 0\.1; nothing was written"):
+        onnx_export._int8(tmp_path / "a", tmp_path / "b", {}, subject, 0.1)
+
+
+def test_a_student_beside_its_teacher(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parameters, MB, speed and score of both, in the console, in metrics.json and on the card."""
+    teacher = tuned("rte", tmp_path, model, "epochs=1", "max_len=64")
+    student = write_tiny_bert(tmp_path / "student", layers=1, hidden=16)
+    files = [f"data.{name}={tmp_path}/{name}.tsv" for name in ("train", "dev")]
+    own = ["task=rte", f"model={student}", f"out={tmp_path}/small", f"distill.teacher={teacher}", "epochs=1", *files]
+    capsys.readouterr()
+    assert finetuning([*own, "optim.lr=1e-3", "max_len=64"]) == 0
+    body = json.loads((tmp_path / "small" / "metrics.json").read_text())
+    out, card = capsys.readouterr().out, (tmp_path / "small" / "README.md").read_text()
+    for name, folder in (("teacher", teacher), ("student", tmp_path / "small")):
+        plain = AutoModelForSequenceClassification.from_pretrained(folder)
+        count, row = sum(weights.numel() for weights in plain.parameters()), body["distilled"][name]
+        scores = json.loads((folder / "metrics.json").read_text())
+        assert row["accuracy"] == pytest.approx(scores["accuracy"], abs=1e-6)
+        assert (row["parameters"], row["bytes"]) == (count, 4 * count)
+        assert row["examples_per_second"] > 0
+        told = rf"{name} +{count:,d} parameters +0\.\d MB   accuracy {row['accuracy']:.4f}   same answer .* examples/s"
+        assert re.search(told, out)
+        assert f"| {name} | {count:,d} | {4 * count / 1e6:.1f} | " in card
+    assert body["distilled"]["teacher"]["same_answer"] == 1
 
 
 def test_masks_are_filled_by_the_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +246,7 @@ def test_masks_are_filled_by_the_model(model: Path, capsys: pytest.CaptureFixtur
 def test_a_fine_tuned_model_fills_no_gaps(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It has lost the head that does: a random one would answer."""
     folder = tuned("rte", tmp_path, model, "epochs=1", "max_len=64")
+    capsys.readouterr()
     assert probe.main([str(folder), "the [MASK]"]) == 64
     error = r"error: model=.*/tuned: has no cls\.predictions\.\S+, as filling gaps needs; name another model\n"
     assert re.fullmatch(error, capsys.readouterr().err)

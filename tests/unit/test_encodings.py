@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cloze.encodings import codec_named, guessed, to_utf_8, unit_of
 from cloze.errors import UserError
 from data_prep.sources import lines as lines_module
 from data_prep.sources.base import Bad, Span
 from data_prep.sources.lines import lines
-from data_prep.text.encodings import codec_named, guessed, to_utf_8, unit_of
 from tests.unit.test_formats import items, texts
 from tests.unit.test_sources import COMPRESSORS, source
 

@@ -24,7 +24,7 @@ from finetune import train as training
 from finetune.__main__ import finetune
 from finetune.__main__ import run as command
 from finetune.config import FinetuneConfig, facts
-from finetune.data import both_sets, label_names, mismatched_set
+from finetune.data import Dataset, both_sets, label_names, mismatched_set
 from finetune.families import SUITES, TASKS, classification
 from finetune.families.classification import Example, correlations, examples, scores
 from finetune.readers import Row
@@ -93,8 +93,14 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, model: Path) -> Non
         return {"accuracy": answers[0]}
 
     settings = config(tmp_path, model, "epochs=9", "patience=2")
-    run(settings, lambda config: replace(classification.prepare(config), decide=decide, score=score))
-    assert len(seen) == 4 + 2  # the last two are the evaluation at the end
+
+    def prepare(config: FinetuneConfig) -> Prepared:
+        found = classification.prepare(config)
+        dev = replace(found.dev, decide=decide, score=score, guess=[0.1])
+        return replace(found, dev=dev)
+
+    run(settings, prepare)
+    assert len(seen) == 4 + 1  # the last is the evaluation at the end
     assert (seen[4] == seen[1]).all()
     assert (seen[4] != seen[3]).any()
 
@@ -131,9 +137,9 @@ def test_another_seed_is_another_run(tmp_path: Path, model: Path) -> None:
 
         def decide(logits: np.ndarray, model: Any) -> Sequence[Any]:
             seen.append(logits)
-            return found.decide(logits, model)
+            return found.dev.decide(logits, model)
 
-        return replace(found, make_model=make_model, decide=decide)
+        return replace(found, make_model=make_model, dev=replace(found.dev, decide=decide))
 
     def order(seed: int) -> list[int]:
         settings = config(tmp_path, model, f"seed={seed}")
@@ -298,7 +304,7 @@ def test_a_label_of_the_hub_is_that_of_the_files(task: str, monkeypatch: pytest.
     for labels in (of_hub, [names[i % len(names)] for i in range(9)]):
         rows = "\n".join(["\t".join([*texts, "label"]), *("\t".join(["a"] * len(texts) + [one]) for one in labels)])
         assert [example.label for example in read(tmp_path, rows, f"task={task}")] == of_hub
-    assert label_names(of_hub, of_hub, settings) == list(names)
+    assert label_names(Dataset(name="x", rows=[]), of_hub, settings) == list(names)
     gold = np.asarray([names.index(label) for label in of_hub])
     if len(names) == 2:
         assert scores(gold, np.ones(9, dtype=int), 2)["f1"] == pytest.approx(2 * 4 / 9 / (1 + 4 / 9))
@@ -321,7 +327,7 @@ def test_mismatched_examples_are_scored_beside_dev(
     wrong = "good\tfilm\tentailment", "bad\tfilm\tneutral", "good\tfilm\tneutral", "bad\tfilm\tcontradiction"
     (tmp_path / "other.tsv").write_text("\n".join([rows[0], *wrong]))
     own = ["task=mnli", "epochs=10", f"data.mismatched={tmp_path}/other.tsv"]
-    with pytest.raises(UserError, match=r"labels that data\.train lacks: contradiction"):
+    with pytest.raises(UserError, match=r"other\.tsv: line 5: label 'contradiction' is not in data\.train, which"):
         finetune(config(tmp_path, model, *own))
     (tmp_path / "other.tsv").write_text("\n".join([rows[0], *wrong[:3]]))
     result = finetune(config(tmp_path, model, *own))
@@ -373,7 +379,10 @@ SINGLE = "sentence\tlabel\na\tx\n"
             r'dev\.tsv: line 2: label is ""; a text is needed there',
         ),
         (put("dev.tsv", "sentence\tlabel\na\tx\textra\n"), r"line 2: 3 columns where the header has 2"),
-        (put("dev.tsv", "sentence\tlabel\na\tz\n"), r"labels that data\.train lacks: z; data\.train has x, y"),
+        (
+            put("dev.tsv", "sentence\tlabel\na\tz\n"),
+            r"dev\.tsv: line 2: label 'z' is not in data\.train, which has x",
+        ),
         (put("dev.tsv", "sentence\tlabel\n"), r"data\.dev=.*: holds no examples"),
         (put("dev.tsv", ""), r"data\.dev=.*: holds no examples"),
         (put("dev.tsv", SINGLE), r"data\.dev=.*: every label is 'x': scores would say nothing"),
@@ -408,7 +417,8 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
         ('{"sentence"\n', "line 1: not JSON"),
         ('["a"]', "item 1: not a JSON object"),
         ('[{"sentence": "a"}', "train=.*: not JSON .* an array of objects, or an object on each line"),
-        (b"\xff\xfe", "UTF-8"),
+        (b"\xff\xfe", "holds no examples"),
+        (b"ok\n\x80abc", "line 2: is not UTF-8"),
         ('{"sentence": ["a", "b"], "label": 1}', r'line 1: sentence is \["a", "b"\]; a text is needed there'),
     ):
         with pytest.raises(UserError, match=fault):

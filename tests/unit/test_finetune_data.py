@@ -3,15 +3,20 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from cloze import cli
 from cloze.errors import UserError
-from finetune.config import FinetuneConfig
-from finetune.data import both_sets
+from finetune import suite
+from finetune.config import FinetuneConfig, SuiteConfig
+from finetune.data import both_sets, more_sets
+from finetune.families import SUITES, classification, tagging
 from finetune.families.classification import Example, examples
 from finetune.families.qa import Question, questions
 from finetune.families.tagging import Sentence, sentences
+from tests.unit.tiny_bert import config as tiny_config
+from tests.unit.tiny_bert import write_tiny_bert
 
 
 def settings(path: Path, *overrides: str) -> FinetuneConfig:
@@ -164,3 +169,153 @@ def test_a_sentence_with_other_columns_is_left_out(tmp_path: Path, capsys: pytes
     found = tagged(tmp_path / "a.conll", "a\tx\tO\nb\tx\tB-X\n\nc\tO\n\nd\tx\tO\n")
     assert [one.words for one in found] == [("a", "b"), ("d",)]
     assert "a.conll: 1 of 3 rows were left out; line 4: 2 columns where most lines have 3" in capsys.readouterr().err
+
+
+def test_columns_of_a_table_without_a_header_are_numbered(tmp_path: Path) -> None:
+    """As STS-B's published copies have it. A header that is there after all is not an example."""
+    text = "a film,x\nb film,y\nc film,x\nd film,y\n"
+    expected = [Example("a film", None, "x"), Example("b film", None, "y")]
+    assert classified(tmp_path / "a.csv", text, "data.columns=[1,2]")[:2] == expected
+    scores = classified(tmp_path / "a.csv", "a,b,5.0\nc,d,0.5\n", "task=stsb", "data.columns=[1,2,3]")
+    assert scores == [Example("a", "b", "5.0"), Example("c", "d", "0.5")]
+    with pytest.raises(UserError, match=r"a\.csv: line 2: the columns .* there are a film, x; .* by number: \[1,2\]\)"):
+        classified(tmp_path / "a.csv", text)
+    with pytest.raises(UserError, match=r"line 1: label 'label' stands nowhere else; if that line is a header, name"):
+        classified(tmp_path / "a.csv", f"sentence,label\n{text}", "data.columns=[1,2]")
+    with pytest.raises(UserError, match=r"line 1: task=stsb: label 'score': must be a number from 0 to 5"):
+        classified(tmp_path / "a.csv", "s,t,score\na,b,5.0\n", "task=stsb", "data.columns=[1,2,3]")
+    with pytest.raises(UserError, match=r"the columns 1, 4 are needed, there are 1, 2"):
+        classified(tmp_path / "a.csv", text, "data.columns=[1,4]")
+
+
+def test_numbers_are_named_by_data_labels(tmp_path: Path) -> None:
+    text = "sentence\tlabel\na\t0\nb\t1.0\nc\tgood\n"
+    found = classified(tmp_path / "a.tsv", text, "data.labels=[bad,good]")
+    assert [example.label for example in found] == ["bad", "good", "good"]
+    with pytest.raises(UserError, match=r"line 2: label '2': data\.labels has bad, good, or 0 to 1"):
+        classified(tmp_path / "a.tsv", "sentence\tlabel\na\t2\n", "data.labels=[bad,good]")
+
+
+@pytest.mark.parametrize(("codec", "name"), [("gb18030", "gb18030"), ("utf-16", None), ("utf-8-sig", None)])
+def test_encodings(codec: str, name: str | None, tmp_path: Path) -> None:
+    """UTF-16 and UTF-8 are told by their marks; others by data.encoding, which the refusal names."""
+    pairs = [("这部电影非常好看", "好"), ("服务态度很差, 不会再来", "差"), ("房间干净整洁", "好")] * 5
+    text = "sentence\tlabel\n" + "".join(f"{sentence}\t{label}\n" for sentence, label in pairs)
+    (tmp_path / "a.tsv").write_bytes(text.encode(codec))
+    path, own = tmp_path / "a.tsv", [f"data.encoding={name}"] if name else []
+    if name:
+        with pytest.raises(UserError, match=r"a\.tsv: line 2: is not UTF-8; set data\.encoding=gb\w+, which it looks"):
+            both_sets(settings(path))
+        with pytest.raises(UserError, match=r"data\.encoding=utf-9: no such encoding; utf-8, gb18030"):
+            settings(path, "data.encoding=utf-9")
+    config = settings(path, *own)
+    assert examples(both_sets(config)[0], config) == [Example(one, None, label) for one, label in pairs]
+
+
+def test_named_entities_in_json(tmp_path: Path) -> None:
+    """Words and tags under the names that data sets have for them, tags by name or by number."""
+    expected = [Sentence(("Ann", "met"), ("B-PER", "O")), Sentence(("Rome",), ("B-LOC",))]
+    for words, tags in (("tokens", "ner_tags"), ("words", "tags"), ("tokens", "labels")):
+        rows = [{words: [*one.words], tags: [*one.tags], "id": "0"} for one in expected]
+        assert tagged(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))) == expected
+        assert tagged(tmp_path / "a.json", json.dumps(rows)) == expected
+    names = ["O", "B-PER", "I-PER", "B-LOC"]
+    rows = [{"tokens": [*one.words], "ner_tags": [names.index(tag) for tag in one.tags]} for one in expected]
+    text = "\n".join(map(json.dumps, rows))
+    assert tagged(tmp_path / "a.jsonl", text, f"data.labels=[{','.join(names)}]") == expected
+    with pytest.raises(UserError, match=r"a\.jsonl: line 1: ner_tags has numbers; data\.labels=\[O,B-PER,…\] tells th"):
+        tagged(tmp_path / "a.jsonl", text)
+    with pytest.raises(UserError, match=r"label '3': data\.labels has O, B-PER, or 0 to 1"):
+        tagged(tmp_path / "a.jsonl", text.splitlines()[1], "data.labels=[O,B-PER]")
+    own = text.replace("tokens", "mots").replace("ner_tags", "balises")
+    with pytest.raises(
+        UserError, match=r"line 1: lists of words .* are needed, there are mots, balises; data\.columns"
+    ):
+        tagged(tmp_path / "a.jsonl", own)
+    of_own = ("data.columns=[mots,balises]", f"data.labels=[{','.join(names)}]")
+    assert tagged(tmp_path / "a.jsonl", own, *of_own) == expected
+    bad = '{"tokens": ["a", "b"], "ner_tags": ["O"]}\n{"tokens": "a b", "ner_tags": ["O"]}'
+    with pytest.raises(UserError, match=r"line 1: 2 words and 1 tags; so are 100\.0% of the rows"):
+        tagged(tmp_path / "a.jsonl", bad)
+
+
+def test_named_entities_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of numbered tags comes back under their names."""
+    kind = datasets.ClassLabel(names=["O", "B-PER"])
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(kind)})
+    data = datasets.Dataset.from_dict({"tokens": [["Ann", "met"]], "ner_tags": [[1, 0]]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: data)
+    config = settings(Path("hub:x:train"), "task=ner")
+    assert sentences(both_sets(config)[0], config.data) == [Sentence(("Ann", "met"), ("B-PER", "O"))]
+
+
+MNLI_PARSES = [f"sentence{side}_{kind}" for kind in ("binary_parse", "parse") for side in (1, 2)]
+MNLI = ["index", "promptID", "pairID", "genre", *MNLI_PARSES, "sentence1", "sentence2", "label1"]
+GLUE = {  # as GLUE's archives have them: folder, files, header (none: CoLA), a row, what is read
+    "cola": ("CoLA", ("train", "dev"), None, ["gj04", "0", "*", "Him left."], ("Him left.", None, "unacceptable")),
+    "sst2": ("SST-2", ("train", "dev"), ["sentence", "label"], ["a ' film", "1"], ("a ' film", None, "positive")),
+    "mrpc": (
+        "MRPC", ("train", "dev"), ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
+        ["1", "12", "13", 'He said "no".', "b"], ('He said "no".', "b", "equivalent"),
+    ),
+    "stsb": (
+        "STS-B", ("train", "dev"),
+        ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score"],
+        ["0", "main-captions", "MSRvid", "2012test", "0001", "none", "none", "a", "b", "5.000"], ("a", "b", "5.000"),
+    ),
+    "qqp": (
+        "QQP", ("train", "dev"), ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
+        ["0", "1", "2", "a", "b", "0"], ("a", "b", "not_duplicate"),
+    ),
+    "mnli": (
+        "MNLI", ("train", "dev_matched", "dev_mismatched"), [*MNLI, "gold_label"],
+        ["0", "1", "1n", "fiction", "( a )", "( b )", "(ROOT a)", "(ROOT b)", "a", "b", "neutral", "neutral"],
+        ("a", "b", "neutral"),
+    ),
+    "qnli": (
+        "QNLI", ("train", "dev"), ["index", "question", "sentence", "label"],
+        ["0", "a", "b", "not_entailment"], ("a", "b", "not_entailment"),
+    ),
+    "rte": (
+        "RTE", ("train", "dev"), ["index", "sentence1", "sentence2", "label"],
+        ["0", "a", "b", "entailment"], ("a", "b", "entailment"),
+    ),
+    "wnli": (
+        "WNLI", ("train", "dev"), ["index", "sentence1", "sentence2", "label"],
+        ["0", "a", "b", "1"], ("a", "b", "entailment"),
+    ),
+}  # fmt: skip
+
+
+def test_glue_s_nine_tasks_in_glue_s_own_files(tmp_path: Path) -> None:
+    """Under GLUE's own names of folders and files, the unlabelled test file beside them."""
+    for folder, names, header, row, _ in GLUE.values():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.tsv").write_text("index\tsentence\n0\tx\n")
+        for name in names:
+            (tmp_path / folder / f"{name}.tsv").write_text(
+                "".join("\t".join(one) + "\n" for one in (header, row) if one)
+            )
+    config = cli.compose("suite", SuiteConfig, ["suite=glue", "model=m", "out=o", f"data={tmp_path}"])
+    assert {*GLUE} == {*SUITES["glue"]}
+    for task, (_, names, _, _, expected) in GLUE.items():
+        own = suite._settings(config, task)
+        assert own is not None, task
+        sets = [*both_sets(own), *more_sets(own).values()]
+        assert len(sets) == len(names)
+        assert [examples(one, own) for one in sets] == [[Example(*expected)]] * len(sets)
+
+
+def test_texts_that_are_cut_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_tiny_bert(tmp_path / "model", layers=1)
+    long = " ".join(["film"] * 30)
+    (tmp_path / "train.tsv").write_text(f"sentence\tlabel\n{long}\tx\nfilm\ty\n{' '.join(['film'] * 14)}\ty\n")
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfilm\tx\nfilm\ty\n")
+    classification.prepare(tiny_config(tmp_path, model, "max_len=16"))
+    told = capsys.readouterr().err
+    assert "train.tsv: 1 of 3 examples are longer than max_len=16 and are cut" in told
+    assert "dev.tsv" not in told
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.conll").write_text("film O\nann B-P\n" * 15)
+    tagging.prepare(tiny_config(tmp_path, model, "max_len=16", "task=ner", suffix="conll"))
+    assert "train.conll: 1 of 1 examples are longer than max_len=16 and are cut" in capsys.readouterr().err

@@ -16,9 +16,12 @@ from transformers import (
     RobertaTokenizer,
 )
 
+from cloze import cli
 from cloze.errors import UserError
 from finetune.__main__ import finetune
+from finetune.config import FinetuneConfig
 from finetune.probe import fill_masks, mean_states
+from finetune.rates import settled, tell_rate
 from finetune.train import load_encoder_tokenizer
 from tests.unit.tiny_bert import config, write_tiny_bert
 
@@ -151,3 +154,27 @@ def test_a_long_text_of_roberta_s_is_cut_to_its_positions(tmp_path: Path) -> Non
     ((best,),) = fill_masks(roberta, ["ann <mask> " + "in " * 90], top=2)
     assert len(best) == 2
     assert mean_states(roberta, ["ann " + "in " * 90]).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "own", "rate"),
+    [
+        (2, 128, (), 3e-4), (4, 256, (), 3e-4), (4, 512, (), 1e-4), (8, 512, (), 1e-4), (12, 384, (), 1e-4),
+        (12, 768, (), 5e-5), (24, 1024, (), 2e-5), (12, 768, ("lora.rank=8",), 5e-4),
+        (2, 128, ("optim.lr=1e-5",), 1e-5), (24, 1024, ("optim.lr=1e-5", "lora.rank=8"), 1e-5),
+    ],
+)  # fmt: skip
+def test_a_rate_by_the_size_of_the_model(
+    layers: int, width: int, own: tuple[str, ...], rate: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published models from BERT-tiny to BERT-large; what is given wins."""
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 512}))
+    asked = cli.compose("finetune", FinetuneConfig, [f"model={tmp_path}", "out=o", *own])
+    assert settled(asked).optim.lr == pytest.approx(rate)
+    tell_rate(asked, settled(asked))
+    millions = 12 * layers * width**2 / 1e6
+    told = f"the default, by the model's size ({millions:.1f} million weights in its layers)"
+    lora = " and LoRA" if own else ""
+    given = any("lr" in one for one in own)
+    assert capsys.readouterr().err == f"optim.lr={rate:g}: {'as given' if given else told + lora}\n"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from cloze import cli
 from cloze.errors import UserError
 from finetune.__main__ import finetune
-from finetune.config import DataConfig
+from finetune.config import DataConfig, FinetuneConfig
 from finetune.data import Dataset
 from finetune.families.tagging import Sentence, entities, entity_scores, load_tagger, prepare, sentences
 from finetune.readers import Row
@@ -22,6 +24,7 @@ from finetune.techniques.losses import IGNORED
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 CONLL = "{}/train.conll"
+DATA = cli.compose("finetune", FinetuneConfig, ["model=m", "out=o"]).data
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(**changes: object) -> DataConfig:
-    defaults = {"train": None, "dev": None, "mismatched": None, "columns": None, "max_bad_fraction": 0.01}
-    return DataConfig(**{**defaults, "repair_tags": False, **changes})
+    return replace(DATA, **changes)
 
 
 def checked(*tags: list[str], repair: bool = False) -> list[Sentence]:
@@ -251,5 +253,5 @@ def test_faulty_files_are_named_by_line(lines: str, fault: str, tmp_path: Path, 
 def test_dev_tags_that_training_lacks(tmp_path: Path, model: Path) -> None:
     (tmp_path / "train.conll").write_text("a\tB-PER\nb\tO\n")
     (tmp_path / "dev.conll").write_text("a\tB-LOC\nb\tO\n")
-    with pytest.raises(UserError, match=r"data\.dev=.*has labels that data\.train lacks: B-LOC"):
+    with pytest.raises(UserError, match=r"dev\.conll: line 1: label 'B-LOC' is not in data\.train, which"):
         finetune(config(tmp_path, model, "task=ner", suffix="conll"))

@@ -1,0 +1,62 @@
+"""`python -m finetune.grid out/grid`: what a grid gave, as a table of what varies and of the scores, the best first."""
+
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cloze import cli
+from cloze.errors import ExitCode, UserError
+from finetune.config import flat
+from finetune.resume import metrics
+from finetune.tables import legend, of_seeds, shown
+from pretrain.export.card import table
+
+PARSER = cli.parser("finetune.grid", "Fine-tuned models as a table in Markdown: what varies, and the scores.")
+PARSER.add_argument("folders", type=Path, nargs="+", help="what `python -m finetune` wrote, or what holds such")
+
+
+def found(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """The metrics.json of every fine-tuned model in or below the folders. Raises `UserError` where one has none."""
+    bodies: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        own = {path.parent: metrics(path.parent) for path in sorted(folder.rglob("metrics.json"))}
+        here = {path: body for path, body in own.items() if body is not None and ".unfinished" not in str(path)}
+        if not here:
+            raise UserError(f"{folder}: holds no model that `python -m finetune` wrote")
+        bodies |= here
+    return bodies
+
+
+def markdown(bodies: Mapping[Path, Mapping[str, Any]]) -> str:
+    """A row for each model, the best median first. Raises `UserError` where they have learned different tasks."""
+    every = [*bodies.values()]
+    if len(tasks := sorted({body["config"]["task"] for body in every})) > 1:
+        raise UserError(f"there are models of several tasks ({', '.join(tasks)}), whose scores do not compare")
+    settings = [dict(flat(body["config"])) for body in every]
+    keys = [key for key in settings[0] if key != "out" and len({str(own.get(key)) for own in settings}) > 1]
+    score = every[0]["score"]
+    names = [name for name in (score, f"mismatched_{score}", f"test_{score}") if all(name in body for body in every)]
+    ranked = sorted(
+        zip(bodies, every, settings, strict=True), key=lambda one: -statistics.median(of_seeds(one[1], score))
+    )
+    rows = [
+        [path.name, *(str(own.get(key)) for key in keys), *(shown(name, of_seeds(body, name)) for name in names)]
+        for path, body, own in ranked
+    ]
+    head = ["model", *keys, *(f"{name}, %" for name in names)]
+    guessing = shown(score, [every[0]["guessing"][score]])
+    seeds = legend(max(len(body["by_seed"]) for body in every))
+    return f"{table(head, rows)}\nScores: {seeds}; guessing the commonest answer gives {guessing}.\n"
+
+
+@cli.command(PARSER)
+def main(options: Namespace) -> int:
+    print(markdown(found(options.folders)), end="")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
