@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cloze.corpus.tokenizer import load_tokenizer
 from pretrain.config import Access, TrainConfig
-from pretrain.data.loader import Corpus
+from pretrain.data.loader import TrainingCorpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
 from pretrain.evaluate.frequencies import token_counts
@@ -54,7 +54,7 @@ class RunGrammar:
         return {f"eval/{name}": value for name, value in headline(found, _METRIC).items()}
 
 
-def open_grammar(config: TrainConfig, corpus: Corpus, process: Process) -> RunGrammar | None:
+def open_grammar(config: TrainConfig, corpus: TrainingCorpus, process: Process) -> RunGrammar | None:
     """None without `eval.grammar`. Rank 0 reads; every rank raises its `UserError` where a file cannot be used."""
     if config.eval.grammar is None:
         return None
