@@ -25,7 +25,7 @@ prep="max_len=128 tokenizer.vocab_size=16384 passes=4"
 sizes=
 if [ "$tiny" ]; then
   model="model=tiny model.hidden_size=32 global_batch_size=64 micro_batch_size=32 steps=20"
-  prep="max_len=64 tokenizer.vocab_size=1000 tokenizer.sample_mib=1 source.max_documents=2000"
+  prep="max_len=64 tokenizer.vocab_size=1000 source.paths=[cloze,data_prep,pretrain,launch,finetune]"
   sizes=--tiny
 fi
 
