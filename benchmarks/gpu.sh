@@ -37,7 +37,7 @@ run_train() {
   [ -f "$out/shards/manifest.json" ] ||
     "$python" -m data_prep source=docstrings out="$out/shards" val_fraction=0.02 $prep || return
   # SIGTERM ends it in order, with a checkpoint and its last line of metrics.
-  timeout -k 20 240 "$python" -m pretrain.train recipe=fast $model run=base runs_root="$out/runs" \
+  timeout -k 60 240 "$python" -m pretrain.train recipe=fast $model run=base runs_root="$out/runs" \
     data.path="$out/shards" expect.max_len=[] log.every=10 eval.every=250 eval.max_samples=4000 wandb.mode=disabled
   "$python" -m pretrain.report "$out/runs/base"
 }
