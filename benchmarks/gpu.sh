@@ -22,14 +22,17 @@ export PYTHONPATH=$PWD
 
 model="model=base precision=bf16 global_batch_size=512 micro_batch_size=256 steps=4000"
 prep="max_len=128 tokenizer.vocab_size=16384 passes=4"
-sizes=
+sizes= workers=8
 if [ "$tiny" ]; then
   model="model=tiny model.hidden_size=32 global_batch_size=64 micro_batch_size=32 steps=20"
-  prep="max_len=64 tokenizer.vocab_size=1000 tokenizer.sample_mib=1 source.max_documents=2000"
-  sizes=--tiny
+  prep="max_len=64 tokenizer.vocab_size=1000 source.paths=[cloze,data_prep,pretrain,launch,finetune]"
+  sizes=--tiny workers=1
 fi
 
-run_tests() { timeout -k 5 150 "$python" -m pytest -x -q -p no:cacheprovider tests/gpu 2>&1 | tee "$out/tests.txt"; }
+run_tests() { # side by side on the one GPU; the benchmark is run for its figures
+  timeout -k 5 150 "$python" -m pytest -v -n $workers --dist worksteal -p no:cacheprovider tests/gpu \
+    --deselect tests/gpu/test_training.py::test_the_benchmark_runs 2>&1 | tee "$out/tests.txt"
+}
 
 run_figures() { timeout -k 5 310 "$python" benchmarks/train_gpu.py $sizes --minutes 5 --out "$out/train_gpu.json"; }
 
@@ -37,7 +40,7 @@ run_train() {
   [ -f "$out/shards/manifest.json" ] ||
     "$python" -m data_prep source=docstrings out="$out/shards" val_fraction=0.02 $prep || return
   # SIGTERM ends it in order, with a checkpoint and its last line of metrics.
-  timeout -k 20 240 "$python" -m pretrain.train recipe=fast $model run=base runs_root="$out/runs" \
+  timeout -k 60 240 "$python" -m pretrain.train recipe=fast $model run=base runs_root="$out/runs" \
     data.path="$out/shards" expect.max_len=[] log.every=10 eval.every=250 eval.max_samples=4000 wandb.mode=disabled
   "$python" -m pretrain.report "$out/runs/base"
 }

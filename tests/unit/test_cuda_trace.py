@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cloze import cli
 from pretrain.config import Attention, TrainConfig, padded_vocab_size
 from pretrain.plan import Shape, memory
 from tests.support import ROOT, environment
 
+pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA itself: see tests/gpu")
 VOCAB = 30_522
 ROWS = 30_528  # of the embedding matrix: filled up to a multiple of 64
 ONE_WAIT = ["reads a number: engine._before_step"]  # of an update: whether gradients are finite. It is deliberate
