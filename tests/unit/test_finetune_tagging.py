@@ -224,7 +224,7 @@ def test_rows_that_have_no_tags(tmp_path: Path, model: Path) -> None:
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.jsonl").write_text('{"tokens": ["a"], "marks": ["O"]}\n')
     source = f"'hub:{tmp_path}/hub:train'"
-    with pytest.raises(UserError, match=r"row 0: words and tags are needed, there are tokens, marks"):
+    with pytest.raises(UserError, match=r"row 0: lists of words .* are needed, there are tokens, marks"):
         finetune(config(tmp_path, model, "task=ner", f"data.train={source}", f"data.dev={source}"))
 
 
