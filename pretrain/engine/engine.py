@@ -138,6 +138,10 @@ class Engine:
         """Of the training forward passes to come, per token of distance."""
         self._deepspeed.module.distance_bias = slope
 
+    def set_dropout(self, hidden: float, attention: float) -> None:
+        """Of the training forward passes to come, probabilities."""
+        self._deepspeed.module.set_dropout(hidden, attention)
+
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Logits without dropout. Collective under ZeRO 3: every rank calls it equally often."""
@@ -307,11 +311,9 @@ def deepspeed_config(
     """
     bucket = min(BUCKET_ELEMENTS, num_parameters + num_parameters % 2)  # DeepSpeed wants it even
     ours: dict[str, Any] = {
-        "train_batch_size": config.global_batch_size,
+        "train_batch_size": config.peak_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(
-            config.global_batch_size, config.micro_batch_size, world_size
-        ),
+        "gradient_accumulation_steps": accumulation_steps(config.peak_batch_size, config.micro_batch_size, world_size),
         "gradient_clipping": config.optim.clip if config.zero.stage else 0.0,  # it defaults to 1.0
         "steps_per_print": None,
         "zero_optimization": {"stage": config.zero.stage},
