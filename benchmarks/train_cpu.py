@@ -229,7 +229,8 @@ def loop_over(
         grammar=None,
         doctor=Doctor(None),
         throughput=Throughput(None), writer=writer, mirror=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
-        progress=Progress(), curriculum=Curriculum(config), vocab_rows=rows, identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",
+        progress=Progress(), curriculum=Curriculum(config), vocab_rows=rows,
+        identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",
     )  # fmt: skip
     metrics = MetricsAccumulator(session)
     dataset = MicroBatches(data.directory, config.seed, Layout(0, 1, size, size))

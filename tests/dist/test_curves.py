@@ -10,7 +10,7 @@ from tests.dist.test_resume import bitwise, timeless
 from tests.support import Trainer
 
 CURVES = (
-    "global_batch_size=[[0,8],[0.6,24]]", "model.dropout=[[0,0.3],[1,0]]", "model.attention_dropout=[[0,0],[0.8,0.2]]",
+    "global_batch_size=[[0,8],[0.4,24]]", "model.dropout=[[0,0.3],[1,0]]", "model.attention_dropout=[[0,0],[0.8,0.2]]",
     "model.distance_bias=[[0,1.0],[0.8,0.1],[0.8,0]]", "loss.nsp_weight=[[0,0],[1,2]]", "loss.mlm_weight=[[0,1],[1,0.5]]",
     "optim.lr=[geometric,[0,3e-3],[1,1e-4]]", "data.masking_probability=[[0,0.3],[0.9,0.15]]",
     "data.mask_share=[[0,1.0],[0.7,0.8]]", "data.random_share=[[0,0],[0.7,0.1]]",
