@@ -262,11 +262,16 @@ class LossConfig:
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
     every: int = doc("optimizer steps between two lines of metrics")
+    layers_every: int = doc(
+        "optimizer steps between two looks at each layer: gradient norm, update against weights, and at evaluations "
+        "the entropy of attention; 0: never; zero=0 only"
+    )
     tensorboard: bool = doc("also write TensorBoard events")
     sinks: list[str] = doc("sinks of your own for metrics, each as module:factory; see docs/training.md")
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"log.every={self.every}: must be at least 1")
+        _require(self.layers_every >= 0, f"log.layers_every={self.layers_every}: cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,6 +413,15 @@ class TrainConfig:
             _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
         _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
         self._check_batches()
+        layers = f"log.layers_every={self.log.layers_every}"
+        _require(
+            not self.log.layers_every or self.zero.stage == 0,
+            f"{layers}: with zero={self.zero.value} no rank has a layer's whole gradient; set zero=0, or leave it out",
+        )
+        _require(
+            not (self.log.layers_every and self.compile),
+            f"{layers}: not with compile=true, whose code hides the scores of attention; set compile=false",
+        )
         if self.expect.init_from and not self.init_from:
             raise UserError(
                 "init_from: this recipe goes on from other weights; add init_from=<run of the phase before>"

@@ -6,13 +6,15 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from cloze.errors import ExitCode, UserError
 from pretrain.checkpoint import TrainingState
 from pretrain.config import Access, TrainConfig, batch_size, total_samples
 from pretrain.data.live_masks import live_masks
-from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, training_steps
+from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, bounded, training_steps
+from pretrain.evaluate.attention_entropy import attention_entropy
 from pretrain.evaluate.held_out import evaluate
 from pretrain.metrics import MetricsAccumulator
 from pretrain.optim.schedule import learning_rate, rate_between
@@ -39,8 +41,12 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
             metrics.stopwatch.mark()
             last = number == len(micro_batches) - 1
             session.engine.backward(batch.to(session.process.device), metrics.loss_of, last=last)
-        rate = rate_of(config, progress, values)
+        rate, look = rate_of(config, progress, values), is_due(progress.step + 1, config.log.layers_every)
+        if look and session.engine.layers:
+            session.engine.layers.watch(session.engine.loss_scale.value)
         metrics.count_step(rate, session.engine.step(rate))
+        if look and session.engine.layers:
+            session.telemetry.log(progress.step, session.engine.layers.read() | axes_of(progress))
 
         if is_due(progress.step, config.log.every):
             metrics.log()
@@ -131,14 +137,28 @@ def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
             share = session.curriculum.share(progress.samples)
             now = replace(session.config, loss=session.config.loss.at(share))
             found = evaluate(session.engine, session.corpus, now, session.process, tick)
+            if found and session.config.log.layers_every and session.process.is_main:
+                found |= attention_of(session)
             beside, turn = session.doctor.examine(found, progress.tokens)
             found |= beside
         if grammar and session.grammar:
             found |= session.grammar.evaluate(session.engine, session.process, tick)
-        axes = {"samples": progress.samples, "tokens": progress.tokens}
-        session.telemetry.log(progress.step, {**found, **axes})
+        session.telemetry.log(progress.step, {**found, **axes_of(progress)})
         if turn:
             session.process.log.info(turn)
+
+
+def attention_of(session: Session) -> dict[str, float]:
+    """The entropy of each layer's attention on a micro-batch of held-out samples. Of this rank alone."""
+    split, samples = next((split, count) for split, count in session.corpus.held_out.items() if count)
+    indices = np.arange(min(samples, session.config.micro_batch_size), dtype=np.int64)
+    batch = bounded(session.corpus.val_batch(indices, split)).to(session.process.device)
+    return attention_entropy(batch, session.engine.evaluate)
+
+
+def axes_of(progress: Progress) -> dict[str, float]:
+    """What every row of metrics has beside its step."""
+    return {"samples": progress.samples, "tokens": progress.tokens}
 
 
 def save(session: Session) -> int:

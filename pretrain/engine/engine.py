@@ -21,6 +21,7 @@ from pretrain.config import BUCKET_ELEMENTS, Precision, TrainConfig, accumulatio
 from pretrain.data.loader import MicroBatch
 from pretrain.dist import Process
 from pretrain.engine import quirks
+from pretrain.engine.layers import LayerWatch
 from pretrain.optim.optimizer import build_optimizer
 from pretrain.optim.options import OptimConfig
 from pretrain.optim.sharded import Partition, ShardedOptimizer
@@ -91,6 +92,7 @@ class Engine:
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self._scaler: Any = None  # of losses in fp16
+        self.layers: LayerWatch | None = None  # where log.layers_every asks for it
         if self.precision is Precision.fp16:
             its = self._deepspeed
             scaler = its.optimizer.loss_scaler if self.stage else quirks.create_loss_scaler(its)
@@ -99,6 +101,8 @@ class Engine:
             quirks.check_plain_optimizer(self._deepspeed, optimizer)
             if process.world_size == 1:
                 quirks.skip_reduction(self._deepspeed)
+            if config.log.layers_every:  # before the guard, which clips
+                self.layers = LayerWatch(optimizer, zip(self._names, module.parameters(), strict=True))
             self._guard = _StageZeroGuard(optimizer, config.optim, self._scaler)
         self._partitions = self._find_partitions()
         if self.stage and isinstance(optimizer, ShardedOptimizer):

@@ -89,3 +89,21 @@ def test_a_run_begun_with_batch_ramp_goes_on(trainer: Trainer, corpus: Path, tmp
     resumed = trainer.run(*overrides)
     assert resumed.code == 0, resumed.stderr
     assert resumed.series("samples") == [4, 12, 24, 40, 56, 72]
+
+
+def test_a_look_at_each_layer(trainer: Trainer, corpus: Path) -> None:
+    """On two ranks, and it changes no bit; the layers' gradients together are the gradient, before it is clipped."""
+    overrides = (f"data.path={corpus}", "zero=0", "steps=3", "eval.every=3", "optim.clip=0.01")
+    plain, watched = (trainer.run(*overrides, f"log.layers_every={every}", ranks=2) for every in (0, 2))
+    assert set(watched.codes) == {0}, watched.stderrs
+    assert bitwise(plain, watched)
+    (row,) = [line for line in watched.metrics if "layers/0/grad_norm" in line]
+    norms = [value for key, value in row.items() if key.endswith("/grad_norm")]
+    whole = next(line["train/grad_norm"] for line in watched.metrics if line["step"] == 2 and "train/loss" in line)
+    assert row["step"] == 2
+    assert len(norms) == 4  # embeddings, two layers, heads
+    assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(whole, rel=1e-5)
+    assert all(0 < row[f"layers/{layer}/update_ratio"] < 0.5 for layer in ("embeddings", "0", "1", "heads"))
+    (entropies,) = [line for line in watched.metrics if "layers/0/attention_entropy" in line]
+    assert entropies["step"] == 3
+    assert all(0 < entropies[f"layers/{layer}/attention_entropy"] < 3.2 for layer in (0, 1))  # ln(24)
