@@ -120,7 +120,7 @@ def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Sha
     if config.zero.stage == 0:
         copies = count * size if size == 2 else 0
         added = 8 * shape.vocab_rows * config.model.hidden_size
-        single = config.global_batch_size == config.micro_batch_size * world_size
+        single = config.peak_batch_size == config.micro_batch_size * world_size
         return Memory(4 * count, 4 * count, 8 * count, 0, activations + copies, max(update, added), in_turns=single)
     in_fp32 = sums_in_fp32(config, world_size)
     summed = 4 if in_fp32 else size
