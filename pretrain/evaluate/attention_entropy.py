@@ -51,4 +51,5 @@ def _entropies(query_HxlxD: Tensor, key_HxlxD: Tensor, scaling: float, window: i
     if window is not None:
         places_l = torch.arange(scores_Hxlxl.shape[-1], device=scores_Hxlxl.device)
         scores_Hxlxl = scores_Hxlxl.masked_fill((places_l[:, None] - places_l).abs() >= window, -torch.inf)
-    return torch.special.entr(scores_Hxlxl.softmax(-1)).sum(-1)
+    entropies_Hxl: Tensor = torch.special.entr(scores_Hxlxl.softmax(-1)).sum(-1)
+    return entropies_Hxl
