@@ -164,7 +164,7 @@ class ModelConfig:
             f"model.num_heads={self.num_heads}: does not divide model.hidden_size={self.hidden_size}",
         )
         for key, curve in self.curves.items():
-            _require(curve.peak < 1 or key == "model.distance_bias", f"{key}: {curve.peak:g} must be in [0, 1)")
+            _require(curve.peak < 1 or key == "model.distance_bias", f"{key}: the value {curve.peak:g} is not below 1")
         _require(
             not self.attention_dropout_curve.peak or self.attention is not Attention.flex,
             "model.attention=flex: knows no dropout; set model.attention_dropout=0, or use model.attention=auto",

@@ -35,7 +35,7 @@ def _observed(batch: MicroBatch, found: list[Tensor]) -> Iterator[None]:
         parts = [
             _entropies(query[0, :, start:end], key[0, :, start:end], kwargs["scaling"], window) for start, end in bounds
         ]
-        found.append(torch.cat(parts, dim=-1).mean())
+        found.append(torch.cat(parts, dim=-1).mean().detach())
         return packed_attention(module, query, key, *rest, **kwargs)
 
     AttentionInterface.register(PACKED_ATTENTION, observing)

@@ -35,7 +35,12 @@ def test_norms_of_a_step_of_plain_descent() -> None:
     first, second = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([[1.0, 2.0], [2.0, 4.0]]))
     optimizer = torch.optim.SGD([first, second], lr=0.5)
     watch = LayerWatch(optimizer, [("a.layer.0.x", first), ("a.layer.1.y", second)])
-    optimizer.register_step_pre_hook(lambda *_: first.grad.mul_(0.1))  # as the guard clips
+
+    def clip(*_: object) -> None:  # as the engine's guard does
+        assert first.grad is not None
+        first.grad.mul_(0.1)
+
+    optimizer.register_step_pre_hook(clip)
     for watched in (False, True):
         first.grad, second.grad = torch.tensor([6.0, 8.0]), torch.full((2, 2), 2.0)
         weights = float(first.detach().norm())
