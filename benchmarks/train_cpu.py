@@ -210,6 +210,7 @@ def loop_over(
     """The next `TURN_STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
     from pretrain.checkpoint import Writer, WriterOptions
     from pretrain.config import Identity
+    from pretrain.curriculum import Curriculum
     from pretrain.data.loader import Layout, MicroBatches, training_steps
     from pretrain.evaluate.doctor import Doctor
     from pretrain.loop import rate_of, seed_dropout, timed
@@ -228,7 +229,8 @@ def loop_over(
         grammar=None,
         doctor=Doctor(None),
         throughput=Throughput(None), writer=writer, mirror=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
-        progress=Progress(), vocab_rows=rows, identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",
+        progress=Progress(), curriculum=Curriculum(config), vocab_rows=rows,
+        identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",
     )  # fmt: skip
     metrics = MetricsAccumulator(session)
     dataset = MicroBatches(data.directory, config.seed, Layout(0, 1, size, size))
@@ -242,7 +244,7 @@ def loop_over(
                 seed_dropout(config.seed, session.progress.step, number, 0)
                 metrics.stopwatch.mark()
                 engine.backward(batch, metrics.loss_of)
-            rate = rate_of(config, session.progress)
+            rate = rate_of(config, session.progress, {})
             metrics.count_step(rate, engine.step(rate))
             if session.progress.step % config.log.every == 0:
                 metrics.log()

@@ -61,7 +61,7 @@ def learning_rate_jump(then_yaml: str, config: TrainConfig, step: int) -> str | 
     """A warning where the learning rate jumps at `step`, since the run had another length."""
     before = yaml.safe_load(then_yaml).get("steps")
     budgets = config.budget.hours or _section(then_yaml, "budget").get("hours")
-    if isinstance(before, int) and 1 <= step <= before != config.steps and not budgets:
+    if isinstance(before, int) and 1 <= step <= before != config.steps and not budgets and not config.optim.rates:
         last = learning_rate(step - 1, before, config.optim, config.schedule)
         next_one = learning_rate(step, config.steps, config.optim, config.schedule)
         if next_one > _JUMP * last:

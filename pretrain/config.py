@@ -1,18 +1,20 @@
 """The schema of conf/train.yaml, and batch arithmetic. Pure: what is wrong here is said before any process group."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from cloze.corpus.manifest import Manifest, pass_name
 from cloze.errors import UserError
 from cloze.schema import doc
-from pretrain.curves import Curve, parse_curve
+from pretrain.curves import Curve, is_curve, parse_curve, shares_that_tell
 from pretrain.optim.options import OptimConfig
 from pretrain.optim.options import require as _require
 from pretrain.optim.schedules import ScheduleConfig
 
+_PARTS = 10_000  # of a run, at which its batch sizes are looked at to count its samples
 BUCKET_ELEMENTS = 200_000_000  # of gradients that ZeRO reduces, and of weights that it gathers, at a time
 
 
@@ -81,6 +83,7 @@ class ZeroStage(Enum):
         return str(self.value).endswith("_offload")
 
 
+_MASKING = ("masking_probability", "mask_share", "random_share")
 RESUME_CHECKS = ("data", "max_len", "seed", "global_batch_size", "batch_ramp", "access")
 
 
@@ -96,12 +99,33 @@ class DataConfig:
     window: int = doc("streamed samples per lane that are shuffled together")
     workers: int = doc("loader processes per rank; 0 loads in the training process")
     prefetch: int = doc("micro-batches that each worker keeps ready")
+    masking_probability: Any = doc("share of the tokens to predict: a number or a curve; null: as the corpus has it")
+    mask_share: Any = doc("share of those that are shown as [MASK]: a number or a curve; prepared corpora have 0.8")
+    random_share: Any = doc("share of those that are shown as a random token: a number or a curve; prepared: 0.1")
 
     def __post_init__(self) -> None:
         for key in ("lanes", "window"):
             _require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)}: must be at least 1")
         _require(self.workers >= 0, f"data.workers={self.workers}: cannot be negative")
         _require(self.prefetch >= 1, f"data.prefetch={self.prefetch}: must be at least 1")
+        probability, *shown = (self.curves.get(f"data.{key}") for key in _MASKING)
+        _require(
+            probability is None or min(probability.values) > 0,
+            f"data.masking_probability={self.masking_probability}: must be above 0, or nothing is learned",
+        )
+        both = [curve for curve in shown if curve]
+        _require(
+            all(sum(curve.at(share) for curve in both) <= 1 + 1e-9 for share in shares_that_tell(*both)),
+            f"data.mask_share={self.mask_share}, data.random_share={self.random_share}: are more than 1 together",
+        )
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """By key, whatever may change over the run; without the masking probability where it is the corpus'."""
+        values = {key: getattr(self, key) for key in _MASKING}
+        if self.masking_probability is None:
+            del values["masking_probability"]
+        return {f"data.{key}": parse_curve(value, f"data.{key}", least=0.0, most=1.0) for key, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +139,8 @@ class ModelConfig:
     num_heads: int = doc("attention heads; must divide hidden_size")
     intermediate_size: int = doc("width of the feed-forward layer")
     max_positions: int = doc("position embeddings: the longest sequence the exported model takes, tokens")
-    dropout: float = doc("dropout on embeddings and hidden states, probability")
-    attention_dropout: float = doc("dropout on attention weights, probability")
+    dropout: Any = doc("dropout on embeddings and hidden states, probability: a number or a curve")
+    attention_dropout: Any = doc("dropout on attention weights, probability: a number or a curve")
     attention: Attention = doc(
         "kernel: varlen (torch's), flash (flash-attn's), flex (no dropout), sdpa (padded), cpu, or auto"
     )
@@ -139,10 +163,10 @@ class ModelConfig:
             self.hidden_size % self.num_heads == 0,
             f"model.num_heads={self.num_heads}: does not divide model.hidden_size={self.hidden_size}",
         )
-        for key in ("dropout", "attention_dropout"):
-            _require(0 <= getattr(self, key) < 1, f"model.{key}={getattr(self, key)}: must be in [0, 1)")
+        for key, curve in self.curves.items():
+            _require(curve.peak < 1 or key == "model.distance_bias", f"{key}: the value {curve.peak:g} is not below 1")
         _require(
-            not self.attention_dropout or self.attention is not Attention.flex,
+            not self.attention_dropout_curve.peak or self.attention is not Attention.flex,
             "model.attention=flex: knows no dropout; set model.attention_dropout=0, or use model.attention=auto",
         )
         _require(0 < self.init_std < 1, f"model.init_std={self.init_std}: must be in (0, 1)")
@@ -156,10 +180,24 @@ class ModelConfig:
             "model.distance_bias: is for architecture=bert; rotary positions learn what is near by themselves",
         )
 
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """By key, whatever may change over the run."""
+        keys = ("distance_bias", "dropout", "attention_dropout")
+        return {f"model.{key}": parse_curve(getattr(self, key), f"model.{key}", least=0.0) for key in keys}
+
     @property
     def distance_curve(self) -> Curve:
         """Slope of the distance bias over the run, per token."""
-        return parse_curve(self.distance_bias, "model.distance_bias", least=0.0, geometric=True)
+        return self.curves["model.distance_bias"]
+
+    @property
+    def dropout_curve(self) -> Curve:
+        return self.curves["model.dropout"]
+
+    @property
+    def attention_dropout_curve(self) -> Curve:
+        return self.curves["model.attention_dropout"]
 
     @property
     def weights_std(self) -> float:
@@ -199,23 +237,41 @@ class BatchRampConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    mlm_weight: float = doc("weight of the masked-LM loss")
-    nsp_weight: float = doc("weight of the next-sentence loss")
+    mlm_weight: Any = doc("weight of the masked-LM loss: a number or a curve")
+    nsp_weight: Any = doc("weight of the next-sentence loss: a number or a curve")
 
     def __post_init__(self) -> None:
-        for key in ("mlm_weight", "nsp_weight"):
-            _require(0 <= getattr(self, key) < math.inf, f"loss.{key}={getattr(self, key)}: must be in [0, infinity)")
-        _require(self.mlm_weight + self.nsp_weight > 0, "loss: both weights are 0, there is nothing to learn")
+        both = self.curves.values()
+        idle = [share for share in shares_that_tell(*both) if not any(curve.at(share) for curve in both)]
+        where = "" if all(curve.is_constant for curve in both) else f" at {idle[0]:g} of the run" if idle else ""
+        _require(not idle, f"loss: both weights are 0{where}, there is nothing to learn")
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """By key, whatever may change over the run."""
+        keys = ("mlm_weight", "nsp_weight")
+        return {f"loss.{key}": parse_curve(getattr(self, key), f"loss.{key}", least=0.0) for key in keys}
+
+    def at(self, share: float) -> "LossConfig":
+        """The same with the numbers of this share of the run."""
+        if not is_curve(self.mlm_weight) and not is_curve(self.nsp_weight):
+            return self
+        return replace(self, **{key.removeprefix("loss."): curve.at(share) for key, curve in self.curves.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
     every: int = doc("optimizer steps between two lines of metrics")
+    layers_every: int = doc(
+        "optimizer steps between two looks at each layer: gradient norm, update against weights, and at evaluations "
+        "the entropy of attention; 0: never; zero=0 only"
+    )
     tensorboard: bool = doc("also write TensorBoard events")
     sinks: list[str] = doc("sinks of your own for metrics, each as module:factory; see docs/training.md")
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"log.every={self.every}: must be at least 1")
+        _require(self.layers_every >= 0, f"log.layers_every={self.layers_every}: cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +382,7 @@ class TrainConfig:
         "fp32, bf16, fp16 (GPU only, dynamic loss scale), or auto: what this device is fastest in"
     )
     compile: bool = doc("torch.compile the layers, once for all shapes: zero=0, 1, 2; needs Triton, or g++ on a CPU")
-    global_batch_size: int = doc("samples per optimizer step over all ranks")
+    global_batch_size: Any = doc("samples per optimizer step over all ranks: a number, or a curve of whole numbers")
     micro_batch_size: int = doc("samples per forward pass of one rank; accumulation steps follow")
     world_size: int | None = doc(
         "ranks to insist on (launch sets it): deepspeed trains locally where it finds no hostfile; null takes any"
@@ -353,13 +409,18 @@ class TrainConfig:
             f"compile=true: not with zero={self.zero.value}, which gathers weights in hooks inside the layers; "
             "use zero=1 or 2, or compile=false",
         )
-        for key in ("global_batch_size", "micro_batch_size", "steps"):
+        for key in ("micro_batch_size", "steps"):
             _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
         _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
-        start = self.batch_ramp.start
+        self._check_batches()
+        layers = f"log.layers_every={self.log.layers_every}"
         _require(
-            start is None or self.global_batch_size % start == 0,
-            f"batch_ramp.start={start}: must divide global_batch_size={self.global_batch_size}",
+            not self.log.layers_every or self.zero.stage == 0,
+            f"{layers}: with zero={self.zero.value} no rank has a layer's whole gradient; set zero=0, or leave it out",
+        )
+        _require(
+            not (self.log.layers_every and self.compile),
+            f"{layers}: not with compile=true, whose code hides the scores of attention; set compile=false",
         )
         if self.expect.init_from and not self.init_from:
             raise UserError(
@@ -367,11 +428,54 @@ class TrainConfig:
             )
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
         object.__setattr__(self, "optim", self.optim.with_lr(self.model.hidden_size))
+        changing = [key for key, curve in self.curves.items() if not curve.is_constant]
         _require(
-            self.budget.hours is None or self.model.distance_curve.is_constant,
-            "model.distance_bias: a curve stretches over the samples of a run, and budget.hours leaves their number "
-            "open; give a number, or leave out budget.hours",
+            self.budget.hours is None or not changing,
+            f"{' '.join(changing[:1])}: a curve stretches over the samples of a run, and budget.hours leaves their "
+            "number open; give a number, or leave out budget.hours",
         )
+        dropout = [key for key in changing if key.endswith("dropout")]
+        _require(
+            not (self.compile and dropout),
+            f"{' '.join(dropout[:1])}: a curve, and compile=true builds a probability into its code; give a number, or "
+            "set compile=false",
+        )
+
+    def _check_batches(self) -> None:
+        sizes, start = self.batch_sizes, self.batch_ramp.start
+        _require(
+            all(size == int(size) for size in sizes.values),
+            f"global_batch_size={self.global_batch_size}: sizes must be whole numbers",
+        )
+        _require(
+            start is None or not is_curve(self.global_batch_size),
+            f"batch_ramp.start={start}: global_batch_size is a curve, which says how the batch grows; leave one out",
+        )
+        _require(
+            start is None or self.peak_batch_size % start == 0,
+            f"batch_ramp.start={start}: must divide global_batch_size={self.peak_batch_size}",
+        )
+
+    @cached_property
+    def batch_sizes(self) -> Curve:
+        """Samples per optimizer step over the run, before they are cut to multiples of `batch_unit`."""
+        return parse_curve(self.global_batch_size, "global_batch_size", least=1)
+
+    @property
+    def peak_batch_size(self) -> int:
+        return int(self.batch_sizes.peak)
+
+    @property
+    def batch_unit(self) -> int:
+        """What every global batch of a curve is a multiple of, whatever the number of ranks."""
+        return math.gcd(*map(int, self.batch_sizes.values))
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """By key, whatever may change over the run."""
+        rates = {"optim.lr": self.optim.rates} if self.optim.rates else {}
+        batch = {"global_batch_size": self.batch_sizes}
+        return batch | rates | self.model.curves | self.loss.curves | self.data.curves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,7 +495,7 @@ class Identity:
 
     @classmethod
     def of(cls, config: TrainConfig, manifest: Manifest, manifest_sha256: str) -> "Identity":
-        ramp, data = config.batch_ramp, config.data
+        data = config.data
         streamed = f"stream (lanes={data.lanes}, window={data.window})"
         return cls(
             tokenizer=manifest.tokenizer.fingerprint,
@@ -401,8 +505,8 @@ class Identity:
             passes=manifest.passes,
             max_len=manifest.max_len,
             seed=config.seed,
-            global_batch_size=config.global_batch_size,
-            batch_ramp=f"from {ramp.start} in {ramp.fraction:g} of the run" if ramp.start else "none",
+            global_batch_size=config.peak_batch_size,
+            batch_ramp=_told_ramp(config),
             access=streamed if data.access is Access.stream else data.access.value,
         )
 
@@ -412,25 +516,39 @@ class Identity:
         return f"{found} ({self.num_samples:,} samples in {self.passes} passes)" if name == "data" else found
 
 
-def batch_size(done: float, config: TrainConfig) -> int:
-    """Samples of the optimizer step that begins when this share of the run is done."""
+def _told_ramp(config: TrainConfig) -> str:
     ramp = config.batch_ramp
+    if not config.batch_sizes.is_constant:
+        return f"the curve {config.global_batch_size}"
+    return f"from {ramp.start} in {ramp.fraction:g} of the run" if ramp.start else "none"
+
+
+def batch_size(done: float, config: TrainConfig) -> int:
+    """Samples of the optimizer step that begins when this share of the run is done.
+
+    Of a curve, the share of its samples; of batch_ramp, the share of its steps, or of the time budget.
+    """
+    sizes, ramp = config.batch_sizes, config.batch_ramp
+    if not sizes.is_constant:
+        return int(sizes.at(done) / config.batch_unit + 1e-9) * config.batch_unit
     if ramp.start is None or done >= ramp.fraction:
-        return config.global_batch_size
-    multiples = config.global_batch_size // ramp.start
+        return config.peak_batch_size
+    multiples = config.peak_batch_size // ramp.start
     return ramp.start * (1 + int(done / ramp.fraction * (multiples - 1) + 1e-9))
 
 
 def total_samples(config: TrainConfig) -> int:
-    """Samples of all optimizer steps of a run without a time budget."""
+    """Samples of all optimizer steps of a run without a time budget.
+
+    Of a curve of batch sizes they are as many as `steps` steps consume: steps over the mean of 1 / size, to within a
+    batch or a thousandth.
+    """
+    if not config.batch_sizes.is_constant:
+        sizes = (batch_size((part + 0.5) / _PARTS, config) for part in range(_PARTS))
+        return round(config.steps * _PARTS / math.fsum(1 / size for size in sizes))
     ramped = min(config.steps, math.ceil(config.batch_ramp.fraction * config.steps)) if config.batch_ramp.start else 0
     sizes = (batch_size(step / config.steps, config) for step in range(ramped))
-    return sum(sizes) + (config.steps - ramped) * config.global_batch_size
-
-
-def share_consumed(samples: int, config: TrainConfig) -> float:
-    """Share of the run's samples that are consumed: what curves run over. Never of the clock."""
-    return min(1.0, samples / total_samples(config))
+    return sum(sizes) + (config.steps - ramped) * config.peak_batch_size
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
@@ -442,7 +560,14 @@ def check_ranks(config: TrainConfig, world_size: int) -> None:
     """Raises `UserError` where so many ranks are not those insisted on, or cannot share every batch of the run."""
     if config.world_size not in (None, world_size):
         raise UserError(f"world_size={config.world_size}: there are {world_size} ranks; correct it, or the hostfile")
-    for size in (config.global_batch_size, config.batch_ramp.start or config.global_batch_size):
+    unit, stretch = config.batch_unit, config.micro_batch_size * world_size
+    if not config.batch_sizes.is_constant and unit % stretch:
+        raise UserError(
+            f"global_batch_size: grows in steps of {unit}, the common divisor of its points, which is no multiple of "
+            f"micro_batch_size={config.micro_batch_size} x {world_size} rank{'s' if world_size > 1 else ''} = {stretch}"
+            "; give points that are"
+        )
+    for size in (config.peak_batch_size, config.batch_ramp.start or config.peak_batch_size):
         accumulation_steps(size, config.micro_batch_size, world_size)
 
 
@@ -471,7 +596,7 @@ def sums_in_fp32(config: TrainConfig, world_size: int) -> bool:
 
     A sum in bf16 loses what is below 1/256 of it: over 512 micro-batches 4% of the gradient.
     """
-    accumulates = config.global_batch_size > config.micro_batch_size * world_size
+    accumulates = config.peak_batch_size > config.micro_batch_size * world_size
     return accumulates and config.zero.stage > 0 and config.precision is not Precision.fp32
 
 

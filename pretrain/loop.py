@@ -3,14 +3,18 @@
 import hashlib
 import struct
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from cloze.errors import ExitCode, UserError
 from pretrain.checkpoint import TrainingState
-from pretrain.config import Access, TrainConfig, batch_size, share_consumed
-from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, training_steps
+from pretrain.config import Access, TrainConfig, batch_size, total_samples
+from pretrain.data.live_masks import live_masks
+from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, bounded, training_steps
+from pretrain.evaluate.attention_entropy import attention_entropy
 from pretrain.evaluate.held_out import evaluate
 from pretrain.metrics import MetricsAccumulator
 from pretrain.optim.schedule import learning_rate, rate_between
@@ -24,7 +28,6 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     config, progress, metrics = session.config, session.progress, MetricsAccumulator(session)
     outcome, saved = ExitCode.OK, progress.step  # at step 0 there is nothing to save
     held_out = grammar = False  # whether the step at hand is evaluated
-    distance_bias = config.model.distance_curve
     for loaded, wait_seconds in timed(steps):
         micro_batches, totals = metrics.agree(loaded, wait_seconds)
         if progress.budget_spent(config) >= 1.0:
@@ -32,14 +35,18 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         if totals.stop or (config.stop_at is not None and progress.step >= config.stop_at):
             outcome = ExitCode.STOPPED
             break
-        session.engine.set_distance_bias(distance_bias.at(share_consumed(progress.samples, config)))
+        values = follow(session, metrics)
         for number, batch in enumerate(micro_batches):
             seed_dropout(config.seed, progress.step, number, session.process.rank)
             metrics.stopwatch.mark()
             last = number == len(micro_batches) - 1
             session.engine.backward(batch.to(session.process.device), metrics.loss_of, last=last)
-        rate = rate_of(config, progress)
+        rate, look = rate_of(config, progress, values), is_due(progress.step + 1, config.log.layers_every)
+        if look and session.engine.layers:
+            session.engine.layers.watch(session.engine.loss_scale.value)
         metrics.count_step(rate, session.engine.step(rate))
+        if look and session.engine.layers:
+            session.telemetry.log(progress.step, session.engine.layers.read() | axes_of(progress))
 
         if is_due(progress.step, config.log.every):
             metrics.log()
@@ -65,8 +72,24 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     return outcome
 
 
-def rate_of(config: TrainConfig, progress: Progress) -> float:
-    """Learning rate of the step to come: by steps, or by the clock where there is a time budget."""
+def follow(session: Session, metrics: MetricsAccumulator) -> Mapping[str, float]:
+    """Set what the curves say of the step to come, and return it by key."""
+    curriculum, samples = session.curriculum, session.progress.samples
+    values = curriculum.at(samples)
+    session.engine.set_distance_bias(values["model.distance_bias"])
+    if not {"model.dropout", "model.attention_dropout"}.isdisjoint(curriculum.changing):
+        session.engine.set_dropout(values["model.dropout"], values["model.attention_dropout"])
+    metrics.begin_step(
+        session.config.loss.at(curriculum.share(samples)),
+        {f"curves/{key}": values[key] for key in curriculum.changing},
+    )
+    return values
+
+
+def rate_of(config: TrainConfig, progress: Progress, values: Mapping[str, float]) -> float:
+    """Learning rate of the step to come: as its curve says, by steps, or by the clock where there is a time budget."""
+    if "optim.lr" in values:
+        return values["optim.lr"]
     if config.budget.hours:
         share = progress.budget_spent(config)
         return rate_between(share, share, config.optim, config.schedule)
@@ -80,18 +103,27 @@ def steps_ahead(session: Session) -> Generator[list[MicroBatch], None, None]:
     dataset = MicroBatches(
         session.corpus.directory,
         config.seed,
-        Layout(process.rank, process.world_size, config.micro_batch_size, config.global_batch_size),
+        Layout(process.rank, process.world_size, config.micro_batch_size, config.peak_batch_size),
         session.progress.samples,
         Streaming(data.path, data.lanes, data.window) if streamed else None,
+        live_masks(data, total_samples(config)),
     )
     stretch, ahead = process.world_size * config.micro_batch_size, range(session.progress.step, config.steps)
     return training_steps(
         dataset,
-        steps=(batch_size(session.progress.share_done(config), config) // stretch for _ in ahead),
+        steps=(next_batch_size(session) // stretch for _ in ahead),
         workers=min(data.workers, 1) if streamed else data.workers,  # a stream fetches by threads
         prefetch=data.prefetch,
         pin_memory=process.device.type == "cuda",
     )
+
+
+def next_batch_size(session: Session) -> int:
+    """Samples of the step to come: by samples of a curve, by steps or the clock of batch_ramp."""
+    config, progress = session.config, session.progress
+    if config.batch_sizes.is_constant:
+        return batch_size(progress.share_done(config), config)
+    return batch_size(session.curriculum.share(progress.samples), config)
 
 
 def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
@@ -102,15 +134,31 @@ def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
     with session.throughput.pause():
         found: dict[str, float] = {}
         if held_out:
-            found = evaluate(session.engine, session.corpus, session.config, session.process, tick)
+            share = session.curriculum.share(progress.samples)
+            now = replace(session.config, loss=session.config.loss.at(share))
+            found = evaluate(session.engine, session.corpus, now, session.process, tick)
+            if found and session.config.log.layers_every and session.process.is_main:
+                found |= attention_of(session)
             beside, turn = session.doctor.examine(found, progress.tokens)
             found |= beside
         if grammar and session.grammar:
             found |= session.grammar.evaluate(session.engine, session.process, tick)
-        axes = {"samples": progress.samples, "tokens": progress.tokens}
-        session.telemetry.log(progress.step, {**found, **axes})
+        session.telemetry.log(progress.step, {**found, **axes_of(progress)})
         if turn:
             session.process.log.info(turn)
+
+
+def attention_of(session: Session) -> dict[str, float]:
+    """The entropy of each layer's attention on a micro-batch of held-out samples. Of this rank alone."""
+    split, samples = next((split, count) for split, count in session.corpus.held_out.items() if count)
+    indices = np.arange(min(samples, session.config.micro_batch_size), dtype=np.int64)
+    batch = bounded(session.corpus.val_batch(indices, split)).to(session.process.device)
+    return attention_entropy(batch, session.engine.evaluate)
+
+
+def axes_of(progress: Progress) -> dict[str, float]:
+    """What every row of metrics has beside its step."""
+    return {"samples": progress.samples, "tokens": progress.tokens}
 
 
 def save(session: Session) -> int:

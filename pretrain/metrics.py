@@ -3,14 +3,14 @@
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cloze.errors import DiskError, ExitCode, PeerFailed, TrainingError, UserError
-from pretrain.config import Precision
+from pretrain.config import LossConfig, Precision
 from pretrain.data.loader import MicroBatch
 from pretrain.engine.engine import StepResult
 from pretrain.guessing import LossWatch
@@ -50,6 +50,8 @@ class MetricsAccumulator:
         self._sound_step = session.progress.step
         self.watch = LossWatch(session.config, session.corpus.manifest.tokenizer.vocab_size)
         self.stopwatch = Stopwatch(session.process.device)
+        self._weights: LossConfig = session.config.loss
+        self._curves: dict[str, float] = {}
         self._clear()
 
     def _clear(self) -> None:
@@ -93,6 +95,10 @@ class MetricsAccumulator:
         self.stopwatch.waited(wait_seconds)
         return micro_batches, totals
 
+    def begin_step(self, weights: LossConfig, curves: Mapping[str, float]) -> None:
+        """The numbers of the step to come: loss weights, and what changes over the run, by the name of its metric."""
+        self._weights, self._curves = weights, dict(curves)
+
     def loss_of(self, logits: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
         """This micro-batch's share of the global loss. Called where the forward pass ends."""
         self.stopwatch.mark()
@@ -100,7 +106,7 @@ class MetricsAccumulator:
             logits,
             batch.mlm_labels_M,
             batch.nsp_labels_N,
-            weights=self._session.config.loss,
+            weights=self._weights,
             masked=self._totals.masked,
             pairs=self._totals.pairs,
         )
@@ -138,7 +144,7 @@ class MetricsAccumulator:
         own_sums = self._sums.tolist()  # waits for the device, once per line of metrics
         rows = session.process.gather([*own_sums, *self.stopwatch.read()])
         sums, ranks = [sum(column) for column in zip(*rows, strict=True)][:4], [RankWork(*row[4:]) for row in rows]
-        losses = means(sums, weights=session.config.loss, masked=self._masked, pairs=self._pairs)
+        losses = means(sums, weights=self._weights, masked=self._masked, pairs=self._pairs)
         metrics = {f"train/{name}": value for name, value in losses.items()}
         metrics |= {
             "train/grad_norm": float(self._grad_norm),
@@ -146,6 +152,7 @@ class MetricsAccumulator:
             "train/skipped_steps": self._skipped,
             "train/masked_tokens": self._masked,
             "train/pairs": self._pairs,
+            **self._curves,
             **session.throughput.read(ranks),
             "samples": session.progress.samples,
             "tokens": session.progress.tokens,

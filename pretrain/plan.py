@@ -19,16 +19,20 @@ from pretrain.config import (
     BUCKET_ELEMENTS,
     Architecture,
     Attention,
+    DataConfig,
     ModelConfig,
     Precision,
     TrainConfig,
     ZeroStage,
     accumulation_steps,
     batch_size,
+    check_ranks,
     padded_vocab_size,
     sums_in_fp32,
     total_samples,
 )
+from pretrain.curves import Curve
+from pretrain.data.live_masks import check_masking
 from pretrain.optim.schedule import learning_rate
 from pretrain.telemetry.throughput import GPUS, Gpu, training_flops
 
@@ -116,7 +120,7 @@ def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Sha
     if config.zero.stage == 0:
         copies = count * size if size == 2 else 0
         added = 8 * shape.vocab_rows * config.model.hidden_size
-        single = config.global_batch_size == config.micro_batch_size * world_size
+        single = config.peak_batch_size == config.micro_batch_size * world_size
         return Memory(4 * count, 4 * count, 8 * count, 0, activations + copies, max(update, added), in_turns=single)
     in_fp32 = sums_in_fp32(config, world_size)
     summed = 4 if in_fp32 else size
@@ -150,12 +154,13 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
     layer = size * (8 * h + (4 if gated else 2) * f) + 4 * (model.num_heads + 4)
     if model.attention is Attention.sdpa:
         layer += size * h * (4 * shape.padded // tokens - 3)
-    if model.dropout:
+    if model.dropout_curve.peak:
         layer += 2 * h if not gated else f
     if config.zero.stage == 0 and size == 2:
         layer += 8 * h
     kept = size * h * model.num_layers + layer if model.activation_checkpointing else layer * model.num_layers
-    ends = size * 2 * h + (h if model.dropout else 0)  # embeddings before their norm, the last layer's output
+    ends = size * 2 * h  # embeddings before their norm, the last layer's output
+    ends += h if model.dropout_curve.peak else 0
     logits = shape.masked * shape.vocab_rows  # and beside them some of them in fp32, into and out of the softmax
     fp32 = (8 if size == 2 else 4) * min(logits, CHUNK_ELEMENTS["cuda"])
     head = size * logits + fp32 + 6 * size * h * shape.masked
@@ -180,11 +185,13 @@ def shape_of(samples: int, options: PlanConfig, vocab_rows: int) -> Shape:
     return Shape(samples * options.max_len, tokens, round(tokens * options.masking), vocab_rows)
 
 
-def corpus_options(options: PlanConfig, manifest: Manifest) -> PlanConfig:
-    """`options` with what the corpus knows better."""
+def corpus_options(options: PlanConfig, manifest: Manifest, data: DataConfig | None = None) -> PlanConfig:
+    """`options` with what the corpus knows better; `data` may mask more of it, or less."""
     splits = [manifest.splits[pass_name(number)] for number in range(manifest.passes)]
     mean = sum(split.tokens for split in splits) / max(1, sum(split.samples for split in splits))
-    share = min(manifest.masking.probability, manifest.masking.max_predictions / max(1.0, mean))
+    live = data.curves.get("data.masking_probability") if data else None
+    probability = live.peak if live else manifest.masking.probability
+    share = min(probability, manifest.masking.max_predictions / max(1.0, mean))
     return replace(
         options,
         max_len=manifest.max_len,
@@ -209,10 +216,9 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
     gpu = gpu_of(options)
     rows = padded_vocab_size(options.vocab_size, config.model.pad_vocab_to)
     count = parameters_of(config.model, options.vocab_size, options.max_len)
-    batch, gpus = config.global_batch_size, options.gpus
-    accumulation, *_ = [
-        accumulation_steps(size, config.micro_batch_size, gpus) for size in (batch, config.batch_ramp.start or batch)
-    ]
+    batch, gpus = config.peak_batch_size, options.gpus
+    check_ranks(replace(config, world_size=None), gpus)
+    accumulation = accumulation_steps(batch, config.micro_batch_size, gpus)
     step = shape_of(batch, options, rows)
     length = step.tokens // batch
     pairs = batch if config.model.architecture is Architecture.bert else 0
@@ -234,6 +240,7 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
         f"{hours:,.1f} hours, {hours * gpus:,.0f} GPU-hours",
         f"checkpoint  {12 * count / 1e9:.2f} GB each (fp32 weights and two moments)",
         f"schedule    {draw_schedule(config, steps)}",
+        *draw_curves(config),
         "",
         f"GiB of memory per GPU; {gpu.memory_gib:.0f} are there",
         *memory_table(config, options, count, rows, gpu.memory_gib),
@@ -246,7 +253,7 @@ def gpu_of(options: PlanConfig) -> Gpu:
 
 def run_length(config: TrainConfig, seconds: float) -> tuple[int, float]:
     """(steps, full batches' worth of samples) of a run whose full step takes `seconds`."""
-    batch = config.global_batch_size
+    batch = config.peak_batch_size
     if not config.budget.hours:
         return config.steps, total_samples(config) / batch
     batches, parts = config.budget.hours * 3600 / seconds, 1000
@@ -256,6 +263,8 @@ def run_length(config: TrainConfig, seconds: float) -> tuple[int, float]:
 
 def draw_schedule(config: TrainConfig, steps: int, columns: int = 60) -> str:
     """The learning rate from first step to last, as bars."""
+    if config.optim.rates:
+        return f"{draw_curve(config.optim.rates, columns)}, as optim.lr says"
     wide, peak = max(steps, columns), max(config.optim.peak_lr, 1e-30)
     moments = [column * (wide - 1) // (columns - 1) for column in range(columns)]
     rates = [learning_rate(step, wide, config.optim, config.schedule) for step in moments]
@@ -264,9 +273,23 @@ def draw_schedule(config: TrainConfig, steps: int, columns: int = 60) -> str:
     return f"{bars}  to {config.optim.lr:g} in {warmup:,} steps, ends at {rates[-1]:.2g}"
 
 
+def draw_curves(config: TrainConfig, columns: int = 60) -> list[str]:
+    """A line of bars for each value that changes over the run, but the learning rate, which is the schedule's."""
+    changing = {key: curve for key, curve in config.curves.items() if not curve.is_constant and key != "optim.lr"}
+    return [f"curve       {draw_curve(curve, columns)}: {key}" for key, curve in changing.items()]
+
+
+def draw_curve(curve: Curve, columns: int) -> str:
+    """A curve as bars, and the values of its ends; its peak where that is not one of them."""
+    values, peak = [curve.at(column / (columns - 1)) for column in range(columns)], max(curve.peak, 1e-30)
+    bars = "".join(_BARS[round(value / peak * (len(_BARS) - 1))] for value in values)
+    over = "" if peak in (values[0], values[-1]) else f", at most {peak:g}"
+    return f"{bars}  {values[0]:g} to {values[-1]:g}{over}"
+
+
 def memory_table(config: TrainConfig, options: PlanConfig, count: int, rows: int, available_gib: float) -> list[str]:
     """A line per ZeRO stage: parts that do not depend on the micro-batch, totals, and the largest that fits."""
-    share = config.global_batch_size // options.gpus
+    share = config.peak_batch_size // options.gpus
     sizes = [size for size in range(1, share + 1) if share % size == 0]
     shown = sorted({config.micro_batch_size, *(size for size in (8, 32, 64, 128, 256) if share % size == 0)})
     head = ["weights", "gradients", "optimizer", "buffers", *(f"mb {size}" for size in shown), "largest mb".rjust(12)]
@@ -303,13 +326,15 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
         kernel = choose_kernel(config.model, config.precision, _CAPABILITY)
         config = replace(config, model=replace(config.model, attention=kernel))
     if "data.path" in given and not storage.is_remote(config.data.path):
-        return config, corpus_options(options, read_manifest(storage.local_path(config.data.path)))
+        manifest = read_manifest(storage.local_path(config.data.path))
+        check_masking(config.data, manifest)
+        return config, corpus_options(options, manifest, config.data)
     length = options.max_len or max(config.expect.max_len, default=128)
     if options.mean_len > length:
         raise UserError(f"mean_len={options.mean_len}: must be at most max_len={length}")
-    return config, replace(
-        options, max_len=length, masking=options.masking or config.expect.masking_probability or 0.15
-    )
+    live = config.data.curves.get("data.masking_probability")
+    masking = options.masking or (live.peak if live else config.expect.masking_probability) or 0.15
+    return config, replace(options, max_len=length, masking=masking)
 
 
 @cli.overrides_command(TrainConfig)

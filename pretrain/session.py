@@ -26,10 +26,13 @@ from pretrain.config import (
     TrainConfig,
     accumulation_steps,
     as_data,
+    batch_size,
     check_ranks,
     total_samples,
 )
+from pretrain.curriculum import Curriculum
 from pretrain.data.cache import local_corpus, mark_suspect
+from pretrain.data.live_masks import check_masking
 from pretrain.data.loader import TrainingCorpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
@@ -106,6 +109,7 @@ class Job:
         self.corpus = TrainingCorpus(
             local_corpus(data.path, data.cache_dir, data.cache_gib, held_out_only, lambda: self.stop.requested)
         )
+        check_masking(data, self.corpus.manifest)
         self.directory = self.process.here_on_main(lambda: RunDirectory(self.path))
         if not (self.corpus.directory / "tokenizer").is_dir():
             raise UserError(f"{self.corpus.directory / 'tokenizer'}: not there; copy or prepare the corpus again")
@@ -163,6 +167,7 @@ class Session:
     watchdog: Watchdog
     stop: StopRequest
     progress: Progress
+    curriculum: Curriculum
     vocab_rows: int  # of the embedding matrix
     identity: Identity
     config_yaml: str
@@ -230,6 +235,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         watchdog=job.watchdog,
         stop=job.stop,
         progress=progress,
+        curriculum=Curriculum(config),
         vocab_rows=vocab_rows,
         identity=Identity.of(config, corpus.manifest, corpus.sha256),
         config_yaml=config_yaml,
@@ -301,7 +307,9 @@ def build_engine(
         count = sum(parameter.numel() for parameter in module.parameters())
         known = replace(config, model=replace(config.model, attention=kernel))
         available_gib = torch.cuda.get_device_properties(process.device).total_memory / GIB
-        check_memory(known, corpus_options(DEFAULTS, corpus.manifest), count, process.world_size, available_gib)
+        check_memory(
+            known, corpus_options(DEFAULTS, corpus.manifest, config.data), count, process.world_size, available_gib
+        )
     if config.compile:
         module.compile_layers()
     if snapshot:
@@ -318,7 +326,7 @@ def describe(job: Job, engine: Engine) -> str:
     """What is about to happen, in three lines."""
     config, process, corpus = job.config, job.process, job.corpus
     assert corpus
-    accumulation = accumulation_steps(config.global_batch_size, config.micro_batch_size, process.world_size)
+    accumulation = accumulation_steps(config.peak_batch_size, config.micro_batch_size, process.world_size)
     samples = sum(corpus.pass_sizes)
     epochs = total_samples(config) / max(1, samples / corpus.manifest.passes)
     start = f"resuming at step {job.progress.step}" if job.progress.step else "starting"
@@ -327,12 +335,17 @@ def describe(job: Job, engine: Engine) -> str:
         end += f" at most, in {config.budget.hours:g} hours"
     ramp = config.batch_ramp
     ramped = f" (from {ramp.start} at first, in {ramp.fraction:.0%} of the run)" if ramp.start else ""
+    if not config.batch_sizes.is_constant:
+        ramped = f" at most (from {batch_size(0.0, config)} at first)"
+    rate = f"{config.optim.kind} at {config.optim.peak_lr:g}"
+    if config.optim.rates:
+        rate += " at most: optim.lr is a curve, in place of the schedule"
     return (
         f"run {job.path}: {start} of {end}, "
         f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters), "
-        f"{config.optim.kind} at {config.optim.peak_lr:g}\n"
+        f"{rate}\n"
         f"data {corpus.directory}: {samples:,} samples of up to {corpus.manifest.max_len} tokens, {epochs:.2f} epochs\n"
         f"{process.world_size} x {process.device.type}, ZeRO {config.zero.value}, {config.precision.value}: "
-        f"global batch {config.global_batch_size} = {process.world_size} ranks x {accumulation} accumulation steps "
+        f"global batch {config.peak_batch_size} = {process.world_size} ranks x {accumulation} accumulation steps "
         f"x micro-batch {config.micro_batch_size}{ramped}"
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cloze.corpus.masking import STRATEGIES, Masking, Masks, MaskVocabulary, Unmasked, draw_masks
+from cloze.corpus.masking import STRATEGIES, Masking, MaskRates, Masks, MaskVocabulary, Unmasked, draw_masks
 from cloze.errors import UserError
 from cloze.files import write_whole
 
@@ -133,10 +133,18 @@ class Manifest:
     def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
         return tuple(shard for shard in self.shards if shard.split == split)
 
-    def draw(self, tokens_T: Any, lengths_Nx2: Any, ids_N: Any, draw: int, word_starts_T: Any) -> Masks:
+    def draw(
+        self,
+        tokens_T: Any,
+        lengths_Nx2: Any,
+        ids_N: Any,
+        draw: int,
+        word_starts_T: Any,
+        rates: MaskRates | None = None,
+    ) -> Masks:
         """Masks of samples of this corpus, by the mask function."""
         vocabulary = self.tokenizer.mask_vocabulary
-        return draw_masks(Unmasked(tokens_T, lengths_Nx2, ids_N, word_starts_T), draw, self.masking, vocabulary)
+        return draw_masks(Unmasked(tokens_T, lengths_Nx2, ids_N, word_starts_T), draw, self.masking, vocabulary, rates)
 
 
 def pass_name(pass_index: int) -> str:

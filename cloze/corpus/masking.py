@@ -22,6 +22,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
 _SPAN = np.uint64(0xD1B54A32D192ED03)  # tells the hash of a span's length from that of its place
 
+MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the tokens to predict: shown as [MASK], as a random token; the rest as it is
 STRATEGIES = ("token", "whole_word", "span")
 MAX_SPAN_WORDS = 10
 _SPAN_STOP = 0.2  # after each word of a span it ends with this probability (Joshi et al. 2020, section 3.1)
@@ -64,9 +65,20 @@ class Masks(NamedTuple):
     tokens_M: U32  # the id shown to the model there
 
 
-def num_predictions(lengths_N: Ints, masking: Masking) -> npt.NDArray[np.int64]:
+class MaskRates(NamedTuple):
+    """Of each of N samples, f64, where they are not those of the corpus."""
+
+    probability_N: npt.NDArray[np.float64]  # share of a sample's tokens to predict
+    mask_share_N: npt.NDArray[np.float64]  # of those: shown as [MASK]
+    random_share_N: npt.NDArray[np.float64]  # of those: shown as a random token
+
+
+def num_predictions(
+    lengths_N: Ints, masking: Masking, probability_N: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.int64]:
     """k = min(max_predictions, max(1, round(p * n))) per sample, n counting specials, as BERT does."""
-    wanted = np.rint(lengths_N.astype(np.float64) * masking.probability).astype(np.int64)
+    probability = masking.probability if probability_N is None else probability_N
+    wanted = np.rint(lengths_N.astype(np.float64) * probability).astype(np.int64)
     return np.minimum(masking.max_predictions, np.maximum(1, wanted))
 
 
@@ -79,12 +91,15 @@ class Unmasked(NamedTuple):
     word_starts_T: npt.NDArray[np.bool_] | None = None  # where masking goes by words
 
 
-def draw_masks(samples: Unmasked, draw: int, masking: Masking, vocabulary: MaskVocabulary) -> Masks:
+def draw_masks(
+    samples: Unmasked, draw: int, masking: Masking, vocabulary: MaskVocabulary, rates: MaskRates | None = None
+) -> Masks:
     """Mask N samples for the `draw`-th time.
 
     "token" chooses exactly k positions of each sample (those with the k smallest hashes; never [CLS] or a [SEP]);
     "whole_word" and "span" choose whole words, at most k tokens, and need the samples' `word_starts_T`. A chosen token
-    is shown as [MASK] with probability 0.8, as a random non-special token with 0.1, unchanged with 0.1.
+    is shown as [MASK] with probability 0.8, as a random non-special token with 0.1, unchanged with 0.1. `rates` takes
+    the place of these and of `masking.probability`; of equal ones come equal masks.
     """
     tokens_T, lengths_Nx2, sample_ids_N, word_starts_T = samples
     first_N = lengths_Nx2[:, 0].astype(np.int64)
@@ -93,7 +108,8 @@ def draw_masks(samples: Unmasked, draw: int, masking: Masking, vocabulary: MaskV
         return Masks(np.zeros(0, np.uint16), np.zeros(0, np.uint16), np.zeros(0, np.uint32))
     keys_N = sample_keys(masking.seed, draw, sample_ids_N)
     candidates_N = total_N - np.where(first_N == total_N, 2, 3)
-    limits_N = np.minimum(num_predictions(total_N, masking), candidates_N)
+    wanted_N = num_predictions(total_N, masking, rates.probability_N if rates else None)
+    limits_N = np.minimum(wanted_N, candidates_N)
     if masking.strategy == "token":
         counts_N, positions_M = _choose_tokens(keys_N, first_N, total_N, limits_N)
     else:
@@ -104,7 +120,11 @@ def draw_masks(samples: Unmasked, draw: int, masking: Masking, vocabulary: MaskV
     starts_N = np.cumsum(total_N) - total_N
     originals_M = tokens_T[starts_N[sample_M] + positions_M].astype(np.uint32)
     fate_M = mix64(mix64(keys_N[sample_M] ^ _GOLDEN) + positions_M.astype(np.uint64) * _GOLDEN)
-    return Masks(counts_N.astype(np.uint16), positions_M, _shown(originals_M, fate_M, vocabulary))
+    ends = np.array([MASK_SHARE, MASK_SHARE + RANDOM_SHARE])
+    if rates:
+        ends = np.stack([rates.mask_share_N, rates.mask_share_N + rates.random_share_N])[:, sample_M]
+    bounds = np.rint(ends * 2**32).astype(np.uint64)
+    return Masks(counts_N.astype(np.uint16), positions_M, _shown(originals_M, fate_M, vocabulary, bounds))
 
 
 def _choose_tokens(keys_N: U64, first_N: Ints, total_N: Ints, counts_N: Ints) -> tuple[Ints, U16]:
@@ -202,8 +222,11 @@ def sample_keys(seed: int, draw: int, sample_ids_N: U64) -> U64:
     return mix64(base + mix64(sample_ids_N.astype(np.uint64) + _GOLDEN))
 
 
-def _shown(originals_M: U32, fate_M: U64, vocabulary: MaskVocabulary) -> U32:
-    """80/10/10: the high 32 bits decide what happens, the low 32 bits pick the random replacement."""
+def _shown(originals_M: U32, fate_M: U64, vocabulary: MaskVocabulary, bounds: U64) -> U32:
+    """80/10/10: the high 32 bits decide what happens, the low 32 bits pick the random replacement.
+
+    `bounds` are where [MASK] and where random tokens end, of 2^32: [2], or [2, M].
+    """
     specials = sorted(set(vocabulary.special_ids))
     ordinary = np.uint64(vocabulary.vocab_size - len(specials))
     decision_M = fate_M >> np.uint64(32)
@@ -211,8 +234,7 @@ def _shown(originals_M: U32, fate_M: U64, vocabulary: MaskVocabulary) -> U32:
     for special in specials:  # skip over the specials: ascending, so each shift sees those before it
         random_M += random_M >= np.uint64(special)
     shown_M = np.full(len(originals_M), vocabulary.mask_id, dtype=np.uint32)
-    replaced_M = decision_M >= np.uint64(round(0.8 * 2**32))
-    kept_M = decision_M >= np.uint64(round(0.9 * 2**32))
+    replaced_M, kept_M = decision_M >= bounds[0], decision_M >= bounds[1]
     shown_M[replaced_M] = random_M[replaced_M].astype(np.uint32)
     shown_M[kept_M] = originals_M[kept_M]
     return shown_M

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from cloze import storage
 from cloze.corpus.manifest import BlockIndex, Manifest, ShardEntry
-from cloze.corpus.masking import Masks
+from cloze.corpus.masking import MaskRates, Masks
 from cloze.errors import UserError
 
 BLOCK_SAMPLES = 256
@@ -343,10 +343,14 @@ def collect(rows: Sequence[tuple[OpenBlock, int]], draw: int, dtype: np.dtype[An
     )
 
 
-def masks_of(samples: Samples, manifest: Manifest, draw: int) -> Masks:
-    """Draw `draw` of the samples' masks: the one that the shards hold if `samples` brought it, else the same, live."""
-    drawn = samples.tokens_T, samples.lengths_Nx2, samples.ids_N, draw, samples.word_starts_T
-    return samples.masks or manifest.draw(*drawn)
+def masks_of(samples: Samples, manifest: Manifest, draw: int, rates: MaskRates | None = None) -> Masks:
+    """Draw `draw` of the samples' masks: the one that the shards hold if `samples` brought it, else the same, live.
+
+    With `rates` of their own they are drawn live.
+    """
+    if samples.masks and not rates:
+        return samples.masks
+    return manifest.draw(samples.tokens_T, samples.lengths_Nx2, samples.ids_N, draw, samples.word_starts_T, rates)
 
 
 def _pieces(arrays: Sequence[npt.NDArray[Any]], spans: Sequence[slice]) -> npt.NDArray[Any]:

@@ -22,6 +22,7 @@ from cloze.corpus.manifest import VAL, Manifest, manifest_sha256, pass_name, rea
 from cloze.corpus.masking import Masks
 from cloze.corpus.shards import Samples, Split, masks_of
 from cloze.errors import UserError
+from pretrain.data.live_masks import LiveMasks
 from pretrain.data.order import locate, micro_batch_positions
 from pretrain.data.stream import Streamed
 from pretrain.watchdog import STOP_SIGNALS
@@ -89,18 +90,25 @@ class TrainingCorpus:
         self.has_pairs = self.manifest.objective != "none"
         self._splits: dict[str, Split] = {}
         self._streamed: Streamed | None = None
+        self.live_masks: LiveMasks | None = None  # of training samples, in place of the corpus' own
 
     def training_batch(self, seed: int, positions_N: I64) -> MicroBatch:
         """The samples at these ascending positions of the run, as one packed micro-batch."""
+        parts = []
         if self._streamed:
-            return pack([self._with_masks(samples, draw) for samples, draw in self._streamed.gather(positions_N)])
+            start = 0
+            for samples, draw in self._streamed.gather(positions_N):
+                end = start + len(samples.ids_N)
+                parts.append(self._with_masks(samples, draw, positions_N[start:end]))
+                start = end
+            return pack(parts)
         place = locate(seed, positions_N, self.pass_sizes)
         visits_N, passes_N = np.divmod(place.epochs_N, self.manifest.passes)
-        parts = []
         for epoch in np.unique(place.epochs_N).tolist():  # more than one only where the batch spans epochs
             here = place.epochs_N == epoch
             split, draw = pass_name(int(passes_N[here][0])), int(visits_N[here][0])
-            parts.append(self._masked(split, place.samples_N[here], draw))
+            samples = self._split(split).gather(place.samples_N[here], draw)
+            parts.append(self._with_masks(samples, draw, positions_N[here]))
         return pack(parts)
 
     def stream(self, seed: int, streaming: Streaming) -> None:
@@ -109,19 +117,21 @@ class TrainingCorpus:
 
     def val_batch(self, indices_N: I64, split: str = VAL) -> MicroBatch:
         """Samples of a held-out split with their first draw of masks: the same in every evaluation."""
-        return pack([self._masked(split, indices_N, 0)])
+        samples = self._split(split).gather(indices_N, 0)
+        return pack([(samples, masks_of(samples, self.manifest, 0))])
 
     def sample_batch(self) -> MicroBatch:
         """Some sample, for passes whose result does not count."""
         return self.training_batch(0, np.zeros(1, np.int64))
 
-    def _masked(self, split: str, indices_N: I64, draw: int) -> tuple[Samples, Masks]:
+    def _split(self, split: str) -> Split:
         if split not in self._splits:
             self._splits[split] = Split(self.directory, self.manifest, split)
-        return self._with_masks(self._splits[split].gather(indices_N, draw), draw)
+        return self._splits[split]
 
-    def _with_masks(self, samples: Samples, draw: int) -> tuple[Samples, Masks]:
-        return samples, masks_of(samples, self.manifest, draw)
+    def _with_masks(self, samples: Samples, draw: int, positions_N: I64) -> tuple[Samples, Masks]:
+        live, own = self.live_masks, self.manifest.masking.probability
+        return samples, masks_of(samples, self.manifest, draw, live.rates(positions_N, own) if live else None)
 
 
 def pack(parts: list[tuple[Samples, Masks]]) -> MicroBatch:
@@ -237,9 +247,10 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
         layout: Layout,
         first_position: int = 0,
         streaming: Streaming | None = None,
+        live_masks: LiveMasks | None = None,
     ) -> None:
         self.directory, self.seed, self.layout, self.first_position = directory, seed, layout, first_position
-        self.streaming = streaming
+        self.streaming, self.live_masks = streaming, live_masks
         self._corpus: TrainingCorpus | None = None
 
     def __getitem__(self, index: int) -> MicroBatch | UserError:
@@ -255,6 +266,7 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
                 self._corpus = TrainingCorpus(self.directory)
                 if self.streaming:
                     self._corpus.stream(self.seed, self.streaming)
+                self._corpus.live_masks = self.live_masks
             interleaved = self.streaming is not None
             positions = [
                 micro_batch_positions(index, **self.layout._asdict(), interleaved=interleaved) for index in indices

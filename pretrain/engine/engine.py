@@ -21,6 +21,7 @@ from pretrain.config import BUCKET_ELEMENTS, Precision, TrainConfig, accumulatio
 from pretrain.data.loader import MicroBatch
 from pretrain.dist import Process
 from pretrain.engine import quirks
+from pretrain.engine.layers import LayerWatch
 from pretrain.optim.optimizer import build_optimizer
 from pretrain.optim.options import OptimConfig
 from pretrain.optim.sharded import Partition, ShardedOptimizer
@@ -91,6 +92,7 @@ class Engine:
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self._scaler: Any = None  # of losses in fp16
+        self.layers: LayerWatch | None = None  # where log.layers_every asks for it
         if self.precision is Precision.fp16:
             its = self._deepspeed
             scaler = its.optimizer.loss_scaler if self.stage else quirks.create_loss_scaler(its)
@@ -99,6 +101,8 @@ class Engine:
             quirks.check_plain_optimizer(self._deepspeed, optimizer)
             if process.world_size == 1:
                 quirks.skip_reduction(self._deepspeed)
+            if config.log.layers_every:  # before the guard, which clips
+                self.layers = LayerWatch(optimizer, zip(self._names, module.parameters(), strict=True))
             self._guard = _StageZeroGuard(optimizer, config.optim, self._scaler)
         self._partitions = self._find_partitions()
         if self.stage and isinstance(optimizer, ShardedOptimizer):
@@ -137,6 +141,10 @@ class Engine:
     def set_distance_bias(self, slope: float) -> None:
         """Of the training forward passes to come, per token of distance."""
         self._deepspeed.module.distance_bias = slope
+
+    def set_dropout(self, hidden: float, attention: float) -> None:
+        """Of the training forward passes to come, probabilities."""
+        self._deepspeed.module.set_dropout(hidden, attention)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -307,11 +315,9 @@ def deepspeed_config(
     """
     bucket = min(BUCKET_ELEMENTS, num_parameters + num_parameters % 2)  # DeepSpeed wants it even
     ours: dict[str, Any] = {
-        "train_batch_size": config.global_batch_size,
+        "train_batch_size": config.peak_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(
-            config.global_batch_size, config.micro_batch_size, world_size
-        ),
+        "gradient_accumulation_steps": accumulation_steps(config.peak_batch_size, config.micro_batch_size, world_size),
         "gradient_clipping": config.optim.clip if config.zero.stage else 0.0,  # it defaults to 1.0
         "steps_per_print": None,
         "zero_optimization": {"stage": config.zero.stage},

@@ -7,6 +7,7 @@ Shapes: T tokens, N samples, M masked tokens, V real vocabulary, R with its padd
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,11 @@ VOCABULARY_ROWS = frozenset(  # parameters with a row per token, of either archi
 
 
 def hugging_face_model(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_rows: int) -> PreTrainedModel:
-    """Hugging Face's own module of this model, fresh, with `vocab_rows` rows in the embedding matrix."""
+    """Hugging Face's own module of this model, fresh, with `vocab_rows` rows in the embedding matrix.
+
+    Of a curve of dropout it has the last value.
+    """
+    dropout, attention_dropout = model.dropout_curve.at(1.0), model.attention_dropout_curve.at(1.0)
     common = {
         "vocab_size": vocab_rows,
         "hidden_size": model.hidden_size,
@@ -44,9 +49,9 @@ def hugging_face_model(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_r
         return ModernBertForMaskedLM(
             ModernBertConfig(
                 **common,
-                embedding_dropout=model.dropout,
-                mlp_dropout=model.dropout,
-                attention_dropout=model.attention_dropout,
+                embedding_dropout=dropout,
+                mlp_dropout=dropout,
+                attention_dropout=attention_dropout,
                 bos_token_id=tokenizer.cls_id,
                 eos_token_id=tokenizer.sep_id,
                 cls_token_id=tokenizer.cls_id,
@@ -56,8 +61,8 @@ def hugging_face_model(model: ModelConfig, tokenizer: TokenizerFacts, *, vocab_r
     return BertForPreTraining(
         BertConfig(
             **common,
-            hidden_dropout_prob=model.dropout,
-            attention_probs_dropout_prob=model.attention_dropout,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=attention_dropout,
             layer_norm_eps=1e-12,
         )
     )
@@ -102,7 +107,9 @@ class PackedBert(nn.Module):
                 f"set model.max_positions={max_len} or prepare with a smaller max_len"
             )
         rows = padded_vocab_size(tokenizer.vocab_size, model.pad_vocab_to)
-        self._hold(hugging_face_model(model, tokenizer, vocab_rows=rows), tokenizer.vocab_size, kernel)
+        # With the most dropout that will be: ModernBERT has modules for it only where there is some.
+        most = replace(model, dropout=model.dropout_curve.peak, attention_dropout=model.attention_dropout_curve.peak)
+        self._hold(hugging_face_model(most, tokenizer, vocab_rows=rows), tokenizer.vocab_size, kernel)
         if self.has_pairs and model.position_init is PositionInit.sinusoid:
             positions = self.hf.bert.embeddings.position_embeddings.weight
             positions.data.copy_(sinusoids(*positions.shape, size=model.weights_std))
@@ -128,6 +135,14 @@ class PackedBert(nn.Module):
         if kernel is Attention.cpu:
             replace_dropout(self.hf)
         self.has_pairs = hf.config.model_type == Architecture.bert.value
+
+    def set_dropout(self, hidden: float, attention: float) -> None:
+        """Probabilities in training: on embeddings and hidden states, and on attention weights."""
+        for name, module in self.hf.named_modules():
+            if isinstance(module, nn.Dropout):
+                module.p = attention if name.endswith(("attention.self.dropout", "attn.out_drop")) else hidden
+            elif not self.has_pairs and name.endswith(".attn"):
+                module.attention_dropout = attention
 
     def compile_layers(self, **options: Any) -> None:
         """torch.compile each layer in place (names stay); they share their code: one build for training, one for

@@ -9,7 +9,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,14 @@ from cloze.files import write_whole
 from cloze.ownership import page_mark, require_own_file
 from cloze.templates import render
 from pretrain.changes import read_changes
+from pretrain.curves import Curve, shares_that_tell, written_curves
 from pretrain.telemetry.sinks import METRICS_NAME
 
 REPORT_NAME = "report.html"
 _PAGE_MARK = page_mark("report on runs")
 
 _MAX_POINTS = 1000  # per curve: more would only make the page heavy
+_GIVEN_POINTS = 200  # of a curve that the configuration gives
 _PALETTE = ("#2f7ed8", "#d95f02", "#1b9e77", "#c2478f", "#8a6fd1", "#a6761d", "#d64550", "#5b8c2a")
 _INK, _GRID = "#010203", "#040506"  # stand-ins that CSS variables replace
 
@@ -162,6 +165,12 @@ def _page(runs: Sequence[RunData], tables: Sequence[Table], axis: str) -> str:
         for number, (heading, metrics, logarithmic) in enumerate(_CHARTS)
         if (svg := _chart(runs, metrics, axis, logarithmic, f"c{number}-"))
     ]
+    given = [dict(written_curves(run.config)) for run in runs]
+    keys = dict.fromkeys(key for found in given for key in found)
+    charts += [
+        (f"{key} as it was set, over the share of the run", _given_chart([found.get(key) for found in given], f"k{i}-"))
+        for i, key in enumerate(keys)
+    ]
     return render(
         __file__,
         "report.html",
@@ -178,13 +187,8 @@ def _page(runs: Sequence[RunData], tables: Sequence[Table], axis: str) -> str:
 
 def _chart(runs: Sequence[RunData], names: Sequence[str], axis: str, logarithmic: bool, prefix: str) -> str:
     """One chart as inline SVG, or nothing where no run has the metrics. User's text never enters it."""
-    from matplotlib import rc_context  # half a second: only where something is drawn
-    from matplotlib.figure import Figure
-
     drawn = False
-    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
-        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-        axes = figure.add_subplot()
+    with _axes() as axes:
         for index, run in enumerate(runs):
             colour = _PALETTE[index % len(_PALETTE)]
             for name in [each for main in names for each in (main, *run.named(main))]:
@@ -201,16 +205,41 @@ def _chart(runs: Sequence[RunData], names: Sequence[str], axis: str, logarithmic
             return ""
         if logarithmic:
             axes.set_yscale("log")
-        axes.set_xlabel(axis, color=_INK)
-        axes.grid(color=_GRID, linewidth=0.8)
-        axes.tick_params(which="both", color=_GRID, labelcolor=_INK)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(_GRID)
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+        return _finished(axes, axis, prefix)
+
+
+def _given_chart(curves: Sequence[Curve | None], prefix: str) -> str:
+    """One key's curve of each run that has one, as the configuration gives it."""
+    with _axes() as axes:
+        for index, curve in enumerate(curves):
+            if curve:
+                shares = sorted({*(i / _GIVEN_POINTS for i in range(_GIVEN_POINTS + 1)), *shares_that_tell(curve)})
+                values = [curve.at(share) for share in shares]
+                axes.plot(shares, values, color=_PALETTE[index % len(_PALETTE)], linewidth=1.3)
+        return _finished(axes, "share of the run", prefix)
+
+
+@contextmanager
+def _axes() -> Iterator[Any]:
+    from matplotlib import rc_context  # half a second: only where something is drawn
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
+        yield Figure(figsize=(5.2, 2.9), layout="constrained").add_subplot()
+
+
+def _finished(axes: Any, label: str, prefix: str) -> str:
+    """The chart as inline SVG."""
+    axes.set_xlabel(label, color=_INK)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.tick_params(which="both", color=_GRID, labelcolor=_INK)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_GRID)
+    buffer = io.StringIO()
+    axes.figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
     return _inline(buffer.getvalue(), prefix)
 
 

@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from pretrain.config import (
     accumulation_steps,
     as_data,
     batch_size,
+    check_ranks,
     total_samples,
 )
 from pretrain.optim.optimizer import ParameterGroups, build_optimizer
@@ -125,6 +127,17 @@ BAD: list[tuple[str, Any]] = [
     *(("schedule__power", value) for value in (0, -1, INF, NAN)),
     ("schedule__kind", "triangle"),
     *((f"loss__{key}", value) for key in ("mlm_weight", "nsp_weight") for value in (-1.0, NAN, INF)),
+    *(("global_batch_size", value) for value in (8.5, [[0, 8], [1, 16.5]], [[0, 0], [1, 8]], "many")),
+    *(
+        (f"data__{key}", value)
+        for key in ("masking_probability", "mask_share", "random_share")
+        for value in (-0.1, 1.1)
+    ),
+    *(("data__masking_probability", value) for value in (0, [[0, 0.2], [1, 0]])),
+    ("data__random_share", [[0, 0.1], [0.5, 0.3], [0.5, 0.1]]),
+    *((f"model__{key}", [[0, 0.1], [1, 1.0]]) for key in ("dropout", "attention_dropout")),
+    *((key, [[0.5, 1], [0.4, 2]]) for key in ("optim__lr", "loss__nsp_weight", "model__dropout", "global_batch_size")),
+    ("model__distance_bias", [[0, -1], [1, 0]]),
     ("batch_ramp__start", 0),
     ("batch_ramp__start", 3),
     *(("batch_ramp__fraction", value) for value in (0, 1.1, NAN)),
@@ -156,6 +169,38 @@ def test_both_weights_zero() -> None:
         changed(loss__mlm_weight=0, loss__nsp_weight=0)
 
 
+def test_weights_that_are_both_zero_for_a_while() -> None:
+    with pytest.raises(UserError, match=r"both weights are 0 at 0\.25 of the run, there is nothing to learn"):
+        changed(loss__mlm_weight=[[0, 1], [0.25, 0], [0.75, 0]], loss__nsp_weight=[[0.25, 0], [0.75, 0], [0.75, 1]])
+    found = changed(loss__mlm_weight=[[0, 1], [0.5, 0]], loss__nsp_weight=[[0.25, 0], [1, 1]]).loss.at(0.25)
+    assert (found.mlm_weight, found.nsp_weight) == (0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"optim__lr": [[0, 1], [1, 0]], "budget__hours": 1.0},
+            "optim.lr: a curve stretches over the samples of a run",
+        ),
+        ({"model__dropout": [[0, 0.1], [1, 0]], "compile": True}, "model.dropout: a curve, and compile=true builds"),
+        (
+            {"global_batch_size": [[0, 8], [1, 16]], "batch_ramp__start": 8},
+            "batch_ramp.start=8: global_batch_size is a",
+        ),
+        (
+            {"model__attention": "flex", "model__attention_dropout": [[0, 0], [1, 0.1]]},
+            "model.attention=flex: knows no",
+        ),
+    ],
+)
+def test_what_a_curve_does_not_go_with(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        changed(**values)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
 def test_values_at_the_edge_are_fine() -> None:
     assert changed(seed=2**63 - 1, optim__lr=0, optim__clip=0, stop_at=None, run="a.b-c_d").seed == 2**63 - 1
     assert changed(precision="fp16").precision is Precision.fp16
@@ -180,6 +225,37 @@ def test_the_batch_grows_evenly(start: int, multiples: int, ramp_steps: int, ste
     assert total_samples(config) == sum(sizes)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 20)), min_size=2, max_size=4),
+    st.integers(1, 8),
+    st.integers(20, 200),
+)
+def test_a_curve_of_batch_sizes(points: list[tuple[float, int]], unit: int, steps: int) -> None:
+    """Multiples of one unit below the curve, of the samples alone, whose steps consume about the run's samples."""
+    curve = [[share, size * unit] for share, size in sorted(points)]
+    config = replace(BASE, steps=steps, global_batch_size=curve)
+    total, samples, sizes = total_samples(config), 0, []
+    for _ in range(steps):
+        sizes.append(batch_size(min(1.0, samples / total), config))
+        exact = config.batch_sizes.at(min(1.0, samples / total))
+        assert 0 <= exact + 1e-6 - sizes[-1] < config.batch_unit + 1e-5
+        samples += sizes[-1]
+    assert all(size % unit == 0 for size in sizes)
+    jumps = sum(abs(a[1] - b[1]) for a, b in pairwise(curve))
+    assert abs(total - samples) <= max(sizes) + jumps + total / 500
+
+
+def test_the_unit_of_a_batch_curve_holds_every_rank() -> None:
+    config = replace(BASE, global_batch_size=[[0, 64], [1, 160]], micro_batch_size=16)
+    assert config.batch_unit == 32
+    check_ranks(config, 2)
+    with pytest.raises(
+        UserError, match=r"global_batch_size: grows in steps of 32, .* no multiple of .*=16 x 4 ranks = 64"
+    ):
+        check_ranks(config, 4)
+
+
 def test_another_ramp_is_another_run(corpus: Path) -> None:
     """Close ones, too: their batches differ."""
     manifest = read_manifest(corpus)
@@ -190,6 +266,9 @@ def test_another_ramp_is_another_run(corpus: Path) -> None:
 
     assert len({ramp(4, 0.1), ramp(8, 0.1), ramp(4, 0.101), ramp(4, 0.1001), ramp(None, 0.1)}) == 5
     assert ramp(None, 0.1) == ramp(None, 0.2)
+    curves = [Identity.of(replace(BASE, global_batch_size=[[0, 8], [at, 16]]), manifest, "") for at in (0.5, 0.6)]
+    assert len({curve.batch_ramp for curve in curves}) == 2
+    assert {curve.global_batch_size for curve in curves} == {16}
 
 
 @settings(max_examples=500, deadline=None)

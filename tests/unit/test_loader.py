@@ -13,10 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloze.cli import compose
 from cloze.corpus.manifest import read_manifest, write_manifest
 from cloze.corpus.masking import Masks, Unmasked, draw_masks
 from cloze.corpus.shards import CorruptShard, Samples, sample_ids
 from cloze.errors import UserError
+from pretrain.config import TrainConfig
+from pretrain.curves import Curve
+from pretrain.data.live_masks import LiveMasks, check_masking, live_masks
 from pretrain.data.loader import (
     IGNORED,
     Layout,
@@ -175,6 +179,36 @@ def test_baked_and_live_draws_are_equal(tmp_path: Path, strategy_seed: int) -> N
         assert same(one.training_batch(1, positions), reference)
         assert same(three.training_batch(1, positions), reference)
     assert same(live.val_batch(np.arange(9)), three.val_batch(np.arange(9)))
+
+
+def test_live_masks_follow_their_curve(tmp_path: Path) -> None:
+    """Rates of the corpus give its own masks, drawn or baked; others are those of each sample's place in the run."""
+    make_corpus(tmp_path, samples=40, val=9, masking=default_masking(probability=0.2))
+    own, live = TrainingCorpus(tmp_path), TrainingCorpus(tmp_path)
+    positions = np.arange(10, 60)  # over the end of an epoch
+    rate = Curve(((0, 0.2), (0.25, 0.2), (0.25, 0.5), (1, 0.1)))
+    live.live_masks = LiveMasks(rate, Curve(((0, 0.8), (0.5, 0.8), (0.5, 0.0))), Curve(((0, 0.1),)), 80)
+    assert same(live.training_batch(1, positions[:10]), own.training_batch(1, positions[:10]))
+    assert same(live.val_batch(np.arange(9)), own.val_batch(np.arange(9)))
+    mask_id, hidden = own.manifest.tokenizer.mask_id, 0
+    for position in positions.tolist():
+        batch, share = live.training_batch(1, np.array([position])), position / 80
+        assert batch.num_masked == max(1, round(rate.at(share) * batch.num_tokens)), position
+        masks = int((batch.input_ids_T[batch.masked_index_M] == mask_id).sum())
+        assert not masks or share < 0.5
+        hidden += masks
+    assert hidden
+    whole, ones = live.training_batch(1, positions), [live.training_batch(1, positions[i : i + 1]) for i in range(50)]
+    assert whole.input_ids_T.tolist() == [token for one in ones for token in one.input_ids_T.tolist()]
+
+
+def test_a_masking_probability_beyond_max_predictions(tmp_path: Path) -> None:
+    manifest = make_corpus(tmp_path, samples=9, val=0, masking=default_masking(max_predictions=6))
+    data = compose("train", TrainConfig, ["run=r", "data.path=d", "data.masking_probability=[[0,0.25],[1,0.3]]"]).data
+    with pytest.raises(UserError, match=r"0\.3 of 24 tokens are 7 predictions, and the corpus has at most 6; lower it"):
+        check_masking(data, manifest)
+    check_masking(replace(data, masking_probability=0.25), manifest)
+    assert live_masks(replace(data, masking_probability=None), 9) is None
 
 
 def test_validation_is_the_same_every_time(corpus: Path) -> None:

@@ -279,6 +279,21 @@ def test_token_types_and_positions_matter() -> None:
             assert not torch.allclose(nsp, other_nsp, atol=1e-3)
 
 
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_dropout_that_is_set_is_that_of_a_model_made_with_it(architecture: Architecture) -> None:
+    curved = packed(small(architecture=architecture, dropout=[[0, 0.2], [1, 0]], attention_dropout=[[0, 0], [1, 0.4]]))
+    plain = packed(small(architecture=architecture, dropout=0.1, attention_dropout=0.3))
+    curved.set_dropout(0.1, 0.3)
+
+    def loss_of(model: PackedBert) -> float:
+        torch.manual_seed(1)
+        return losses_of(model.train(), make_batch(7, 4)).item()
+
+    assert loss_of(curved) == loss_of(plain)
+    plain.set_dropout(0.1, 0.0)
+    assert loss_of(curved) != loss_of(plain)
+
+
 @pytest.mark.parametrize(("dropout", "attention_dropout"), [(0.5, 0.0), (0.0, 0.5)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_each_kind_of_dropout_follows_the_seed(dropout: float, attention_dropout: float, checkpointing: bool) -> None:

@@ -208,6 +208,20 @@ def test_bad_keys_are_one_line(argument: str, line: str, capsys: pytest.CaptureF
     assert line in error
 
 
+def test_curves_are_drawn_where_they_change(capsys: pytest.CaptureFixture[str]) -> None:
+    curves = ["model.dropout=[[0,0.2],[1,0]]", "loss.nsp_weight=[[0,1],[1,1]]", "optim.lr=[[0,0],[0.5,1e-3],[1,0]]"]
+    batch = ["global_batch_size=[[0,64],[1,256]]", "steps=1000"]
+    assert plan.main([*curves, *batch, "model=tiny"]) == 0
+    out = capsys.readouterr().out
+    schedule, *drawn = [line.split(maxsplit=2)[1:] for line in out.splitlines() if line.startswith(("sched", "curve"))]
+    assert schedule[0][0] == schedule[0][-1] == "▁"
+    assert "█" in schedule[0]
+    assert schedule[1] == "0 to 0, at most 0.001, as optim.lr says"
+    assert [told for _, told in drawn] == ["64 to 256: global_batch_size", "0.2 to 0: model.dropout"]
+    assert drawn[0][0][-1] == drawn[1][0][0] == "█"
+    assert "batch       256 = 1 h200" in out
+
+
 def test_the_schedule_is_drawn_from_its_first_step_to_its_last() -> None:
     config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", "schedule.warmup_fraction=0.5"])
     bars = draw_schedule(config, 1000, columns=9).split()[0]

@@ -184,3 +184,18 @@ def test_thinned_curves_are_means_of_neighbours(values: list[float]) -> None:
 
 def test_durations_for_people() -> None:
     assert [duration(s) for s in (4.2, 185, 3720, 90000)] == ["4 s", "3 min 05 s", "1 h 02 min", "25 h 00 min"]
+
+
+def test_curves_of_the_configuration_are_drawn(tmp_path: Path) -> None:
+    """Of all runs that have one, in one chart a key; constant ones and other lists are none."""
+    for name, text in (
+        ("a", "model:\n  dropout: [[0, 0.1], [1, 0]]\nloss: {nsp_weight: [[0, 1], [1, 1]]}\nlog: {sinks: [x]}\n"),
+        ("b", "optim: {lr: [geometric, [0, 1.0e-3], [1, 1.0e-5]]}\nmodel: {dropout: [[0, 0.3], [0.5, 0]]}\n"),
+    ):
+        (make_run(tmp_path / name) / "config.yaml").write_text(text)
+    plain = write_report([make_run(tmp_path / "c"), make_run(tmp_path / "d")], tmp_path / "plain.html").read_text()
+    drawn = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "drawn.html").read_text()
+    assert drawn.count("<svg") == plain.count("<svg") + 2
+    assert "model.dropout as it was set" in Page(drawn).text
+    assert "optim.lr as it was set" in Page(drawn).text
+    assert "nsp_weight as it was set" not in Page(drawn).text

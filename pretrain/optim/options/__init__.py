@@ -8,10 +8,11 @@ import importlib
 import math
 import pkgutil
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from cloze.errors import UserError
 from cloze.schema import Variant, doc
+from pretrain.curves import Curve, is_curve, parse_curve
 
 
 def require(condition: bool, message: str) -> None:
@@ -22,7 +23,9 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Variant):
-    lr: float | None = doc("peak learning rate; null: one that suits the model's width, told at the start")
+    lr: Any = doc(
+        "peak learning rate; null: one that suits the model's width, told at the start; a curve: in place of schedule"
+    )
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
     clip: float = doc("largest global gradient norm; 0 does not clip")
     max_skipped_steps: int = doc("give up (exit 70) after so many steps in a row with gradients that are not finite")
@@ -31,16 +34,22 @@ class OptimConfig(Variant):
 
     def __post_init__(self) -> None:
         require(self.clip >= 0, f"optim.clip={self.clip}: cannot be negative")
-        for key in ("lr", "weight_decay"):
-            value = getattr(self, key)
-            require(value is None or 0 <= value < math.inf, f"optim.{key}={value}: must be in [0, infinity)")
+        if self.lr is not None:
+            parse_curve(self.lr, "optim.lr", least=0.0)
+        decay = self.weight_decay
+        require(0 <= decay < math.inf, f"optim.weight_decay={decay}: must be in [0, infinity)")
         require(self.max_skipped_steps >= 1, f"optim.max_skipped_steps={self.max_skipped_steps}: must be at least 1")
 
     @property
     def peak_lr(self) -> float:
         """`lr`, once it is known: `with_lr` was asked, or it was given."""
         assert self.lr is not None
-        return self.lr
+        return parse_curve(self.lr, "optim.lr", least=0.0).peak
+
+    @property
+    def rates(self) -> Curve | None:
+        """The learning rate over the run, where `lr` says it in place of the schedule."""
+        return parse_curve(self.lr, "optim.lr", least=0.0) if is_curve(self.lr) else None
 
     def with_lr(self, width: int) -> Self:
         """The same with a learning rate, for a model of this hidden size. Raises `UserError` where none suits all."""
