@@ -201,9 +201,12 @@ class BatchRampConfig:
 class LossConfig:
     mlm_weight: float = doc("weight of the masked-LM loss")
     nsp_weight: float = doc("weight of the next-sentence loss")
+    z_loss_weight: float = doc(
+        "weight, within the masked-LM loss, of the squared log of the softmax's denominator (PaLM has 1e-4); 0: none"
+    )
 
     def __post_init__(self) -> None:
-        for key in ("mlm_weight", "nsp_weight"):
+        for key in ("mlm_weight", "nsp_weight", "z_loss_weight"):
             _require(0 <= getattr(self, key) < math.inf, f"loss.{key}={getattr(self, key)}: must be in [0, infinity)")
         _require(self.mlm_weight + self.nsp_weight > 0, "loss: both weights are 0, there is nothing to learn")
 
