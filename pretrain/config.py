@@ -241,6 +241,7 @@ class CheckpointConfig:
     every: int = doc("optimizer steps between checkpoints; 0 saves at the end only")
     keep_last: int = doc("newest checkpoints to keep")
     keep_every: int = doc("also keep for ever the checkpoints whose step is a multiple of this; 0 keeps none")
+    at: list[float] = doc("also save, and keep for ever, when these shares of the run's steps are done")
     upload: str | None = doc("fsspec URL or directory: each whole checkpoint is copied to UPLOAD/run in the background")
     patience_seconds: int = doc("rank 0 waits so long for the other ranks' shares before a save counts as failed")
 
@@ -248,6 +249,8 @@ class CheckpointConfig:
         _require(self.every >= 0, f"checkpoint.every={self.every}: cannot be negative")
         _require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last}: must be at least 1")
         _require(self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every}: cannot be negative")
+        for share in self.at:
+            _require(0 < share <= 1, f"checkpoint.at: the share {share} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +344,9 @@ class TrainConfig:
     eval: EvalConfig
     checkpoint: CheckpointConfig
     init_from: str | None = doc("start from these weights: a run, a checkpoint or a Hugging Face BERT; weights only")
+    branch_from: str | None = doc(
+        "go on where this run, or checkpoint of one, stands, optimizer, step and samples included, in a run of its own"
+    )
     resume: ResumeConfig
     budget: BudgetConfig
     guard: GuardConfig
@@ -375,6 +381,16 @@ class TrainConfig:
             "model.distance_bias: a curve stretches over the samples of a run, and budget.hours leaves their number "
             "open; give a number, or leave out budget.hours",
         )
+        _require(
+            self.budget.hours is None or not self.checkpoint.at,
+            "checkpoint.at: shares are of the run's steps, and budget.hours leaves their number open; use "
+            "checkpoint.every, or leave out budget.hours",
+        )
+
+    @property
+    def kept_steps(self) -> frozenset[int]:
+        """The steps of `checkpoint.at`."""
+        return frozenset(max(1, round(share * self.steps)) for share in self.checkpoint.at)
 
 
 @dataclass(frozen=True, kw_only=True)
