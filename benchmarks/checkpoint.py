@@ -21,7 +21,7 @@ import torch
 from cloze import cli
 from cloze.corpus.manifest import TokenizerFacts
 from pretrain import dist
-from pretrain.checkpoint import LossScale, TrainingState, Writer, WriterOptions
+from pretrain.checkpoint import LossScale, Retention, TrainingState, Writer, WriterOptions
 from pretrain.config import TrainConfig
 from pretrain.data.loader import TrainingCorpus
 from pretrain.engine.engine import Engine
@@ -47,7 +47,7 @@ def worker(model: str, corpus: Path, folder: Path, rounds: int) -> None:
     engine.step(1e-4)
     writer = Writer(
         folder / "ours",
-        WriterOptions(rank=process.rank, num_writers=RANKS, keep_last=1, keep_every=0, patience_seconds=600),
+        WriterOptions(rank=process.rank, num_writers=RANKS, retention=Retention(keep_last=1), patience_seconds=600),
         print,
     )
     found: dict[str, list[float]] = {"blocking": [], "total": [], "deepspeed": []}

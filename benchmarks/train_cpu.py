@@ -208,7 +208,7 @@ def loop_over(
     config: TrainConfig, engine: Engine, data: TrainingCorpus, process: dist.Process, rows: int, folder: Path
 ) -> Callable[[], None]:
     """The next `TURN_STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
-    from pretrain.checkpoint import Writer, WriterOptions
+    from pretrain.checkpoint import Retention, Writer, WriterOptions
     from pretrain.config import Identity
     from pretrain.curriculum import Curriculum
     from pretrain.data.loader import Layout, MicroBatches, training_steps
@@ -222,7 +222,7 @@ def loop_over(
 
     telemetry = open_telemetry(config, folder, resume_step=None, wandb_id=None, resolved={})
     size = config.micro_batch_size
-    options = WriterOptions(rank=0, num_writers=1, keep_last=1, keep_every=0, patience_seconds=1)
+    options = WriterOptions(rank=0, num_writers=1, retention=Retention(keep_last=1), patience_seconds=1)
     writer = Writer(folder, options, print)  # idle
     session = Session(
         config=config, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,

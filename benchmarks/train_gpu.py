@@ -45,7 +45,7 @@ from pretrain.model.bert import PackedBert, hugging_face_model
 from pretrain.model.loss import pretraining_loss
 from pretrain.telemetry.throughput import peak_flops, training_flops
 
-WEIGHTS = LossConfig(mlm_weight=1.0, nsp_weight=1.0)
+WEIGHTS = LossConfig(mlm_weight=1.0, nsp_weight=1.0, z_loss_weight=0.0)
 MODELS, TINY_MODELS = ("base", "large", "modernbert_base"), ("tiny", "modernbert_base")
 LENGTHS, TINY_LENGTHS = (128, 512, 1024), (16,)
 TOKENS, TINY_TOKENS = (32_768, 65_536), (32, 64)  # at a time

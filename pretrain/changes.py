@@ -25,11 +25,23 @@ _SAME_FUNCTION = (
     *("init", "init_std", "position_init", "distance_bias"),
 )
 _NO_WEIGHT = (  # keys and sections that change neither weights nor their order
-    *("run", "runs_root", "stop_at", "world_size", "init_from", "expect", "resume", "log", "eval", "checkpoint"),
+    *(
+        "run",
+        "runs_root",
+        "stop_at",
+        "world_size",
+        "init_from",
+        "branch_from",
+        "expect",
+        "resume",
+        "log",
+        "eval",
+        "checkpoint",
+    ),
     *("watchdog", "wandb", "data.path", "data.cache_dir", "data.cache_gib", "data.workers", "data.prefetch"),
     *("model.name", "model.init", "model.init_std", "model.position_init"),
 )
-_JUMP = 1.5  # of the learning rate from one step to the next: no schedule of ours does that
+JUMP = 1.5  # of the learning rate from one step to the next: no schedule of ours does that
 
 
 def refuse_other_architecture(where: str, then_yaml: str, now: Mapping[str, Any]) -> None:
@@ -64,7 +76,7 @@ def learning_rate_jump(then_yaml: str, config: TrainConfig, step: int) -> str | 
     if isinstance(before, int) and 1 <= step <= before != config.steps and not budgets and not config.optim.rates:
         last = learning_rate(step - 1, before, config.optim, config.schedule)
         next_one = learning_rate(step, config.steps, config.optim, config.schedule)
-        if next_one > _JUMP * last:
+        if next_one > JUMP * last:
             return (
                 f"the learning rate jumps from {last:.1e} to {next_one:.1e} at step {step}, since steps was "
                 f"{before} and is {config.steps}; to go on evenly lower optim.lr, or name another run with init_from"

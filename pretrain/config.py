@@ -239,8 +239,14 @@ class BatchRampConfig:
 class LossConfig:
     mlm_weight: Any = doc("weight of the masked-LM loss: a number or a curve")
     nsp_weight: Any = doc("weight of the next-sentence loss: a number or a curve")
+    z_loss_weight: float = doc(
+        "weight, within the masked-LM loss, of the squared log of the softmax's denominator (PaLM has 1e-4); 0: none"
+    )
 
     def __post_init__(self) -> None:
+        _require(
+            0 <= self.z_loss_weight < math.inf, f"loss.z_loss_weight={self.z_loss_weight}: must be in [0, infinity)"
+        )
         both = self.curves.values()
         idle = [share for share in shares_that_tell(*both) if not any(curve.at(share) for curve in both)]
         where = "" if all(curve.is_constant for curve in both) else f" at {idle[0]:g} of the run" if idle else ""
@@ -294,6 +300,7 @@ class CheckpointConfig:
     every: int = doc("optimizer steps between checkpoints; 0 saves at the end only")
     keep_last: int = doc("newest checkpoints to keep")
     keep_every: int = doc("also keep for ever the checkpoints whose step is a multiple of this; 0 keeps none")
+    at: list[float] = doc("also save, and keep for ever, when these shares of the run's steps are done")
     upload: str | None = doc("fsspec URL or directory: each whole checkpoint is copied to UPLOAD/run in the background")
     patience_seconds: int = doc("rank 0 waits so long for the other ranks' shares before a save counts as failed")
 
@@ -301,6 +308,8 @@ class CheckpointConfig:
         _require(self.every >= 0, f"checkpoint.every={self.every}: cannot be negative")
         _require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last}: must be at least 1")
         _require(self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every}: cannot be negative")
+        for share in self.at:
+            _require(0 < share <= 1, f"checkpoint.at: the share {share} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,6 +403,9 @@ class TrainConfig:
     eval: EvalConfig
     checkpoint: CheckpointConfig
     init_from: str | None = doc("start from these weights: a run, a checkpoint or a Hugging Face BERT; weights only")
+    branch_from: str | None = doc(
+        "go on where this run, or checkpoint of one, stands, optimizer, step and samples included, in a run of its own"
+    )
     resume: ResumeConfig
     budget: BudgetConfig
     guard: GuardConfig
@@ -440,6 +452,11 @@ class TrainConfig:
             f"{' '.join(dropout[:1])}: a curve, and compile=true builds a probability into its code; give a number, or "
             "set compile=false",
         )
+        _require(
+            self.budget.hours is None or not self.checkpoint.at,
+            "checkpoint.at: shares are of the run's steps, and budget.hours leaves their number open; use "
+            "checkpoint.every, or leave out budget.hours",
+        )
 
     def _check_batches(self) -> None:
         sizes, start = self.batch_sizes, self.batch_ramp.start
@@ -476,6 +493,11 @@ class TrainConfig:
         rates = {"optim.lr": self.optim.rates} if self.optim.rates else {}
         batch = {"global_batch_size": self.batch_sizes}
         return batch | rates | self.model.curves | self.loss.curves | self.data.curves
+
+    @property
+    def kept_steps(self) -> frozenset[int]:
+        """The steps of `checkpoint.at`."""
+        return frozenset(max(1, round(share * self.steps)) for share in self.checkpoint.at)
 
 
 @dataclass(frozen=True, kw_only=True)

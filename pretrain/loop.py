@@ -52,7 +52,7 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
             metrics.log()
         held_out, grammar = (is_due(progress.step, n) for n in (config.eval.every, config.eval.grammar_every))
         evaluate_now(session, held_out=held_out, grammar=grammar)
-        if is_due(progress.step, config.checkpoint.every):
+        if is_due(progress.step, config.checkpoint.every) or progress.step in config.kept_steps:
             saved = save(session)
         session.watchdog.tick()
     if not progress.step and progress.budget_spent(config) >= 1.0:

@@ -2,6 +2,7 @@
 
 from cloze.errors import ExitCode
 from pretrain import dist
+from pretrain.branch import open_branch
 from pretrain.checkpoint.mirror import open_mirror
 from pretrain.config import TrainConfig
 from pretrain.resume import find_snapshot, with_choices_of
@@ -24,6 +25,7 @@ def run(job: Job) -> None:
     assert job.corpus
     mirror = open_mirror(config)
     snapshot = find_snapshot(config, job.path / "checkpoints", job.corpus, process, mirror)
+    snapshot = snapshot or open_branch(config, job.corpus, process)
     if snapshot:
         job.progress.resume(snapshot)
         job.config = config = with_choices_of(config, snapshot, precision_is_open=job.precision_is_open)

@@ -29,6 +29,11 @@ def find_snapshot(
     if found is None:
         process.on_main(lambda: refuse_lost(folder.parent))
         return None
+    return load_for(config, found, corpus, process)
+
+
+def load_for(config: TrainConfig, found: Path, corpus: TrainingCorpus, process: Process) -> Snapshot:
+    """The checkpoint `found`. Raises `UserError` where this configuration cannot go on from it on this data."""
     snapshot = checkpoint.load(found)
     refuse_other_architecture(str(found), snapshot.config_yaml, as_data(asdict(config.model)))
     now = Identity.of(config, corpus.manifest, corpus.sha256)

@@ -18,7 +18,7 @@ from cloze.errors import ORDERLY_ENDS, ExitCode, UserError
 from pretrain import checkpoint, dist
 from pretrain.changes import changed, describe_changes, learning_rate_jump, note
 from pretrain.checkpoint import Snapshot
-from pretrain.checkpoint.mirror import Mirror
+from pretrain.checkpoint.mirror import Mirror, retention_of
 from pretrain.config import (
     Access,
     Identity,
@@ -276,8 +276,7 @@ def _open_writer(job: Job, mirror: Mirror | None) -> checkpoint.Writer:
         rank=process.rank,
         num_writers=process.world_size if config.zero.stage else 1,
         patience_seconds=config.checkpoint.patience_seconds,
-        keep_last=config.checkpoint.keep_last,
-        keep_every=config.checkpoint.keep_every,
+        retention=retention_of(config),
         token=process.on_main(lambda: secrets.token_hex(4)),
     )
     return checkpoint.Writer(

@@ -111,6 +111,23 @@ def newest_verified(folder: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
+def named_by(key: str, source: str) -> Path | None:
+    """The sound checkpoint that `key=source` names: that itself, or a run's newest; None where it is neither.
+
+    Raises `UserError` of a damaged checkpoint, and of a run without a sound one.
+    """
+    path = Path(source)
+    if (path / "checkpoints").is_dir():
+        if found := newest_verified(path / "checkpoints", lambda _: None):
+            return found
+        raise UserError(f"{key}={source}: has no checkpoint that verifies")
+    if not (path / "state.json").is_file():
+        return None
+    if faults := verify(path):
+        raise UserError(f"{key}={path}: damaged ({faults[0]}); choose another checkpoint")
+    return path
+
+
 def verify(path: Path) -> list[str]:
     """What is wrong with a checkpoint, one line each; empty when it is whole."""
     try:
@@ -221,18 +238,27 @@ def clear_unfinished(folder: Path) -> None:
         ownership.clear(path, CHECKPOINT)
 
 
-def steps_to_remove(steps: Sequence[int], *, keep_last: int, keep_every: int) -> list[int]:
-    """Which of these ascending steps retention removes: not the last ones, nor the multiples of `keep_every`."""
-    return [step for step in steps[:-keep_last] if not keep_every or step % keep_every]
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay."""
+
+    keep_last: int  # the newest ones
+    keep_every: int = 0  # those whose step is a multiple of this; 0: none of them
+    keep_steps: frozenset[int] = frozenset()
+
+    def removes(self, steps: Sequence[int]) -> list[int]:
+        """Which of these ascending steps go."""
+        older = set(steps[: -self.keep_last]) - self.keep_steps
+        return sorted(step for step in older if not self.keep_every or step % self.keep_every)
 
 
-def retain(folder: Path, *, newest: int, keep_last: int, keep_every: int) -> list[Path]:
+def retain(folder: Path, newest: int, rules: Retention) -> list[Path]:
     """Remove checkpoints that the rules do not keep; that of step `newest`, just written, is never among them.
 
     Later ones are damaged, since resuming passed over them: they do not count.
     """
     found = {step_of(path): path for path in list_checkpoints(folder) if step_of(path) <= newest}
-    removed = [found[step] for step in steps_to_remove(list(found), keep_last=keep_last, keep_every=keep_every)]
+    removed = [found[step] for step in rules.removes(list(found))]
     for path in removed:
         _remove(path)
     return removed

@@ -10,19 +10,19 @@ from pathlib import Path, PurePath
 from cloze import ownership, storage
 from cloze.errors import DiskError, UserError
 from cloze.ownership import CHECKPOINT
-from pretrain.checkpoint.format import FILES, MANIFEST, TEMPORARY, step_of, steps_to_remove, verify
+from pretrain.checkpoint.format import FILES, MANIFEST, TEMPORARY, Retention, step_of, verify
 from pretrain.config import TrainConfig
 
 
 class Mirror:
     """The checkpoints of one run below `url`. Raises `UserError` where that cannot be reached."""
 
-    def __init__(self, url: str, *, keep_last: int, keep_every: int) -> None:
+    def __init__(self, url: str, retention: Retention) -> None:
         try:
             storage.require(url)
         except UserError as error:
             raise UserError(f"checkpoint.upload={error}") from error
-        self._url, self._keep_last, self._keep_every = url, keep_last, keep_every
+        self._url, self._retention = url, retention
 
     def push(self, path: Path, tick: Callable[[], None] = lambda: None) -> None:
         """Copy a whole checkpoint there, `tick` after each file, then remove what retention does not keep."""
@@ -37,7 +37,7 @@ class Mirror:
             storage.upload(path / name, f"{remote}/{name}")
             tick()
         older = {step: there for step, there in steps.items() if step < step_of(path)}
-        for step in steps_to_remove([*older, step_of(path)], keep_last=self._keep_last, keep_every=self._keep_every):
+        for step in self._retention.removes([*older, step_of(path)]):
             _remove(older[step])
 
     def remove_after(self, step: int) -> None:
@@ -95,7 +95,11 @@ def _remove(remote: str) -> None:
 
 def open_mirror(config: TrainConfig) -> Mirror | None:
     """Where a run's checkpoints are uploaded to, if anywhere."""
-    url, rules = config.checkpoint.upload, config.checkpoint
-    if url is None:
-        return None
-    return Mirror(f"{url.rstrip('/')}/{config.run}", keep_last=rules.keep_last, keep_every=rules.keep_every)
+    url = config.checkpoint.upload
+    return None if url is None else Mirror(f"{url.rstrip('/')}/{config.run}", retention_of(config))
+
+
+def retention_of(config: TrainConfig) -> Retention:
+    """Which checkpoints of a run stay."""
+    rules = config.checkpoint
+    return Retention(keep_last=rules.keep_last, keep_every=rules.keep_every, keep_steps=config.kept_steps)

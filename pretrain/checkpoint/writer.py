@@ -23,6 +23,7 @@ from pretrain.checkpoint.format import (
     TEMPORARY,
     WEIGHT,
     Fragment,
+    Retention,
     Snapshot,
     TrainingState,
     assemble,
@@ -39,12 +40,11 @@ _HURRIED_SECONDS = 10.0  # less than the 30 s that a launcher gives a rank to go
 
 @dataclass(frozen=True, kw_only=True)
 class WriterOptions:
-    """Which share is this rank's, and the rules of retention."""
+    """Which share is this rank's, and which checkpoints stay."""
 
     rank: int
     num_writers: int  # ranks 0 … num_writers-1 each hold a share
-    keep_last: int
-    keep_every: int
+    retention: Retention
     patience_seconds: float  # how long rank 0 waits for the other shares
     token: str = ""  # of this start of the run, the same on all ranks
 
@@ -143,7 +143,7 @@ class Writer:
                 self._note_progress()
                 write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
                 self._on_saved(state.step)
-                retain(self._folder, newest=state.step, keep_last=options.keep_last, keep_every=options.keep_every)
+                retain(self._folder, state.step, options.retention)
                 self._start_upload(final)
             self._note_progress()
             self._failures.clear()

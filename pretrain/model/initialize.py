@@ -83,16 +83,7 @@ def _refuse_other_function(source: str, given: Mapping[str, Any], own: Mapping[s
 
 def _read(source: str, module: PackedBert) -> tuple[Mapping[str, Tensor], str, list[str]]:
     """(weights by name, tokenizer fingerprint, what is not the source's)."""
-    path = Path(source)
-    found = path
-    if (path / "checkpoints").is_dir():
-        newest = checkpoint.newest_verified(path / "checkpoints", lambda _: None)
-        if newest is None:
-            raise UserError(f"init_from={source}: has no checkpoint that verifies")
-        found = newest
-    if (found / "state.json").is_file():
-        if faults := checkpoint.verify(found):
-            raise UserError(f"init_from={found}: damaged ({faults[0]}); choose another checkpoint")
+    if found := checkpoint.named_by("init_from", source):
         snapshot = checkpoint.load(found)
         given = {_NAMES.get(key, key): value for key, value in yaml.safe_load(snapshot.config_yaml)["model"].items()}
         _refuse_other_function(source, given, module.hf.config.to_dict())

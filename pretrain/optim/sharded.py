@@ -7,6 +7,7 @@ which belongs to which parameter. Moments lie as the tensors do, under Adam's na
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -83,6 +84,40 @@ class ShardedOptimizer(torch.optim.Optimizer, ABC):
         torch._foreach_div_(updates, 1 - beta1**steps)
         torch._foreach_add_(updates, tensors, alpha=group["weight_decay"])
         return list(updates)
+
+    def parts_in(self, tensors: Sequence[Tensor]) -> dict[int, Partition]:
+        """The partitions that lie in these tensors, by the number of their parameter; none where all is padding."""
+        if self._partitions is None:
+            return {place: Partition(tensor, 0, 0, tensor.numel()) for place, tensor in enumerate(tensors)}
+        own = set(tensors)
+        return {number: part for number, part in self._partitions.items() if part.tensor in own}
+
+    def sizes(self, parts: Mapping[int, Partition]) -> list[int]:
+        """Elements of the whole parameters of `parts`."""
+        return [self._shapes[number].numel() if self._shapes else part.length for number, part in parts.items()]
+
+    def whole_norms(
+        self, parts: Mapping[int, Partition], kinds: Sequence[Sequence[Tensor]], device: torch.device
+    ) -> Tensor:
+        """2-norms over whole parameters, f64 [kinds, parts], from the values that lie here, of each kind one per part.
+
+        Collective: one all-reduce.
+        """
+        numbers = tuple(parts)
+        index = _index(numbers, device)
+        # In fp64: summed in fp32 the norm of an embedding matrix is off by some 1e-4 on a CPU.
+        sums_KxP = torch.zeros(len(kinds), len(self._shapes or numbers), dtype=torch.float64, device=device)
+        if numbers:
+            norms = torch._foreach_norm([value for kind in kinds for value in kind], 2, dtype=torch.float64)
+            sums_KxP.index_add_(1, index, torch.stack(norms).square().view(len(kinds), -1))
+        self._add_over_ranks(sums_KxP)
+        return sums_KxP.sqrt()[:, index]
+
+
+@lru_cache(maxsize=64)
+def _index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """`numbers` on the device; made once, since the copy waits for it."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 def gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:

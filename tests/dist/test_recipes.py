@@ -9,6 +9,7 @@ import yaml
 
 from cloze import cli
 from cloze.errors import UserError
+from pretrain.checkpoint.mirror import retention_of
 from pretrain.config import TrainConfig
 from pretrain.optim.schedule import learning_rate
 from tests.support import ROOT, Trainer, make_corpus
@@ -24,6 +25,7 @@ FIGURES = {
     "mosaic": (4_096, 70_000, 5e-4, 0.06, 0.98, 1e-6, 0.0, 0.0, 0.30),
     "cramming": (8_192, 24, 1e-3, 0.75, 0.98, 1e-12, 0.0, 0.5, 0.25),
     "roberta": (2_048, 125_000, 5e-4, 0.08, 0.98, 1e-6, 0.1, 0.0, 0.15),
+    "babylm": (128, 8_700, 2.5e-4, 0.02, 0.999, 1e-6, 0.1, 1.0, 0.15),  # the rules of a challenge, the rest our own
     "fast": (64, 2_000, 4e-3, 0.025, 0.999, 1e-6, 0.0, 1.0, None),  # our own: docs/results.md
 }
 
@@ -59,6 +61,15 @@ def test_lamb_decays_by_the_square_root_from_its_peak() -> None:
     config = composed("lamb_phase1")
     after = [learning_rate(step, config.steps, config.optim, config.schedule) for step in (2001, 4519)]
     assert after == pytest.approx([6e-3, 6e-3 * math.sqrt(0.5)], rel=1e-3)  # the end of warm-up, and half of the rest
+
+
+def test_babylm_saves_at_the_words_of_its_rules() -> None:
+    """In millions of words seen, of the 100 that ten epochs are; and no retention takes one away."""
+    config = composed("babylm", "steps=10_000")
+    assert sorted(config.kept_steps) == [100 * million for million in (*range(1, 11), *range(20, 101, 10))]
+    assert retention_of(config).removes(range(100, 10_001, 50)) == [
+        step for step in range(100, 9_900, 50) if step not in config.kept_steps
+    ]
 
 
 def test_phase_two_asks_for_phase_one() -> None:

@@ -113,6 +113,16 @@ def test_one_process_equals_plain_pytorch(one_rank: Result, plain: Plain) -> Non
     assert one_rank.series("train/grad_norm") == pytest.approx(plain.norms, rel=1e-5)
 
 
+def test_z_loss_is_in_the_gradient_and_not_in_what_is_logged(trainer: Trainer, corpus: Path, plain: Plain) -> None:
+    overrides = ("loss.z_loss_weight=0.03", "optim.clip=0")
+    result = trainer.run(f"data.path={corpus}", "zero=2", "stop_at=3", *overrides, ranks=2)
+    assert result.codes == (75, 75), result.stderrs
+    expected = Plain(corpus, *overrides).train(3)
+    assert result.series("train/grad_norm") == pytest.approx(expected.norms, rel=1e-4)
+    assert result.series("train/loss")[0] == pytest.approx(plain.losses[0], abs=1e-5)
+    assert expected.losses[0] > plain.losses[0] + 0.1  # 0.03 times the square of ln 61 = 4.1
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_losses_equal_those_of_one_process(two_ranks: Callable[[int], Result], one_rank: Result, stage: int) -> None:
     result = two_ranks(stage)

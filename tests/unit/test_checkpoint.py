@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from cloze.errors import DiskError, UserError
 from pretrain import checkpoint
-from pretrain.checkpoint import Fragment, LossScale, Snapshot, TrainingState, Writer, WriterOptions
+from pretrain.checkpoint import Fragment, LossScale, Retention, Snapshot, TrainingState, Writer, WriterOptions
 from pretrain.checkpoint import format as checkpoint_format
 from pretrain.checkpoint import writer as checkpoint_writer
 from pretrain.checkpoint.__main__ import main
@@ -439,19 +439,26 @@ def test_an_operation_that_fails(tmp_path: Path, error: Exception) -> None:
     st.integers(1, 5),
     st.sampled_from([0, 1, 5, 10]),
     st.integers(0, 2),
+    st.frozensets(st.integers(1, 60), max_size=30),
 )
 def test_retention_equals_the_rule(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[int], keep_last: int, keep_every: int, later: int
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[int],
+    keep_last: int,
+    keep_every: int,
+    later: int,
+    kept: frozenset[int],
 ) -> None:
-    """The last k up to the one just written, and the multiples. Later ones are damaged: they are no reason to go."""
+    """The last k up to the one just written, the multiples and those named. Later ones are damaged: no reason to go."""
     folder = tmp_path_factory.mktemp("retain")
     for step in steps:
         checkpoint.path_of(folder, step).mkdir()
     ordered = sorted(steps)
     newest = ordered[max(0, len(ordered) - 1 - later)]
-    removed = checkpoint.retain(folder, newest=newest, keep_last=keep_last, keep_every=keep_every)
+    rules = Retention(keep_last=keep_last, keep_every=keep_every, keep_steps=kept)
+    removed = checkpoint.retain(folder, newest, rules)
     upto = [step for step in ordered if step <= newest]
-    expected = {step for step in upto[:-keep_last] if not (keep_every and step % keep_every == 0)}
+    expected = {step for step in upto[:-keep_last] if step not in kept and not (keep_every and step % keep_every == 0)}
     assert {path.name for path in removed} == {f"step-{step:08d}" for step in expected}
     left = {path.name for path in folder.iterdir()}
     assert left == {f"step-{step:08d}" for step in steps if step not in expected}
@@ -468,7 +475,7 @@ def test_a_half_removed_checkpoint_does_not_look_whole(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(OSError, match="Input/output"):
-        checkpoint.retain(tmp_path, newest=2, keep_last=1, keep_every=0)
+        checkpoint.retain(tmp_path, 2, Retention(keep_last=1))
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002"]
     monkeypatch.undo()
     checkpoint.clear_unfinished(tmp_path)
@@ -516,7 +523,7 @@ def test_shares_that_do_not_cover_all_are_refused() -> None:
 
 
 def writer(folder: Path, told: list[str], rank: int = 0, num_writers: int = 1, **changes: Any) -> Writer:
-    options = {"keep_last": 9, "keep_every": 0, "patience_seconds": 20.0} | changes
+    options = {"retention": Retention(keep_last=9), "patience_seconds": 20.0} | changes
     return Writer(folder, WriterOptions(rank=rank, num_writers=num_writers, **options), told.append)
 
 
@@ -530,7 +537,7 @@ def submit(to: Writer, step: int, share: Callable[[int], bool] = lambda number: 
 
 def test_one_writer(tmp_path: Path) -> None:
     told: list[str] = []
-    one = writer(tmp_path, told, keep_last=2)
+    one = writer(tmp_path, told, retention=Retention(keep_last=2))
     for step in (1, 2, 3):
         submit(one, step)
     one.close()
@@ -607,7 +614,7 @@ def test_a_full_disk_costs_a_warning_and_the_run_goes_on(
     told: list[str] = []
     checkpoint.write(tmp_path, make_snapshot(1))
     disk = Disk(monkeypatch, error)
-    one = writer(tmp_path, told, keep_last=1)
+    one = writer(tmp_path, told, retention=Retention(keep_last=1))
     submit(one, 2)
     submit(one, 3)  # waits for the one before
     assert "step-00000002: not saved" in told[0]
@@ -625,7 +632,7 @@ def test_a_full_disk_costs_a_warning_and_the_run_goes_on(
 def test_a_full_disk_at_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     checkpoint.write(tmp_path, make_snapshot(1))
     Disk(monkeypatch, error)
-    one = writer(tmp_path, [], keep_last=1)
+    one = writer(tmp_path, [], retention=Retention(keep_last=1))
     submit(one, 2)
     with pytest.raises(DiskError, match="step-00000002: not saved"):
         one.close()

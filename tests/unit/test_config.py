@@ -126,7 +126,7 @@ BAD: list[tuple[str, Any]] = [
     ),
     *(("schedule__power", value) for value in (0, -1, INF, NAN)),
     ("schedule__kind", "triangle"),
-    *((f"loss__{key}", value) for key in ("mlm_weight", "nsp_weight") for value in (-1.0, NAN, INF)),
+    *((f"loss__{key}", value) for key in ("mlm_weight", "nsp_weight", "z_loss_weight") for value in (-1.0, NAN, INF)),
     *(("global_batch_size", value) for value in (8.5, [[0, 8], [1, 16.5]], [[0, 0], [1, 8]], "many")),
     *(
         (f"data__{key}", value)
@@ -146,6 +146,7 @@ BAD: list[tuple[str, Any]] = [
     ("eval__max_samples", -1),
     *((f"checkpoint__{key}", -1) for key in ("every", "keep_last", "keep_every")),
     ("checkpoint__keep_last", 0),
+    *(("checkpoint__at", [value]) for value in (0.0, -0.5, 1.01, NAN)),
     ("watchdog__seconds", -1),
     ("wandb__mode", "loud"),
     ("wandb__tags", "one"),

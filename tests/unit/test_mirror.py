@@ -9,7 +9,7 @@ import pytest
 
 from cloze.errors import UserError
 from pretrain import checkpoint
-from pretrain.checkpoint import Writer, WriterOptions
+from pretrain.checkpoint import Retention, Writer, WriterOptions
 from pretrain.checkpoint.format import MANIFEST
 from pretrain.checkpoint.mirror import Mirror
 from tests.unit.test_checkpoint import make_snapshot, same
@@ -28,7 +28,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def mirror(url: str, keep_last: int = 2, keep_every: int = 0) -> Mirror:
-    return Mirror(url, keep_last=keep_last, keep_every=keep_every)
+    return Mirror(url, Retention(keep_last=keep_last, keep_every=keep_every))
 
 
 def names(url: str) -> list[str]:
@@ -129,7 +129,7 @@ def test_training_never_waits_for_an_upload(tmp_path: Path) -> None:
 
     writer = Writer(
         tmp_path,
-        WriterOptions(rank=0, num_writers=1, keep_last=9, keep_every=0, patience_seconds=9),
+        WriterOptions(rank=0, num_writers=1, retention=Retention(keep_last=9), patience_seconds=9),
         said.append,
         upload=upload,
     )

@@ -94,7 +94,7 @@ def losses_of(model: PackedBert, batch: MicroBatch) -> Tensor:
         model(batch),
         batch.mlm_labels_M,
         batch.nsp_labels_N,
-        weights=LossConfig(mlm_weight=1.0, nsp_weight=1.0),
+        weights=LossConfig(mlm_weight=1.0, nsp_weight=1.0, z_loss_weight=0.0),
         masked=len(batch.mlm_labels_M),
         pairs=len(batch.nsp_labels_N) if model.has_pairs else 0,
     ).loss
@@ -249,7 +249,7 @@ def test_bounded_batches_give_the_same_loss_and_gradients() -> None:
             logits,
             given.mlm_labels_M,
             given.nsp_labels_N,
-            weights=LossConfig(mlm_weight=1.0, nsp_weight=1.0),
+            weights=LossConfig(mlm_weight=1.0, nsp_weight=1.0, z_loss_weight=0.0),
             masked=given.num_masked,
             pairs=len(given.nsp_labels_N),
         )
@@ -360,7 +360,7 @@ def test_weights_of_another_model_are_refused_in_one_line() -> None:
 # Loss
 
 
-WEIGHTS = LossConfig(mlm_weight=0.7, nsp_weight=1.3)
+WEIGHTS = LossConfig(mlm_weight=0.7, nsp_weight=1.3, z_loss_weight=0.0)
 
 
 def random_logits(masked: int, pairs: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -407,8 +407,9 @@ def test_a_batch_without_masks_has_a_finite_loss() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("chunk", [1, 3 * VOCAB, 10**6])
+@pytest.mark.parametrize("z_weight", [0.0, 0.03])
 def test_cross_entropy_and_its_gradient_equal_torchs(
-    chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    chunk: int, z_weight: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the number of rows at a time; with labels that do not count, and a loss scale as fp16 has it."""
     monkeypatch.setitem(loss.CHUNK_ELEMENTS, "cpu", chunk)
@@ -416,8 +417,10 @@ def test_cross_entropy_and_its_gradient_equal_torchs(
     labels[[2, 12]] = -100
     ours = (mlm * 4).to(dtype).detach().requires_grad_()
     theirs = ours.detach().float().requires_grad_()
-    found, correct = loss._masked_cross_entropy(ours.clone(), labels)  # which it overwrites
+    found, entropy, correct = loss._masked_cross_entropy(ours.clone(), labels, z_weight)  # which it overwrites
     expected = torch.nn.functional.cross_entropy(theirs, labels, reduction="sum")
+    torch.testing.assert_close(entropy, expected.detach())
+    expected = expected + z_weight * theirs.logsumexp(1)[labels != -100].square().sum()
     torch.testing.assert_close(found, expected)
     assert correct == (theirs.argmax(1) == labels).sum()
     (found * 4099.0).backward()
@@ -431,7 +434,7 @@ def test_cross_entropy_and_its_gradient_equal_torchs(
 def test_of_several_best_words_the_first_counts() -> None:
     logits = torch.tensor([[1.0, 3, 3], [1, 3, 3], [3, 3, 3], [2, 1, 0]])
     labels = torch.tensor([1, 2, 0, 1])
-    _, correct = loss._masked_cross_entropy(logits, labels)
+    _, _, correct = loss._masked_cross_entropy(logits, labels, 0.0)
     assert correct == (logits.argmax(1) == labels).sum() == 2
 
 

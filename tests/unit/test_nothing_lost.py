@@ -334,7 +334,7 @@ def test_retention_leaves_what_is_not_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step-00000001" / "evaluation.json").write_text("x")
     (tmp_path / "step-mine").mkdir()
     (tmp_path / "step-mine" / "a").write_text("x")
-    checkpoint.retain(tmp_path, newest=3, keep_last=1, keep_every=0)
+    checkpoint.retain(tmp_path, 3, checkpoint.Retention(keep_last=1))
     kept = [name for name in files_of(tmp_path) if not name.startswith("step-00000003/")]
     assert kept == ["LATEST", "left-writing-step-00000001/evaluation.json", "step-mine/a"]
 
@@ -364,11 +364,11 @@ def test_the_mirror_removes_its_own_files_only(tmp_path: Path) -> None:
     store = tmp_path / "store"
     for step in (1, 2, 3):
         path = checkpoint.write(tmp_path / "run", make_snapshot(step))
-        Mirror(str(store), keep_last=9, keep_every=0).push(path)
+        Mirror(str(store), checkpoint.Retention(keep_last=9)).push(path)
     (store / "step-00000001" / "notes.txt").write_text("x")
     (store / "books").mkdir()
     (store / "books" / "a").write_text("x")
-    mirror = Mirror(str(store), keep_last=1, keep_every=0)
+    mirror = Mirror(str(store), checkpoint.Retention(keep_last=1))
     mirror.push(checkpoint.write(tmp_path / "run", make_snapshot(4)))
     names = [name for name in files_of(store) if not name.startswith("step-00000004/")]
     assert names == ["books/a", "step-00000001/notes.txt"]
