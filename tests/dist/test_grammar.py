@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import grammar
+from pretrain.telemetry.report import read_run, run_facts
 from tests.support import Trainer
 
 PAIRS = [("abc a", "ba c"), ("cab", "bac"), ("a b", "a b c"), ("f gh", "gh f"), ("x", "y"), ("mno p q", "p q mno")]
@@ -37,7 +38,9 @@ def test_one_rank_two_sharded_ones_and_a_stream_give_the_same(
         assert len(result.series("eval/mlm_loss")) == 1
         assert "grammar_gain " in result.stderr
         assert "grammar/order" not in result.stderr
-    assert grammar.main([f"model={one.run}", f"data=[{data}]", f"corpus={corpus}", f"out={tmp_path}/o.json"]) == 0
+    shown = run_facts(read_run(one.run, "one"))
+    assert shown["grammar, minimal pairs"].endswith(f"{one.series('eval/grammar_accuracy')[-1]:.1%}")
+    assert grammar.main([f"model={one.run}", f"data=[{data}]", f"out={tmp_path}/o.json"]) == 0
     found = json.loads((tmp_path / "o.json").read_text())["minimal_pairs"]
     assert found["groups"]["all"]["within_word_l2r"]["value"] == one.series("eval/grammar_accuracy")[-1]
     assert found["groups"]["all"]["frequencies"]["value"] == one.series("eval/grammar_frequencies_accuracy")[-1]
