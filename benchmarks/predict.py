@@ -97,7 +97,7 @@ def beside_pipeline(folder: Path, texts: list[str], rounds: int) -> dict[str, An
         return [json.loads(line)["prediction"] for line in out.read_text().splitlines()]
 
     def of_pipeline(size: int) -> list[str]:
-        found = theirs(iter(texts), truncation=True, max_length=512, batch_size=size)
+        found = theirs(texts, truncation=True, max_length=512, batch_size=size)
         return [one["label"] for one in found]
 
     ways: dict[str, Callable[[], list[str]]] = {"predict": ours}

@@ -491,7 +491,7 @@ def test_vectors_of_sentence_transformers(pretrained: Path, tmp_path: Path) -> N
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{how}": True, "word": 2}))
         assert pooling(tmp_path)(states).tolist() == pytest.approx(expected)
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(UserError, match="pools by pooling_mode_max_tokens; load it with sentence-transformers"):
+    with pytest.raises(UserError, match="its pooling is max_tokens; mean or cls is needed"):
         pooling(tmp_path)
 
 
