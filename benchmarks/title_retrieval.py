@@ -1,8 +1,9 @@
 """Data for finding articles by their titles: `python benchmarks/title_retrieval.py wiki.jsonl.zst OUT`.
 
 Of a file of JSON lines with `title` and `text`, every fourth article is for testing: OUT/titles has BEIR's layout, the
-titles are the queries. The others are OUT/train.jsonl, pairs of a title and the beginning of its article, and
-OUT/pretrain.jsonl, their whole texts. What was measured with them stands in docs/results.md.
+titles are the queries, the beginnings of the articles the documents. The others are OUT/train.jsonl and dev.jsonl,
+pairs of a title and the beginning of its article, and OUT/pretrain.jsonl, their whole texts. Measured in
+docs/results.md.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import fsspec
 
-_BEGINNING = 1000  # characters of an article that a pair has: about 200 words, more than the model reads
+_BEGINNING = 1000  # characters of an article that are looked at: about 160 words
 
 
 def articles(path: str) -> Iterator[dict[str, str]]:
@@ -36,7 +37,7 @@ def write(path: str, out: Path, num_test: int, num_pretrain: int) -> None:
             pairs.append(json.dumps({"anchor": title, "positive": text[:_BEGINNING]}, ensure_ascii=False))
             texts.append(json.dumps({"text": text}, ensure_ascii=False))
         elif len(corpus) < num_test:
-            corpus.append(json.dumps({"_id": f"d{number}", "text": text}, ensure_ascii=False))
+            corpus.append(json.dumps({"_id": f"d{number}", "text": text[:_BEGINNING]}, ensure_ascii=False))
             queries.append(json.dumps({"_id": f"q{number}", "text": title}, ensure_ascii=False))
             judgements.append(f"q{number}\td{number}\t1")
     for name, lines in {

@@ -5,7 +5,7 @@ model may be what `task=embedding` wrote, a directory of sentence-transformers o
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,18 +19,19 @@ from finetune.config import EmbeddingsConfig
 from finetune.data import Dataset
 from finetune.families.embedding import JUDGED, judged
 from finetune.readers import suffix, table_rows
-from finetune.retrieval import RetrievalSet, read_beir, score, search, search_bm25
+from finetune.retrieval import RetrievalSet, Search, read_beir, score, search_bm25
 from pretrain.evaluate import confidence
 from pretrain.evaluate.confidence import Interval
 from pretrain.export.card import table
 
 if TYPE_CHECKING:  # torch takes seconds, and --help none of them
+    from pretrain.evaluate.frozen_config import Pooling
     from pretrain.evaluate.states import Encoder
 
 Floats = npt.NDArray[np.float32]
-Vectors = Callable[["Encoder", Sequence[str], str], Floats]
 
 _MAX_BAD_FRACTION = 0.01  # of the rows of an STS file
+_BLOCK = 8192  # documents whose tokens and vectors are in memory at once
 
 
 class Row(NamedTuple):
@@ -44,29 +45,38 @@ def run(config: EmbeddingsConfig) -> int:
     """Print the tables."""
     try:
         from finetune.embedder import load_embedder
-        from pretrain.evaluate.states import encode, random_encoder, text_vectors
+        from pretrain.evaluate.states import random_encoder
     except ModuleNotFoundError as error:
         raise UserError(f"finetune.embeddings needs {error.name}: pip install 'cloze[finetune]'") from None
     pairs = {path: read_judged(path) for path in config.sts or ()}  # first: a fault of a file shows at once
     sets = [read_beir(Path(folder)) for folder in config.retrieval or ()]
     encoder, pooling = load_embedder(Path(config.model), config.max_len, config.pooling)
     random = [random_encoder(encoder, config.seed + number) for number in range(config.random_seeds)]
-
-    def vectors(one: "Encoder", texts: Sequence[str], name: str) -> Floats:
-        found = text_vectors(one, encode(one, texts, name if one is encoder else ""), pooling)
-        if one is encoder:
-            _check(found, name)
-        return found
-
-    models = [encoder, *random]
+    models = _Models((encoder, *random), pooling)
     for path, (texts, scores) in pairs.items():
         name = f"{Path(path).name}, {len(texts):,} pairs"
-        print(_table(name, ["Spearman"], _similarity(texts, scores, models, vectors, config.seed)))
+        print(_table(name, ["Spearman"], _similarity(texts, scores, models, config.seed)))
     for data in sets:
         name = f"{data.name}, {len(data.documents):,} documents, {len(data.queries):,} queries"
         names = ["ndcg@10", "recall@1", "recall@10", "recall@100"]
-        print(_table(name, names, _retrieval(data, models, vectors, config)))
+        print(_table(name, names, _retrieval(data, models, config)))
     return ExitCode.OK
+
+
+class _Models(NamedTuple):
+    """The one that is looked at, then random weights; all have its tokenizer."""
+
+    encoders: "Sequence[Encoder]"
+    pooling: "Pooling"
+
+    def vectors(self, texts: Sequence[str], name: str) -> list[Floats]:
+        """Of each model, [N, H]; the texts are cut into tokens once."""
+        from pretrain.evaluate.states import encode, text_vectors
+
+        encoded = encode(self.encoders[0], texts, name)
+        found = [text_vectors(encoder, encoded, self.pooling) for encoder in self.encoders]
+        _check(found[0], name)
+        return found
 
 
 def _check(vectors_NH: Floats, name: str) -> None:
@@ -90,37 +100,31 @@ def read_judged(path: str) -> tuple[list[tuple[str, ...]], list[float]]:
     return judged(Dataset(name=name, rows=rows, max_bad_fraction=_MAX_BAD_FRACTION))
 
 
-def _similarity(
-    pairs: Sequence[tuple[str, ...]], scores: Sequence[float], models: "Sequence[Encoder]", vectors: Vectors, seed: int
-) -> list[Row]:
+def _similarity(pairs: Sequence[tuple[str, ...]], scores: Sequence[float], models: _Models, seed: int) -> list[Row]:
     judged_N = np.asarray(scores, np.float64)
     drawn_BxN = confidence.draw_examples(len(pairs), seed)
-    found = []
-    for one in models:
-        first_NH, second_NH = (vectors(one, [pair[side] for pair in pairs], "sts") for side in (0, 1))
+    found: list[list[npt.NDArray[np.float64]]] = []
+    sides = [models.vectors([pair[side] for pair in pairs], "sts") for side in (0, 1)]
+    for first_NH, second_NH in zip(*sides, strict=True):
         cosines_N = (first_NH * second_NH).sum(1).astype(np.float64)
-        drawn = drawn_BxN if one is models[0] else drawn_BxN[:1]
+        drawn = drawn_BxN if not found else drawn_BxN[:1]
         found.append([100 * confidence.spearman(judged_N, cosines_N, drawn)])
     return _rows(found)
 
 
-def _retrieval(
-    data: RetrievalSet, models: "Sequence[Encoder]", vectors: Vectors, config: EmbeddingsConfig
-) -> list[Row]:
+def _retrieval(data: RetrievalSet, models: _Models, config: EmbeddingsConfig) -> list[Row]:
     drawn_BxQ = confidence.draw_examples(len(data.queries), config.seed)
-    found = []
-    for one in models:
-        queries_QH = vectors(one, data.queries, f"{data.name}: queries")
-
-        def documents(start: int, stop: int, one: "Encoder" = one) -> Floats:
-            return vectors(one, data.documents[start:stop], f"{data.name}: documents")
-
-        by_query = score(data, search(queries_QH, len(data.documents), documents))
-        found.append([100 * values_Q[drawn_BxQ].mean(1) for values_Q in by_query.values()])
-    rows = _rows(found)
+    searches = [Search(queries_QH) for queries_QH in models.vectors(data.queries, f"{data.name}: queries")]
+    for start in range(0, len(data.documents), _BLOCK):
+        name = f"{data.name}: documents from {start:,}"
+        block = models.vectors(data.documents[start : start + _BLOCK], name)
+        for search, documents_BH in zip(searches, block, strict=True):
+            search.add(documents_BH)
+    by_query = [score(data, search.places_QK) for search in searches]
+    rows = _rows([[100 * values_Q[drawn_BxQ].mean(1) for values_Q in one.values()] for one in by_query])
     if config.bm25:
-        by_query = score(data, search_bm25(data))
-        rows.append(Row("BM25", [confidence.interval(100 * q[drawn_BxQ].mean(1)) for q in by_query.values()]))
+        found = score(data, search_bm25(data))
+        rows.append(Row("BM25", [confidence.interval(100 * q[drawn_BxQ].mean(1)) for q in found.values()]))
     return rows
 
 

@@ -5,7 +5,7 @@ Shapes: Q queries, D documents, H width, K results of a query.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from cloze.errors import UserError, first_line
 Floats = npt.NDArray[np.float32]
 
 TOP = 100  # results of a query that are looked at
-_BLOCK = 8192  # documents whose vectors are in memory at once
 # Words, and ideographs and kana one by one: they are written without spaces.
 _TERM = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+?(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\b|_)"
@@ -110,24 +109,24 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); a UTF-8 text is needed") from None
 
 
-def search(
-    queries_QH: Floats, num_documents: int, vectors: Callable[[int, int], Floats], top: int = TOP
-) -> npt.NDArray[np.int64]:
-    """The documents of highest inner product, best first: i64 [Q, K].
+class Search:
+    """The documents of highest inner product for each query; documents come block by block, so that any number fits."""
 
-    `vectors(start, stop)` are those of some documents; a block at a time, so that a corpus of any size fits.
-    """
-    scores_QK = np.empty((len(queries_QH), 0), np.float32)
-    places_QK = np.empty((len(queries_QH), 0), np.int64)
-    for start in range(0, num_documents, _BLOCK):
-        block_BH = vectors(start, min(start + _BLOCK, num_documents))
-        scores_QK = np.concatenate([scores_QK, queries_QH @ block_BH.T], axis=1)
-        new_B = np.arange(start, start + len(block_BH), dtype=np.int64)
-        places_QK = np.concatenate([places_QK, np.broadcast_to(new_B, (len(queries_QH), len(new_B)))], axis=1)
-        order_QK = np.argsort(-scores_QK, axis=1, kind="stable")[:, :top]
-        scores_QK = np.take_along_axis(scores_QK, order_QK, axis=1)
-        places_QK = np.take_along_axis(places_QK, order_QK, axis=1)
-    return places_QK
+    def __init__(self, queries_QH: Floats, top: int = TOP) -> None:
+        self._queries_QH, self._top, self._num_documents = queries_QH, top, 0
+        self._scores_QK = np.empty((len(queries_QH), 0), np.float32)
+        self.places_QK = np.empty((len(queries_QH), 0), np.int64)  # of those that came so far the best, in order
+
+    def add(self, documents_BH: Floats) -> None:
+        """Vectors of the next documents."""
+        first, num_queries = self._num_documents, len(self._queries_QH)
+        self._num_documents += len(documents_BH)
+        new_QB = np.broadcast_to(np.arange(first, self._num_documents), (num_queries, len(documents_BH)))
+        scores_QK = np.concatenate([self._scores_QK, self._queries_QH @ documents_BH.T], axis=1)
+        places_QK = np.concatenate([self.places_QK, new_QB], axis=1)
+        order_QK = np.argsort(-scores_QK, axis=1, kind="stable")[:, : self._top]
+        self._scores_QK = np.take_along_axis(scores_QK, order_QK, axis=1)
+        self.places_QK = np.take_along_axis(places_QK, order_QK, axis=1)
 
 
 def search_bm25(data: RetrievalSet, top: int = TOP) -> npt.NDArray[np.int64]:

@@ -131,14 +131,15 @@ def test_ndcg_is_that_of_scikit_learn(judged: list[float], rng: object, cut: int
     assert retrieval.recall(shown, [len(right)], cut)[0] == pytest.approx(wanted)
 
 
-def test_search_is_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "_BLOCK", 7)
+def test_search_is_a_sort() -> None:
     rng = np.random.default_rng(0)
     queries, documents = rng.normal(size=(4, 5)).astype(np.float32), rng.normal(size=(30, 5)).astype(np.float32)
     wanted = np.argsort(-(queries @ documents.T), axis=1, kind="stable")
     for top in (3, 30, 50):
-        found = retrieval.search(queries, 30, lambda start, stop: documents[start:stop], top)
-        assert np.array_equal(found, wanted[:, :top])
+        search = retrieval.Search(queries, top)
+        for start in range(0, 30, 7):
+            search.add(documents[start : start + 7])
+        assert np.array_equal(search.places_QK, wanted[:, :top])
 
 
 def test_a_text_finds_its_own_among_all_positives() -> None:
