@@ -40,7 +40,7 @@ def expected(text_bytes: int, files: int) -> Row:
     task_bytes = max(min(2**26, max(2**20, text_bytes // 128)), text_bytes // 4096)
     buckets = min(2048, -(-text_bytes // 2**24))
     tokens, segments = text_bytes / BYTES_A_TOKEN, -(-task_bytes // int(4e6 * BYTES_A_TOKEN))
-    tasks = max(1, -(-text_bytes // task_bytes))
+    tasks = max(1, -(-text_bytes // task_bytes))  # half as many where pieces of one file fill them exactly
     borders = tasks * segments * (buckets + max(1, round(buckets / 100)) + 1) * 3 * 8
     return {
         "map_tasks": tasks,
