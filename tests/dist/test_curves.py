@@ -98,7 +98,7 @@ def test_a_look_at_each_layer(trainer: Trainer, corpus: Path) -> None:
     assert set(watched.codes) == {0}, watched.stderrs
     assert bitwise(plain, watched)
     (row,) = [line for line in watched.metrics if "layers/0/grad_norm" in line]
-    norms = [value for key, value in row.items() if key.endswith("/grad_norm")]
+    norms = [value for key, value in row.items() if key.startswith("layers/") and key.endswith("/grad_norm")]
     whole = next(line["train/grad_norm"] for line in watched.metrics if line["step"] == 2 and "train/loss" in line)
     assert row["step"] == 2
     assert len(norms) == 4  # embeddings, two layers, heads
