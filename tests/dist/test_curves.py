@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain import checkpoint
 from tests.dist.test_resume import bitwise, timeless
 from tests.support import Trainer
 
@@ -81,7 +82,7 @@ def test_a_run_begun_with_batch_ramp_goes_on(trainer: Trainer, corpus: Path, tmp
     overrides = (f"data.path={corpus}", "batch_ramp.start=4", "batch_ramp.fraction=0.5", f"runs_root={tmp_path}")
     stopped = trainer.run(*overrides, "stop_at=2")
     assert stopped.code == 75, stopped.stderr
-    (folder,) = (stopped.run / "checkpoints").iterdir()
+    folder = checkpoint.path_of(stopped.run / "checkpoints", 2)
     assert json.loads((folder / "state.json").read_text())["identity"]["batch_ramp"] == "from 4 in 0.5 of the run"
     refused = trainer.run(f"data.path={corpus}", f"runs_root={tmp_path}", "global_batch_size=[[0,4],[0.5,16]]")
     assert refused.code == 64
