@@ -104,7 +104,7 @@ def delimiter(header: str) -> str:
 
 
 def _csv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(max(len(text), 1))  # the module's own is 131,072 characters
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # the module's own is 131,072 characters
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(text.partition("\n")[0]))
     try:
         yield from ((reader.line_num, cells) for cells in reader if cells)

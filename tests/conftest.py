@@ -11,12 +11,19 @@ from typing import Any
 import fsspec
 import pytest
 
+from cloze.log import set_verbosity
 from tests.support import Trainer, make_corpus
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as the ranks have it: two threads add up in another order
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job: what we start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def speech() -> None:
+    """Each test hears what it would hear alone, whatever `--quiet` the one before was given."""
+    set_verbosity()
 
 
 @pytest.fixture(scope="session")

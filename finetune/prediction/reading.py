@@ -160,7 +160,7 @@ def _tsv_cells(found: Iterator[str], first: str) -> Iterator[tuple[int, list[str
 
 
 def _csv_cells(found: Iterator[str], first: str) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(MAX_CHARACTERS)  # the module's own is 131,072 characters
+    csv.field_size_limit(max(MAX_CHARACTERS, csv.field_size_limit()))  # the module's own is 131,072 characters
     reader = csv.reader((f"{line}\n" for line in found), delimiter=delimiter(first))
     try:
         yield from ((reader.line_num, cells) for cells in reader)
