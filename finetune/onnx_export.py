@@ -27,6 +27,7 @@ from torch import nn
 
 from cloze.errors import UserError
 from finetune.config import FinetuneConfig, Init, saved
+from finetune.techniques.crf import save
 from finetune.train import Prepared
 from pretrain.export.hugging_face import be_quiet, replaced_directory
 
@@ -66,7 +67,10 @@ def compress(folder: Path, out: Path, data: Mapping[str, Any]) -> dict[str, Any]
         model = _Plain(prepared.make_model().eval()).eval()
         batches = list(_batches(prepared))
         prepared.tokenizer.save_pretrained(temporary)
-        shutil.copy(folder / "config.json", temporary)
+        for name in ("config.json", "metrics.json"):  # the latter tells `finetune.predict` what the model does
+            shutil.copy(folder / name, temporary)
+        if crf := getattr(model.model, "crf", None):
+            save(crf, temporary)
         whole, small = temporary / "model.onnx", temporary / "model-int8.onnx"
         with _quietly():
             _to_onnx(model, batches[0], whole)

@@ -19,6 +19,7 @@ from finetune.tasks import Family, Layout, Task
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
+    from finetune.prediction.trained import Predictor, Trained
     from finetune.train import Prepared, Scores
 
 _UNBALANCED = 0.9  # share of one label in data.dev that is warned of
@@ -103,7 +104,8 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
 
     from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
 
-    train, dev = (examples(dataset, config) for dataset in both_sets(config))
+    sets = both_sets(config)
+    train, dev = (examples(dataset, config) for dataset in sets)
     more = examples(mismatched, config) if (mismatched := mismatched_set(config)) else []
     if (train[0].second is None) != (dev[0].second is None):
         raise UserError("data.dev: one of data.train and data.dev has pairs, the other sentences")
@@ -146,9 +148,41 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         score=score,
         num_labels=len(names) or None,
         teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer),
-        facts={"dev_examples": len(dev)}
+        facts={"dev_examples": len(dev), "columns": list(_layout(sets[0], config))}
         | ({"labels": names, "majority": majority([example.label for example in dev])} if names else {}),
     )
+
+
+def predictor(trained: "Trained", first: Row) -> "Predictor":
+    """The likeliest label and its probability, or the number."""
+    from finetune.prediction.trained import Encoded, Predictor, chosen, empty, encoded, texts
+
+    layout = chosen(trained.layouts, first)
+    is_regression = trained.task is not None and TASKS[trained.task].family is REGRESSION
+
+    def answers(outputs: Sequence[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:
+        logits_NL = np.stack(outputs).astype(np.float64)
+        if is_regression:
+            return [{"prediction": round(number, 6)} for number in logits_NL[:, 0].tolist()]
+        powers_NL = np.exp(logits_NL - logits_NL.max(-1, keepdims=True))
+        shares_NL = (powers_NL / powers_NL.sum(-1, keepdims=True)).round(6)
+        best_N = logits_NL.argmax(-1)
+        found: list[dict[str, Any]] = [
+            {"prediction": trained.labels[best], "probability": share}
+            for best, share in zip(best_N.tolist(), shares_NL.max(-1).tolist(), strict=True)
+        ]
+        if trained.with_probabilities:
+            for answer, shares_L in zip(found, shares_NL.tolist(), strict=True):
+                answer["probabilities"] = dict(zip(trained.labels, shares_L, strict=True))
+        return found
+
+    def encode(rows: Sequence[Row]) -> Encoded:
+        found = texts(rows, layout)
+        features, cut = encoded(found, trained)
+        return Encoded(features, lambda _, outputs: outputs[0], answers, cut, empty(found))
+
+    more = ("probability", "probabilities")[: 0 if is_regression else 1 + trained.with_probabilities]
+    return Predictor(auto_class="AutoModelForSequenceClassification", adds=("prediction", *more), encode=encode)
 
 
 def scores(labels_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64], num_labels: int) -> "Scores":
@@ -184,8 +218,8 @@ def _encoded(dataset: Sequence[Example], labels: Sequence[float], tokenizer: Any
     return [{**{key: values[i] for key, values in encoded.items()}, "labels": label} for i, label in enumerate(labels)]
 
 
-CLASSIFICATION = Family(prepare=prepare, options=frozenset({"loss", "data.mismatched"}))
-REGRESSION = Family(prepare=prepare)
+CLASSIFICATION = Family(prepare=prepare, predictor=predictor, options=frozenset({"loss", "data.mismatched"}))
+REGRESSION = Family(prepare=prepare, predictor=predictor)
 
 _glue = partial(Task, family=CLASSIFICATION, suite="glue")
 _clue = partial(Task, family=CLASSIFICATION, suite="clue")
@@ -218,17 +252,17 @@ TASKS: Mapping[str, Task] = {
         layouts=(("question1", "question2", "label"), ("question1", "question2", "is_duplicate")),
     ),
     "mnli": _glue(
-        score="accuracy", labels=(_ENTAILED, "neutral", "contradiction"), hub=f"{_GLUE}@mnli",
+        score="accuracy", labels=(_ENTAILED, "neutral", "contradiction"), hub=f"{_GLUE}@mnli", submits_names=True,
         dev_split="validation_matched", mismatched_split="validation_mismatched", unlabelled=("-", "-1"),
         layouts=(("premise", "hypothesis", "label"), (*_PAIR[:2], "gold_label"), _PAIR),
     ),
     "qnli": _glue(
-        score="accuracy", labels=(_ENTAILED, _NOT_ENTAILED), hub=f"{_GLUE}@qnli",
+        score="accuracy", labels=(_ENTAILED, _NOT_ENTAILED), hub=f"{_GLUE}@qnli", submits_names=True,
         layouts=(("question", *_SINGLE),),
     ),
     "rte": _glue(
         score="accuracy", labels=(_ENTAILED, _NOT_ENTAILED), hub=f"{_GLUE}@rte", layouts=(_PAIR,),
-        epochs=10,
+        submits_names=True, epochs=10,
     ),
     "wnli": _glue(
         score="accuracy", labels=(_NOT_ENTAILED, _ENTAILED), hub=f"{_GLUE}@wnli", layouts=(_PAIR,)
