@@ -117,6 +117,8 @@ def _rows(config: PredictConfig, kind: str, known: "Trained") -> Iterator[Row]:
         else:
             found = reading.rows(config.in_, kind, known.layouts, task.header if task else None)
         for row in found:
+            if row.fault:
+                raise UserError(f"{row.place}: {row.fault}; mend it")
             yield row._replace(place=f"in={config.in_}: {row.place}")
     except UserError as error:
         raise UserError(f"in={config.in_}: {error}") from error

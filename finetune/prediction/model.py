@@ -27,6 +27,10 @@ _GPU_TOKENS, _CPU_TOKENS = 2**16, 2**12  # of a batch: beyond a few thousand a C
 def loaded(trained: Trained, predictor: Predictor, precision: Precision) -> tuple[Run, int]:
     """The model as a function of a batch, and how many tokens a batch of it should have."""
     be_quiet()
+    head = predictor.auto_class.removeprefix("AutoModel")
+    if trained.architectures and not any(name.endswith(head) for name in trained.architectures):
+        own = ", ".join(trained.architectures)
+        raise UserError(f"model={trained.folder}: is {own}, and task={trained.task} needs …{head}; name another model")
     if trained.onnx:
         return _onnx(trained.onnx, predictor.outputs), _CPU_TOKENS
     purpose = "predicting"

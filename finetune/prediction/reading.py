@@ -163,7 +163,7 @@ def _csv_cells(found: Iterator[str], first: str) -> Iterator[tuple[int, list[str
 
 def json_rows(texts: Iterable[str]) -> Iterator[Row]:
     """Objects one after another: on lines, side by side or in one array."""
-    more = iter(texts)
+    more = filter(None, texts)
     text, place, line, number, is_array = next(more, ""), 0, 1, 0, False
     while True:
         gap = _JSON_GAP.match(text, place)

@@ -55,6 +55,7 @@ class Trained:
 
     folder: Path
     onnx: Path | None  # None: weights of PyTorch
+    architectures: tuple[str, ...]  # of transformers; (): not told
     tokenizer: Any
     task: str | None  # None: an encoder without a task
     labels: tuple[str, ...]  # in the order of the logits
@@ -77,13 +78,14 @@ def trained(config: PredictConfig) -> Trained:
     name = config.task or (before.task if before else _task_of(described, folder))
     task = TASKS[name] if name and TASKS[name].family.predictor else None
     tokenizer = load_tokenizer(folder, split_into_words=task is not None and "head" in task.family.options)
-    positions = num_positions(folder) or min(_LONGEST, tokenizer.model_max_length)
-    max_len = config.max_len or (before.max_len if before else min(positions, tokenizer.model_max_length))
-    if max_len > positions:
+    positions = num_positions(folder)
+    max_len = config.max_len or (before.max_len if before else min(positions or _LONGEST, tokenizer.model_max_length))
+    if positions and max_len > positions:
         raise UserError(f"max_len={max_len}: model={folder} has positions for {positions} tokens; lower it")
     return Trained(
         folder=folder,
         onnx=onnx,
+        architectures=tuple(described.get("architectures") or ()),
         tokenizer=tokenizer,
         task=name if task else None,
         labels=_labels(described, task, folder),
@@ -108,7 +110,7 @@ def _located(path: Path) -> tuple[Path, Path | None]:
         return folders[0], path
     if not (path / "config.json").is_file():  # older directories of sentence-transformers have it a floor below
         path = next((file.parent for file in path.glob("0_*/config.json")), path)
-    has_weights = any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
+    has_weights = any(path.glob("model*.safetensors")) or any(path.glob("pytorch_model*.bin"))
     graphs = [file for file in (path / "model.onnx", path / "onnx" / "model.onnx") if file.is_file()]
     return path, graphs[0] if graphs and not has_weights else None
 
@@ -154,7 +156,7 @@ def _labels(described: Mapping[str, Any], task: Task | None, folder: Path) -> tu
 
 def _layouts(config: PredictConfig, own: Layout, task: Task | None) -> tuple[Layout, ...]:
     """Columns that rows may have: those asked for, or those of training and then the task's, pairs before texts."""
-    if config.columns:
+    if config.columns and not config.columns[0].isdecimal():  # a number is of CoNLL's
         if own and len(config.columns) != len(own):
             raise UserError(f"columns={config.columns}: the model was fine-tuned on {len(own)}: {', '.join(own)}")
         return (tuple(config.columns),)

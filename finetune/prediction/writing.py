@@ -150,6 +150,7 @@ class Part:
         self.notes: dict[str, list[Any]] = {}  # what is to be told of some rows: of how many, and where the first is
         with _writing(out):
             self._refuse_occupied()
+            out.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("ab")
         try:
             with _writing(out):
@@ -196,8 +197,8 @@ class Part:
     def _refuse_occupied(self) -> None:
         if self._out.exists():
             raise UserError(f"out={self._out}: is there already; name another file, or move it away")
-        if not self._out.parent.is_dir():
-            raise UserError(f"out={self._out}: there is no directory {self._out.parent}; make it")
+        if not (at := next(path for path in self._out.parents if path.exists())).is_dir():
+            raise UserError(f"out={self._out}: {at} is a file; name another file")
         require_own_file(self._mark, (_KIND,))
         if self._part.exists() and self._part.stat().st_size and not self._mark.exists():
             raise UserError(f"{self._part}: is there, and not one that Cloze wrote; name another file, or move it away")
@@ -216,7 +217,7 @@ class Part:
             before = json.loads(self._mark.read_bytes())
             then = before["made_by"]
             other = sorted(key for key in then.keys() | self._made_by.keys() if then.get(key) != self._made_by.get(key))
-            if other and before["rows"]:
+            if other and self._part.stat().st_size:
                 raise UserError(
                     f"{self._part}: was begun with another {', '.join(other)}; remove it and its .json, or name "
                     "another file"
