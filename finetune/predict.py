@@ -17,7 +17,6 @@ from cloze.errors import ExitCode, UserError
 from cloze.log import log
 from cloze.storage import is_remote, stamp
 from finetune.config import PredictConfig
-from finetune.families import TASKS
 from finetune.prediction import reading, writing
 from finetune.readers import Row
 
@@ -42,10 +41,10 @@ def predict(config: PredictConfig) -> int:
         raise UserError(f"out={config.out}: must be on this machine; copy the finished file from there")
     with writing.Part(Path(config.out), _made_by(config)) as part:
         try:
-            _fill(part, config, *formats)
+            tail = _fill(part, config, *formats)
         except ModuleNotFoundError as error:
             raise UserError(f"model={config.model}: needs {error.name}: pip install 'cloze[finetune]'") from None
-        part.finish()
+        part.finish(tail)
     for what, (count, first) in part.notes.items():
         log.warning(f"{what}: {count} of {part.num_rows} rows, the first {first}")
     return part.num_rows
@@ -67,13 +66,13 @@ def _made_by(config: PredictConfig) -> dict[str, Any]:
     return {**keys, "model": model, "in": read}
 
 
-def _fill(part: writing.Part, config: PredictConfig, in_format: str, out_format: str) -> None:
-    """Add the rows that `part` has not."""
+def _fill(part: writing.Part, config: PredictConfig, in_format: str, out_format: str) -> str:
+    """Add the rows that `part` has not; returns what comes after the last."""
     from finetune.prediction import model, vectors  # here: they take seconds, and --help none of them
     from finetune.prediction.trained import trained
 
     known = trained(config)
-    task = TASKS[known.task] if known.task else None
+    task = known.definition
     rows = _rows(config, in_format, known)
     first = next(rows, None)
     if first is None:
@@ -100,7 +99,7 @@ def _fill(part: writing.Part, config: PredictConfig, in_format: str, out_format:
         if time.monotonic() > told + _SECONDS:
             told = time.monotonic()
             log.info(f"{part.num_rows} rows, {(part.num_rows - before) / (told - started):.0f} a second")
-    part.append(table.tail, 0)
+    return table.tail
 
 
 def _rows(config: PredictConfig, kind: str, known: "Trained") -> Iterator[Row]:
@@ -108,7 +107,7 @@ def _rows(config: PredictConfig, kind: str, known: "Trained") -> Iterator[Row]:
     from finetune.families.qa import QA, is_nested, squad_rows
     from finetune.families.tagging import conll_stream
 
-    task = TASKS[known.task] if known.task else None
+    task = known.definition
     try:
         if kind == "conll":
             found: Iterable[Row] = conll_stream(reading.lines(reading.blocks(config.in_)), known.conll_columns)

