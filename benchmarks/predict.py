@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from finetune import predict
 
@@ -59,7 +60,7 @@ def lines(rng: random.Random, words: list[str], count: int) -> Iterator[str]:
         yield f"{' '.join(own)}."
 
 
-def whole(folder: Path, num_lines: int) -> dict[str, float]:
+def whole(folder: Path, num_lines: int) -> dict[str, Any]:
     """A process of its own over the whole file, its start included."""
     command = [sys.executable, "-m", "finetune.predict", folder / "model", folder / "in.txt", folder / "out.tsv"]
     started = time.monotonic()
@@ -78,7 +79,7 @@ def whole(folder: Path, num_lines: int) -> dict[str, float]:
     }
 
 
-def beside_pipeline(folder: Path, texts: list[str], rounds: int) -> dict[str, object]:
+def beside_pipeline(folder: Path, texts: list[str], rounds: int) -> dict[str, Any]:
     """Lines a second of each on a sample, in turns. Ours reads and writes files, and loads its model each time."""
     from transformers import pipeline
 
@@ -117,7 +118,7 @@ def main() -> None:
         write_model(folder / "model", words)
         with (folder / "in.txt").open("w") as file:
             file.writelines(f"{line}\n" for line in lines(rng, words, options.lines))
-        result = {"whole": whole(folder, options.lines)}
+        result: dict[str, dict[str, Any]] = {"whole": whole(folder, options.lines)}
         with (folder / "in.txt").open() as file:
             texts = [next(file).rstrip("\n") for _ in range(options.sample)]
         result["beside_pipeline"] = beside_pipeline(folder, texts, options.rounds)
