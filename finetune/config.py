@@ -235,6 +235,7 @@ class PredictConfig:
     columns: list[str] | None = doc(
         "columns of the text, or of both texts; of CoNLL the number of the words', from 1; null: those of training"
     )
+    encoding: str | None = doc("of `in`: gb18030, latin-1, …; null: UTF-8, or what a byte order mark says")
     in_format: str | None = doc("how `in` is written: tsv csv jsonl text conll; null: as its name says")
     format: str | None = doc(
         "how `out` is written: tsv csv jsonl json text conll, glue (a submission) or squad (answers by id); null: as "
@@ -250,8 +251,18 @@ class PredictConfig:
         known = self.task is None or self.task in TASKS
         require(known, f"task={self.task}: no such task; there are {', '.join(TASKS)}")
         require(self.max_len is None or self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
+        require(
+            _is_encoding(self.encoding), f"encoding={self.encoding}: no such encoding; gb18030 and latin-1 are some"
+        )
         positive = self.batch_tokens is None or self.batch_tokens >= 1
         require(positive, f"batch_tokens={self.batch_tokens}: must be positive")
+
+
+def _is_encoding(name: str | None) -> bool:
+    try:
+        return name is None or "".encode(name) is not None
+    except (LookupError, ValueError):
+        return False
 
 
 def saved(body: Mapping[str, Any]) -> FinetuneConfig:

@@ -109,12 +109,15 @@ def _rows(config: PredictConfig, kind: str, known: "Trained") -> Iterator[Row]:
 
     task = known.definition
     try:
+        texts = reading.blocks(config.in_, config.encoding)
+        head = next(texts, "")
+        texts = itertools.chain([head], texts)
         if kind == "conll":
-            found: Iterable[Row] = conll_stream(reading.lines(reading.blocks(config.in_)), known.conll_columns)
-        elif kind == "jsonl" and task and task.family is QA and is_nested(next(reading.blocks(config.in_))):
-            found = squad_rows("".join(reading.blocks(config.in_)), config.in_, None)
+            found: Iterable[Row] = conll_stream(reading.lines(texts), known.conll_columns)
+        elif kind == "jsonl" and task and task.family is QA and is_nested(head):
+            found = squad_rows("".join(texts), config.in_, None)
         else:
-            found = reading.rows(config.in_, kind, known.layouts, task.header if task else None)
+            found = reading.rows(texts, kind, known.layouts, task.header if task else None)
         for row in found:
             if row.fault:
                 raise UserError(f"{row.place}: {row.fault}; mend it")

@@ -28,6 +28,10 @@ MAX_CHARACTERS = 64 * 2**20  # of a line, or of a JSON object: bounds memory
 _BLOCK_BYTES = 2**18
 _ZSTD_BYTES = 2**12  # compressed; they may become thousands of times as many
 _ZSTD_WINDOW_BYTES = 2**31  # the most that `zstd --ultra --long=31` makes
+_MARKS = {  # the longer first: UTF-16's begins UTF-32's
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
 _DECODER = json.JSONDecoder()
 _LONGEST_WORD = 16  # in characters, of what JSON has besides strings and numbers: -Infinity, \\u1234
 _JSON_GAP = re.compile(r"[\s,\ufeff]*")
@@ -48,35 +52,38 @@ def format_of(path: str, asked: str | None) -> str:
     return asked or _SUFFIXES[suffix(path)]
 
 
-def rows(path: str, kind: str, layouts: Sequence[Sequence[str]], header: Sequence[str] | None) -> Iterator[Row]:
-    """The rows of a file of this format (one of `FORMATS`, but conll, which is `tagging`'s).
+def rows(
+    texts: Iterator[str], kind: str, layouts: Sequence[Sequence[str]], header: Sequence[str] | None
+) -> Iterator[Row]:
+    """The rows of a text of this format (one of `FORMATS`, but conll, which is `tagging`'s).
 
     `layouts` and `header` as `finetune.readers` has them. Raises `UserError` with the line of the first that is none.
     """
     if kind == "jsonl":
-        return json_rows(blocks(path))
+        return json_rows(texts)
     if kind == "text":
-        return (Row(f"line {number}", {"text": line}) for number, line in enumerate(lines(blocks(path)), 1))
-    return table_rows(lines(blocks(path)), header, layouts, quoted=kind == "csv")
+        return (Row(f"line {number}", {"text": line}) for number, line in enumerate(lines(texts), 1))
+    return table_rows(lines(texts), header, layouts, quoted=kind == "csv")
 
 
-def blocks(path: str) -> Iterator[str]:
+def blocks(path: str, encoding: str | None = None) -> Iterator[str]:
     """The text of a file, decompressed, in pieces; line ends of old Macs become ours.
 
-    Raises `UserError`, with the line where it is not UTF-8.
+    Without an encoding it is what a byte order mark says, or UTF-8. Raises `UserError` with the line that is not.
     """
-    decoder, num_lines, is_first, is_mac = codecs.getincrementaldecoder("utf-8-sig")(), 1, True, False
-    for data in itertools.chain(_bytes(path), [b""]):
-        if is_first and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UserError("is UTF-16; convert it: iconv -f utf-16 -t utf-8")
+    found = _bytes(path)
+    head = next(found, b"")
+    codec = encoding or next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+    decoder, num_lines, is_first, is_mac = codecs.getincrementaldecoder(codec)(), 1, True, False
+    for data in itertools.chain([head], found, [b""]):
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            line = num_lines + error.object[: error.start].count(b"\n")
-            what = f"line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x})"
-            raise UserError(f"{what}; convert it: iconv -f ENCODING -t utf-8") from None
-        is_mac = is_mac or (is_first and "\r" in text[:-1] and "\n" not in text)
-        is_first = False
+            line = num_lines + error.object[: error.start].decode(codec, "ignore").count("\n")
+            what = f"line {line}: not {codec.upper()} (byte 0x{error.object[error.start]:02x})"
+            raise UserError(f"{what}; set encoding: gb18030, latin-1, …") from None
+        if is_first and text:
+            text, is_mac, is_first = text.removeprefix("\ufeff"), "\r" in text[:-1] and "\n" not in text, False
         num_lines += text.count("\n")
         yield text.replace("\r", "\n") if is_mac else text
 

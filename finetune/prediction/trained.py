@@ -165,7 +165,7 @@ def _layouts(config: PredictConfig, own: Layout, task: Task | None) -> tuple[Lay
         if own and len(config.columns) != len(own):
             raise UserError(f"columns={config.columns}: the model was fine-tuned on {len(own)}: {', '.join(own)}")
         return (tuple(config.columns),)
-    known = [layout[:-1] for each in ([task] if task else TASKS.values()) for layout in each.layouts]
+    known: list[Layout] = [layout[:-1] for layout in task.layouts] if task else [("sentence",)]
     if own:
         known = [own, *(layout for layout in known if len(layout) == len(own))]
     if any(len(layout) == 1 for layout in known):

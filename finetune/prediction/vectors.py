@@ -21,7 +21,7 @@ Pooling = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]  # [T, H]
 
 
 def predictor(trained: Trained, first: Row) -> Predictor:
-    layout = chosen([names for names in trained.layouts if len(names) == 1], first)
+    layout = chosen(trained.layouts, first)
     pool = pooling(trained.folder)
 
     def encode(rows: Sequence[Row]) -> Encoded:

@@ -173,6 +173,7 @@ def test_any_batches_give_what_single_texts_give(
         assert a["probabilities"] == pytest.approx(b["probabilities"], abs=3e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 100))
 def test_batches_hold_every_sample_once_and_no_more_tokens_than_allowed(lengths: list[int], tokens: int) -> None:
     found = [*running.batches(lengths, tokens)]
@@ -286,7 +287,7 @@ def opened(folder: Path, name: str, data: bytes) -> str:
     return str(folder / name)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=3), max_size=6), st.randoms())
 def test_json_in_any_layout_and_any_pieces(rows: list[dict[str, str]], rng: random.Random) -> None:
     dumped = [json.dumps(row, ensure_ascii=rng.random() < 0.5, indent=rng.choice((None, 1))) for row in rows]
@@ -308,22 +309,31 @@ def test_json_in_any_layout_and_any_pieces(rows: list[dict[str, str]], rng: rand
 )  # fmt: skip
 def test_compressed_marked_and_foreign_line_ends(name: str, pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = opened(tmp_path, name, pack('a\tb\n1\t"é\n\n2\t\n'.encode()))
-    found = [*reading.rows(path, reading.format_of(path, None), (), None)]
+    found = [*reading.rows(reading.blocks(path), reading.format_of(path, None), (), None)]
     assert found == [Row("line 2", {"a": "1", "b": '"é'}), Row("line 4", {"a": "2", "b": ""})]
+
+
+def test_encodings(tmp_path: Path) -> None:
+    text = "text\né日\n" * 3
+    for encoding, key in (("utf-16", None), ("utf-32", None), ("gb18030", "gb18030"), ("utf-16-le", "utf-16-le")):
+        path = opened(tmp_path, "x.txt", text.encode(encoding))
+        assert "".join(reading.blocks(path, key)) == text
+    path = opened(tmp_path, "x.txt", "a\nb\n".encode("utf-16-le") + b"\x00\xd8\n\x00")
+    with pytest.raises(UserError, match="line 3: not UTF-16-LE"):
+        [*reading.blocks(path, "utf-16-le")]
 
 
 def test_an_empty_line_is_a_text_where_there_is_one_column(tmp_path: Path) -> None:
     for name, data in (("x.tsv", "text\na\n\nb\n"), ("x.csv", 'text\n"a"\n\n"b"\n'), ("x.txt", "a\n\nb")):
         path = opened(tmp_path, name, data.encode())
-        found = reading.rows(path, reading.format_of(path, None), (), None)
+        found = reading.rows(reading.blocks(path), reading.format_of(path, None), (), None)
         assert [row.columns["text"] for row in found] == ["a", "", "b"]
 
 
 @pytest.mark.parametrize(
     ("name", "data", "error"),
     [
-        ("x.tsv", b"text\nok\nna\xefve\n", "line 3: not UTF-8 (byte 0xef); convert it: iconv -f ENCODING -t utf-8"),
-        ("x.tsv", "text\n".encode("utf-16"), "is UTF-16; convert it: iconv -f utf-16 -t utf-8"),
+        ("x.tsv", b"text\nok\nna\xefve\n", "line 3: not UTF-8 (byte 0xef); set encoding: gb18030, latin-1, …"),
         ("x.tsv", b"id\ttext\n1\ta\n2\n", "line 3: 1 columns where the header has 2; mend it"),
         ("x.csv", b"text,n\n\"a,\n,b\",1\nb\n", "line 4: 1 columns where the header has 2; mend it"),
         ("x.tsv", b"text\ttext\na\tb\n", "line 1: two columns are called 'text'; rename one"),
@@ -364,6 +374,7 @@ def test_what_cannot_be_read_is_one_line(
         (("out=s3://a/x.tsv",), "out=s3://a/x.tsv: must be on this machine"),
         (("max_len=65",), "has positions for 64 tokens; lower it"),
         (("task=sst2",), "has 3 labels (no, so-so, yes), the"),
+        (("encoding=foo",), "encoding=foo: no such encoding"),
         (("format=glue",), "format=glue: the model is of none of GLUE's tasks"), (("in=",), "in: empty"),
         (("out=x.conll",), "format=conll: is of words and tags"),
         (("outt=x",), "outt: no such key (did you mean out?)"),
