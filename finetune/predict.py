@@ -121,7 +121,7 @@ def _rows(config: PredictConfig, kind: str, known: "Trained") -> Iterator[Row]:
         for row in found:
             if row.fault:
                 raise UserError(f"{row.place}: {row.fault}; mend it")
-            yield row._replace(place=f"in={config.in_}: {row.place}")
+            yield Row(f"in={config.in_}: {row.place}", row.columns)
     except UserError as error:
         raise UserError(f"in={config.in_}: {error}") from error
 

@@ -100,6 +100,8 @@ def _cells(kind: str, columns: Sequence[str], adds: Sequence[str]) -> Table:
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
+    if isinstance(value, float):
+        return repr(value)
     return json.dumps(value, ensure_ascii=False)
 
 
