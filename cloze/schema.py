@@ -1,7 +1,7 @@
 """How a configuration dataclass says what a field means: `steps: int = doc("optimizer steps")`.
 
 The text is what `--help` prints. Fields have no defaults: the values stand in `conf/`, in one place. A section whose
-keys depend on a choice is a `Variant`.
+keys depend on a choice is a `Variant`. A field `in_` is the key `in`, a word that Python keeps for itself.
 """
 
 from dataclasses import dataclass, field

@@ -13,7 +13,7 @@ from typing import Any
 from cloze import cli
 from cloze.schema import CONF
 from data_prep.config import PrepConfig
-from finetune.config import FinetuneConfig, SuiteConfig
+from finetune.config import FinetuneConfig, PredictConfig, SuiteConfig
 from launch.options import HELP
 from pretrain import plan
 from pretrain.config import TrainConfig
@@ -27,6 +27,7 @@ COMMANDS = (
     ("Pretraining", "deepspeed pretrain/train.py key=value …", "train", TrainConfig, CONF),
     ("Fine-tuning", "python -m finetune key=value …", "finetune", FinetuneConfig, CONF / "finetune"),
     ("Suites of tasks", "python -m finetune.suite key=value …", "suite", SuiteConfig, CONF / "finetune"),
+    ("Labelling a file", "python -m finetune.predict key=value …", "predict", PredictConfig, CONF / "finetune"),
 )
 WITH_ARGUMENTS = (
     *("data_prep.verify", "data_prep.peek", "data_prep.report", "pretrain.checkpoint", "pretrain.report"),

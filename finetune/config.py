@@ -248,6 +248,40 @@ class SuiteConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    model: str = doc(
+        "directory that `python -m finetune` or `python -m finetune.compress` wrote, or one in Hugging Face's format; "
+        "or an .onnx file in it. An encoder without a task gives vectors"
+    )
+    in_: str = doc("file or URL to read: .tsv .csv .jsonl .json .txt (a text a line) .conll, also compressed")
+    out: str = doc("file to write, which must not be there: .tsv .csv .jsonl .json .txt (answers alone) .conll, or .gz")
+    task: str | None = doc("what the model was fine-tuned for; null: what its directory says")
+    columns: list[str] | None = doc(
+        "columns of the text, or of both texts; of CoNLL the number of the words', from 1; null: those of training"
+    )
+    encoding: str | None = doc("of `in`: gb18030, latin-1, …; null: UTF-8, or what a byte order mark says")
+    in_format: str | None = doc("how `in` is written: tsv csv jsonl text conll; null: as its name says")
+    format: str | None = doc(
+        "how `out` is written: tsv csv jsonl json text conll, glue (a submission) or squad (answers by id); null: as "
+        "its name says"
+    )
+    prefix: str | None = doc("put before the names of the new columns: prediction, probability, …")
+    probabilities: bool = doc("of classification: those of all labels, too")
+    max_len: int | None = doc("tokens per text or pair at most, the rest is cut and told; null: as in training")
+    batch_tokens: int | None = doc("tokens of a batch, with padding; null: 4,096, on a GPU 65,536")
+    precision: Precision = doc("of the matrix products: fp32, or bf16, faster on GPUs")
+
+    def __post_init__(self) -> None:
+        known = self.task is None or self.task in TASKS
+        require(known, f"task={self.task}: no such task; there are {', '.join(TASKS)}")
+        require(self.max_len is None or self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
+        known = self.encoding is None or codec_named(self.encoding) is not None
+        require(known, f"encoding={self.encoding}: no such encoding; gb18030 and latin-1 are some")
+        positive = self.batch_tokens is None or self.batch_tokens >= 1
+        require(positive, f"batch_tokens={self.batch_tokens}: must be positive")
+
+
 def defaults() -> dict[str, Any]:
     """Every key as conf/ has it, in the form of `facts`."""
     return facts(cli.compose("finetune", FinetuneConfig, ["model=any", "out=any"]))

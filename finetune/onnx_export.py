@@ -28,6 +28,7 @@ from cloze.errors import UserError
 from finetune.config import FinetuneConfig, Init, saved
 from finetune.masked_texts import MaskedTexts
 from finetune.side_by_side import Batch, Runner, batches, compared, output_names, outputs_of, runner
+from finetune.techniques.crf import save
 from pretrain.export.hugging_face import be_quiet, load_pretrained, load_tokenizer, replaced_directory
 
 TOLERANCE = 1e-4  # largest difference of two fp32 outputs
@@ -81,6 +82,8 @@ def compress(folder: Path, out: Path, data: Mapping[str, Any], max_loss: float =
         for name in ("config.json", "metrics.json"):  # the latter tells what the model does
             if (folder / name).is_file():
                 shutil.copy(folder / name, temporary)
+        if crf := getattr(subject.model, "crf", None):
+            save(crf, temporary)
         whole, small = temporary / WHOLE, temporary / SMALL
         with _quietly():
             _to_onnx(_Plain(subject.model).eval(), subject.batches[0], whole)

@@ -74,14 +74,8 @@ def table_rows(
         lines = [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         return []
-    header = [name.strip() for name in lines[0][1]]
-    known = any({*names} <= {*header} for names in layouts)
-    if not known and any(all(name.isdecimal() for name in names) for names in layouts):
-        header = [str(number) for number in range(1, len(header) + 1)]
-    elif default_header and len(header) == len(default_header) and not known:
-        header = list(default_header)
-    else:
-        lines = lines[1:]
+    header, is_there = table_header(lines[0][1], default_header, layouts)
+    lines = lines[1:] if is_there else lines
     rows = []
     for number, cells in lines:
         short = len(cells) != len(header)
@@ -90,11 +84,28 @@ def table_rows(
     return rows
 
 
+def table_header(
+    cells: Sequence[str], default: Sequence[str] | None, layouts: Sequence[Sequence[str]]
+) -> tuple[list[str], bool]:
+    """The names of a table's columns, and whether they stand in its first line, which has these `cells`."""
+    names = [name.strip() for name in cells]
+    known = any({*layout} <= {*names} for layout in layouts)
+    if not known and any(all(name.isdecimal() for name in layout) for layout in layouts):
+        return [str(number) for number in range(1, len(names) + 1)], False
+    if default and len(names) == len(default) and not known:
+        return list(default), False
+    return names, True
+
+
+def delimiter(header: str) -> str:
+    """What stands between the columns of a CSV file, as its first line shows."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max(",;\t", key=bare.count)  # of equals the comma
+
+
 def _csv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    first = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
-    delimiter = max(",;\t", key=first.count)  # of equals the comma
     csv.field_size_limit(max(len(text), 1))  # the module's own is 131,072 characters
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(text.partition("\n")[0]))
     try:
         yield from ((reader.line_num, cells) for cells in reader if cells)
     except csv.Error as error:

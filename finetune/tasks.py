@@ -8,6 +8,7 @@ from finetune.readers import Row, read_rows
 
 if TYPE_CHECKING:  # train takes seconds to import, and config needs the tasks
     from finetune.config import FinetuneConfig
+    from finetune.prediction.trained import Predictor, Trained
     from finetune.train import Prepared
 
 Layout = tuple[str, ...]  # columns: the text, perhaps a second text, the label
@@ -23,6 +24,7 @@ class Family:
     text: "Callable[[Row, FinetuneConfig], Any]" = lambda row, config: row.columns
     usage: str = ""  # for the card: code that loads the model {name} and answers about {texts}
     tag: str = "feature-extraction"  # the hub's name of such models
+    predictor: "Callable[[Trained, Row], Predictor] | None" = None  # for rows like the first; None: vectors
     options: frozenset[str] = frozenset()  # keys, not all tasks': loss head data.mismatched …
 
 
@@ -38,5 +40,6 @@ class Task:
     labels: Sequence[str] = ()  # in the order of their ids, which stand in some copies instead; (): those of data.train
     label_range: tuple[float, float] | None = None  # of a regression
     unlabelled: Sequence[str] = ()  # labels which say that annotators did not agree: such examples are left out
+    submits_names: bool = False  # whether GLUE's submission files have the labels' names, not their numbers
     suite: str | None = None  # which benchmark it belongs to
     epochs: int = 3  # in a suite: a small set needs more (Mosbach et al. 2021)

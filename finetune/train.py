@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
@@ -88,12 +87,8 @@ class Prepared:
 
 
 def load_encoder_tokenizer(config: FinetuneConfig, *, split_into_words: bool = False) -> Any:
-    """The tokenizer of `config.model`. `split_into_words`: for words of their own, as if a blank stood before each."""
-    folder = Path(config.model)
-    tokenizer = load_tokenizer(folder)
-    if split_into_words and "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer):
-        with loading(folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    """The tokenizer of `config.model`, for so long samples as `config` has; more than it is made for are warned of."""
+    tokenizer = load_tokenizer(Path(config.model), split_into_words=split_into_words)
     if config.max_len > tokenizer.model_max_length:
         seen = f"its tokenizer is made for {tokenizer.model_max_length} tokens, which is what pretraining saw"
         log.warning(f"max_len={config.max_len}: model={config.model}: {seen}; positions beyond may know little")

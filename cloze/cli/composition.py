@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cloze.cli.explanation import explain, nearest
-from cloze.cli.schemas import fields_of, groups, root
+from cloze.cli.schemas import fields_of, groups, key_of, root
 from cloze.errors import UserError
 from cloze.schema import Variant
 
@@ -97,7 +97,7 @@ def group_choices(schema: type[Any], overrides: Sequence[str]) -> list[str]:
 def fill(config: DictConfig, schema: type[C]) -> C:
     chosen = dict(chosen_kinds(schema, config))
     try:
-        merged = OmegaConf.merge(_template(schema, chosen), config)
+        merged = OmegaConf.merge(_template(schema, chosen), _by_field(config, schema))
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(explain(error, schema, chosen=chosen)) from error
@@ -106,11 +106,20 @@ def fill(config: DictConfig, schema: type[C]) -> C:
     return result
 
 
+def _by_field(config: DictConfig, schema: type[Any]) -> DictConfig:
+    """`config` under the names of the fields, where those of keys are other ones."""
+    names = {key_of(field.name): field.name for field, _ in fields_of(schema)}
+    if all(key == name for key, name in names.items()):
+        return config
+    values = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    return OmegaConf.create({names.get(key, key): value for key, value in values.items()})
+
+
 def refuse_empty(value: Any, key: str = "") -> None:
     """Raises `UserError` where a text is empty, as `init_from=$UNSET` is: to train without it is not what was meant."""
     if isinstance(value, Mapping):
         for name, item in value.items() if key != "deepspeed.extra" else ():  # DeepSpeed's own keys
-            refuse_empty(item, f"{key}.{name}" if key else str(name))
+            refuse_empty(item, f"{key}.{name}" if key else key_of(str(name)))
     elif isinstance(value, list | tuple):
         for item in value:
             refuse_empty(item, key)

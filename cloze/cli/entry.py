@@ -1,7 +1,9 @@
 """Running a command: arguments in, exit code out. A user's mistake is one line on stderr."""
 
 import argparse
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,16 +33,19 @@ _HYDRA_SETTINGS = (
 )  # fmt: skip
 
 
-def hydra_command(config_name: str, schema: type[C]) -> Callable[[Callable[[C], int]], Main]:
+def hydra_command(
+    config_name: str, schema: type[C], positional: Sequence[str] = ()
+) -> Callable[[Callable[[C], int]], Main]:
     """Make `main(config)` a `main(overrides)` that composes `conf/{config_name}.yaml` into a `schema` object.
 
     `--local_rank=N`, which the `deepspeed` launcher puts into argv, is dropped (DeepSpeed issue 5357). `--help` prints
-    the groups and keys of `schema`; `--cfg job`, `--multirun` and Hydra's other flags work as usual.
+    the groups and keys of `schema`; `--cfg job`, `--multirun` and Hydra's other flags work as usual. Words that are no
+    `key=value` stand for the keys `positional`, in their order.
     """
 
     def with_schema(main: Callable[[C], int]) -> Main:
         def run(overrides: list[str]) -> int:
-            overrides = _without_local_rank(overrides)
+            overrides = _with_keys(_without_local_rank(overrides), positional)
             if "--help" in overrides or "-h" in overrides:
                 print(help_text(config_name, schema, overrides))
                 return ExitCode.OK
@@ -168,6 +173,17 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
         elif not argument.startswith(("--local_rank=", "--local-rank=")):
             kept.append(argument)
     return kept
+
+
+def _with_keys(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
+    """Give the words that come before any `key=value` the names `positional`; what is in them, Hydra takes as it is."""
+    words = list(itertools.takewhile(lambda one: not one.startswith("-") and "=" not in one, arguments))
+    named = [f"{key}={_quoted(word)}" for key, word in zip(positional, words, strict=False)]
+    return [*named, *arguments[len(named) :]]
+
+
+def _quoted(word: str) -> str:
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), word) + "'"
 
 
 def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Callable[[C], int]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.errors import OverrideParseException
 from omegaconf.errors import MissingMandatoryValue
 
-from cloze.cli.schemas import groups, key_names
+from cloze.cli.schemas import groups, key_names, key_of
 from cloze.errors import first_line
 from cloze.schema import Variant
 
@@ -40,13 +40,13 @@ def explain(
         full = re.search(r"full_key: (\S+)", message)
         return _no_such_key(full.group(1) if full else match.group(1), names, chosen)
     if isinstance(error, MissingMandatoryValue) and (match := re.search(r"full_key: (\S+)", message)):
-        return (
-            f"{match.group(1)}: has no value; add {match.group(1)}=… to the command line (--help tells what it means)"
-        )
+        key = key_of(match.group(1))
+        return f"{key}: has no value; add {key}=… to the command line (--help tells what it means)"
     if (match := re.search(r"full_key: (\S+)", message)) and "ListConfig" in first:
         return f"{match.group(1)}: is a list; put brackets around it: {match.group(1)}=[…]"
     if match := re.search(r"full_key: (\S+)", message):
-        return f"{match.group(1)}: {first[0].lower()}{first[1:]}; correct the value (--help tells what each key means)"
+        key, why = key_of(match.group(1)), f"{first[0].lower()}{first[1:]}"
+        return f"{key}: {why}; correct the value (--help tells what each key means)"
     return f"{first}; correct the command line (--help lists groups and keys)"
 
 

@@ -25,6 +25,7 @@ def help_text(config_name: str, schema: type[Any], overrides: Sequence[str] = ()
         "prep": "python -m data_prep",
         "train": "deepspeed pretrain/train.py",
         "suite": "python -m finetune.suite",
+        "predict": "python -m finetune.predict",
     }
     command = commands.get(config_name, f"python -m {config_name}")
     lines = [f"{command} [key=value ...]"]

@@ -36,6 +36,11 @@ def fields_of(schema: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Any]]
         yield field, hints[field.name]
 
 
+def key_of(field_name: str) -> str:
+    """`in` of `in_`."""
+    return field_name.removesuffix("_")
+
+
 def key_names(
     schema: type[Any], chosen: Iterable[tuple[str, type[Variant]]] | None = None, prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
@@ -45,7 +50,7 @@ def key_names(
     """
     kinds = dict(chosen or ())
     for field, hint in fields_of(schema):
-        section = f"{prefix}{field.name}"
+        section = f"{prefix}{key_of(field.name)}"
         help_text = field.metadata.get("help", "")
         if issubclass(schema, Variant) and field.name == "kind":
             help_text = f"{help_text}: {', '.join(schema.kinds)}"

@@ -31,6 +31,7 @@ from finetune.tasks import Family, Layout, Task
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
+    from finetune.prediction.trained import Predictor, Trained
     from finetune.train import EvaluationSet, Prepared, Scores
 
 _UNBALANCED = 0.9  # share of one label in data.dev that is warned of
@@ -162,7 +163,11 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         collate=DataCollatorWithPadding(tokenizer),
         num_labels=len(names) or None,
         teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer),
-        facts={"pairs": train[0].second is not None} | ({"labels": names, "majority": share} if names else {}),
+        facts={
+            "columns": list(_layout(train_set, config)),
+            "pairs": train[0].second is not None,
+            **({"labels": names, "majority": share} if names else {}),
+        },
     )
 
 
@@ -192,6 +197,38 @@ def _evaluation_set(
     ]
     shown = [{**text, "label": label} for text, label in zip(texts, gold, strict=True)]
     return EvaluationSet(features=features, decide=decide, score=score, shown=shown, guess=[guess] * len(dataset))
+
+
+def predictor(trained: "Trained", first: Row) -> "Predictor":
+    """The likeliest label and its probability, or the number."""
+    from finetune.prediction.trained import Encoded, Predictor, chosen, empty, encoded, texts
+
+    layout = chosen(trained.layouts, first)
+    is_regression = trained.definition is not None and trained.definition.family is REGRESSION
+
+    def answers(outputs: Sequence[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:
+        logits_NL = np.stack(outputs).astype(np.float64)
+        if is_regression:
+            return [{"prediction": round(number, 6)} for number in logits_NL[:, 0].tolist()]
+        powers_NL = np.exp(logits_NL - logits_NL.max(-1, keepdims=True))
+        shares_NL = (powers_NL / powers_NL.sum(-1, keepdims=True)).round(6)
+        best_N = logits_NL.argmax(-1)
+        found: list[dict[str, Any]] = [
+            {"prediction": trained.labels[best], "probability": share}
+            for best, share in zip(best_N.tolist(), shares_NL.max(-1).tolist(), strict=True)
+        ]
+        if trained.with_probabilities:
+            for answer, shares_L in zip(found, shares_NL.tolist(), strict=True):
+                answer["probabilities"] = dict(zip(trained.labels, shares_L, strict=True))
+        return found
+
+    def encode(rows: Sequence[Row]) -> Encoded:
+        found = texts(rows, layout)
+        features, cut = encoded(found, trained)
+        return Encoded(features, lambda _, outputs: outputs[0], answers, cut, empty(found))
+
+    more = ("probability", "probabilities")[: 0 if is_regression else 1 + trained.with_probabilities]
+    return Predictor(auto_class="AutoModelForSequenceClassification", adds=("prediction", *more), encode=encode)
 
 
 def scores(labels_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64], num_labels: int) -> "Scores":
@@ -246,12 +283,19 @@ with torch.no_grad():
 """
 CLASSIFICATION = Family(
     prepare=prepare,
+    predictor=predictor,
     text=_texts,
     usage=_LOADING + "print(model.config.id2label[int(logits.argmax())], float(logits.softmax(-1).max()))\n",
     tag="text-classification",
     options=frozenset({"loss", "data.mismatched"}),
 )
-REGRESSION = Family(prepare=prepare, text=_texts, usage=_LOADING + "print(float(logits))\n", tag="text-classification")
+REGRESSION = Family(
+    prepare=prepare,
+    predictor=predictor,
+    text=_texts,
+    usage=_LOADING + "print(float(logits))\n",
+    tag="text-classification",
+)
 
 _glue = partial(Task, family=CLASSIFICATION, suite="glue")
 _clue = partial(Task, family=CLASSIFICATION, suite="clue")
@@ -284,17 +328,17 @@ TASKS: Mapping[str, Task] = {
         layouts=(("question1", "question2", "label"), ("question1", "question2", "is_duplicate")),
     ),
     "mnli": _glue(
-        score="accuracy", labels=(_ENTAILED, "neutral", "contradiction"), hub=f"{_GLUE}@mnli",
+        score="accuracy", labels=(_ENTAILED, "neutral", "contradiction"), hub=f"{_GLUE}@mnli", submits_names=True,
         dev_split="validation_matched", mismatched_split="validation_mismatched", unlabelled=("-", "-1"),
         layouts=(("premise", "hypothesis", "label"), (*_PAIR[:2], "gold_label"), _PAIR),
     ),
     "qnli": _glue(
-        score="accuracy", labels=(_ENTAILED, _NOT_ENTAILED), hub=f"{_GLUE}@qnli",
+        score="accuracy", labels=(_ENTAILED, _NOT_ENTAILED), hub=f"{_GLUE}@qnli", submits_names=True,
         layouts=(("question", *_SINGLE),),
     ),
     "rte": _glue(
         score="accuracy", labels=(_ENTAILED, _NOT_ENTAILED), hub=f"{_GLUE}@rte", layouts=(_PAIR,),
-        epochs=10,
+        submits_names=True, epochs=10,
     ),
     "wnli": _glue(
         score="accuracy", labels=(_NOT_ENTAILED, _ENTAILED), hub=f"{_GLUE}@wnli", layouts=(_PAIR,)

@@ -21,6 +21,7 @@ from finetune.tasks import Family, Task
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
+    from finetune.prediction.trained import Encoded, Predictor, Trained
     from finetune.train import EvaluationSet, Prepared, Scores
 
 _ANSWER = ("text", "answer_start")
@@ -38,7 +39,7 @@ class Question(NamedTuple):
     start: int | None  # first character of answers[0]; None: unknown, or there is none
 
 
-def squad_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
+def squad_rows(text: str, path: str, config: "FinetuneConfig | None") -> list[Row]:
     """SQuAD's nested JSON, CMRC's own, or an object for each question with id, question, context and answers."""
     del path, config
     try:
@@ -152,7 +153,7 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         collate=DataCollatorWithPadding(tokenizer),
         label_columns=("start_positions", "end_positions"),
         teacher=load_teacher(config, AutoModelForQuestionAnswering, None, tokenizer),
-        facts={"dev_windows": len(asked.features)},
+        facts={"dev_windows": len(asked.features), "has_no_answer": with_none},
     )
 
 
@@ -180,6 +181,92 @@ def _evaluation_set(
         shown=[{"id": one.id, "question": one.question, "answers": [*one.answers]} for one in dataset],
         guess=[""] * len(dataset),
     )
+
+
+def is_nested(head: str) -> bool:
+    """Whether a file that begins so is in a layout of paragraphs, which `squad_rows` reads, rather than in rows."""
+    return re.search(r'"(paragraphs|context_text)"\s*:', head) is not None
+
+
+class _Found(NamedTuple):
+    """The best span of a window."""
+
+    value: float  # start logit + end logit
+    probability: float
+    place: tuple[int, int] | None  # characters of the context; None: it has no answer
+
+
+def predictor(trained: "Trained", first: Row) -> "Predictor":
+    """A span of the context, where it stands, and the probability that it begins and ends there."""
+    from finetune.prediction.trained import Predictor, chosen
+
+    question, context = chosen(trained.layouts or (("question", "context"),), first)
+    return Predictor(
+        auto_class="AutoModelForQuestionAnswering",
+        adds=("prediction", "start", "end", "probability"),
+        encode=lambda rows: _encoded(rows, (question, context), trained),
+        outputs=("start_logits", "end_logits"),
+    )
+
+
+def _encoded(rows: Sequence[Row], columns: tuple[str, str], trained: "Trained") -> "Encoded":
+    from finetune.prediction.trained import Encoded, empty, texts
+
+    found = texts(rows, columns)
+    asked, cut = _fitting([question.strip() for question, _ in found], trained)
+    dataset = [Question("", q, context, (), None) for q, (_, context) in zip(asked, found, strict=True)]
+    features, owners, offsets = windows(dataset, trained.tokenizer, trained.max_len, trained.stride)
+
+    def read(number: int, outputs: Any) -> tuple[_Found, _Found]:
+        """The best span, and that there is none."""
+        starts_T, ends_T = (logits[: len(offsets[number])] for logits in outputs)
+        value, start, end = best_tokens(starts_T, ends_T, offsets[number])
+        first, last = offsets[number][start], offsets[number][end]
+        begin_T, finish_T = _shares(starts_T), _shares(ends_T)
+        nothing = _Found(float(starts_T[0] + ends_T[0]), float(begin_T[0] * finish_T[0]), None)
+        if first is None or last is None:
+            return _Found(-np.inf, 0.0, None), nothing
+        return _Found(value, float(begin_T[start] * finish_T[end]), (first[0], last[1])), nothing
+
+    def answers(spans: Sequence[tuple[_Found, _Found]]) -> list[dict[str, Any]]:
+        best: dict[int, _Found] = {}
+        nothing: dict[int, _Found] = {}
+        for owner, (span, none) in zip(owners, spans, strict=True):
+            best[owner] = max(best.get(owner, span), span, key=lambda one: one.value)
+            nothing[owner] = min(nothing.get(owner, none), none, key=lambda one: one.value)
+        rows = []
+        for number, question in enumerate(dataset):
+            has_none = trained.has_no_answer and nothing[number].value > best[number].value
+            own = nothing[number] if has_none else best[number]
+            start, end = own.place or (None, None)
+            text = question.context[start:end] if own.place else ""
+            rows.append({"prediction": text, "start": start, "end": end, "probability": round(own.probability, 6)})
+        return rows
+
+    kept = [
+        {name: feature[name] for name in trained.tokenizer.model_input_names if name in feature} for feature in features
+    ]
+    return Encoded(kept, read, answers, cut, empty(found))
+
+
+def _shares(logits_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    powers_T = np.exp(logits_T.astype(np.float64) - logits_T.max())
+    return np.asarray(powers_T / powers_T.sum())
+
+
+def _fitting(asked: Sequence[str], trained: "Trained") -> tuple[list[str], list[int]]:
+    """Questions, of which the longest leave room for a context; and which were cut."""
+    room = trained.max_len - trained.stride - 4
+    if room < 1:
+        raise UserError(
+            f"max_len={trained.max_len}: no room for a question beside a stride of {trained.stride}; raise it"
+        )
+    encoded = trained.tokenizer(list(asked), add_special_tokens=False, return_offsets_mapping=True)
+    fitting = [
+        text[: own[room - 1][1]] if len(own) > room else text
+        for text, own in zip(asked, encoded.offset_mapping, strict=True)
+    ]
+    return fitting, [number for number, text in enumerate(fitting) if text != asked[number]]
 
 
 def windows(
@@ -222,15 +309,23 @@ def best_span(
     starts_T: npt.NDArray[np.float32], ends_T: npt.NDArray[np.float32], offsets: Offsets, context: str
 ) -> tuple[float, str]:
     """(start logit + end logit, text) of the best span of the context of at most `_MAX_ANSWER` tokens."""
+    value, start, end = best_tokens(starts_T, ends_T, offsets)
+    first, last = offsets[start], offsets[end]
+    if first is None or last is None:  # a window of the question alone
+        return -np.inf, ""
+    return value, context[first[0] : last[1]]
+
+
+def best_tokens(
+    starts_T: npt.NDArray[np.float32], ends_T: npt.NDArray[np.float32], offsets: Offsets
+) -> tuple[float, int, int]:
+    """(start logit + end logit, first token, last token) of that span; -inf where there is no context."""
     allowed_T = np.array([span is not None for span in offsets])
     lengths_TT = np.arange(len(offsets))[None, :] - np.arange(len(offsets))[:, None]
     spans_TT = (lengths_TT >= 0) & (lengths_TT < _MAX_ANSWER) & allowed_T[:, None] & allowed_T
     sums_TT = np.where(spans_TT, starts_T[:, None] + ends_T, -np.inf)
     start, end = np.unravel_index(sums_TT.argmax(), sums_TT.shape)
-    first, last = offsets[start], offsets[end]
-    if first is None or last is None:  # a window of the question alone
-        return -np.inf, ""
-    return float(sums_TT[start, end]), context[first[0] : last[1]]
+    return float(sums_TT[start, end]), int(start), int(end)
 
 
 def answer_scores(answers: Sequence[str], gold: Sequence[Sequence[str]]) -> "Scores":
@@ -268,6 +363,7 @@ print(tokenizer.decode(inputs.input_ids[0, start : end + 1]))  # [CLS]: the cont
 """
 QA = Family(
     prepare=prepare,
+    predictor=predictor,
     read=squad_rows,
     text=lambda row, config: row.columns.get("context"),
     usage=_USAGE,

@@ -19,6 +19,7 @@ from finetune.tasks import Family, Task
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
+    from finetune.prediction.trained import Encoded, Predictor, Trained
     from finetune.train import EvaluationSet, Prepared, Scores
 
 _NAMES = ["left out", "summary"]
@@ -102,6 +103,44 @@ def _evaluation_set(dataset: Sequence[Document], features: Sequence[dict[str, An
     )
 
 
+def predictor(trained: "Trained", first: Row) -> "Predictor":
+    """The sentences that the summary has, in the document's order."""
+    from finetune.prediction.trained import Predictor, chosen
+
+    (column,) = chosen(trained.layouts or (("sentences",),), first)
+    return Predictor(
+        auto_class="AutoModelForTokenClassification",
+        adds=("prediction",),
+        encode=lambda rows: _encoded_rows(rows, column, trained),
+    )
+
+
+def _encoded_rows(rows: Sequence[Row], column: str, trained: "Trained") -> "Encoded":
+    from finetune.prediction.trained import Encoded, strings_of
+    from finetune.techniques.losses import IGNORED
+
+    found = [Document(tuple(strings_of(row, column)), "") for row in rows]
+    features = encoded(found, trained.tokenizer, trained.max_len, 0)
+    heads = [np.flatnonzero(np.asarray(feature.pop("labels")) != IGNORED) for feature in features]
+
+    def answers(margins: Sequence[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:
+        chosen = [sorted(np.argsort(-own, kind="stable")[: trained.top_sentences]) for own in margins]
+        return [
+            {"prediction": " ".join(document.sentences[i] for i in own)}
+            for document, own in zip(found, chosen, strict=True)
+        ]
+
+    return Encoded(
+        features,
+        lambda number, outputs: outputs[0][heads[number], 1] - outputs[0][heads[number], 0],
+        answers,
+        cut=[
+            n for n, (document, own) in enumerate(zip(found, heads, strict=True)) if len(own) < len(document.sentences)
+        ],
+        empty=[number for number, document in enumerate(found) if not any(map(str.strip, document.sentences))],
+    )
+
+
 def rouge(summaries: Sequence[str], gold: Sequence[str]) -> "Scores":
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), by rouge-score."""
     from rouge_score.rouge_scorer import RougeScorer
@@ -178,6 +217,7 @@ print(sorted(zip((logits[at, 1] - logits[at, 0]).tolist(), sentences), reverse=T
 """
 SUMMARIZATION = Family(
     prepare=prepare,
+    predictor=predictor,
     text=lambda row, config: row.columns.get("sentences"),
     usage=_USAGE,
     tag="summarization",

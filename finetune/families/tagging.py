@@ -3,9 +3,10 @@
 Files are CoNLL's: a word and its tag to a line, a blank line between sentences. Shapes: N sentences, T tokens, L tags.
 """
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,12 +32,15 @@ from finetune.tasks import Family, Task
 
 if TYPE_CHECKING:
     from finetune.config import DataConfig, FinetuneConfig
+    from finetune.prediction.trained import Encoded, Predictor, Trained
     from finetune.train import EvaluationSet, Prepared, Scores
 
 _LAYOUTS = tuple((words, tags) for words in ("words", "tokens") for tags in ("tags", "ner_tags", "labels"))
+_WORDS = ("words", "tokens")  # columns of lists, where they are asked about
 _TAG = re.compile(r"O|[BIES]-.+")
 
 Entity = tuple[str, int, int]  # type, first word, word after the last
+_Tagger = Callable[[npt.NDArray[np.float32]], list[str]]  # of the emissions of a sentence's words: [W, L]
 
 
 class Sentence(NamedTuple):
@@ -216,9 +220,144 @@ def load_tagger(folder: Path | str) -> Any:
 
     folder = Path(folder)
     model = load_pretrained(AutoModelForTokenClassification, folder, purpose="a tagger")
-    if any(name.startswith("crf.") for name in weights_of(folder)):
+    if weights_of(folder):
         model.crf = crf_of(folder, model.config.num_labels)
     return model
+
+
+def predictor(trained: "Trained", first: Row) -> "Predictor":
+    """Words in a list are given their tags; of a text, the entities that stand in it."""
+    from finetune.prediction.trained import Predictor, chosen
+    from finetune.techniques.crf import crf_of, weights_of
+
+    layouts = trained.layouts or (*((name,) for name in _WORDS), ("text",), ("sentence",))
+    (column,) = chosen(layouts, first)
+    crf = crf_of(trained.folder, len(trained.labels)) if weights_of(trained.folder) else None
+
+    def tags(emissions_WL: npt.NDArray[np.float32]) -> list[str]:
+        import torch
+
+        best = emissions_WL.argmax(-1) if crf is None else crf.best(torch.as_tensor(emissions_WL))
+        return [trained.labels[number] for number in best]
+
+    encode = _encoded_words if isinstance(first.columns[column], list) else _encoded_text
+    return Predictor(
+        auto_class="AutoModelForTokenClassification",
+        adds=("prediction",),
+        encode=lambda rows: encode(rows, column, trained, tags),
+    )
+
+
+def _encoded_words(rows: Sequence[Row], column: str, trained: "Trained", tags: _Tagger) -> "Encoded":
+    """As in training; the tag of a word beyond max_len is O."""
+    from finetune.prediction.trained import Encoded, strings_of
+    from finetune.techniques.losses import IGNORED
+
+    words = [strings_of(row, column) for row in rows]
+    owners = [number for number, own in enumerate(words) if own]
+    dataset = [Sentence(tuple(words[number]), ("",) * len(words[number])) for number in owners]
+    features, kept = _encoded(dataset, {"": 0}, trained.tokenizer, trained.max_len) if dataset else ([], [])
+    firsts = [np.flatnonzero(np.asarray(feature.pop("labels")) != IGNORED) for feature in features]
+
+    def answers(found: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        predicted = [["O"] * len(own) for own in words]
+        for owner, places, own in zip(owners, kept, found, strict=True):
+            for place, tag in zip(places, own, strict=True):
+                predicted[owner][place] = tag
+        return [{"prediction": own} for own in predicted]
+
+    return Encoded(
+        features,
+        lambda number, outputs: tags(outputs[0][firsts[number]]) if len(firsts[number]) else [],
+        answers,
+        cut=[
+            owner
+            for owner, feature, own in zip(owners, features, kept, strict=True)
+            if len(feature["input_ids"]) == trained.max_len and own[-1:] != [len(words[owner]) - 1]
+        ],
+        empty=[number for number, own in enumerate(words) if not own],
+    )
+
+
+def _encoded_text(rows: Sequence[Row], column: str, trained: "Trained", tags: _Tagger) -> "Encoded":
+    """Words are those of the tokenizer: of BERT's, what is between blanks and punctuation, and single ideographs."""
+    from finetune.prediction.trained import Encoded, empty, pieces, text_of
+
+    found = [text_of(row, column) for row in rows]
+    features, encodings = pieces(found, trained, with_offsets=True)
+    spans = [_word_spans(text, one.word_ids, one.offsets) for text, one in zip(found, encodings, strict=True)]
+
+    def entities_in(number: int, outputs: Any) -> list[dict[str, Any]]:
+        text, own = found[number], spans[number]
+        if not own:
+            return []
+        predicted = entities(tags(outputs[0][[piece for piece, _, _ in own]]))
+        places = sorted((own[first][1], own[after - 1][2], kind) for kind, first, after in predicted)
+        return [{"type": kind, "start": start, "end": end, "text": text[start:end]} for start, end, kind in places]
+
+    return Encoded(
+        features,
+        entities_in,
+        lambda each: [{"prediction": own} for own in each],
+        cut=[number for number, one in enumerate(encodings) if one.overflowing],
+        empty=empty([(text,) for text in found]),
+    )
+
+
+def _word_spans(
+    text: str, words: Sequence[int | None], offsets: Sequence[tuple[int, int]]
+) -> list[tuple[int, int, int]]:
+    """Of each word: its first piece, and where it begins and ends in the text, without blanks around it."""
+    spans: list[tuple[int, int, int]] = []
+    before = None
+    for piece, (word, (start, end)) in enumerate(zip(words, offsets, strict=True)):
+        if word is not None and word == before:
+            spans[-1] = (*spans[-1][:2], end)
+        elif word is not None:
+            start += len(text[start:end]) - len(text[start:end].lstrip())
+            spans.append((piece, start, end))
+        before = word
+    return spans
+
+
+def conll_stream(lines: Iterable[str], columns: Sequence[str]) -> Iterator[Row]:
+    """A row for each sentence of a file of any size: its `words`, `columnN` for the others, `comments` above it.
+
+    `columns` numbers that of the words, from 1, and perhaps that of the tags, which need not be there.
+    """
+    if not all(name.isdecimal() and int(name) for name in columns):
+        raise UserError(f"columns=[{','.join(columns)}]: the number of the words' column is needed, from 1")
+    word = int(columns[0]) if columns else 1
+    is_first = True
+    for number, comments, cells in _conll_sentences(lines):
+        by_column = [list(column) for column in zip(*cells, strict=True)]
+        if len(by_column) < word:
+            raise UserError(f"line {number}: {len(by_column)} columns, and words in column {word}; set columns")
+        is_numbered = by_column[0] == [str(place) for place in range(1, len(cells) + 1)]
+        if is_first and is_numbered and not columns and len(by_column) > 1 < len(cells):
+            raise UserError("the first column numbers the words; columns=[2] says where the words are")
+        is_first = False
+        own = {"words" if n == word else f"column{n}": column for n, column in enumerate(by_column, 1)}
+        yield Row(f"line {number}", {**own, **({"comments": comments} if comments else {})})
+
+
+def _conll_sentences(lines: Iterable[str]) -> Iterator[tuple[int, list[str], list[list[str]]]]:
+    """The number of its first line, the comments above it and the cells of each sentence."""
+    comments: list[str] = []
+    cells: list[list[str]] = []
+    for number, line in enumerate(itertools.chain(lines, [""]), 1):
+        own = line.split("\t") if "\t" in line else line.split()
+        is_comment = not cells and len(own) > 1 and line.startswith("#") and not _TAG.fullmatch(own[-1].strip())
+        if not line.strip() or own[0] == "-DOCSTART-" or is_comment:
+            if cells:
+                yield number - len(cells), comments, cells
+                comments, cells = [], []
+            if line.strip():
+                comments.append(line)
+        elif cells and len(own) != len(cells[0]):
+            raise UserError(f"line {number}: {len(own)} columns where the line before has {len(cells[0])}; mend it")
+        else:
+            cells.append(own)
 
 
 def prepare(config: "FinetuneConfig") -> "Prepared":
@@ -313,13 +452,14 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
 
 
 def _encoded(
-    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int, name: str
+    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int, name: str | None = None
 ) -> tuple[list[dict[str, Any]], list[list[int]]]:
     """Features with a label at each word's first piece, and which words of each sentence have one."""
     from finetune.techniques.losses import IGNORED
 
     encoded = tokenizer([[*s.words] for s in dataset], is_split_into_words=True, truncation=True, max_length=max_len)
-    tell_cut(name, encoded, max_len)
+    if name is not None:
+        tell_cut(name, encoded, max_len)
     features, words = [], []
     for i, sentence in enumerate(dataset):
         labels: list[int] = []
@@ -350,6 +490,7 @@ print([*zip(words, (model.config.id2label[number] for number in numbers))])
 """
 TAGGING = Family(
     prepare=prepare,
+    predictor=predictor,
     read=conll_rows,
     text=_words,
     usage=_USAGE,

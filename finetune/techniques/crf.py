@@ -6,10 +6,13 @@ Shapes: B sentences, T positions (words of a sentence in order, then padding), L
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.techniques.losses import IGNORED
+
+_PREFIX, _ALONE = "crf.", "crf.safetensors"
 
 
 class Crf(nn.Module):
@@ -55,12 +58,21 @@ class Crf(nn.Module):
 def crf_of(folder: Path | None, num_tags: int) -> Crf:
     """The CRF of the model in `folder`, or a new one where it has none for so many tags."""
     crf, there = Crf(num_tags), weights_of(folder) if folder else {}
-    own = {name: there.get(f"crf.{name}") for name in crf.state_dict()}
+    own = {name: there.get(f"{_PREFIX}{name}") for name in crf.state_dict()}
     if all(value is not None and value.shape[-1] == num_tags for value in own.values()):
         crf.load_state_dict(own)
     return crf
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
-    path = folder / "model.safetensors"
-    return dict(load_file(path)) if path.is_file() else {}
+    """Those of the CRF in the model's file, or of `save` beside an ONNX model; none where it has none."""
+    for path in (folder / "model.safetensors", folder / _ALONE):
+        if path.is_file():
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if name.startswith(_PREFIX)}  # noqa: SIM118
+    return {}
+
+
+def save(crf: Crf, folder: Path) -> None:
+    """For a model whose own file cannot hold it."""
+    save_file({f"{_PREFIX}{name}": value for name, value in crf.state_dict().items()}, folder / _ALONE)

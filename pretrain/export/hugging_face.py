@@ -106,21 +106,30 @@ def loading(folder: Path, key: str = "model") -> Iterator[None]:
         raise UserError(f"{key}={folder}: cannot be loaded ({first}); export it again") from error
 
 
-def load_tokenizer(folder: Path, key: str = "model") -> Any:
-    """Raises `UserError` where the directory holds no model with its tokenizer."""
+def load_tokenizer(folder: Path, key: str = "model", *, split_into_words: bool = False) -> Any:
+    """Raises `UserError` where the directory holds no model with its tokenizer.
+
+    `split_into_words`: for words of their own, as if a blank stood before each.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"{key}={folder}: no config.json there; name a directory made by `python -m pretrain.export`")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(f"{key}={folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); export the model again")
     with loading(folder, key):
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if split_into_words and "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer):
+            return AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+        return tokenizer
 
 
 def load_pretrained(auto_class: Any, folder: Path, key: str = "model", *, purpose: str = "", **options: Any) -> Any:
-    """The model in fp32. For a `purpose` it must have all its weights: missing ones would be random."""
+    """The model in fp32. For a `purpose` it must have all its weights: missing ones would be random.
+
+    A bare encoder may lack its pooler, which nothing here reads.
+    """
     with loading(folder, key):
         model, told = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
-    if purpose and (missing := sorted(told["missing_keys"])):
+    if purpose and (missing := sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))):
         raise UserError(f"{key}={folder}: has no {missing[0]}, as {purpose} needs; name another model")
     return model.eval()
 

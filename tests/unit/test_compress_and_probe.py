@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from cloze.errors import UserError
 from finetune import compress as command
-from finetune import onnx_export, probe
+from finetune import onnx_export, predict, probe
 from finetune.__main__ import finetune
 from finetune.__main__ import main as finetuning
 from finetune.onnx_export import compress
@@ -70,6 +70,15 @@ def test_onnx_scores_what_the_model_scored(
         assert body[name].get("same_answer", 1) == 1
     assert body["onnx"]["difference"] < 1e-5 < body["onnx_int8"]["difference"]
     assert before["score"] in body["onnx_int8"]
+    written = []
+    for folder in ("tuned", "out"):  # of ONNX, too, with its CRF
+        data = next(tmp_path.glob("dev.*"))
+        assert predict.main([str(tmp_path / folder), str(data), f"{tmp_path}/{folder}.txt"]) == 0
+        written.append((tmp_path / f"{folder}.txt").read_text().splitlines())
+    if task == "stsb":
+        assert [float(one) for one in written[0]] == pytest.approx([float(one) for one in written[1]], abs=1e-4)
+    else:
+        assert written[0] == written[1]
 
 
 def test_the_command_and_other_shapes(

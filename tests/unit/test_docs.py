@@ -22,7 +22,7 @@ from cloze import cli
 from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
 from docs import hooks
-from finetune.config import FinetuneConfig, SuiteConfig
+from finetune.config import FinetuneConfig, PredictConfig, SuiteConfig
 from launch.options import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
@@ -36,6 +36,7 @@ SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "pretrain.train": ("train", TrainConfig),
     "finetune": ("finetune", FinetuneConfig),
     "finetune.suite": ("suite", SuiteConfig),
+    "finetune.predict": ("predict", PredictConfig),
 }
 OTHER_PROGRAMS = {"cd", "curl", "git", "grep", "pytest", "ray", "ssh", "wandb", ".venv/bin/pre-commit"}
 NOT_RUN = "<!-- not run"
@@ -238,7 +239,7 @@ def test_help_is_quick() -> None:
     """It needs neither torch nor transformers, which take seconds; `plan` knows GPUs by way of torch."""
     quick = (
         *("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite"),
-        "finetune.grid",
+        *("finetune.grid", "finetune.predict"),
     )
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"
@@ -342,6 +343,8 @@ def test_the_walk_through_runs(
 
 TASKS = {  # files that docs/finetuning.md names, for a tiny model
     "a.tsv": "sentence\tlabel\n" + "good film\tx\nbad film\ty\n" * 4,
+    "reviews.tsv": "sentence\ngood film\n",
+    "glue/rte/test.tsv": "index\tsentence1\tsentence2\n0\tgood\tfilm\n",
     "glue/rte/train.tsv": "sentence1\tsentence2\tlabel\n" + "good\tfilm\tentailment\nbad\tfilm\tnot_entailment\n" * 4,
 }
 
@@ -365,6 +368,7 @@ def test_the_blocks_of_fine_tuning_run(
     for made in ("out/sst2/model.safetensors", "out/grid/5e-05-32/metrics.json", "out/glue/results.md"):
         assert (tmp_path / made).is_file(), made
     assert (tmp_path / "out" / "sst2-onnx" / "model-int8.onnx").is_file()
+    assert re.fullmatch(r"index\tprediction\n0\t(not_)?entailment\n", (tmp_path / "submission/RTE.tsv").read_text())
 
 
 def test_blocks_are_run_or_say_why_not() -> None:

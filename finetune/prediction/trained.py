@@ -1,0 +1,238 @@
+"""What a model's directory says it can do, and the contract of what its family predicts. Imports no torch.
+
+`python -m finetune` leaves metrics.json, which knows the task, its columns and lengths; `finetune.compress` copies it.
+Of another directory in Hugging Face's format config.json tells the head, and the key `task` what that does not tell.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cloze.errors import UserError
+from finetune.config import PredictConfig, saved
+from finetune.families import TASKS
+from finetune.length import num_positions
+from finetune.readers import Row
+from finetune.tasks import Layout, Task
+
+Arrays = tuple[npt.NDArray[np.float32], ...]
+Feature = dict[str, list[int]]  # input_ids, and token_type_ids where the model has them
+
+_HEADS = {"ForTokenClassification": "ner", "ForQuestionAnswering": "squad"}
+_LONGEST = 512  # tokens, of a model that says nothing
+
+
+class Encoded(NamedTuple):
+    """Some rows as features, of which a row has any number, and the way back."""
+
+    features: Sequence[Feature]
+    read: Callable[[int, Arrays], Any]  # of a feature's number and its outputs: what to keep of them until `answers`
+    answers: Callable[
+        [Sequence[Any]], Iterable[dict[str, Any]]
+    ]  # of what was kept of each feature: new columns of each row
+    cut: Sequence[int] = ()  # rows of which the model sees a part
+    empty: Sequence[int] = ()  # rows with an empty text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """How a family labels rows. `encode` raises `UserError`, with the row's place, for one that cannot be."""
+
+    auto_class: str  # of transformers
+    adds: Sequence[str]  # the columns that it gives, the answer first
+    encode: Callable[[Sequence[Row]], Encoded]
+    outputs: Sequence[str] = ("logits",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model, from its directory."""
+
+    folder: Path
+    onnx: Path | None  # None: weights of PyTorch
+    architectures: tuple[str, ...]  # of transformers; (): not told
+    tokenizer: Any
+    task: str | None  # None: an encoder without a task
+    labels: tuple[str, ...]  # in the order of the logits
+    layouts: tuple[Layout, ...]  # columns of texts, without labels, that rows may have
+    max_len: int  # tokens
+    stride: int  # tokens
+    top_sentences: int
+    has_no_answer: bool  # of questions: whether the model may say that there is none
+    conll_columns: tuple[str, ...]  # the number of the words' column, and perhaps of the tags'; (): the first
+    with_probabilities: bool
+
+    @property
+    def definition(self) -> Task | None:
+        return TASKS[self.task] if self.task else None
+
+
+def trained(config: PredictConfig) -> Trained:
+    """What `config.model` is, as far as its files and `config` tell. Raises `UserError` where they contradict."""
+    from pretrain.export.hugging_face import load_tokenizer
+
+    folder, onnx = _located(Path(config.model))
+    described, metrics = _json(folder / "config.json"), _json(folder / "metrics.json")
+    learned = metrics.get("config")  # other tools, too, have a file of this name
+    before = saved(learned) if isinstance(learned, dict) and learned.get("task") in TASKS else None
+    name = config.task or (before.task if before else _task_of(described, folder))
+    task = TASKS[name] if name and TASKS[name].family.predictor else None
+    tokenizer = load_tokenizer(folder, split_into_words=task is not None and "head" in task.family.options)
+    positions = num_positions(folder)
+    max_len = config.max_len or (before.max_len if before else min(positions or _LONGEST, tokenizer.model_max_length))
+    if positions and max_len > positions:
+        raise UserError(f"max_len={max_len}: model={folder} has positions for {positions} tokens; lower it")
+    return Trained(
+        folder=folder,
+        onnx=onnx,
+        architectures=tuple(described.get("architectures") or ()),
+        tokenizer=tokenizer,
+        task=name if task else None,
+        labels=_labels(described, task, folder),
+        layouts=_layouts(config, tuple(metrics.get("columns", ()))[:-1] if task else (), task),
+        max_len=max_len,
+        stride=before.stride if before else max_len // 4,
+        top_sentences=before.top_sentences if before else 3,
+        has_no_answer=bool(metrics.get("has_no_answer")),
+        conll_columns=tuple(config.columns or (before and before.data.columns) or ()),
+        with_probabilities=config.probabilities,
+    )
+
+
+def _located(path: Path) -> tuple[Path, Path | None]:
+    """The directory of the model's config.json, and the ONNX file in it where that is what there is to run."""
+    if path.suffix == ".onnx":
+        folders = [folder for folder in (path.parent, path.parent.parent) if (folder / "config.json").is_file()]
+        if not folders or not path.is_file():
+            raise UserError(
+                f"model={path}: no such file, or no config.json beside it; name what finetune.compress wrote"
+            )
+        return folders[0], path
+    if not (path / "config.json").is_file():  # older directories of sentence-transformers have it a floor below
+        path = next((file.parent for file in path.glob("0_*/config.json")), path)
+    has_weights = any(path.glob("model*.safetensors")) or any(path.glob("pytorch_model*.bin"))
+    graphs = [file for file in (path / "model.onnx", path / "onnx" / "model.onnx") if file.is_file()]
+    return path, graphs[0] if graphs and not has_weights else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} where there is none: what loads the model complains of it."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _task_of(described: Mapping[str, Any], folder: Path) -> str | None:
+    """The task whose head the architecture has; None for an encoder, which gives vectors."""
+    for architecture in described.get("architectures") or ():
+        if architecture.endswith("ForSequenceClassification"):
+            if described.get("problem_type") == "multi_label_classification":
+                raise UserError(f"model={folder}: gives a text several labels; name a model that gives it one")
+            return "regression" if len(_names(described)) == 1 else "classification"
+        if task := next((task for head, task in _HEADS.items() if architecture.endswith(head)), None):
+            return task
+    return None
+
+
+def _names(described: Mapping[str, Any]) -> tuple[str, ...]:
+    names = described.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # two are not written down
+    return tuple(str(names[number]) for number in sorted(names, key=int))
+
+
+def _labels(described: Mapping[str, Any], task: Task | None, folder: Path) -> tuple[str, ...]:
+    """The model's own, or the task's, where the model's have numbers for names."""
+    names = _names(described)
+    if task is None or not task.labels:
+        return names
+    if len(names) != len(task.labels):
+        raise UserError(
+            f"model={folder}: has {len(names)} labels ({', '.join(names[:5])}), the task {len(task.labels)}"
+        )
+    unnamed = all(name in (f"LABEL_{number}", str(number)) for number, name in enumerate(names))
+    return tuple(task.labels) if unnamed else names
+
+
+def _layouts(config: PredictConfig, own: Layout, task: Task | None) -> tuple[Layout, ...]:
+    """Columns that rows may have: those asked for, or those of training and then the task's, pairs before texts."""
+    if config.columns and not config.columns[0].isdecimal():  # a number is of CoNLL's
+        if own and len(config.columns) != len(own):
+            raise UserError(f"columns={config.columns}: the model was fine-tuned on {len(own)}: {', '.join(own)}")
+        return (tuple(config.columns),)
+    known: list[Layout] = [layout[:-1] for layout in task.layouts] if task else [("sentence",)]
+    if own:
+        known = [own, *(layout for layout in known if len(layout) == len(own))]
+    if any(len(layout) == 1 for layout in known):
+        known.append(("text",))  # as the lines of a text are called
+    return tuple(dict.fromkeys(sorted(known, key=len, reverse=True)))
+
+
+def chosen(layouts: Sequence[Layout], row: Row) -> Layout:
+    """The first layout that the row has. Raises `UserError` with the columns that are there."""
+    layout = next((names for names in layouts if {*names} <= row.columns.keys()), None)
+    if layout is None:
+        wanted = " or ".join(dict.fromkeys(", ".join(names) for names in layouts))
+        there = ", ".join(filter(None, row.columns)) or "none"
+        raise UserError(f"{row.place}: the columns {wanted} are needed, there are {there}; columns=[…] names others")
+    return layout
+
+
+def texts(rows: Sequence[Row], layout: Layout) -> list[tuple[str, ...]]:
+    """The texts of these columns of each row. Raises `UserError` where there is none."""
+    return [tuple(text_of(row, name) for name in layout) for row in rows]
+
+
+def text_of(row: Row, name: str) -> str:
+    """A missing value is an empty text, as in training. Halves of surrogate pairs, which JSON may hold, become "?"."""
+    if name not in row.columns:
+        raise UserError(f"{row.place}: has no {name}; there are {', '.join(filter(None, row.columns)) or 'none'}")
+    value = row.columns[name]
+    if isinstance(value, list | dict):
+        raise UserError(f"{row.place}: {name} is {json.dumps(value)[:40]}; a text is needed there")
+    return _whole("" if value is None else str(value))
+
+
+def strings_of(row: Row, name: str) -> list[str]:
+    """The list of texts in this column. Raises `UserError` where there is none."""
+    value = row.columns.get(name)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"{row.place}: {name} is {json.dumps(value)[:40]}; a list of texts is needed there")
+    return [_whole(text) for text in value]
+
+
+def _whole(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def encoded(found: Sequence[tuple[str, ...]], trained: Trained) -> tuple[list[Feature], list[int]]:
+    """Features of texts or pairs, cut to `max_len` tokens, the longer text of a pair first; and which were cut."""
+    features, encodings = pieces([one[0] if len(one) == 1 else one for one in found], trained)
+    return features, [number for number, one in enumerate(encodings) if one.overflowing]
+
+
+def pieces(found: Sequence[Any], trained: Trained, *, with_offsets: bool = False) -> tuple[list[Feature], list[Any]]:
+    """Features of texts and pairs, and tokenizers' encodings, from which they are.
+
+    By the tokenizer's backend: transformers' own call gives the same ids in twice the time.
+    """
+    tokenizer = trained.tokenizer
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(trained.max_len, direction=tokenizer.truncation_side)
+    encodings = (backend.encode_batch if with_offsets else backend.encode_batch_fast)(found)
+    if "token_type_ids" in tokenizer.model_input_names:
+        features = [{"input_ids": one.ids, "token_type_ids": one.type_ids} for one in encodings]
+    else:
+        features = [{"input_ids": one.ids} for one in encodings]
+    return features, encodings
+
+
+def empty(found: Sequence[tuple[str, ...]]) -> list[int]:
+    """The rows with an empty text."""
+    return [number for number, one in enumerate(found) if not all(text.strip() for text in one)]
