@@ -13,10 +13,11 @@ from typing import Any
 from cloze import cli
 from cloze.schema import CONF
 from data_prep.config import PrepConfig
-from finetune.config import FinetuneConfig, PredictConfig, SuiteConfig
+from finetune.config import EmbeddingsConfig, FinetuneConfig, PredictConfig, SuiteConfig
 from launch.options import HELP
 from pretrain import plan
 from pretrain.config import TrainConfig
+from pretrain.evaluate.frozen_config import ProbesConfig, WordsConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/cloze-pretrain/cloze/blob/main/"
@@ -28,6 +29,15 @@ COMMANDS = (
     ("Fine-tuning", "python -m finetune key=value …", "finetune", FinetuneConfig, CONF / "finetune"),
     ("Suites of tasks", "python -m finetune.suite key=value …", "suite", SuiteConfig, CONF / "finetune"),
     ("Labelling a file", "python -m finetune.predict key=value …", "predict", PredictConfig, CONF / "finetune"),
+    (
+        "Evaluating embeddings",
+        "python -m finetune.embeddings key=value …",
+        "embeddings",
+        EmbeddingsConfig,
+        CONF / "finetune",
+    ),
+    ("Frozen probes", "python -m pretrain.probes key=value …", "probes", ProbesConfig, CONF / "evaluate"),
+    ("Words", "python -m pretrain.words key=value …", "words", WordsConfig, CONF / "evaluate"),
 )
 WITH_ARGUMENTS = (
     *("data_prep.verify", "data_prep.peek", "data_prep.report", "pretrain.checkpoint", "pretrain.report"),

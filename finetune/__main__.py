@@ -1,6 +1,7 @@
 """Entry: `python -m finetune task=classification model=out/books data.train=a.tsv data.dev=b.tsv out=out/task`."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ def _line(scores: Mapping[str, float]) -> str:
 def run(config: FinetuneConfig) -> int:
     """Fine-tune and tell the scores, and what they stand beside."""
     result = finetune(config)
+    if os.environ.get("RANK", "0") != "0":  # of several: one tells
+        return ExitCode.OK
     body = json.loads((Path(config.out) / "metrics.json").read_text(encoding="utf-8"))
     print(_line(result))
     unknown = "  ".join(f"data.{name} {share:.1%}" for name, share in body["unk_share"].items())

@@ -13,6 +13,7 @@ from cloze.schema import doc
 from finetune.families import SUITES, TASKS
 from finetune.tasks import Layout, Task
 from pretrain.config import WandbMode
+from pretrain.evaluate.frozen_config import Pooling
 
 
 class Init(Enum):
@@ -153,6 +154,20 @@ class WandbConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Of task=embedding and task=retrieval."""
+
+    pooling: Pooling | None = doc(
+        "vector of a text: mean of its tokens' states, or cls; null: the model's own, else mean"
+    )
+    temperature: float | None = doc("cosines are divided by it in the contrastive loss; null: 0.05")
+
+    def __post_init__(self) -> None:
+        positive = self.temperature is None or self.temperature > 0
+        require(positive, f"embedding.temperature={self.temperature}: must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     task: str = doc("what is learned: " + " ".join(TASKS))
     model: str = doc("directory made by `python -m pretrain.export`, or any BERT in Hugging Face's format")
@@ -174,6 +189,7 @@ class FinetuneConfig:
     head: Head = doc("of token classification: linear or crf")
     freeze_layers: int = doc("embeddings and so many lowest layers keep their weights; -1: everything is trained")
     optim: OptimConfig
+    embedding: EmbeddingConfig
     loss: LossConfig
     adversary: AdversaryConfig
     lora: LoraConfig
@@ -211,7 +227,11 @@ class FinetuneConfig:
         why = "head=crf" if crf else f"task={self.task}"
         own_loss = crf or "loss" not in useful
         require(self.loss.is_plain or not own_loss, f"loss: {why} has a loss of its own; leave loss.* at its defaults")
+        vectors = "embedding" in useful
+        unset = self.embedding.pooling is None and self.embedding.temperature is None
+        require(vectors or unset, f"embedding: task={self.task} makes no vectors; leave embedding.* null")
         distills = self.distill.teacher is not None
+        require(not (distills and vectors), f"distill.teacher: task={self.task} has no teacher; leave it null")
         require(not (distills and crf), "distill.teacher: a CRF cannot be distilled; leave head=linear")
         single = "data.mismatched" in useful or self.data.mismatched is None
         require(single, f"data.mismatched: task={self.task} has none; leave it null")
@@ -306,3 +326,25 @@ def flat(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingsConfig:
+    model: str = doc("directory made by `python -m finetune` or sentence-transformers, or any encoder")
+    sts: list[str] | None = doc(
+        "files of judged pairs: sentence, sentence, number, with or without a header (.csv .tsv)"
+    )
+    retrieval: list[str] | None = doc("directories in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv")
+    pooling: Pooling | None = doc(
+        "vector of a text: mean of its tokens' states, or cls; null: the model's own, else mean"
+    )
+    max_len: int = doc("tokens per text at most; longer ones are cut")
+    random_seeds: int = doc("compare with random weights of the same architecture, so many times; 0: do not")
+    bm25: bool = doc("compare retrieval with BM25, too (needs bm25s)")
+    seed: int = doc("of what is drawn: random weights, intervals")
+
+    def __post_init__(self) -> None:
+        require(bool(self.sts or self.retrieval), "nothing to evaluate: name sts=[FILE] or retrieval=[DIRECTORY]")
+        require(self.random_seeds >= 0, f"random_seeds={self.random_seeds}: cannot be negative")
+        require(self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
+        require(0 <= self.seed < 2**31, f"seed={self.seed}: must be in [0, 2^31)")

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cloze.errors import UserError, first_line
-from finetune.length import num_positions
 from finetune.side_by_side import Batch, Runner
+from pretrain.export.positions import num_positions
 
 _EVERY = 7  # tokens, of which one is masked: about BERT's 15%
 _BATCH, _ROUNDS, _TEXTS = 8, 3, 256

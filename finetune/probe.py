@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloze import cli
 from cloze.errors import ExitCode
-from finetune.length import num_positions
+from pretrain.export.positions import num_positions
 
 if TYPE_CHECKING:  # torch and transformers take seconds, and --help none of them
     from torch import Tensor

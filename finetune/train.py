@@ -4,7 +4,6 @@ A family of tasks gives a `Prepared`: its data as features, a way to make its mo
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from finetune import resume
 from finetune.card import write_card
 from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
 from finetune.data import sha256
+from finetune.ranks import as_rank, world_size
 from finetune.rates import settled, tell_rate
 from finetune.techniques import losses
 from finetune.techniques.adversary import add_adversarial_gradients
@@ -77,9 +77,8 @@ class Prepared:
     train: Features
     dev: EvaluationSet
     collate: Any
-    more: Mapping[str, EvaluationSet] = field(
-        default_factory=dict
-    )  # test, mismatched: their scores begin with the name
+    more: Mapping[str, EvaluationSet] = field(default_factory=dict)  # test, mismatched: scores begin with the name
+    loss: Callable[[Any, Mapping[str, Any]], Any] | None = None  # of outputs and inputs; None: the model tells its own
     label_columns: Sequence[str] = ("labels",)
     num_labels: int | None = None  # None: no labels to weigh
     teacher: Any = None
@@ -122,8 +121,8 @@ def load_model(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | N
         return auto_class.from_config(shape)
     with loading(folder):
         model, told = auto_class.from_pretrained(folder, config=shape, dtype=torch.float32, output_loading_info=True)
-    encoder = f"{model.base_model_prefix}."
-    if missing := sorted(key for key in told["missing_keys"] if key.startswith(encoder) and ".pooler." not in key):
+    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    if missing := sorted(key for key in told["missing_keys"] if key.startswith(encoder) and "pooler." not in key):
         raise UserError(
             f"model={folder}: has no {missing[0]}, nor {len(missing) - 1} other weights of the encoder, which would be "
             f"random; are its names those of {type(model).__name__}? Or ask for random weights by init=random"
@@ -170,6 +169,7 @@ class TaskTrainer(Trainer):
     def __init__(self, config: FinetuneConfig, prepared: Prepared, **rest: Any) -> None:
         super().__init__(**rest)
         self.cloze, self.layers = config, self.model.config.num_hidden_layers
+        self.task_loss = prepared.loss
         self.weights: Tensor | None = None
         if config.loss.balanced and prepared.num_labels:
             labels = [torch.as_tensor(row["labels"]).reshape(-1) for row in prepared.train]
@@ -188,6 +188,10 @@ class TaskTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **rest: Any) -> Any:
+        if self.task_loss is not None:
+            outputs = model(**{name: value for name, value in inputs.items() if name not in self.args.label_names})
+            value = self.task_loss(outputs, inputs)
+            return (value, outputs) if return_outputs else value
         loss, crf = self.cloze.loss, self.cloze.head is Head.crf
         if not model.training or (loss.is_plain and self.teacher is None and not crf):
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **rest)
@@ -223,12 +227,15 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
     Killed, the same call goes on with the seeds that are missing. `prepare` stands in for that of the task's family.
     Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("fine-tuning is one process that uses every GPU it sees: start it by `python -m finetune`")
-    out = Path(config.out)
-    if (there := resume.finished(config)) is not None:
-        log.info(f"out={out}: is finished with these settings; remove it to learn anew")
+    if (there := resume.finished(config)) is not None:  # before ranks part: they all see it
+        log.info(f"out={config.out}: is finished with these settings; remove it to learn anew")
         return resume.means(there)
+    with as_rank(config) as own:
+        return _run(own, prepare)
+
+
+def _run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | None) -> Scores:
+    out = Path(config.out)
     refuse_occupied(out, "out=")
     be_quiet()
     asked, config = config, settled(config)
@@ -346,7 +353,8 @@ def _train(
 
 
 def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
-    steps = -(-len(prepared.train) // (config.batch_size * max(1, torch.cuda.device_count()))) * config.epochs
+    devices = world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+    steps = -(-len(prepared.train) // (config.batch_size * devices)) * config.epochs
     often = "epoch" if config.patience else "no"
     return TrainingArguments(
         output_dir=str(folder),

@@ -26,6 +26,9 @@ def help_text(config_name: str, schema: type[Any], overrides: Sequence[str] = ()
         "train": "deepspeed pretrain/train.py",
         "suite": "python -m finetune.suite",
         "predict": "python -m finetune.predict",
+        "embeddings": "python -m finetune.embeddings",
+        "probes": "python -m pretrain.probes",
+        "words": "python -m pretrain.words",
     }
     command = commands.get(config_name, f"python -m {config_name}")
     lines = [f"{command} [key=value ...]"]

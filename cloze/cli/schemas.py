@@ -25,8 +25,9 @@ def root(schema: type[Any]) -> Path:
     A package gets its own where one of its keys (`model=<directory>` of finetune) is a group for the others: Hydra
     takes any key that is the name of a folder for the choice of an option.
     """
-    own = CONF / schema.__module__.partition(".")[0]
-    return own if own.is_dir() else CONF
+    package, *inner = schema.__module__.split(".")[:-1] or [schema.__module__]
+    folders = [CONF / name for name in (*reversed(inner), package)]
+    return next((folder for folder in folders if folder.is_dir()), CONF)
 
 
 def fields_of(schema: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Any]]:

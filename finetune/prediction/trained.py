@@ -16,9 +16,9 @@ import numpy.typing as npt
 from cloze.errors import UserError
 from finetune.config import PredictConfig, saved
 from finetune.families import TASKS
-from finetune.length import num_positions
 from finetune.readers import Row
 from finetune.tasks import Layout, Task
+from pretrain.export.positions import num_positions
 
 Arrays = tuple[npt.NDArray[np.float32], ...]
 Feature = dict[str, list[int]]  # input_ids, and token_type_ids where the model has them

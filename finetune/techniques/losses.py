@@ -58,10 +58,14 @@ def symmetric_kl(first_NL: Tensor, second_NL: Tensor) -> Tensor:
     return ((p.exp() - q.exp()) * (p - q)).sum(-1).mean() / 2
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether two draws of `model` differ."""
+    return any(module.p for module in model.modules() if isinstance(module, nn.Dropout))
+
+
 def require_dropout(model: nn.Module) -> None:
     """Raises `UserError` where two draws of `model` would be the same: loss.r_drop could do nothing."""
-    shares = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    if not any(shares):
+    if not has_dropout(model):
         raise UserError(
             "loss.r_drop: the model has no dropout, so it can do nothing; set dropout=0.1, or loss.r_drop=0"
         )

@@ -22,10 +22,11 @@ from cloze import cli
 from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
 from docs import hooks
-from finetune.config import FinetuneConfig, PredictConfig, SuiteConfig
+from finetune.config import EmbeddingsConfig, FinetuneConfig, PredictConfig, SuiteConfig
 from launch.options import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
+from pretrain.evaluate.frozen_config import ProbesConfig, WordsConfig
 from tests.support import ROOT, Trainer, environment
 from tests.unit.tiny_bert import write_tiny_bert
 
@@ -37,6 +38,9 @@ SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "finetune": ("finetune", FinetuneConfig),
     "finetune.suite": ("suite", SuiteConfig),
     "finetune.predict": ("predict", PredictConfig),
+    "finetune.embeddings": ("embeddings", EmbeddingsConfig),
+    "pretrain.probes": ("probes", ProbesConfig),
+    "pretrain.words": ("words", WordsConfig),
 }
 OTHER_PROGRAMS = {"cd", "curl", "git", "grep", "pytest", "ray", "ssh", "wandb", ".venv/bin/pre-commit"}
 NOT_RUN = "<!-- not run"
@@ -239,7 +243,7 @@ def test_help_is_quick() -> None:
     """It needs neither torch nor transformers, which take seconds; `plan` knows GPUs by way of torch."""
     quick = (
         *("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite"),
-        *("finetune.grid", "finetune.predict"),
+        *("finetune.grid", "finetune.predict", "finetune.embeddings", "pretrain.probes", "pretrain.words"),
     )
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"

@@ -1,0 +1,27 @@
+"""Entry: `python -m pretrain.probes model=out/books data=probes`: what each layer of a frozen encoder knows.
+
+Prints a table for each task, over layers, beside random weights of the same architecture (docs/finetuning.md).
+"""
+
+import sys
+
+from cloze import cli
+from cloze.errors import ExitCode, UserError
+from pretrain.evaluate.frozen_config import ProbesConfig
+
+
+def run(config: ProbesConfig) -> int:
+    """Learn the probes and print the tables."""
+    try:  # here: transformers takes seconds, and --help none of them
+        from pretrain.evaluate.probing import markdown, run_probes
+
+        print(markdown(run_probes(config)), end="")
+    except ModuleNotFoundError as error:
+        raise UserError(f"probes need {error.name}: pip install 'cloze[finetune]'") from None
+    return ExitCode.OK
+
+
+main = cli.hydra_command("probes", ProbesConfig)(run)
+
+if __name__ == "__main__":
+    sys.exit(main())
