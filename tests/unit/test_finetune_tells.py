@@ -318,9 +318,7 @@ def code_of(card: str) -> str:
     ("task", "name", "text", "own", "answer"),
     [
         ("sst2", "tsv", "sentence\tlabel\ngood film\t0\nbad film\t1\n", (), r"(positive|negative) 0\.\d+"),
-        ("rte", "tsv", "sentence1\tsentence2\tlabel\na\tb\t0\na\tfilm\t1\n", (), r"(not_)?entailment 0\.\d+"),
         ("stsb", "tsv", "sentence1\tsentence2\tscore\na\tb\t1\na\tb\t3\n", (), r"-?\d+\.\d+"),
-        ("ner", "conll", "ann B-P\nwas O\nin O\n\n", (), r"\[\('Ann', '(B-P|O)'\), .*\('Rome', '(B-P|O)'\)\]"),
         ("ner", "conll", "ann B-P\nwas O\nin O\n\n", ("head=crf",), r"\[\('Ann', '(B-P|O)'\), .*\('Rome', .*\)\]"),
         ("squad", "jsonl", '{"question": "who", "context": "ann was", "answers": []}\n', (), ".*"),
         (
