@@ -3,6 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+USE := $(VENV)/.installed-use
+SELDOM := /tests?/|/transformers/models/(?!__init__|auto/|bert/|modernbert/)
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 DEMO ?=
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
@@ -27,14 +30,16 @@ $(BIN)/python:
 	"$$found" -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: $$found: cannot create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(STAMP): EXTRAS := [dev]
+$(STAMP) $(USE): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -c '$(SUPPORTED)' || { \
 	  echo "error: $(VENV): not Python 3.11 to 3.13; remove $(VENV) and run make setup again" >&2; exit 1; }
 	@echo 'installing into $(VENV): a few minutes the first time'
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(PIP) --no-compile -e '.$(EXTRAS)'
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' $(VENV)/lib || true # some are templates
+	@touch $@ $(USE)
 
-demo: setup ## Text to shards to pretraining to a Hugging Face model, in minutes (DEMO=--fresh starts over)
+demo: $(USE) ## Text to shards to pretraining to a Hugging Face model, in minutes (DEMO=--fresh starts over)
 	$(BIN)/python -m launch.demo $(DEMO)
 
 test: setup ## Unit tests, 2-process tests, the quick end-to-end tests
@@ -66,7 +71,7 @@ format: setup ## Rewrite the sources as `lint` wants them
 	$(BIN)/ruff check --fix .
 
 docs: setup ## Build the site into site/; a broken link is an error
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build
 
 sbom: setup ## What Cloze runs with, as CycloneDX: build/sbom.json

@@ -1,4 +1,4 @@
-"""Preparation beside its peers, on the same text: `python benchmarks/prep.py --books-small FILE [--books FILE]`.
+"""Preparation beside its peers: `python benchmarks/prep.py --books-small FILE [--books FILE] [--script NAME=FILE]…`.
 
 Ours is the whole command with one worker, text to finished shards. Peers, each in a process of its own with the same
 tokenizer: `tokenizers.encode_batch` alone on the same sentences; `datasets.map` (tokenize, then group into full
@@ -9,6 +9,10 @@ out the start: for a peer what precedes its first document, for ours the whole c
 the proportional set size of the process tree, in which a page that n processes share counts 1/n in each. Beside two
 workers stand two commands of one worker each at once: what this machine's cores give. Rounds alternate; medians of the
 rounds' ratios are printed, and written as JSON.
+
+A text in another script (`--script thai=thai.txt`) has a tokenizer of 8,192 tokens trained on it, and stands beside
+`encode_batch` with that one, whose ids are compared first. A small text is made larger: documents of fifty sentences
+drawn at random from it. Japanese is made of words that stand below.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import contextlib
 import ctypes
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -25,8 +30,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import zstandard
 from bert_port import write_samples
@@ -41,12 +49,45 @@ RESULTS = Path(__file__).parent / "results" / "prep.json"
 SHARES = {"encode_batch": 1, "datasets_map": 1, "bert_port": 20}  # of the small file: one document of so many
 PR_SET_CHILD_SUBREAPER = 36
 BOOKS_SHARE = 5  # of the documents of the large file, for encode_batch
+SCRIPT_BYTES = 8_000_000  # to which a small text in another script is made larger
+SCRIPT_SHARE = 4  # of its documents, for encode_batch
+JAPANESE = (  # one of each makes a sentence
+    "昨日、 毎朝、 春になると、 雨の日には、 二〇二四年の夏、 子どものころ、 いつも 夜遅くまで",
+    "私は 彼女が 先生は 学生たちは 黒い猫が この町の人々は 東京の会社が 友だちの祖父は 若い作家が アメリカの記者は",
+    "駅前の喫茶店で 山の上で 大きな図書館で 海の近くの村で 電車の中で インターネットで 古いホテルで 公園のベンチで",
+    "古い本を 新しいコンピュータを 朝ごはんを 長い手紙を 静かな音楽を 日本語の辞書を 家族の写真を 小さな約束を 地図を",
+    "読んでいた。 買いました。 探している。 友人に見せた。 思い出すことができなかった。 どこかに置いた。 待っていた。",
+)
 Row = dict[str, float]
 
 
 def texts(path: Path) -> list[str]:
     data = zstandard.ZstdDecompressor().stream_reader(path.open("rb")).read()
     return [json.loads(line)["text"] for line in data.splitlines()]
+
+
+def enlarged(sentences: Sequence[str]) -> Iterator[str]:
+    """Documents of fifty sentences drawn at random, `SCRIPT_BYTES` in all."""
+    rng, size = random.Random(0), 0
+    while size < SCRIPT_BYTES:
+        yield (document := "\n\n".join(rng.choices(sentences, k=50)))
+        size += len(document.encode())
+
+
+def japanese() -> list[str]:
+    rng = random.Random(0)
+    return ["".join(rng.choice(words.split()) for words in JAPANESE) for _ in range(20_000)]
+
+
+def script_text(name: str, path: Path | None, folder: Path) -> Path:
+    """The text in another script as JSON Lines."""
+    if path is not None and path.suffix == ".zst":
+        return path
+    text = "\n\n".join(japanese()) if path is None else path.read_text(errors="replace").replace("\n", "\n\n")
+    made = folder / f"{name}.jsonl.zst"
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in enlarged(split_sentences(text)))
+    made.write_bytes(zstandard.compress(lines.encode()))
+    return made
 
 
 # -- peers: each runs in a process of its own, and prints the CPU seconds of its work and its MB ----------------------
@@ -119,9 +160,11 @@ def reap() -> None:
 def measured(command: Sequence[str], environment: dict[str, str], watched: bool = True) -> tuple[Row, str]:
     """Run a command: CPU and wall seconds and the peak memory of its process tree, and what it printed.
 
-    To watch the memory takes time of a core, which is not to spare where every core has a worker.
+    To watch the memory takes time of a core, which is not to spare where every core has a worker. Modules are compiled
+    once and kept, as they are unless an environment forbids it.
     """
     reap()
+    environment = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started, before = time.perf_counter(), os.times()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.DEVNULL)
@@ -213,22 +256,53 @@ def books_round(path: Path, folder: Path, tokenizer: Path) -> Row:
     return row
 
 
+def script_round(path: Path, single: Path, folder: Path, tokenizer: Path) -> Row:
+    one, start = ours(path, folder / "out", tokenizer, 1), ours(single, folder / "out", tokenizer, 1)
+    row = {"ours": one["mb_per_cpu_second"], "megabytes": one["megabytes"]}
+    row["ours_work"] = (one["megabytes"] - start["megabytes"]) / (one["cpu_seconds"] - start["cpu_seconds"])
+    row["encode_batch"], _ = peer("encode_batch", path, tokenizer, SCRIPT_SHARE)
+    row["ours / encode_batch"] = row["ours"] / row["encode_batch"]
+    return row | {"work / encode_batch": row["ours_work"] / row["encode_batch"]}
+
+
+def scripts(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Row]]:
+    """Texts in other scripts, one by one. Ours must give the ids of `encode_batch`, to the last one."""
+    given = {name: Path(path) for name, _, path in (one.partition("=") for one in options.script)}
+    for name, path in {**given, "japanese": None}.items():
+        text, out = script_text(name, path, folder), folder / f"{name}-train"
+        ours(text, out, None, 1, "tokenizer.vocab_size=8192", watched=False)
+        backend, documents = load_tokenizer(out / "tokenizer").backend, texts(text)
+        sentences = [sentence for document in documents[::SCRIPT_SHARE] for sentence in split_sentences(document)]
+        expected = [i for encoding in backend.encode_batch(sentences, add_special_tokens=False) for i in encoding.ids]
+        assert np.array_equal(Encoder(backend).encode(sentences)[0], expected), f"{name}: other ids than encode_batch's"
+        single = folder / f"{name}-single.jsonl"
+        single.write_text(json.dumps({"text": documents[0]}) + "\n")
+        rounds = [script_round(text, single, folder, out / "tokenizer") for _ in range(options.rounds)]
+        yield {name: medians(rounds)}
+
+
 def medians(rounds: Sequence[Row]) -> Row:
     return {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
 
 
-def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Row]]:
+def machine(rounds: int) -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    cpu = f"{fields['model name']}, family {fields['cpu family']}, model {fields['model']}"
+    return {"cpu": cpu, "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0], "rounds": rounds}
+
+
+def english(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Row]]:
     """The result so far, after every round."""
     tokenizer, single, out = folder / "train" / "tokenizer", folder / "single.jsonl", folder / "out"
-    machine = {"load_at_start": os.getloadavg()[0], "cores": float(os.cpu_count() or 0)}
     train = ["source=jsonl", f"source.paths=[{options.books_small}]", f"out={folder / 'train'}"]
     subprocess.run([sys.executable, "-m", "data_prep", *train], cwd=ROOT, check=True, capture_output=True)
     single.write_text(json.dumps({"text": texts(options.books_small)[0]}) + "\n")
     names = [name for name in PEERS if name not in options.skip]
     small, large, memory = [], [], []
-    for number in range(1, options.rounds + 1):
+    for _ in range(options.rounds):
         small.append(small_round(options.books_small, single, folder, tokenizer, names))
-        result = {"machine": machine | {"rounds": float(number)}, "books_small": medians(small)}
+        result = {"books_small": medians(small)}
         bare = ours(options.books_small, out, tokenizer, 1, "masking.baked_draws=0")
         result["books_small"]["disk_ratio without masks"] = bare["disk_ratio"]
         if options.books:
@@ -246,27 +320,32 @@ def main() -> None:
         "--books-small", type=Path, default=os.environ.get("CLOZE_BOOKS_SMALL"), help="jsonl.zst, 12 MB"
     )
     parser.add_argument("--books", type=Path, help="jsonl.zst, 150 MB: speed and memory at size")
+    parser.add_argument("--script", nargs="*", default=[], metavar="NAME=FILE", help="texts in other scripts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip", nargs="*", default=[], choices=PEERS)
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--tokenizer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.books_small is None:
-        print("prep: name a corpus: --books-small FILE.jsonl.zst (or CLOZE_BOOKS_SMALL)")
-        return
     if options.peer:
         documents = texts(options.books_small)[:: options.share]
         seconds = PEERS[options.peer](documents, options.tokenizer)
         print(seconds, sum(len(text.encode()) for text in documents) / 1e6)
         return
+    if options.books_small is None and not options.script:
+        print("prep: name a corpus: --books-small FILE.jsonl.zst (or CLOZE_BOOKS_SMALL), or --script NAME=FILE")
+        return
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # to count what workers took that a server started
+    result = json.loads(RESULTS.read_text()) | {"machine": machine(options.rounds)}  # what is not measured now stays
     with tempfile.TemporaryDirectory() as folder:
-        for result in measure(options, Path(folder)):
-            RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-            for part, row in result.items():
-                for name, number in row.items():
-                    print(f"{part:12} {name:36} {number:10.3f}")
+        for part in chain(
+            scripts(options, Path(folder)) if options.script else (),
+            english(options, Path(folder)) if options.books_small else (),
+        ):
+            RESULTS.write_text(json.dumps(result := result | part, indent=1) + "\n")
+            for name, row in part.items():
+                for key, number in row.items():
+                    print(f"{name:12} {key:36} {number:10.3f}")
             print(flush=True)
 
 

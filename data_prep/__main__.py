@@ -11,9 +11,14 @@ def main(overrides: Sequence[str] | None = None) -> int:
     """Prepare a corpus as `overrides` say, of the process where none are given; returns the exit code."""
     from cloze.cli import hydra_command
     from data_prep.config import PrepConfig
-    from data_prep.prepare import main as prepare
 
-    return hydra_command("prep", PrepConfig)(prepare)(overrides)
+    @hydra_command("prep", PrepConfig)
+    def command(config: PrepConfig) -> int:
+        from data_prep.prepare import main as prepare  # not above: `--help` does not wait for it
+
+        return prepare(config)
+
+    return command(overrides)
 
 
 if __name__ == "__main__":
@@ -28,7 +33,9 @@ if __name__ == "__main__":
         start_server()  # beside our own imports, which take as long
 
     import cloze.cli  # noqa: F401
-    import data_prep.prepare  # noqa: F401
+
+    if not {"--help", "-h"} & set(sys.argv):
+        import data_prep.prepare  # noqa: F401
 
     gc.freeze()
     gc.enable()

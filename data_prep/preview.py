@@ -68,7 +68,7 @@ def preview(plan: Plan) -> int:
     growth = plan.text_bytes / max(1, size)
     shards = tokens * growth * _BYTES_A_TOKEN * plan.config.passes / 1e6
     hours = seconds * growth / 3600
-    worker = _WORKER_MB + 1.7 * plan.config.bucket_mib
+    worker = _WORKER_MB + 1.7 * max(plan.config.bucket_mib, plan.text_bytes / plan.num_buckets / 2**20)
     print(f"{read:,} documents, {size / 1e6:,.1f} MB of about {plan.text_bytes / 1e6:,.1f} MB looked at")
     print(f"to expect: shards of about {shards:,.0f} MB, {hours:,.2f} core hours, {worker:,.0f} MB of memory a worker")
     diagnosis.tell(look.findings, plan.config.diagnosis.ignore)
@@ -92,7 +92,7 @@ def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:
         raise UserError("source: no document is left to train on; name files that hold text")
     if tokenizer is None:
         tokenizer = given_tokenizer(plan.config.tokenizer) if plan.config.tokenizer.path else _trained(plan, found)
-    encoder = Encoder(tokenizer.backend)
+    encoder = Encoder(tokenizer.backend, tokenizer.vocabulary)
     dtype = token_dtype(tokenizer.facts.vocab_size)
     survey = Survey(1, tokenizer.backend, tokenizer.facts.unk_id)
     parts = []

@@ -17,6 +17,7 @@ from finetune.config import EmbeddingsConfig, FinetuneConfig, PredictConfig, Sui
 from launch.options import HELP
 from pretrain import plan
 from pretrain.config import TrainConfig
+from pretrain.evaluate.config import GrammarConfig
 from pretrain.evaluate.frozen_config import ProbesConfig, WordsConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ COPIED |= {"SECURITY.md": "security.md"}
 COMMANDS = (
     ("Preparation", "python -m data_prep key=value …", "prep", PrepConfig, CONF),
     ("Pretraining", "deepspeed pretrain/train.py key=value …", "train", TrainConfig, CONF),
+    ("Grammar", "python -m pretrain.grammar key=value …", "grammar", GrammarConfig, CONF / "evaluate"),
     ("Fine-tuning", "python -m finetune key=value …", "finetune", FinetuneConfig, CONF / "finetune"),
     ("Suites of tasks", "python -m finetune.suite key=value …", "suite", SuiteConfig, CONF / "finetune"),
     ("Labelling a file", "python -m finetune.predict key=value …", "predict", PredictConfig, CONF / "finetune"),

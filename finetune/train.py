@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401  # Trainer asks for it, and only when a run begins
 import numpy as np
 import torch
 from torch import Tensor

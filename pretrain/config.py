@@ -222,10 +222,15 @@ class LogConfig:
 class EvalConfig:
     every: int = doc("optimizer steps between held-out evaluations; 0 evaluates at the end only")
     max_samples: int = doc("held-out samples to use at most; 0 uses all")
+    grammar: str | None = doc(
+        "minimal pairs to score, too: a file, folder or zip archive, such as BLiMP.zip; null none"
+    )
+    grammar_every: int = doc("optimizer steps between two scorings of them; 0 scores at the end only")
+    grammar_pairs: int = doc("pairs of each paradigm at most; 0 takes all")
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, f"eval.every={self.every}: cannot be negative")
-        _require(self.max_samples >= 0, f"eval.max_samples={self.max_samples}: cannot be negative")
+        for key in ("every", "max_samples", "grammar_every", "grammar_pairs"):
+            _require(getattr(self, key) >= 0, f"eval.{key}={getattr(self, key)}: cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

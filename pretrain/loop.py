@@ -22,7 +22,8 @@ _POLL_SECONDS = 0.5
 def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     """Train to the end of `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands at the end."""
     config, progress, metrics = session.config, session.progress, MetricsAccumulator(session)
-    outcome, evaluated, saved = ExitCode.OK, -1, progress.step  # at step 0 there is nothing to save
+    outcome, saved = ExitCode.OK, progress.step  # at step 0 there is nothing to save
+    held_out = grammar = False  # whether the step at hand is evaluated
     distance_bias = config.model.distance_curve
     for loaded, wait_seconds in timed(steps):
         micro_batches, totals = metrics.agree(loaded, wait_seconds)
@@ -42,8 +43,8 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
 
         if is_due(progress.step, config.log.every):
             metrics.log()
-        if is_due(progress.step, config.eval.every):
-            evaluated = evaluate_now(session)
+        held_out, grammar = (is_due(progress.step, n) for n in (config.eval.every, config.eval.grammar_every))
+        evaluate_now(session, held_out=held_out, grammar=grammar)
         if is_due(progress.step, config.checkpoint.every):
             saved = save(session)
         session.watchdog.tick()
@@ -55,8 +56,8 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     if outcome is ExitCode.OK and (verdict := metrics.watch.verdict()):
         progress.verdict = verdict
         session.process.log.warning(f"step {progress.step}: {verdict}")
-    if outcome is ExitCode.OK and evaluated != progress.step:
-        evaluate_now(session)
+    if outcome is ExitCode.OK:
+        evaluate_now(session, held_out=not held_out, grammar=not grammar)
     if saved != progress.step:
         save(session)
     wait_for_writer(session)
@@ -93,17 +94,23 @@ def steps_ahead(session: Session) -> Generator[list[MicroBatch], None, None]:
     )
 
 
-def evaluate_now(session: Session) -> int:
-    """Evaluate, log, and return the step."""
-    progress = session.progress
+def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
+    """Evaluate what is asked for, and log it as one."""
+    progress, tick, turn = session.progress, session.watchdog.tick, None
+    if not held_out and not (grammar and session.grammar):
+        return
     with session.throughput.pause():
-        found = evaluate(session.engine, session.corpus, session.config, session.process, session.watchdog.tick)
-        beside, turn = session.doctor.examine(found, progress.tokens)
+        found: dict[str, float] = {}
+        if held_out:
+            found = evaluate(session.engine, session.corpus, session.config, session.process, tick)
+            beside, turn = session.doctor.examine(found, progress.tokens)
+            found |= beside
+        if grammar and session.grammar:
+            found |= session.grammar.evaluate(session.engine, session.process, tick)
         axes = {"samples": progress.samples, "tokens": progress.tokens}
-        session.telemetry.log(progress.step, {**found, **beside, **axes})
+        session.telemetry.log(progress.step, {**found, **axes})
         if turn:
             session.process.log.info(turn)
-    return progress.step
 
 
 def save(session: Session) -> int:

@@ -35,6 +35,7 @@ from pretrain.telemetry.throughput import GPUS, Gpu, training_flops
 GIB = 2**30
 _RESERVED = int(1.5 * GIB)  # CUDA's context, NCCL's buffers, what the allocator cannot use
 _CAPABILITY = (8, 0)  # all GPUs that are offered here have it, or more
+_WIDE, _MFU_WIDE, _MFU_NARROW = 1024, 0.4, 0.25  # what published runs reached: docs/scaling.md
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -44,7 +45,10 @@ class PlanConfig:
 
     gpus: int = doc("number of GPUs")
     gpu: str = doc("kind of GPU: " + ", ".join(gpu.name for gpu in GPUS if gpu.name))
-    mfu: float = doc("share of the peak that is reached: an assumption; a run logs its own as throughput/mfu")
+    mfu: float = doc(
+        "share of the peak that is reached: an assumption; a run logs its own as throughput/mfu; 0: what published "
+        "runs reached, 0.4 from width 1024 on, else 0.25"
+    )
     max_len: int = doc("tokens of the longest sample; 0: the recipe's, else 128")
     mean_len: int = doc("tokens of a mean sample; 0: all are of max_len")
     vocab_size: int = doc("tokens of the vocabulary")
@@ -54,7 +58,7 @@ class PlanConfig:
         names = [gpu.name for gpu in GPUS if gpu.name]
         if self.gpu not in names:
             raise UserError(f"gpu={self.gpu}: there are {', '.join(names)}")
-        for key, least in (("gpus", 1), ("mfu", 1e-9), ("vocab_size", 1), ("max_len", 0), ("mean_len", 0)):
+        for key, least in (("gpus", 1), ("vocab_size", 1), ("max_len", 0), ("mean_len", 0)):
             if not getattr(self, key) >= least:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
         for key in ("mfu", "masking"):
@@ -62,7 +66,7 @@ class PlanConfig:
                 raise UserError(f"{key}={getattr(self, key)}: must be in [0, 1]")
 
 
-DEFAULTS = PlanConfig(gpus=1, gpu="h200", mfu=0.4, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0)
+DEFAULTS = PlanConfig(gpus=1, gpu="h200", mfu=0.0, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0)
 
 
 class Memory(NamedTuple):
@@ -73,16 +77,24 @@ class Memory(NamedTuple):
     optimizer: int
     buffers: int  # of ZeRO's communication
     activations: int
+    update: int = 0  # beside the gradients, when activations are gone
+    in_turns: bool = False  # gradients come as activations go: there are none from micro-batches before
+
+    @property
+    def peak(self) -> int:
+        """Of what tensors hold: where the backward pass begins, or where it has ended."""
+        begun = self.activations + (0 if self.in_turns else self.gradients)
+        return self.weights + self.optimizer + self.buffers + max(begun, self.gradients + self.update)
 
     @property
     def total(self) -> int:
-        return sum(self) + _RESERVED
+        return self.peak + _RESERVED
 
 
 class Shape(NamedTuple):
     """A mean micro-batch."""
 
-    samples: int
+    padded: int  # tokens of the rectangle that holds its samples
     tokens: int
     masked: int
     vocab_rows: int
@@ -91,17 +103,21 @@ class Shape(NamedTuple):
 def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Shape) -> Memory:
     """What the peak of a step holds on one GPU.
 
-    Stage 0 keeps fp32 weights, gradients and two moments (and autocast's copies of the weights). Else weights and
-    gradients are in the run's precision (sums of several micro-batches in fp32), and every rank has its share of fp32
-    masters, two moments and, during the update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the
-    gradients too, stage 3 the weights.
+    Stage 0 keeps fp32 weights, gradients and two moments, and autocast's copies of the weights as long as activations;
+    the embedding matrix gets gradients from both its uses, which are added up. Else weights and gradients are in the
+    run's precision (sums of several micro-batches in fp32), and every rank has its share of fp32 masters, two moments
+    and, during the update, fp32 gradients (Rajbhandari et al. 2020, section 3); stage 2 shares the gradients too, stage
+    3 the weights. LAMB and Muon hold a whole update.
     """
     count, share = num_parameters, -(-num_parameters // world_size)
     size = 4 if config.precision is Precision.fp32 else 2
     activations = activation_bytes(config, shape)
+    update = 0 if config.optim.kind == "adamw" else 4 * share
     if config.zero.stage == 0:
         copies = count * size if size == 2 else 0
-        return Memory(4 * count + copies, 4 * count, 8 * count, 0, activations)
+        added = 8 * shape.vocab_rows * config.model.hidden_size
+        single = config.global_batch_size == config.micro_batch_size * world_size
+        return Memory(4 * count, 4 * count, 8 * count, 0, activations + copies, max(update, added), in_turns=single)
     in_fp32 = sums_in_fp32(config, world_size)
     summed = 4 if in_fp32 else size
     bucket = min(BUCKET_ELEMENTS, count)
@@ -112,7 +128,7 @@ def memory(config: TrainConfig, num_parameters: int, world_size: int, shape: Sha
     if config.zero.offload:
         gradients, optimizer = (gradients if in_fp32 and config.zero.stage == 2 else 0), 0
     buffers = 2 * bucket * (summed if config.zero.stage == 1 else size)  # two buckets: one is sent, one filled
-    return Memory(weights, gradients, optimizer, buffers, activations)
+    return Memory(weights, gradients, optimizer, buffers, activations, update)
 
 
 def activation_bytes(config: TrainConfig, shape: Shape) -> int:
@@ -120,8 +136,9 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
 
     A layer of width h and feed-forward width f keeps, per token: its input, q, k, v, the attention's output, what goes
     into and comes out of the norms (8 h together), and f before and after the activation (ModernBERT, gated: 4 f); a
-    byte per element for each of two dropouts; statistics of norms and softmax in fp32. At stage 0 autocast leaves the
-    norms' tensors in fp32. Checkpointing keeps a layer's input, and recomputes one layer at a time.
+    byte per element for each of two dropouts; statistics of norms and softmax in fp32. `sdpa` keeps q, k, v and its
+    output padded, and the output as it is, too. At stage 0 autocast leaves the norms' tensors in fp32. Checkpointing
+    keeps a layer's input, and recomputes one layer at a time.
     """
     from pretrain.model.loss import (
         CHUNK_ELEMENTS,  # here, and below: transformers takes seconds, and --help none of them
@@ -132,15 +149,16 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
     gated = model.architecture is Architecture.modernbert
     layer = size * (8 * h + (4 if gated else 2) * f) + 4 * (model.num_heads + 4)
     if model.attention is Attention.sdpa:
-        layer += size * h  # the output stands there padded and unpadded
+        layer += size * h * (4 * shape.padded // tokens - 3)
     if model.dropout:
         layer += 2 * h if not gated else f
     if config.zero.stage == 0 and size == 2:
         layer += 8 * h
     kept = size * h * model.num_layers + layer if model.activation_checkpointing else layer * model.num_layers
     ends = size * 2 * h + (h if model.dropout else 0)  # embeddings before their norm, the last layer's output
-    logits = shape.masked * shape.vocab_rows  # they, their gradient and its copy with padded rows
-    head = 3 * size * logits + 4 * min(logits, CHUNK_ELEMENTS["cuda"]) + 6 * size * h * shape.masked
+    logits = shape.masked * shape.vocab_rows  # and beside them some of them in fp32, into and out of the softmax
+    fp32 = (8 if size == 2 else 4) * min(logits, CHUNK_ELEMENTS["cuda"])
+    head = size * logits + fp32 + 6 * size * h * shape.masked
     return tokens * (kept + ends) + head
 
 
@@ -159,7 +177,7 @@ def check_memory(
 
 def shape_of(samples: int, options: PlanConfig, vocab_rows: int) -> Shape:
     tokens = samples * (options.mean_len or options.max_len)
-    return Shape(samples, tokens, round(tokens * options.masking), vocab_rows)
+    return Shape(samples * options.max_len, tokens, round(tokens * options.masking), vocab_rows)
 
 
 def corpus_options(options: PlanConfig, manifest: Manifest) -> PlanConfig:
@@ -200,7 +218,8 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
     pairs = batch if config.model.architecture is Architecture.bert else 0
     flops = training_flops(config.model, rows, step.tokens, step.tokens * length, step.masked, pairs)
     peak = gpu.fp32_tflops if config.precision is Precision.fp32 else gpu.peak_tflops
-    seconds = flops / (options.mfu * peak * 1e12 * gpus)
+    mfu = options.mfu or (_MFU_WIDE if config.model.hidden_size >= _WIDE else _MFU_NARROW)
+    seconds = flops / (mfu * peak * 1e12 * gpus)
     steps, batches = run_length(config, seconds)
     hours = batches * seconds / 3600
     return [
@@ -209,7 +228,7 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
         f"batch       {batch:,} = {gpus} {options.gpu} x accumulation {accumulation} x micro-batch "
         f"{config.micro_batch_size}; samples of {length} tokens, {step.masked / batch:.1f} to predict",
         f"step        {step.tokens:,} tokens, {flops / 1e15:.2f} PFLOP",
-        f"speed       {step.tokens / seconds:,.0f} tokens/s, {seconds:.3f} s a step, if MFU is {options.mfu:.0%} of "
+        f"speed       {step.tokens / seconds:,.0f} tokens/s, {seconds:.3f} s a step, if MFU is {mfu:.0%} of "
         f"{peak:.0f} TFLOP/s in {config.precision.value}",
         f"run         {steps:,} steps, {batches * step.tokens / 1e9:,.1f} G tokens, {batches * flops:.2e} FLOP: "
         f"{hours:,.1f} hours, {hours * gpus:,.0f} GPU-hours",

@@ -35,8 +35,10 @@ from pretrain.dist import Process
 from pretrain.engine.engine import Engine
 from pretrain.evaluate.baseline import held_out_baseline
 from pretrain.evaluate.doctor import Doctor
+from pretrain.evaluate.run_grammar import RunGrammar, open_grammar
 from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
+from pretrain.model.compiler import require_compiler
 from pretrain.model.initialize import initialize
 from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
 from pretrain.precision import with_precision
@@ -97,6 +99,8 @@ class Job:
         self.process = dist.start()
         self.config = config = with_precision(config, self.process.device)
         self.process.on_main(dist.check_hostfile)
+        if config.compile:  # before a corpus is copied, which may take hours
+            require_compiler(self.process.device, self.process.log.info)
         check_ranks(config, self.process.world_size)
         held_out_only = data.access is Access.stream  # the rest is streamed
         self.corpus = TrainingCorpus(
@@ -152,6 +156,7 @@ class Session:
     engine: Engine
     telemetry: Telemetry
     doctor: Doctor  # rank 0's alone knows the baseline
+    grammar: RunGrammar | None
     throughput: Throughput
     writer: checkpoint.Writer
     mirror: Mirror | None
@@ -183,6 +188,7 @@ def open_session(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> 
 def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Session:
     config, path, process, corpus, progress = job.config, job.path, job.process, job.corpus, job.progress
     assert corpus
+    grammar = open_grammar(config, corpus, process)  # a mistake in its files is told before anything is written
     resolved = as_data(asdict(config))
     config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
     changes = changed(snapshot.config_yaml, config_yaml) if snapshot else {}
@@ -217,6 +223,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         engine=engine,
         telemetry=telemetry,
         doctor=Doctor(baseline, earlier),
+        grammar=grammar,
         throughput=Throughput(peak * process.world_size if peak else None),
         writer=_open_writer(job, mirror),
         mirror=mirror,

@@ -1,6 +1,7 @@
 """Entry: `deepspeed pretrain/train.py …`, `deepspeed --module pretrain.train …` or `python -m pretrain.train …`.
 
-Hydra gives a typed configuration, session.py makes the parts of it, loop.py runs them; here they meet.
+Hydra gives a typed configuration, process.py trains with it. What trains is imported when it is about to: `--help`, and
+a mistake in the command line, do not wait for torch.
 """
 
 import sys
@@ -10,49 +11,15 @@ if __package__ in (None, ""):  # started as a file: its own folder is on sys.pat
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cloze import cli
-from cloze.errors import ExitCode
-from pretrain import dist
-from pretrain.checkpoint.mirror import open_mirror
 from pretrain.config import TrainConfig
-from pretrain.resume import find_snapshot, with_choices_of
-from pretrain.rollback import train_with_rollbacks
-from pretrain.session import Job, open_job, open_session
 
 
 @cli.hydra_command("train", TrainConfig)
 def main(config: TrainConfig) -> int:
-    """One process of a run, from joining the group to leaving it. Returns the exit code."""
-    with open_job(config) as job:
-        run(job)
-    dist.finish()
-    return int(job.code)
+    """One process of a run. Returns the exit code."""
+    from pretrain.process import train
 
-
-@dist.translate_peer_loss()
-def run(job: Job) -> None:
-    """Resume if there is something to resume, build the parts, train."""
-    config, process = job.config, job.process
-    assert job.corpus
-    mirror = open_mirror(config)
-    snapshot = find_snapshot(config, job.path / "checkpoints", job.corpus, process, mirror)
-    if snapshot:
-        job.progress.resume(snapshot)
-        job.config = config = with_choices_of(config, snapshot, precision_is_open=job.precision_is_open)
-    if job.progress.step >= config.steps:
-        process.log.info(
-            f"{job.path}: already at step {job.progress.step} of {config.steps}; raise `steps` or name another run"
-        )
-        job.code = ExitCode.OK
-        return
-    if snapshot and job.progress.budget_spent(config) >= 1.0:
-        process.log.info(
-            f"{job.path}: budget.hours={config.budget.hours} is spent, at step {job.progress.step}; raise it"
-        )
-        job.code = ExitCode.OK
-        return
-    with open_session(job, snapshot, mirror) as session:
-        job.code = train_with_rollbacks(session)
-    process.barrier()  # launchers kill the others soon after the first rank that leaves, and rank 0 may need minutes
+    return train(config)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def help_text(config_name: str, schema: type[Any], overrides: Sequence[str] = ()
         "prep": "python -m data_prep",
         "train": "deepspeed pretrain/train.py",
         "suite": "python -m finetune.suite",
+        "grammar": "python -m pretrain.grammar",
         "predict": "python -m finetune.predict",
         "embeddings": "python -m finetune.embeddings",
         "probes": "python -m pretrain.probes",

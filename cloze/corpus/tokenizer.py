@@ -41,6 +41,7 @@ class WordPiece:
 
     backend: Tokenizer
     facts: TokenizerFacts
+    vocabulary: Mapping[str, int]  # added tokens, too; to ask the backend for it costs as much as encoding 100 kB
 
     @property
     def spelling(self) -> Spelling:
@@ -90,7 +91,7 @@ def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
     }
     if not is_bert:
         config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    vocabulary = tokenizer.vocabulary
     files = {
         "vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.__getitem__)),
         "tokenizer.json": tokenizer.backend.to_str(pretty=True),
@@ -199,14 +200,14 @@ def checked(backend: Tokenizer, name: str) -> WordPiece:
         sep_id=vocabulary[SEP],
         mask_id=vocabulary[MASK],
     )
-    return WordPiece(backend, facts)
+    return WordPiece(backend, facts, vocabulary)
 
 
 def _fingerprint(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str:
     """sha256 over everything that decides which ids a text gets, and nothing else (not the layout of a file)."""
     model = backend.model
     deciding = {
-        "vocabulary": sorted((index, token) for token, index in vocabulary.items()),
+        "vocabulary": sorted(zip(vocabulary.values(), vocabulary, strict=True)),
         "model": [model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word],
         "normalizer": _settings(backend.normalizer),
         "pre_tokenizer": _settings(backend.pre_tokenizer),

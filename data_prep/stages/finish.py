@@ -29,7 +29,7 @@ from data_prep.stages.buckets import read_facts
 from data_prep.stages.documents import source_of
 from data_prep.stages.map import MAP
 from data_prep.stages.reduce import REDUCE, masking_of
-from data_prep.stages.survey import merged
+from data_prep.stages.survey import merged, unpacked
 from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
 
 
@@ -168,10 +168,10 @@ def _findings(plan: Plan, manifest: Manifest, results: Sequence[Mapping[str, Any
         pairs_Nx3 = np.asarray(pairs, np.int64)
         findings += diagnosis.pairs_guessed(pairs_Nx3[:, :2], pairs_Nx3[:, 2].astype(np.uint8))
     findings += diagnosis.from_fingerprints(
-        Counter(line for result in training for line in result["lines"]),
-        [tuple(sketch) for result in training for sketch in result["sketches"]],
-        {run for result in training for run in result["runs"]},
-        {run for result in held_out for run in result["runs"]},
+        Counter(unpacked(training, "lines").tolist()),
+        [(a, b, c) for a, b, c in unpacked(training, "sketches").reshape(-1, 3).tolist()],
+        {*unpacked(training, "runs").tolist()},
+        {*unpacked(held_out, "runs").tolist()},
     )
     return tuple(findings)
 

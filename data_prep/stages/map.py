@@ -37,7 +37,7 @@ Encode = Callable[[Sequence[str]], tuple[Ids, Ints, npt.NDArray[np.bool_]]]
 def _encode(directory: Path, masking: MaskingConfig) -> tuple[Encode, TokenizerFacts]:
     """One per process: the encoder's memory is worth keeping."""
     tokenizer = tokenizer_in(directory)
-    encoder = Encoder(tokenizer.backend)
+    encoder = Encoder(tokenizer.backend, tokenizer.vocabulary)
     if masking.strategy is MaskingStrategy.token:
         return lambda sentences: (*encoder.encode(sentences), np.zeros(0, bool)), tokenizer.facts
     return WordEncoder(encoder, tokenizer.backend, masking.chinese_words).encode, tokenizer.facts

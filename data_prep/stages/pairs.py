@@ -77,11 +77,14 @@ def assemble(
     first_N = np.diff(samples.a_Nx2)[:, 0]
     second_N = np.diff(samples.b_Nx2)[:, 0]
     lengths_Nx2 = sample_lengths(samples)
-    starts_N = offsets(lengths_Nx2[:, 1])[:-1]
-    result_T = np.full(int(lengths_Nx2[:, 1].sum()), sep_id, tokens_T.dtype)
-    result_T[starts_N] = cls_id
-    result_T[ranges(starts_N + 1, first_N)] = tokens_T[ranges(samples.a_Nx2[:, 0], first_N)]
-    result_T[ranges(starts_N + first_N + 2, second_N)] = tokens_T[ranges(samples.b_Nx2[:, 0], second_N)]
+    edges_N = offsets(lengths_Nx2[:, 1])
+    specials = np.concatenate([edges_N[:-1], edges_N[:-1] + first_N + 1, edges_N[1:] - 1])
+    result_T = np.full(int(edges_N[-1]), sep_id, tokens_T.dtype)
+    result_T[edges_N[:-1]] = cls_id
+    is_text_T = np.ones(len(result_T), bool)
+    is_text_T[specials] = False
+    begins_Nx2 = np.stack([samples.a_Nx2[:, 0], samples.b_Nx2[:, 0]], axis=1)
+    result_T[is_text_T] = tokens_T[ranges(begins_Nx2.ravel(), np.stack([first_N, second_N], axis=1).ravel())]
     return result_T, lengths_Nx2.astype(np.uint16)
 
 
@@ -167,20 +170,22 @@ class _Coin:
 
     def says_random(self, size: int, lone: bool, uniform: Iterator[float]) -> bool:
         self._chunks[size] += 1
-        self._lone[size] += lone
+        if lone:
+            self._lone[size] += 1
+            self._excess += 0.5
+            return True
         share = self._lone[size] / self._chunks[size]
-        chance = 1.0
-        if not lone:
-            chance = min(1.0, max(0.0, (0.5 - share) / (1 - share) - self._excess / _PATIENCE))
+        chance = (0.5 - share) / (1 - share) - self._excess / _PATIENCE
+        chance = 0.0 if chance < 0 else 1.0 if chance > 1 else chance  # this comes once a chunk: calls would tell
         self._excess += chance - 0.5
-        return lone or next(uniform) < chance
+        return next(uniform) < chance
 
 
 def unpaired(objective: str, bucket: Bucket) -> npt.NDArray[np.bool_]:
     """Which documents make no sample, bool [D]: those of one sentence, where a pair needs two."""
     if objective == "none":
         return np.zeros(len(bucket.sentences_D), bool)
-    alone = objective == "sop" or len(np.unique(bucket.origins_D)) < 2
+    alone = objective == "sop" or bool((bucket.origins_D == bucket.origins_D[:1]).all())
     return np.asarray((bucket.sentences_D == 1) & alone, bool)
 
 
@@ -223,7 +228,9 @@ def _full_sentences(bucket: Bucket, room: int) -> Iterator[Row]:
 def _gathered(starts: list[int], ends: list[int], begin: int, last: int, target: int, at_least: int) -> int:
     """One past the last sentence, gathering from `begin` until `target` tokens and `at_least` sentences, or `last`."""
     reached = bisect_left(ends, starts[begin] + target, begin, last) + 1
-    return min(last, max(reached, begin + at_least))
+    if reached < begin + at_least:
+        reached = begin + at_least
+    return reached if reached < last else last
 
 
 def _target(room: int, short_seq_prob: float, uniform: Iterator[float]) -> int:

@@ -2,8 +2,8 @@
 
 BERT's pre-tokenizer breaks at spaces, around punctuation and around ideographs, so the words between are encoded apart
 and remembered. numpy finds the words of a batch, looks all of them up in a hash table of fixed size, and gathers their
-ids; only a word not in the table is worth a line of Python: an ASCII one goes through the WordPiece model, another to
-`tokenizers` whole. Text that spells "[SEP]" is text.
+ids. The vocabulary's whole words are there from the start; only a word not in the table is worth a line of Python: an
+ASCII one goes through the WordPiece model, another to `tokenizers` whole. Text that spells "[SEP]" is text.
 
 Knows one process's table, which outlives tasks; knows nothing of documents.
 
@@ -11,7 +11,7 @@ Shapes: S sentences, B bytes of their text in UTF-8, W words, T tokens, all one 
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 
 import numpy as np
@@ -28,17 +28,21 @@ Ids = npt.NDArray[np.uint32]
 Keys = npt.NDArray[np.uint64]
 
 _PORTION_CHARACTERS = 2**18  # encoded at a time
-_SLOT_BITS = 18  # of the table: 10 MB in all
+_SLOT_BITS = 18  # of the table: 9 MB in all
+_COUNT_BITS = 8  # how many ids a word has; one of more is not remembered
+_MOST_IDS = 2**_COUNT_BITS - 1
 _MAX_WORDS = 150_000  # remembered; beyond that it starts afresh
 _PROBES = 8  # slots from a word's own on in which it may lie
+_SHORT = 7  # bytes of a word that one column tells from all others, since its last byte is zero then
 _COLUMNS = 3  # of eight bytes; longer words are not remembered: they seldom come twice
 
 _DASHES_AND_QUOTES = (0x2010, 0x2027)  # all of them punctuation, often stuck to words
 
 _SPACE, _SINGLE, _WORD = range(3)  # what a byte of UTF-8 is: between words, a word by itself, or part of one
-_KINDS = np.full(256, _WORD, np.uint8)  # control characters too: BERT drops them without breaking the word
-_KINDS[[byte for byte in range(0x21, 0x7F) if not chr(byte).isalnum()]] = _SINGLE
-_KINDS[[ord(" "), ord("\n")]] = _SPACE
+_KINDS = bytes(  # control characters are part of one: BERT drops them without breaking the word
+    _SPACE if chr(byte) in " \n" else _SINGLE if 0x21 <= byte < 0x7F and not chr(byte).isalnum() else _WORD
+    for byte in range(256)
+)
 
 _PREFIXES = np.array([256**n - 1 for n in range(9)], np.uint64)  # the first n bytes of eight, least significant first
 _NO_WORD = np.uint64(2**64 - 1)  # UTF-8 has no byte 0xFF
@@ -62,8 +66,11 @@ PROBES = (
 class Encoder:
     """Encodes sentences without special tokens. One per process: it remembers what it has seen."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Check the short cuts against `tokenizer`; if they would change a single id, `cached` is False."""
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Mapping[str, int] | None = None) -> None:
+        """Check the short cuts against `tokenizer`; if they would change a single id, `cached` is False.
+
+        `vocabulary` is the tokenizer's, if it is at hand.
+        """
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -76,9 +83,11 @@ class Encoder:
         self._is_single = np.zeros(0x10000, bool)  # characters beyond ASCII that are words by themselves
         for first, last in (_DASHES_AND_QUOTES, *(IDEOGRAPH_RANGES[:3] if self.spaces_ideographs else ())):
             self._is_single[first : last + 1] = True
-        self._table = _Table()
         clusters = cuts_clusters(tokenizer)
         self._is_base: npt.NDArray[np.bool_] | None = _bases() if clusters else None
+        self._table = _Table()
+        self._whole = self._whole_words(vocabulary or tokenizer.get_vocab()) if is_bert else {}
+        self._start_afresh()
         self.cached = (
             is_bert
             and (clusters or isinstance(tokenizer.pre_tokenizer, BertPreTokenizer))
@@ -101,60 +110,68 @@ class Encoder:
 
     def _gather(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
         if self._table.num_words > _MAX_WORDS:
-            self._table.clear()
+            self._start_afresh()
         text = "\n".join(sentences)
         if text.count("\n") >= len(sentences):  # line breaks are spaces to BERT
             text = "\n".join([sentence.replace("\n", " ") for sentence in sentences])
-        data = b"\n%b\n" % text.encode()
+        data = self._bytes(text)
         bytes_B = np.frombuffer(data, np.uint8)
-        starts_W, ends_W = self._words(bytes_B, text.isascii())
-        keys_CxW = _keys(data, starts_W, ends_W - starts_W)
-        slots_W = self._table.find(keys_CxW)
-        first_W, counts_W, ids = self._table.first.take(slots_W), self._table.counts.take(slots_W), self._table.ids
-        missing = np.flatnonzero(slots_W < 0)
+        starts_W, ends_W = self._words(data, text.isascii())
+        lengths_W = ends_W - starts_W
+        keys_CxW = _keys(data, starts_W, lengths_W)
+        spans_W = self._table.find(keys_CxW, np.flatnonzero(lengths_W > _SHORT))
+        first_W, counts_W = spans_W >> _COUNT_BITS, spans_W & _MOST_IDS
+        missing = np.flatnonzero(spans_W < 0)
         if len(missing):
             spans = zip(starts_W[missing].tolist(), ends_W[missing].tolist(), strict=True)
             words = [data[start:end] for start, end in spans]
-            first_W[missing], counts_W[missing], ids = self._learn(words, keys_CxW[:, missing])
+            first_W[missing], counts_W[missing] = self._learn(words, keys_CxW[:, missing])
         edges = np.searchsorted(starts_W, np.flatnonzero(bytes_B == ord("\n")))
-        return ids.take(ranges(first_W, counts_W)), np.diff(offsets(counts_W)[edges])
+        offsets_W = offsets(counts_W)
+        ids_T = np.repeat(self._table.ids.take(first_W), counts_W)
+        several = np.flatnonzero(counts_W > 1)
+        counts = counts_W[several]
+        ids_T[ranges(offsets_W[several], counts)] = self._table.ids.take(ranges(first_W[several], counts))
+        return ids_T, np.diff(offsets_W[edges])
 
-    def _words(self, bytes_B: npt.NDArray[np.uint8], is_ascii: bool) -> tuple[Ints, Ints]:
+    def _bytes(self, text: str) -> bytes:
+        """Lines in UTF-8, a line break before and after, and of what BERT does to text all that costs nothing here."""
+        data = text.encode().replace(b"\0", b"")  # it drops them; zeros tell where a key ends
+        return b"\n%b\n" % (data.lower() if self._lowercase else data)  # ASCII's letters
+
+    def _words(self, data: bytes, is_ascii: bool) -> tuple[Ints, Ints]:
         """Where each word starts and ends. The first and the last byte are line breaks."""
-        kinds_B = _KINDS.take(bytes_B)
-        inside_B = kinds_B == _WORD
-        begins_B = kinds_B == _SINGLE
-        finishes_B = begins_B.copy()
+        kinds_B = np.frombuffer(data.translate(_KINDS), np.uint8)
+        inside_B, outside_B = kinds_B == _WORD, kinds_B == _SPACE
+        joined_B = inside_B[1:] & inside_B[:-1]  # with the next one
         if not is_ascii:
+            bytes_B = np.frombuffer(data, np.uint8)
             first = 0xE2 if self._is_base is None else 0xE0
             lead = np.flatnonzero((bytes_B >= first) & (bytes_B < 0xF0))  # of three bytes that are one character
             high, middle, low = (bytes_B[lead + i].astype(np.int64) for i in range(3))
             character = (high & 0xF) << 12 | (middle & 0x3F) << 6 | low & 0x3F
             if self._is_base is not None:  # a word begins there, and what went before ends
-                base = lead[self._is_base[character]]
-                begins_B[base] = True
-                finishes_B[base - 1] |= inside_B[base - 1]
+                joined_B[lead[self._is_base[character]] - 1] = False
             lead = lead[self._is_single[character]]
-            inside_B[lead] = inside_B[lead + 1] = inside_B[lead + 2] = False
-            begins_B[lead] = finishes_B[lead + 2] = True
-        begins_B[1:] |= inside_B[1:] & ~inside_B[:-1]
-        finishes_B[:-1] |= inside_B[:-1] & ~inside_B[1:]
+            joined_B[lead - 1] = joined_B[lead + 2] = False
+        begins_B, finishes_B = ~outside_B, ~outside_B
+        begins_B[1:] &= ~joined_B
+        finishes_B[:-1] &= ~joined_B
         return np.flatnonzero(begins_B), np.flatnonzero(finishes_B) + 1
 
-    def _learn(self, words: list[bytes], keys_CxM: Keys) -> tuple[Ints, Ints, Ids]:
-        """Encode words that the table lacks: where the ids of each begin, how many they are, and among which ids."""
+    def _learn(self, words: list[bytes], keys_CxM: Keys) -> tuple[Ints, Ints]:
+        """Encode words that the table lacks: where the ids of each begin in the table's, and how many they are."""
         fresh = sorted(set(words), key=len)  # those too long to be remembered come last
         number = dict(zip(fresh, range(len(fresh)), strict=True))
         number_M = np.fromiter(map(number.__getitem__, words), np.int64, len(words))
         encoded = self._encode_words(fresh)
-        offsets_F = offsets(np.fromiter(map(len, encoded), np.int64, len(fresh)))
-        ids = np.fromiter(chain.from_iterable(encoded), np.uint32, int(offsets_F[-1]))
-        ids, offsets_F = np.concatenate([self._table.ids, ids]), offsets_F + len(self._table.ids)
+        counts_F = np.fromiter(map(len, encoded), np.int64, len(fresh))
+        ids = np.fromiter(chain.from_iterable(encoded), np.uint32, int(counts_F.sum()))
         row_F = np.empty(len(fresh), np.int64)
         row_F[number_M] = np.arange(len(words))
         short = bisect_right(fresh, 8 * _COLUMNS, key=len)
-        self._table.add(keys_CxM[:, row_F[:short]], offsets_F[: short + 1], ids[: offsets_F[short]])
-        return offsets_F[number_M], np.diff(offsets_F)[number_M], ids
+        first_F = self._table.add(keys_CxM[:, row_F[:short]], counts_F, ids)
+        return first_F[number_M], counts_F[number_M]
 
     def _encode_words(self, words: Sequence[bytes]) -> list[Sequence[int]]:
         others = [word.decode() for word in words if not word.isalnum()]
@@ -162,8 +179,28 @@ class Encoder:
         return [self._alphanumeric(word) if word.isalnum() else next(encodings).ids for word in words]
 
     def _alphanumeric(self, word: bytes) -> Sequence[int]:
-        text = word.decode()
-        return [token.id for token in self._model.tokenize(text.lower() if self._lowercase else text)]
+        return [token.id for token in self._model.tokenize(word.decode())]
+
+    def _whole_words(self, vocabulary: Mapping[str, int]) -> dict[str, int]:
+        """Words of ASCII's letters and digits that are tokens as they stand: most words of a text in English."""
+        longest = min(8 * _COLUMNS, self._model.max_input_chars_per_word)
+        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        words = {
+            word: index
+            for word, index in vocabulary.items()
+            if word.isalnum() and word.isascii() and len(word) <= longest and word not in added
+        }
+        if self._lowercase:
+            words = {word: index for word, index in words.items() if word == word.lower()}
+        return words if len(words) <= _MAX_WORDS // 2 else {}
+
+    def _start_afresh(self) -> None:
+        """With nothing remembered but the whole words."""
+        self._table.clear()
+        data = self._bytes("\n".join(self._whole))
+        starts_W, ends_W = self._words(data, True)
+        ids_W = np.fromiter(self._whole.values(), np.uint32, len(self._whole))
+        self._table.add(_keys(data, starts_W, ends_W - starts_W), np.ones(len(ids_W), np.int64), ids_W)
 
     def _reference(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
         encodings = self._tokenizer.encode_batch(list(sentences), add_special_tokens=False)
@@ -172,7 +209,8 @@ class Encoder:
         return np.fromiter(chain.from_iterable(ids), np.uint32, int(lengths_S.sum())), lengths_S
 
     def _agrees(self) -> bool:
-        for probes in (PROBES, PROBES[::-1]):  # seen for the first time, and remembered
+        whole = " ".join([*self._whole][:: 1 + len(self._whole) // 100])
+        for probes in ((whole, *PROBES), PROBES[::-1]):  # seen for the first time, and remembered
             ours, reference = self._gather(probes), self._reference(probes)
             if not (np.array_equal(ours[0], reference[0]) and np.array_equal(ours[1], reference[1])):
                 return False
@@ -197,63 +235,90 @@ class _Table:
 
     def __init__(self) -> None:
         size = 2**_SLOT_BITS + _PROBES
-        self.num_words = 0
-        self.first, self.counts = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        self.ids = np.zeros(0, np.uint32)
-        self._keys = np.zeros((_COLUMNS, size), np.uint64)
-        self._taken = bytearray(size)
+        self._rows = np.zeros((size, 2), np.uint64)  # first column of the key, and span: side by side in memory
+        self._rest = np.zeros((_COLUMNS - 1, size), np.uint64)  # of the key
+        self._taken = np.zeros(size, bool)
+        self.ids = np.zeros(2**16, np.uint32)  # the first `_num_ids` are those of words remembered
+        self.num_words = self._num_ids = 0
 
     def clear(self) -> None:
         """In place: megabytes that come and go make the heap grow."""
-        self.num_words, self.ids = 0, self.ids[:0].copy()
-        self._keys.fill(0)
-        self.counts.fill(0)
-        self._taken[:] = bytes(len(self._taken))
+        self.num_words = self._num_ids = 0
+        self._rows.fill(0)
+        self._rest.fill(0)
+        self._taken.fill(False)
 
-    def find(self, keys_CxW: Keys) -> Ints:
-        """The slot of each word, -1 where it has none."""
-        slots_W = _homes(keys_CxW)
-        left = np.arange(len(slots_W))
-        for _ in range(_PROBES):
-            there = slots_W[left]
-            same = np.ones(len(left), bool)
-            for column, keys_W in zip(self._keys, keys_CxW, strict=True):
-                same &= column.take(there) == keys_W.take(left)
-            left = left[~same]
+    def find(self, keys_CxW: Keys, long: Ints) -> Ints:
+        """The span of each word: where its ids begin, shifted by `_COUNT_BITS`, and how many; -1 where it has none.
+
+        `long` are the words that their first eight bytes do not tell from all others.
+        """
+        slots_W = _homes(keys_CxW, long)
+        rows_Wx2 = self._rows.take(slots_W, axis=0)
+        spans_W = rows_Wx2[:, 1].astype(np.int64)
+        same_W = rows_Wx2[:, 0] == keys_CxW[0]
+        for rest, keys_W in zip(self._rest, keys_CxW[1:], strict=True):
+            same_W[long] &= rest.take(slots_W[long]) == keys_W.take(long)
+        left = np.flatnonzero(~same_W)
+        for _ in range(_PROBES - 1):
             if not len(left):
-                return slots_W
+                return spans_W
             slots_W[left] += 1
-        slots_W[left] = -1
-        return slots_W
+            slots = slots_W[left]
+            same = self._rows[slots, 0] == keys_CxW[0, left]
+            same &= (self._rest[:, slots] == keys_CxW[1:, left]).all(axis=0)
+            spans_W[left[same]] = self._rows[slots[same], 1]
+            left = left[~same]
+        spans_W[left] = -1
+        return spans_W
 
-    def add(self, keys_CxW: Keys, offsets_W: Ints, ids: Ids) -> None:
-        """Remember words that are not there, where there is room, and that their ids lie at `offsets_W` of `ids`."""
-        places_W = np.full(len(offsets_W) - 1, -1)
-        for word, home in enumerate(_homes(keys_CxW).tolist()):
-            places_W[word] = place = self._taken.find(0, home, home + _PROBES)
-            if place >= 0:
-                self._taken[place] = 1
-        kept = np.flatnonzero(places_W >= 0)
-        places = places_W[kept]
-        self._keys[:, places] = keys_CxW[:, kept]
-        self.first[places], self.counts[places] = offsets_W[kept], np.diff(offsets_W)[kept]
-        self.ids = ids
-        self.num_words += len(kept)
+    def add(self, keys_CxW: Keys, counts_F: Ints, ids: Ids) -> Ints:
+        """Remember words that are not there, where there is room. Returns where the ids of each begin.
+
+        There may be more counts and ids than words: those are kept until the next call only.
+        """
+        begin, end = self._num_ids, self._num_ids + len(ids)
+        if end >= len(self.ids):  # one to spare: a word without ids may begin at the end
+            self.ids = np.concatenate([self.ids[:begin], np.zeros(2 * end - begin, np.uint32)])
+        self.ids[begin:end] = ids
+        first_F = begin + offsets(counts_F)[:-1]
+        spans_F = first_F << _COUNT_BITS | counts_F
+        slots_W = _homes(keys_CxW, np.arange(keys_CxW.shape[1]))
+        left = np.flatnonzero(counts_F[: len(slots_W)] <= _MOST_IDS)
+        for _ in range(_PROBES):
+            free = left[~self._taken[slots_W[left]]]
+            places, words = np.unique(slots_W[free], return_index=True)  # of several that want a slot, one gets it
+            words = free[words]
+            self._taken[places] = True
+            self._rows[places, 0], self._rows[places, 1] = keys_CxW[0, words], spans_F[words]
+            self._rest[:, places] = keys_CxW[1:, words]
+            self.num_words += len(words)
+            missed = np.ones(len(slots_W), bool)
+            missed[words] = False
+            left = left[missed[left]]
+            slots_W[left] += 1
+        self._num_ids += int(counts_F[: len(slots_W)].sum())
+        return first_F
 
 
 def _keys(data: bytes, starts_W: Ints, lengths_W: Ints) -> Keys:
     """The first 24 bytes of every word, as three numbers; zero after its end."""
     padded = data + bytes(8 * _COLUMNS)
     windows_B: Keys = np.ndarray(len(data), "<u8", padded, strides=1)  # the eight bytes from each byte on
-    keys_CxW = np.empty((_COLUMNS, len(starts_W)), np.uint64)
-    for column, keys_W in enumerate(keys_CxW):
-        lengths = np.clip(lengths_W - 8 * column, 0, 8)
-        keys_W[:] = windows_B.take(np.minimum(starts_W + 8 * column, len(data) - 1)) & _PREFIXES.take(lengths)
+    keys_CxW = np.zeros((_COLUMNS, len(starts_W)), np.uint64)
+    keys_CxW[0] = windows_B.take(starts_W) & _PREFIXES.take(np.minimum(lengths_W, 8))
+    for column in range(1, _COLUMNS):
+        long = np.flatnonzero(lengths_W > 8 * column)
+        lengths = np.minimum(lengths_W[long] - 8 * column, 8)
+        keys_CxW[column, long] = windows_B[starts_W[long] + 8 * column] & _PREFIXES.take(lengths)  # `take` copies first
     keys_CxW[:, lengths_W > 8 * _COLUMNS] = _NO_WORD
     return keys_CxW
 
 
-def _homes(keys_CxW: Keys) -> Ints:
-    """The slot at which to look for a word first."""
-    mixed_W: npt.NDArray[np.uint64] = np.bitwise_xor.reduce(keys_CxW * _FACTORS[:, None])
-    return (mixed_W >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
+def _homes(keys_CxW: Keys, long: Ints) -> Ints:
+    """The slot at which to look for a word first. The columns after the first are zero but for `long` words."""
+    mixed_W = keys_CxW[0] * _FACTORS[0]
+    mixed_W[long] ^= np.bitwise_xor.reduce(keys_CxW[1:, long] * _FACTORS[1:, None])
+    mixed_W >>= np.uint64(64 - _SLOT_BITS)
+    homes_W: Ints = mixed_W.view(np.int64)
+    return homes_W

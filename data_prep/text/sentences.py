@@ -69,7 +69,8 @@ _MARKS = ".!?…\u203c\u203d\u2047-\u2049"
 _CLOSING = "\"'\u201d\u2019\u00bb\u203a)\\]*_"
 _LOWER = "a-zß-öø-ÿα-ωа-яѐ-џ\u0561-\u0587"  # what goes on with a sentence: Latin, Greek, Cyrillic and Armenian
 _GREEK_OR_ARMENIAN = "(?: (?<= [\u0370-\u03ff\u1f00-\u1fff] ; ) | (?<= [\u0561-\u0587] : ) ) (?=[ ]) |"  # ? and .
-_NEEDS_RARE = re.compile("[\u0370-\u03ff\u0531-\u0587\U00010000-\U0010ffff]")
+_RARE_LEADS = bytes([*range(0xCD, 0xD0), *range(0xD4, 0xD7), *range(0xF0, 0xF5)])  # of Greek, Armenian, 17 bits
+_ODD_SPACES = b"\t\v\f\r\x1c\x1d\x1e\x1f"  # ASCII's, other than the space and the line feed
 
 
 @lru_cache
@@ -116,12 +117,15 @@ def split_sentences(text: str, cut: Cut = _by_rules) -> list[str]:
 
     Nothing but white space is lost: the sentences joined are the text again, up to white space.
     """
+    is_ascii, data = text.isascii(), text.encode(errors="surrogatepass")
+    is_plain = is_ascii and _lacks(data, _ODD_SPACES)
     if cut is _by_rules:
-        cut = _rules_for(not text.isascii() and _NEEDS_RARE.search(text) is not None, not text.islower())
+        cut = _rules_for(not is_ascii and not _lacks(data, _RARE_LEADS), not text.islower())
     sentences: list[str] = []
     for paragraph in text.split("\n") if cut is _whole else _PARAGRAPH.split(text):
         line = paragraph.strip()
-        if "  " in line or not line.isprintable():  # line breaks, tabs and other spaces are not printable
+        # Line breaks, tabs and other spaces are not printable; where they can only be line breaks, to look is quicker.
+        if "  " in line or (("\n" in line) if is_plain else not line.isprintable()):
             line = " ".join(line.split())
         if len(line) <= MAX_CHARACTERS:
             sentences += cut(line)
@@ -129,6 +133,11 @@ def split_sentences(text: str, cut: Cut = _by_rules) -> list[str]:
         for sentence in cut(line):
             _add(sentences, sentence)
     return sentences
+
+
+def _lacks(data: bytes, some: bytes) -> bool:
+    """Whether none of some bytes comes: several times as fast as a regular expression."""
+    return len(data.translate(None, some)) == len(data)
 
 
 @lru_cache(maxsize=4)

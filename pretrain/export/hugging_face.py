@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from cloze import cli, ownership
@@ -30,13 +30,15 @@ from cloze.corpus.tokenizer import load_tokenizer as load_word_piece
 from cloze.errors import DiskError, UserError
 from cloze.log import log
 from pretrain import checkpoint
-from pretrain.config import ModelConfig, TrainConfig
+from pretrain.config import Attention, ModelConfig, TrainConfig
 from pretrain.data.loader import pack
 from pretrain.export import card
 from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
 
 TOLERANCE = 1e-4  # largest difference of two fp32 logits; the two forwards add in different orders
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_AUTO_CLASSES = {"bert": AutoModelForPreTraining, "modernbert": AutoModelForMaskedLM}  # by a model's own type
+_PAIR_HEAD = ("cls.seq_relationship.", "bert.pooler.")  # what many a published masked-LM has not
 _PARITY_TEXTS = (
     ("The model reads both sides of a missing word.", "It was trained to guess what belongs there."),
     ("A short one.", "Returns the number of items in the list, or raises an error when the list is empty."),
@@ -176,6 +178,29 @@ def load_hugging_face(run: Path | str) -> PreTrainedModel:
     snapshot = checkpoint.load(source)
     facts = load_word_piece(tokenizer).facts
     return _plain_model(_model_config(snapshot.config_yaml), facts, snapshot.weights).eval()
+
+
+def load_packed(source: Path, kernel: Attention) -> tuple[PackedBert, Any]:
+    """(the trainer's module in fp32, ready to predict; its tokenizer) of a run, a checkpoint or a model's directory.
+
+    Raises `UserError` where there is none, where it is neither BERT nor ModernBERT, or lacks its masked-LM head.
+    """
+    if not (source / "config.json").is_file():
+        _, folder = _locate(source)
+        with loading(folder):
+            return PackedBert.of(load_hugging_face(source), kernel).eval(), AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(source)
+    with loading(source):
+        kind = AutoConfig.from_pretrained(source).model_type
+    if kind not in _AUTO_CLASSES:
+        raise UserError(f"model={source}: its model_type is {kind}; name a {' or a '.join(_AUTO_CLASSES)} model")
+    with loading(source):
+        model, told = _AUTO_CLASSES[kind].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(name for name in told["missing_keys"] if not name.startswith(_PAIR_HEAD)):
+        raise UserError(f"model={source}: has no {missing[0]}, as predicting words needs; name another model")
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"model={source}: its tokenizer has {len(tokenizer)} tokens, it {model.config.vocab_size}")
+    return PackedBert.of(model, kernel).eval(), tokenizer
 
 
 def parity(trained: PackedBert, exported: Path) -> float:

@@ -101,15 +101,8 @@ class PackedBert(nn.Module):
                 f"model.max_positions={model.max_positions}: shorter than the corpus' samples of {max_len} tokens; "
                 f"set model.max_positions={max_len} or prepare with a smaller max_len"
             )
-        self.kernel = kernel
-        self.distance_bias = 0.0  # slope per token, of training's forward passes; the loop sets it
-        self.vocab_size = tokenizer.vocab_size
-        self.vocab_rows = padded_vocab_size(tokenizer.vocab_size, model.pad_vocab_to)
-        self.hf = hugging_face_model(model, tokenizer, vocab_rows=self.vocab_rows)
-        self.hf.set_attn_implementation(PACKED_ATTENTION)
-        if kernel is Attention.cpu:
-            replace_dropout(self.hf)
-        self.has_pairs = model.architecture is Architecture.bert
+        rows = padded_vocab_size(tokenizer.vocab_size, model.pad_vocab_to)
+        self._hold(hugging_face_model(model, tokenizer, vocab_rows=rows), tokenizer.vocab_size, kernel)
         if self.has_pairs and model.position_init is PositionInit.sinusoid:
             positions = self.hf.bert.embeddings.position_embeddings.weight
             positions.data.copy_(sinusoids(*positions.shape, size=model.weights_std))
@@ -117,6 +110,24 @@ class PackedBert(nn.Module):
             # The older name is all that transformers 5.17 has; newer ones warn of it.
             enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
+
+    @classmethod
+    def of(cls, hf: PreTrainedModel, kernel: Attention) -> "PackedBert":
+        """A model that there is already, a `BertForPreTraining` or a `ModernBertForMaskedLM`: it becomes packed."""
+        packed = cls.__new__(cls)
+        nn.Module.__init__(packed)
+        packed._hold(hf, hf.config.vocab_size, kernel)
+        return packed
+
+    def _hold(self, hf: PreTrainedModel, vocab_size: int, kernel: Attention) -> None:
+        self.kernel = kernel
+        self.distance_bias = 0.0  # slope per token, of training's forward passes; the loop sets it
+        self.vocab_size, self.vocab_rows = vocab_size, hf.config.vocab_size
+        self.hf = hf
+        self.hf.set_attn_implementation(PACKED_ATTENTION)
+        if kernel is Attention.cpu:
+            replace_dropout(self.hf)
+        self.has_pairs = hf.config.model_type == Architecture.bert.value
 
     def compile_layers(self, **options: Any) -> None:
         """torch.compile each layer in place (names stay); they share their code: one build for training, one for

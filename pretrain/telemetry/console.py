@@ -88,6 +88,7 @@ def eval_line(metrics: Mapping[str, float]) -> str:
         f"{name[5:]} {value:.1%}" if name.endswith("accuracy") else f"{name[5:]} {value:.3f}"
         for name, value in metrics.items()
         if name.startswith("eval/") and isinstance(value, float) and not name.endswith("_tokens")
+        if not name.startswith("eval/grammar/")  # by phenomenon: a dozen
     )
 
 

@@ -36,6 +36,11 @@ _CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("MLM accuracy", ("train/mlm_accuracy", "eval/mlm_accuracy"), False),
     ("NSP loss, nats per pair", ("train/nsp_loss", "eval/nsp_loss"), False),
     ("NSP accuracy", ("train/nsp_accuracy", "eval/nsp_accuracy", "eval/majority_nsp_accuracy"), False),
+    (
+        "Grammar: minimal pairs, all and agreement",
+        ("eval/grammar_accuracy", "eval/grammar_agreement_accuracy", "eval/grammar_frequencies_accuracy"),
+        False,
+    ),
     ("Total loss", ("train/loss",), False),
     ("Learning rate", ("train/lr",), False),
     ("Tokens per second", ("throughput/tokens_per_second",), False),
@@ -250,6 +255,9 @@ def run_facts(run: RunData) -> dict[str, str]:
         ("held-out MLM accuracy", "eval/mlm_accuracy"),
         ("held-out NSP loss", "eval/nsp_loss"),
         ("held-out NSP accuracy", "eval/nsp_accuracy"),
+        ("grammar, minimal pairs", "eval/grammar_accuracy"),
+        ("grammar, word frequencies alone", "eval/grammar_frequencies_accuracy"),
+        ("grammar, agreement", "eval/grammar_agreement_accuracy"),
     ]
     labels += [(f"{label}, {each.split('/')[1]}", each) for label, name in labels for each in run.named(name)]
     for label, name in labels:

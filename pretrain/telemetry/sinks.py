@@ -187,7 +187,9 @@ class WandbSink:
             return
         self._run.log({**metrics, "step": step})
         if evaluation := {key: value for key, value in metrics.items() if key.startswith("eval/")}:
-            self._evaluation = {"step": step, **{key: metrics[key] for key in AXES if key in metrics}, **evaluation}
+            same = self._evaluation if self._evaluation.get("step") == step else {}  # of one step there may be two
+            axes = {key: metrics[key] for key in AXES if key in metrics}
+            self._evaluation = {**same, "step": step, **axes, **evaluation}
 
     def rollback(self, step: int) -> None:
         """Nothing: our own step axis may fall."""

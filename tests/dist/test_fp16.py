@@ -1,10 +1,11 @@
 """fp16 with a dynamic loss scale. DeepSpeed refuses it on CPUs, which can compute it: told so, it runs here."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.dist.test_stages import POISON
+from tests.dist.test_stages import POISON, Plain
 from tests.support import Trainer
 
 FP16 = """
@@ -36,6 +37,45 @@ def test_a_loss_scale_that_collapses_is_one_line(trainer: Trainer, corpus: Path,
     assert "Traceback" not in result.stderr
     (line,) = result.errors
     assert "gradients were not finite for 5 steps in a row" in line
+
+
+OVERFLOWING = """
+from pretrain.engine.engine import Engine
+
+steps, backward, step = 0, Engine.backward, Engine.step
+
+def counted(self, lr):
+    global steps
+    steps += 1
+    return step(self, lr)
+
+def overflowing(self, batch, loss_of, last):
+    factor = 1e30 if steps in (2, 3) else 1.0
+    backward(self, batch, lambda *arguments: loss_of(*arguments) * factor, last=last)
+
+Engine.step, Engine.backward = counted, overflowing
+"""
+HALVING = "deepspeed.extra={fp16:{initial_scale_power:8,hysteresis:1,loss_scale_window:4}}"
+
+
+@pytest.mark.parametrize("zero", ["0", "1", pytest.param("2", marks=pytest.mark.slow), "3"])
+def test_an_overflow_costs_its_step_and_halves_the_scale(trainer: Trainer, corpus: Path, zero: str) -> None:
+    """Gradients beyond fp16 in the third step and the fourth. The scale doubles again after four steady steps, and what
+    counts steps, samples and updates is right: the learning rate, the order of the samples, Adam's bias correction.
+    """
+    options = (f"zero={zero}", "precision=fp16", "steps=14", "optim.max_skipped_steps=3", HALVING)
+    result = trainer.run(f"data.path={corpus}", *options, before=FP16 + OVERFLOWING)
+    assert result.code == 0, result.stderr
+    assert result.series("train/loss_scale") == [256, 256, 128, *[64] * 5, *[128] * 4, 256, 256]
+    assert result.series("train/skipped_steps") == [0, 0, 1, 1, *[0] * 10]
+    assert result.series("samples") == [16 * step for step in range(1, 15)]
+    skipped = [json.loads(line) for line in (result.run / "skipped.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["first_position"], row["end_position"]) for row in skipped] == [(2, 32, 48), (3, 48, 64)]
+    state = json.loads((result.run / "checkpoints" / "step-00000014" / "state.json").read_text())
+    assert (state["step"], state["samples"], state["optimizer_steps"]) == (14, 14 * 16, 12)
+    assert state["loss_scale"] == {"value": 256.0, "steady_steps": 10, "hysteresis": 1}
+    plain = Plain(corpus, "steps=14").train(14, skip=[2, 3])
+    assert result.series("train/loss") == pytest.approx(plain.losses, abs=5e-3)
 
 
 GROWING = "deepspeed.extra={fp16:{initial_scale_power:2,hysteresis:2,loss_scale_window:4}}"

@@ -15,6 +15,7 @@ MODERNBERT = (
 )  # fmt: skip
 # Any backend traces and differentiates alike; this one needs no compiler.
 WITHOUT_COMPILER = (
+    "import pretrain.session; pretrain.session.require_compiler = lambda *_: None; "
     "from pretrain.model.bert import PackedBert; build = PackedBert.compile_layers; "
     "PackedBert.compile_layers = lambda self: build(self, backend='aot_eager')"
 )
@@ -63,6 +64,17 @@ def test_compiled_layers_train_as_plain_ones(trainer: Trainer, corpus: Path) -> 
     assert compiled.codes == (0, 0), compiled.stderrs
     assert compiled.series("train/loss") == pytest.approx(plain.series("train/loss"), abs=1e-5)
     assert compiled.series("eval/loss") == pytest.approx(plain.series("eval/loss"), abs=1e-5)
+
+
+def test_no_compiler_is_one_line_before_anything_else(trainer: Trainer, corpus: Path) -> None:
+    """Case 61: it was 252 lines of traceback, after the model was built."""
+    hidden = "import os; os.environ['PATH'] = '/nowhere'; os.environ.pop('CXX', None)"
+    result = trainer.run(f"data.path={corpus}", "compile=true", ranks=2, before=hidden)
+    assert result.codes == (64, 64)
+    (error,) = result.errors
+    assert "compile=true: needs a C++ compiler, and there is no " in error
+    assert "Traceback" not in result.stderr
+    assert not result.metrics
 
 
 def test_the_slowest_rank_is_named(trainer: Trainer, corpus: Path) -> None:

@@ -20,7 +20,7 @@ from data_prep import prepare
 from data_prep.config import PrepConfig
 from data_prep.prepare import main
 from data_prep.stages.buckets import Documents
-from data_prep.stages.survey import fingerprints
+from data_prep.stages.survey import fingerprints, unpacked
 from data_prep.text.encoder import Encoder
 from data_prep.text.wordpiece import count_letters, count_pieces, fitted, scripts_of
 from tests.support import make_corpus
@@ -223,12 +223,13 @@ def test_fingerprints_are_those_of_a_loop():
         if begin + 50 <= last:
             runs.add(tuple(tokens_T[begin : begin + 50].tolist()))
     totals = np.bincount(document_S, lengths_S)
-    result = fingerprints(documents, 1)
-    assert (len(result["lines"]), len(set(result["lines"]))) == (len(lines), len(set(lines)))
-    assert len(result["runs"]) == len(runs)
-    assert len(result["sketches"]) == int((totals >= 20).sum())
-    half = fingerprints(documents, 2)
-    assert set(half["runs"]) == {run for run in result["runs"] if run % 2 == 0}
+    result, half = ([fingerprints(documents, modulus)] for modulus in (1, 2))
+    found = unpacked(result, "lines").tolist()
+    assert (len(found), len(set(found))) == (len(lines), len(set(lines)))
+    found = set(unpacked(result, "runs").tolist())
+    assert len(found) == len(runs)
+    assert len(unpacked(result, "sketches").reshape(-1, 3)) == int((totals >= 20).sum())
+    assert set(unpacked(half, "runs").tolist()) == {run for run in found if run % 2 == 0}
 
 
 def test_leakage_is_the_share_of_held_out_runs():

@@ -26,6 +26,7 @@ from finetune.config import EmbeddingsConfig, FinetuneConfig, PredictConfig, Sui
 from launch.options import Options, parse
 from pretrain import plan
 from pretrain.config import TrainConfig
+from pretrain.evaluate.config import GrammarConfig
 from pretrain.evaluate.frozen_config import ProbesConfig, WordsConfig
 from tests.support import ROOT, Trainer, environment
 from tests.unit.tiny_bert import write_tiny_bert
@@ -35,6 +36,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "data_prep": ("prep", PrepConfig),
     "pretrain.train": ("train", TrainConfig),
+    "pretrain.grammar": ("grammar", GrammarConfig),
     "finetune": ("finetune", FinetuneConfig),
     "finetune.suite": ("suite", SuiteConfig),
     "finetune.predict": ("predict", PredictConfig),
@@ -242,8 +244,18 @@ def test_contributing_tells_every_contract_and_room() -> None:
 def test_help_is_quick() -> None:
     """It needs neither torch nor transformers, which take seconds; `plan` knows GPUs by way of torch."""
     quick = (
-        *("pretrain.export", "finetune.compress", "finetune.probe", "finetune.__main__", "finetune.suite"),
-        *("finetune.grid", "finetune.predict", "finetune.embeddings", "pretrain.probes", "pretrain.words"),
+        "pretrain.train",
+        "pretrain.export",
+        "pretrain.grammar",
+        "finetune.compress",
+        "finetune.probe",
+        "finetune.__main__",
+        "finetune.suite",
+        "finetune.grid",
+        "finetune.predict",
+        "finetune.embeddings",
+        "pretrain.probes",
+        "pretrain.words",
     )
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"

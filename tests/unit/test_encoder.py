@@ -73,6 +73,30 @@ def test_what_is_remembered_stays_bounded(encoder, monkeypatch, most_words, slot
         assert encoder._table.num_words <= min(most_words + 60, 2**slot_bits + 8)
 
 
+def test_a_word_without_ids_may_come_last_where_the_ids_fill_their_room(encoder):
+    encoder = Encoder(encoder._tokenizer)
+    room = len(encoder._table.ids) - encoder._table._num_ids
+    encoder._table._num_ids += room - 2  # what "qz" takes
+    sentences = ["qz", "\x07\x06\x05"]
+    assert encoded(encoder, sentences) == reference(encoder._tokenizer, sentences)
+    assert len(encoder._table.ids) > 2**16
+
+
+def test_whole_words_of_the_vocabulary_are_known_but_for_what_the_model_would_not_take_whole(tmp_path):
+    long = "supercalifragilistic"
+    path = vocabulary(tmp_path / "vocab.txt", long, "Don", "madeup")
+    tokenizer = load_tokenizer(path).backend
+    tokenizer.add_special_tokens([AddedToken("madeup", special=True)])
+    tokenizer.model.max_input_chars_per_word = 10
+    tokenizer.model = tokenizer.model
+    encoder = Encoder(tokenizer)
+    assert encoder.cached
+    assert "cat" in encoder._whole
+    assert not {long, "Don", "madeup"} & set(encoder._whole)
+    sentences = [f"the cat {long} Don madeup"]
+    assert encoded(encoder, sentences) == reference(tokenizer, sentences)
+
+
 @pytest.mark.parametrize("length", [7, 8, 9, 15, 16, 17, 23, 24, 25, 32])
 def test_words_that_begin_alike_are_told_apart(tmp_path, length):
     word = "x" * length

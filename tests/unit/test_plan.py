@@ -16,7 +16,7 @@ from pretrain import plan
 from pretrain.config import Architecture, Attention, ModelConfig, TrainConfig
 from pretrain.model.bert import PackedBert
 from pretrain.plan import activation_bytes, check_memory, composed, corpus_options, draw_schedule, parameters_of
-from tests.support import tokenizer_facts
+from tests.support import ROOT, tokenizer_facts
 from tests.unit.test_attention import row_of
 from tests.unit.test_model import small
 
@@ -58,7 +58,7 @@ def test_activations_of_a_layer_are_those_autograd_keeps(
         attention=Attention.sdpa, activation_checkpointing=checkpointing,
     )  # fmt: skip
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    shape = plan.Shape(SAMPLES, SAMPLES * LENGTH, 8, 64)
+    shape = plan.Shape(SAMPLES * LENGTH, SAMPLES * LENGTH, 8, 64)
 
     def ours(layers: int) -> int:
         config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", f"precision={precision}"])
@@ -106,6 +106,19 @@ def test_a_time_budget_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
 def line_of(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
     plan.main(list(arguments))
     return next(line for line in capsys.readouterr().out.splitlines() if line.startswith(name))
+
+
+def test_published_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table in docs/scaling.md is what plan says, and its errors are what follows."""
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| `(model=[^`]*)` \| ([\d,]+) \| ([\d,]+) \| ([+-]\d+%) \|$", text, re.MULTILINE)
+    assert len(rows) == 7
+    for arguments, *numbers, error in rows:
+        published, predicted = (int(number.replace(",", "")) for number in numbers)
+        said = line_of(capsys, "speed", "precision=bf16", *arguments.split()).split()[1]
+        assert said.replace(",", "") == str(predicted), arguments
+        assert f"{predicted / published - 1:+.0%}" == error
+        assert abs(predicted / published - 1) < 1 / 3
 
 
 def test_a_growing_batch_takes_fewer_hours(capsys: pytest.CaptureFixture[str]) -> None:

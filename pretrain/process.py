@@ -1,0 +1,44 @@
+"""One process of a run, from joining the group to leaving it: session.py makes the parts of it, loop.py runs them."""
+
+from cloze.errors import ExitCode
+from pretrain import dist
+from pretrain.checkpoint.mirror import open_mirror
+from pretrain.config import TrainConfig
+from pretrain.resume import find_snapshot, with_choices_of
+from pretrain.rollback import train_with_rollbacks
+from pretrain.session import Job, open_job, open_session
+
+
+def train(config: TrainConfig) -> int:
+    """Train as `config` says, as one rank of the group; the exit code."""
+    with open_job(config) as job:
+        run(job)
+    dist.finish()
+    return int(job.code)
+
+
+@dist.translate_peer_loss()
+def run(job: Job) -> None:
+    """Resume if there is something to resume, build the parts, train."""
+    config, process = job.config, job.process
+    assert job.corpus
+    mirror = open_mirror(config)
+    snapshot = find_snapshot(config, job.path / "checkpoints", job.corpus, process, mirror)
+    if snapshot:
+        job.progress.resume(snapshot)
+        job.config = config = with_choices_of(config, snapshot, precision_is_open=job.precision_is_open)
+    if job.progress.step >= config.steps:
+        process.log.info(
+            f"{job.path}: already at step {job.progress.step} of {config.steps}; raise `steps` or name another run"
+        )
+        job.code = ExitCode.OK
+        return
+    if snapshot and job.progress.budget_spent(config) >= 1.0:
+        process.log.info(
+            f"{job.path}: budget.hours={config.budget.hours} is spent, at step {job.progress.step}; raise it"
+        )
+        job.code = ExitCode.OK
+        return
+    with open_session(job, snapshot, mirror) as session:
+        job.code = train_with_rollbacks(session)
+    process.barrier()  # launchers kill the others soon after the first rank that leaves, and rank 0 may need minutes
