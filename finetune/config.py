@@ -141,6 +141,19 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    tensorboard: bool = doc("also write TensorBoard events, into out/tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    mode: WandbMode = doc("disabled, auto (online with a key, else offline), online or offline")
+    project: str = doc("W&B project; the run is named after `out`")
+    entity: str | None = doc("W&B user or team")
+    tags: list[str] = doc("W&B tags")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
     """Of task=embedding and task=retrieval."""
 
@@ -152,19 +165,6 @@ class EmbeddingConfig:
     def __post_init__(self) -> None:
         positive = self.temperature is None or self.temperature > 0
         require(positive, f"embedding.temperature={self.temperature}: must be positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    tensorboard: bool = doc("also write TensorBoard events, into out/tensorboard")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandbConfig:
-    mode: WandbMode = doc("disabled, auto (online with a key, else offline), online or offline")
-    project: str = doc("W&B project; the run is named after `out`")
-    entity: str | None = doc("W&B user or team")
-    tags: list[str] = doc("W&B tags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,18 +296,10 @@ class PredictConfig:
         known = self.task is None or self.task in TASKS
         require(known, f"task={self.task}: no such task; there are {', '.join(TASKS)}")
         require(self.max_len is None or self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
-        require(
-            _is_encoding(self.encoding), f"encoding={self.encoding}: no such encoding; gb18030 and latin-1 are some"
-        )
+        known = self.encoding is None or codec_named(self.encoding) is not None
+        require(known, f"encoding={self.encoding}: no such encoding; gb18030 and latin-1 are some")
         positive = self.batch_tokens is None or self.batch_tokens >= 1
         require(positive, f"batch_tokens={self.batch_tokens}: must be positive")
-
-
-def _is_encoding(name: str | None) -> bool:
-    try:
-        return name is None or "".encode(name) is not None
-    except (LookupError, ValueError):
-        return False
 
 
 def defaults() -> dict[str, Any]:
@@ -325,6 +317,15 @@ def saved(body: Mapping[str, Any]) -> FinetuneConfig:
 def facts(config: FinetuneConfig) -> dict[str, Any]:
     """The configuration as metrics.json repeats it."""
     return dict(json.loads(json.dumps(asdict(config), default=lambda choice: choice.value)))
+
+
+def flat(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`facts` by dotted key."""
+    for key, value in body.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,12 +348,3 @@ class EmbeddingsConfig:
         require(self.random_seeds >= 0, f"random_seeds={self.random_seeds}: cannot be negative")
         require(self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: must be in [0, 2^31)")
-
-
-def flat(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`facts` by dotted key."""
-    for key, value in body.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

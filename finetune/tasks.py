@@ -20,11 +20,11 @@ class Family:
 
     prepare: "Callable[[FinetuneConfig], Prepared]"  # imports what takes seconds inside: --help needs none of it
     read: "Callable[[str, str, FinetuneConfig], list[Row]]" = read_rows  # of (text of a file, name for errors, config)
-    predictor: "Callable[[Trained, Row], Predictor] | None" = None  # for rows like the first; None: vectors
     # of a row what must not be on both sides where data.dev is cut from data.train
     text: "Callable[[Row, FinetuneConfig], Any]" = lambda row, config: row.columns
     usage: str = ""  # for the card: code that loads the model {name} and answers about {texts}
     tag: str = "feature-extraction"  # the hub's name of such models
+    predictor: "Callable[[Trained, Row], Predictor] | None" = None  # for rows like the first; None: vectors
     options: frozenset[str] = frozenset()  # keys, not all tasks': loss head data.mismatched …
 
 

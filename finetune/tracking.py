@@ -4,6 +4,7 @@ Metrics bear their seed (`seed-1/train_loss`), over the optimizer steps of that 
 """
 
 import math
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ class Tracker:
         self._sinks: list[Sink] = []
         self._step = 0  # the newest
         lost = "metrics.json will have the scores"
+        if os.environ.get("RANK", "0") != "0":  # of several: one tells
+            return
         if config.log.tensorboard:
             make_board = lambda: TensorBoardSink(folder / "tensorboard", None)  # noqa: E731
             self._sinks.append(HarmlessSink("TensorBoard", make_board, lost))

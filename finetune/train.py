@@ -78,10 +78,8 @@ class Prepared:
     train: Features
     dev: EvaluationSet
     collate: Any
+    more: Mapping[str, EvaluationSet] = field(default_factory=dict)  # test, mismatched: scores begin with the name
     loss: Callable[[Any, Mapping[str, Any]], Any] | None = None  # of outputs and inputs; None: the model tells its own
-    more: Mapping[str, EvaluationSet] = field(
-        default_factory=dict
-    )  # test, mismatched: their scores begin with the name
     label_columns: Sequence[str] = ("labels",)
     num_labels: int | None = None  # None: no labels to weigh
     teacher: Any = None
@@ -230,7 +228,7 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
     Killed, the same call goes on with the seeds that are missing. `prepare` stands in for that of the task's family.
     Raises `UserError` for unusable data, models and directories, `DiskError` where the disk fails.
     """
-    if (there := resume.finished(config)) is not None:
+    if (there := resume.finished(config)) is not None:  # before ranks part: they all see it
         log.info(f"out={config.out}: is finished with these settings; remove it to learn anew")
         return resume.means(there)
     with as_rank(config) as own:

@@ -163,8 +163,11 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         collate=DataCollatorWithPadding(tokenizer),
         num_labels=len(names) or None,
         teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer),
-        facts={"pairs": train[0].second is not None, "columns": list(_layout(train_set, config))}
-        | ({"labels": names, "majority": share} if names else {}),
+        facts={
+            "columns": list(_layout(train_set, config)),
+            "pairs": train[0].second is not None,
+            **({"labels": names, "majority": share} if names else {}),
+        },
     )
 
 

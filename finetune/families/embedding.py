@@ -125,21 +125,21 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
         num_anchors = len(inputs["input_ids"]) // num_groups
         return batch_loss(outputs["vectors"], inputs["input_ids"], tokenizer.pad_token_id, num_anchors, temperature)
 
-    def questioned(asked: Similarity | Finding) -> EvaluationSet:
+    def asked(questions: Similarity | Finding) -> EvaluationSet:
         return EvaluationSet(
-            features=_encoded(asked.texts, tokenizer, config.max_len),
-            decide=lambda vectors_MH, _: asked.answers(unit(vectors_MH)),
-            score=asked.score,
-            shown=[dict(zip(("first", "second"), pair, strict=False)) for pair in asked.pairs],
-            guess=asked.guess,
+            features=_encoded(questions.texts, tokenizer, config.max_len),
+            decide=lambda vectors_MH, _: questions.answers(unit(vectors_MH)),
+            score=questions.score,
+            shown=questions.shown(),
+            guess=questions.answers(np.ones((len(questions.texts), 1), np.float32)),  # as if all texts were the same
         )
 
     return Prepared(
         tokenizer=tokenizer,
         make_model=make_model,
         train=_grouped(train, tokenizer, config.max_len),
-        dev=questioned(dev),
-        more={name: questioned(asked) for name, asked in more.items()},
+        dev=asked(dev),
+        more={name: asked(_questions(dataset, config)) for name, dataset in more_sets(config).items()},
         collate=collate,
         loss=loss,
         facts={"pooling": pooling.value, "temperature": temperature},
@@ -157,6 +157,11 @@ class Similarity:
     def answers(self, unit_MH: npt.NDArray[np.float32]) -> list[float]:
         first_N, second_N = self._places_Nx2.T
         return [float(cosine) for cosine in (unit_MH[first_N] * unit_MH[second_N]).sum(1)]
+
+    def shown(self) -> list[dict[str, Any]]:
+        """For the file of answers."""
+        rows = zip(self.pairs, self._judged_N.tolist(), strict=True)
+        return [{"sentence1": one, "sentence2": other, "score": score} for (one, other), score in rows]
 
     def score(self, cosines: Sequence[float]) -> "Scores":
         """Spearman's and Pearson's correlation with judgement; 0 where either does not vary."""
@@ -182,6 +187,10 @@ class Finding:
             order_BK = np.argsort(-scores_BC, axis=1, kind="stable")[:, :_SHOWN]
             found += [[self.texts[place] for place in candidates[row]] for row in order_BK]
         return found
+
+    def shown(self) -> list[dict[str, Any]]:
+        """For the file of answers."""
+        return [{"anchor": anchor, "positive": positive} for anchor, positive, *_ in self.pairs]
 
     def score(self, answers: Sequence[Sequence[str]]) -> "Scores":
         """nDCG@10 (one text is right: 1 / log2(1 + rank)), recall@1 and recall@10."""
@@ -236,7 +245,19 @@ def _require_dropout(model: Any) -> None:
         )
 
 
-EMBEDDING = Family(prepare=prepare, read=read, options=frozenset({"embedding", "ranks"}))
+_USAGE = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name}")
+vectors = model.encode(["A text.", "Another one."])
+print(vectors.shape, float(model.similarity(vectors, vectors)[0, 1]))
+"""
+EMBEDDING = Family(
+    prepare=prepare,
+    read=read,
+    usage=_USAGE,
+    tag="sentence-similarity",
+    options=frozenset({"embedding", "ranks"}),
+)
 
 TASKS: Mapping[str, Task] = {
     "embedding": Task(

@@ -363,6 +363,7 @@ print(tokenizer.decode(inputs.input_ids[0, start : end + 1]))  # [CLS]: the cont
 """
 QA = Family(
     prepare=prepare,
+    predictor=predictor,
     read=squad_rows,
     predictor=predictor,
     text=lambda row, config: row.columns.get("context"),

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from finetune.prediction.trained import Encoded, Predictor, Trained
     from finetune.train import EvaluationSet, Prepared, Scores
 
+_LAYOUTS = tuple((words, tags) for words in ("words", "tokens") for tags in ("tags", "ner_tags", "labels"))
 _WORDS = ("words", "tokens")  # columns of lists, where they are asked about
-_LAYOUTS = tuple((words, tags) for words in _WORDS for tags in ("tags", "ner_tags", "labels"))
 _TAG = re.compile(r"O|[BIES]-.+")
 
 Entity = tuple[str, int, int]  # type, first word, word after the last
@@ -452,7 +452,7 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
 
 
 def _encoded(
-    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int, name: str | None
+    dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int, name: str | None = None
 ) -> tuple[list[dict[str, Any]], list[list[int]]]:
     """Features with a label at each word's first piece, and which words of each sentence have one."""
     from finetune.techniques.losses import IGNORED
@@ -490,6 +490,7 @@ print([*zip(words, (model.config.id2label[number] for number in numbers))])
 """
 TAGGING = Family(
     prepare=prepare,
+    predictor=predictor,
     read=conll_rows,
     predictor=predictor,
     text=_words,

@@ -251,11 +251,11 @@ def test_help_is_quick() -> None:
         "finetune.probe",
         "finetune.__main__",
         "finetune.suite",
+        "finetune.grid",
         "finetune.predict",
         "finetune.embeddings",
         "pretrain.probes",
         "pretrain.words",
-        "finetune.grid",
     )
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"
