@@ -99,7 +99,6 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
 
     train_set, dev_set = both_sets(config)
     train, dev = groups(train_set, config), _questions(dev_set, config)
-    more = {name: _questions(dataset, config) for name, dataset in more_sets(config).items()}
     tokenizer = load_encoder_tokenizer(config)
     pooling = config.embedding.pooling or pooling_of(Path(config.model)) or Pooling.mean
     temperature = config.embedding.temperature or TEMPERATURE
@@ -152,7 +151,6 @@ class Similarity:
     def __init__(self, pairs: Sequence[Texts], judged_N: Sequence[float]) -> None:
         self.pairs, self._judged_N = pairs, np.asarray(judged_N, np.float64)
         self.texts, self._places_Nx2 = _different(pairs)
-        self.guess = [0.0] * len(pairs)
 
     def answers(self, unit_MH: npt.NDArray[np.float32]) -> list[float]:
         first_N, second_N = self._places_Nx2.T
@@ -177,7 +175,6 @@ class Finding:
     def __init__(self, pairs: Sequence[Texts]) -> None:
         self.pairs = pairs
         self.texts, self._places_Nx2 = _different(pairs)
-        self.guess: list[list[str]] = [[]] * len(pairs)
 
     def answers(self, unit_MH: npt.NDArray[np.float32]) -> list[list[str]]:
         candidates = np.unique(self._places_Nx2[:, 1])

@@ -365,7 +365,6 @@ QA = Family(
     prepare=prepare,
     predictor=predictor,
     read=squad_rows,
-    predictor=predictor,
     text=lambda row, config: row.columns.get("context"),
     usage=_USAGE,
     tag="question-answering",

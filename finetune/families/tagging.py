@@ -492,7 +492,6 @@ TAGGING = Family(
     prepare=prepare,
     predictor=predictor,
     read=conll_rows,
-    predictor=predictor,
     text=_words,
     usage=_USAGE,
     tag="token-classification",
