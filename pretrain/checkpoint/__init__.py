@@ -1,8 +1,5 @@
-"""Checkpoints: their format, the writer, the mirror in an object store. `load_hugging_face` makes a model of one."""
+"""Checkpoints: their format, the writer, the mirror in an object store."""
 
-from typing import TYPE_CHECKING
-
-from cloze.lazy import exports
 from pretrain.checkpoint.format import (
     KINDS,
     MOMENTS,
@@ -27,9 +24,6 @@ from pretrain.checkpoint.format import (
 )
 from pretrain.checkpoint.writer import Writer, WriterOptions
 
-if TYPE_CHECKING:
-    from pretrain.export.hugging_face import load_hugging_face
-
 __all__ = [
     "KINDS",
     "MOMENTS",
@@ -45,7 +39,6 @@ __all__ = [
     "clear_unfinished",
     "list_checkpoints",
     "load",
-    "load_hugging_face",
     "named_by",
     "newest_verified",
     "path_of",
@@ -55,4 +48,3 @@ __all__ = [
     "verify",
     "write",
 ]
-__getattr__ = exports(__name__, {"load_hugging_face": "pretrain.export.hugging_face"})  # which stands on us

@@ -19,8 +19,9 @@ from transformers import AutoModelForPreTraining
 
 from cloze.corpus.manifest import manifest_sha256, read_manifest
 from cloze.errors import UserError
-from pretrain.checkpoint import LossScale, TrainingState, load_hugging_face
+from pretrain.checkpoint import LossScale, TrainingState
 from pretrain.export import __main__ as export
+from pretrain.export import load_hugging_face
 from pretrain.export.card import push, replace_section, write_card
 from tests.support import Trainer, free_port, make_corpus, make_identity
 
