@@ -32,6 +32,7 @@ def launch(folder: Path, *overrides: str, more: Mapping[str, str] | None = None)
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_trains_on_two_processes_and_tells_errors_once(corpus: Path, tmp_path: Path) -> None:
     done = launch(tmp_path, f"data.path={corpus}", f"wandb.tags={ODD}")
     assert done.returncode == 0, done.stderr

@@ -52,8 +52,14 @@ def tuned(task: str, folder: Path, model: Path, *overrides: str) -> Path:
 @pytest.mark.parametrize(
     ("task", "overrides"),
     [
-        ("rte", ("epochs=4",)), ("stsb", ("epochs=4",)), ("squad", ("epochs=4", "max_len=24", "stride=4")),
-        ("ner", ("epochs=8",)), ("ner", ("epochs=8", "head=crf", "optim.crf_lr=0.1")),
+        ("ner", ("epochs=8", "head=crf", "optim.crf_lr=0.1")),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("rte", ("epochs=4",)), ("stsb", ("epochs=4",)), ("ner", ("epochs=8",)),
+                ("squad", ("epochs=4", "max_len=24", "stride=4")),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_onnx_scores_what_the_model_scored(

@@ -104,6 +104,7 @@ def check_step(name: str, asked: Mapping[str, Any], found: Mapping[str, Any]) ->
     assert operators[backward] == layers * (2 if name.endswith("accumulated") else 1)
 
 
+@pytest.mark.slow
 def test_a_step_on_a_gpu_waits_once(tmp_path: Path) -> None:
     """Both kernels in both precisions: shapes, types, devices, and nothing that waits but the look at the gradients.
 

@@ -155,6 +155,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_grid_by_multirun(tmp_path: Path, data: Path) -> None:
     """Two learning rates from one command line: a directory each, named after the value."""
     write_tiny_bert(tmp_path / "model", layers=1)
