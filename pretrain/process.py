@@ -1,6 +1,6 @@
 """One process of a run, from joining the group to leaving it: session.py makes the parts of it, loop.py runs them."""
 
-from cloze.errors import ExitCode
+from cloze.errors import ExitCode, UserError
 from pretrain import dist
 from pretrain.branch import open_branch
 from pretrain.checkpoint.mirror import open_mirror
@@ -12,8 +12,13 @@ from pretrain.session import Job, open_job, open_session
 
 def train(config: TrainConfig) -> int:
     """Train as `config` says, as one rank of the group; the exit code."""
-    with open_job(config) as job:
-        run(job)
+    try:
+        with open_job(config) as job:
+            run(job)
+    except UserError as error:
+        if error.exit_code is ExitCode.USAGE and not error.one_rank_only:
+            dist.finish()  # every rank is refused alike; where one is gone, leaving might wait for it
+        raise
     dist.finish()
     return int(job.code)
 
