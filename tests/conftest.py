@@ -10,10 +10,13 @@ from typing import Any
 
 import fsspec
 import pytest
+from hypothesis import settings
 
 from cloze.log import set_verbosity
 from tests.support import Trainer, make_corpus
 
+settings.register_profile("patient", deadline=None)  # a loaded machine is no fault of the product
+settings.load_profile("patient")
 os.environ["OMP_NUM_THREADS"] = "1"  # as the ranks have it: two threads add up in another order
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job: what we start would inherit it
