@@ -36,12 +36,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cloze import cli
-from pretrain import dist, train
+from pretrain import dist
 from pretrain.config import Precision, TrainConfig
 from pretrain.data.loader import IGNORED, MicroBatch, TrainingCorpus, bounded
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.model.loss import pretraining_loss
 from pretrain.precision import CPU_INFO, cpu_flags, fastest_precision
+from pretrain.process import train
 from pretrain.session import Progress, build_engine
 from pretrain.telemetry.throughput import training_flops
 
@@ -65,8 +66,9 @@ def prepare(source: Path, out: Path, max_len: int) -> Path:
 def config_of(corpus: Path, folder: Path, model: str, *more: str) -> TrainConfig:
     size = BATCH[TrainingCorpus(corpus).manifest.max_len]
     overrides = [
-        f"model={model}", f"data.path={corpus}", f"runs_root={folder}", "run=bench", "zero=0", f"precision={PRECISION}",
-        f"global_batch_size={size}", f"micro_batch_size={size}", f"steps={WARMUP + STEPS}", "data.workers=0",
+        f"model={model}", f"data.path={corpus}", f"runs_root={folder}", "run=bench", "zero=0",
+        f"precision={PRECISION.value}", f"global_batch_size={size}", f"micro_batch_size={size}",
+        f"steps={WARMUP + STEPS}", "data.workers=0",
         "eval.every=0", "checkpoint.every=0", "log.every=1", "wandb.mode=disabled", "optim.clip=1", *more,
     ]  # fmt: skip
     return cli.compose("train", TrainConfig, overrides)
@@ -96,7 +98,7 @@ def ours(corpus: Path, folder: Path, model: str, *more: str) -> float:
         return result
 
     Engine.step = step
-    assert train.main(config_of(corpus, folder, model, *more)) == 0
+    assert train(config_of(corpus, folder, model, *more)) == 0
     return clock.seconds()
 
 
@@ -272,7 +274,7 @@ def ranks_speedup(corpus: Path, model: str) -> float:
             size = BATCH[TrainingCorpus(corpus).manifest.max_len]
             command = [
                 sys.executable, "-m", "launch", f"procs={ranks}", f"model={model}", f"data.path={corpus}", "run=bench",
-                f"runs_root={name}", f"precision={PRECISION}", f"global_batch_size={2 * size}", "zero=1",
+                f"runs_root={name}", f"precision={PRECISION.value}", f"global_batch_size={2 * size}", "zero=1",
                 f"micro_batch_size={size}", "steps=16", "data.workers=0", "eval.every=0", "checkpoint.every=0",
                 "log.every=4", "wandb.mode=disabled",
             ]  # fmt: skip
@@ -322,7 +324,7 @@ def measured(task: str, corpus: Path, model: str) -> tuple[float, float]:
 
 def cpu_name() -> str:
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    fields = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return " ".join(fields.get(key, "?") for key in ("model name", "cpu family", "model"))
 
 
@@ -360,14 +362,14 @@ def main() -> None:
         parser.error("--source is needed")
     amx = "amx_bf16" in cpu_flags()
     result: dict[str, object] = {
-        "cpu": cpu_name(), "amx": amx, "precision": str(PRECISION), "load_at_start": os.getloadavg()[0],
+        "cpu": cpu_name(), "amx": amx, "precision": PRECISION.value, "load_at_start": os.getloadavg()[0],
         "model": arguments.model, "threads": 1,
     }  # fmt: skip
     compiles = not arguments.eager and any(map(shutil.which, ("g++", "clang++")))
     sides = ["ours", "peer", *(["ours_compiled", "peer_compiled"] if compiles else [])]
     out = Path(__file__).parent / "results" / "train_cpu.json"
     out.parent.mkdir(exist_ok=True)
-    print(f"{result['cpu']}, AMX: {amx}, {PRECISION}", flush=True)
+    print(f"{result['cpu']}, AMX: {amx}, {PRECISION.value}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         work = arguments.work or Path(name)
         for max_len, size in BATCH.items():
