@@ -1,7 +1,9 @@
 """Files that are whole or not there."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -12,3 +14,12 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a file; {} where there is none that can be read, of which whoever needs it complains."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}

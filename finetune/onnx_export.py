@@ -25,6 +25,7 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
 from cloze.errors import UserError
+from cloze.files import json_object
 from finetune.config import FinetuneConfig, Init, saved
 from finetune.masked_texts import MaskedTexts
 from finetune.side_by_side import Batch, Runner, batches, compared, output_names, outputs_of, runner
@@ -104,8 +105,8 @@ def compress(folder: Path, out: Path, data: Mapping[str, Any], max_loss: float =
 
 def _subject(folder: Path, data: Mapping[str, Any]) -> _Subject:
     """A fine-tuned model with the development set of its task, or a pretrained one with masked texts."""
-    described = _json(folder / "config.json")
-    if "config" in (metrics := _json(folder / "metrics.json")):
+    described = json_object(folder / "config.json")
+    if "config" in (metrics := json_object(folder / "metrics.json")):
         return _finetuned(_config(folder, metrics["config"], data))
     kinds = ("ForMaskedLM", "ForPreTraining")
     if not any(name.endswith(kinds) for name in described.get("architectures") or ()):
@@ -116,14 +117,6 @@ def _subject(folder: Path, data: Mapping[str, Any]) -> _Subject:
     if "train" in data:
         raise UserError("--train: of a pretrained model nothing is trained; leave it out")
     return _pretrained(folder, data.get("dev"))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def _config(folder: Path, body: Mapping[str, Any], data: Mapping[str, Any]) -> FinetuneConfig:

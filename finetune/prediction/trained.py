@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloze.errors import UserError
+from cloze.files import json_object
 from finetune.config import PredictConfig, saved
 from finetune.families import TASKS
 from finetune.readers import Row
@@ -77,7 +78,7 @@ def trained(config: PredictConfig) -> Trained:
     from pretrain.export.hugging_face import load_tokenizer
 
     folder, onnx = _located(Path(config.model))
-    described, metrics = _json(folder / "config.json"), _json(folder / "metrics.json")
+    described, metrics = json_object(folder / "config.json"), json_object(folder / "metrics.json")
     learned = metrics.get("config")  # other tools, too, have a file of this name
     before = saved(learned) if isinstance(learned, dict) and learned.get("task") in TASKS else None
     name = config.task or (before.task if before else _task_of(described, folder))
@@ -118,15 +119,6 @@ def _located(path: Path) -> tuple[Path, Path | None]:
     has_weights = any(path.glob("model*.safetensors")) or any(path.glob("pytorch_model*.bin"))
     graphs = [file for file in (path / "model.onnx", path / "onnx" / "model.onnx") if file.is_file()]
     return path, graphs[0] if graphs and not has_weights else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none: what loads the model complains of it."""
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def _task_of(described: Mapping[str, Any], folder: Path) -> str | None:
