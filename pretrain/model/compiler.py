@@ -73,20 +73,24 @@ class _BuildClock:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._start, self._done = say, 0.0, threading.Event()
+        self._speaking = threading.Lock()  # the last word is the end's
 
     def begin(self, _: Any) -> None:
         self._start, self._done = time.monotonic(), threading.Event()
         threading.Thread(target=self._tick, args=[self._done], name="build clock", daemon=True).start()
 
     def end(self, _: Any) -> None:
-        self._done.set()
+        with self._speaking:
+            self._done.set()
         seconds = time.monotonic() - self._start
         if seconds > _WORTH_SAYING_SECONDS:
             self._say(f"compiled in {seconds:.0f} s")
 
     def _tick(self, done: threading.Event) -> None:
         while not done.wait(_TICK_SECONDS):
-            self._say(f"compiling: {time.monotonic() - self._start:.0f} s")
+            with self._speaking:
+                if not done.is_set():
+                    self._say(f"compiling: {time.monotonic() - self._start:.0f} s")
 
 
 @cache
