@@ -101,6 +101,7 @@ class Shape(NamedTuple):
     padded: int  # tokens of the rectangle that holds its samples
     tokens: int
     masked: int
+    read: int  # tokens that the last layer is run to its end for
     vocab_rows: int
 
 
@@ -141,30 +142,32 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
     A layer of width h and feed-forward width f keeps, per token: its input, q, k, v, the attention's output, what goes
     into and comes out of the norms (8 h together), and f before and after the activation (ModernBERT, gated: 4 f); a
     byte per element for each of two dropouts; statistics of norms and softmax in fp32. `sdpa` keeps q, k, v and its
-    output padded, and the output as it is, too. At stage 0 autocast leaves the norms' tensors in fp32. Checkpointing
-    keeps a layer's input, and recomputes one layer at a time.
+    output padded, and the output as it is, too. At stage 0 autocast leaves the norms' tensors in fp32. Of the last
+    layer, what follows attention is of the tokens that are read. Checkpointing keeps a layer's input, and recomputes
+    one layer at a time.
     """
     from pretrain.model.loss import (
         CHUNK_ELEMENTS,  # here, and below: transformers takes seconds, and --help none of them
     )
 
     model, size = config.model, 4 if config.precision is Precision.fp32 else 2
-    h, f, tokens = model.hidden_size, model.intermediate_size, shape.tokens
+    h, f, tokens, read = model.hidden_size, model.intermediate_size, shape.tokens, shape.read
     gated = model.architecture is Architecture.modernbert
-    layer = size * (8 * h + (4 if gated else 2) * f) + 4 * (model.num_heads + 4)
+    attention, rest = size * 5 * h + 4 * model.num_heads, size * (3 * h + (4 if gated else 2) * f) + 16
     if model.attention is Attention.sdpa:
-        layer += size * h * (4 * shape.padded // tokens - 3)
+        attention += size * h * (4 * shape.padded // tokens - 3)
     if model.dropout_curve.peak:
-        layer += 2 * h if not gated else f
+        rest += 2 * h if not gated else f
     if config.zero.stage == 0 and size == 2:
-        layer += 8 * h
-    kept = size * h * model.num_layers + layer if model.activation_checkpointing else layer * model.num_layers
-    ends = size * 2 * h  # embeddings before their norm, the last layer's output
-    ends += h if model.dropout_curve.peak else 0
+        rest += 8 * h
+    whole, last = tokens * (attention + rest), tokens * attention + read * (rest + size * 2 * h)
+    inputs = tokens * size * h * model.num_layers
+    kept = inputs + whole if model.activation_checkpointing else whole * (model.num_layers - 1) + last
+    ends = tokens * (size * h + (h if model.dropout_curve.peak else 0))  # embeddings before their norm
     logits = shape.masked * shape.vocab_rows  # and beside them some of them in fp32, into and out of the softmax
     fp32 = (8 if size == 2 else 4) * min(logits, CHUNK_ELEMENTS["cuda"])
-    head = size * logits + fp32 + 6 * size * h * shape.masked
-    return tokens * (kept + ends) + head
+    head = size * logits + fp32 + 6 * size * h * shape.masked + size * h * read
+    return kept + ends + head
 
 
 def check_memory(
@@ -182,7 +185,8 @@ def check_memory(
 
 def shape_of(samples: int, options: PlanConfig, vocab_rows: int) -> Shape:
     tokens = samples * (options.mean_len or options.max_len)
-    return Shape(samples * options.max_len, tokens, round(tokens * options.masking), vocab_rows)
+    masked = round(tokens * options.masking)
+    return Shape(samples * options.max_len, tokens, masked, min(tokens, masked + samples), vocab_rows)
 
 
 def corpus_options(options: PlanConfig, manifest: Manifest, data: DataConfig | None = None) -> PlanConfig:

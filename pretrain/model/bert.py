@@ -20,6 +20,7 @@ from pretrain.config import Architecture, Attention, ModelConfig, PositionInit, 
 from pretrain.data.loader import MicroBatch
 from pretrain.model.attention import PACKED_ATTENTION, kernel_with_bias, packing
 from pretrain.model.cpu_dropout import replace_dropout
+from pretrain.model.last_layer import read_in_part
 
 VOCABULARY_ROWS = frozenset(  # parameters with a row per token, of either architecture: only these are padded
     {
@@ -135,6 +136,7 @@ class PackedBert(nn.Module):
         if kernel is Attention.cpu:
             replace_dropout(self.hf)
         self.has_pairs = hf.config.model_type == Architecture.bert.value
+        read_in_part(self._layers)
 
     def set_dropout(self, hidden: float, attention: float) -> None:
         """Probabilities in training: on embeddings and hidden states, and on attention weights."""
@@ -146,11 +148,15 @@ class PackedBert(nn.Module):
 
     def compile_layers(self, **options: Any) -> None:
         """torch.compile each layer in place (names stay); they share their code: one build for training, one for
-        evaluation (ModernBERT's layers are of three kinds). Shapes are variables of a build, so it is the last.
+        evaluation; the last layer is of a kind of its own, ModernBERT's others of three. Shapes are variables.
         """
-        layers = self.hf.bert.encoder.layer if self.has_pairs else self.hf.model.layers
-        for layer in layers:
+        for layer in self._layers:
             layer.compile(dynamic=True, **options)
+
+    @property
+    def _layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.hf.bert.encoder.layer if self.has_pairs else self.hf.model.layers
+        return layers
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(MLM logits [M, V] at masked positions, NSP logits [N, 2] from each sample's own [CLS]).
@@ -164,17 +170,17 @@ class PackedBert(nn.Module):
         kernel = kernel_with_bias(self.kernel) if slope else self.kernel
         if not self.has_pairs:
             packed = packing(kernel, batch, self.hf.config.sliding_window + 1, slope)
-            hidden_TxC = self.hf.model(**inputs, packing=packed).last_hidden_state[0]
-            masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
-            mlm_logits_MxR = self._without_padding(self.hf.decoder(self.hf.head(masked_MxC)))
+            read = self.hf.model(**inputs, packing=packed, read_K=batch.masked_index_M).last_hidden_state
+            mlm_logits_MxR = self._without_padding(self.hf.decoder(self.hf.head(read[0])))
             return mlm_logits_MxR, mlm_logits_MxR.new_zeros(len(batch.nsp_labels_N), 2)
-        packed = packing(kernel, batch, slope=slope)
-        hidden_TxC = self.hf.bert(
-            **inputs, token_type_ids=batch.token_type_ids_T[None], packing=packed
-        ).last_hidden_state[0]
-        masked_MxC = hidden_TxC.index_select(0, batch.masked_index_M)
+        read = self.hf.bert(
+            **inputs,
+            token_type_ids=batch.token_type_ids_T[None],
+            packing=packing(kernel, batch, slope=slope),
+            read_K=torch.cat([batch.masked_index_M, batch.cu_seqlens[:-1].long()]),
+        ).last_hidden_state
+        masked_MxC, cls_NxC = read[0].split([len(batch.masked_index_M), len(batch.nsp_labels_N)])
         mlm_logits_MxR = self._without_padding(self.hf.cls.predictions(masked_MxC))
-        cls_NxC = hidden_TxC.index_select(0, batch.cu_seqlens[:-1].long())
         return mlm_logits_MxR, self.hf.cls.seq_relationship(self.hf.bert.pooler(cls_NxC[:, None]))
 
     def _without_padding(self, logits_MxR: Tensor) -> Tensor:

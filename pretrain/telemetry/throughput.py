@@ -76,7 +76,8 @@ def training_flops(
     and row. With width h, feed-forward width f, L layers, vocabulary rows V and samples of n_i tokens:
 
     - encoder weights: query, key, value, output h*h each, feed-forward h*f twice (ModernBERT, gated: three times):
-      N = L * (4*h*h + 2*h*f), hence 6 * N per token (`lengths_sum` tokens);
+      N = L * (4*h*h + 2*h*f), hence 6 * N per token (`lengths_sum` tokens); the last layer's output and feed-forward
+      weights (ModernBERT: feed-forward alone) count for masked tokens and a [CLS] per pair only (model/last_layer.py);
     - attention: scores Q K^T over all heads are 2 * n_i^2 * h forward, the weighted values as much again: 4, and 12
       with the backward pass, hence 12 * L * h * sum(n_i^2) (`lengths_squared_sum`). ModernBERT's local layers see 129
       tokens at most: there sum(n_i^2) counts as no more than 129 * sum(n_i);
@@ -88,11 +89,14 @@ def training_flops(
     """
     h, layers = model.hidden_size, model.num_layers
     gated = model.architecture is Architecture.modernbert
-    weights = layers * (4 * h * h + (3 if gated else 2) * h * model.intermediate_size)
+    feed_forward = (3 if gated else 2) * h * model.intermediate_size
+    weights = layers * (4 * h * h + feed_forward)
+    unread = lengths_sum - min(lengths_sum, masked + pairs)
+    left_out = 6.0 * unread * (feed_forward if gated else feed_forward + h * h)
     global_layers = -(-layers // GLOBAL_EVERY) if gated else layers
     local_pairs = min(lengths_squared_sum, LOCAL_ATTENTION * lengths_sum)
     attended = global_layers * lengths_squared_sum + (layers - global_layers) * local_pairs
-    encoder = 6.0 * weights * lengths_sum + 12.0 * h * attended
+    encoder = 6.0 * weights * lengths_sum + 12.0 * h * attended - left_out
     return encoder + 6.0 * masked * (h * h + h * vocab_rows) + 6.0 * pairs * (h * h + 2 * h)
 
 

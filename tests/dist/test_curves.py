@@ -37,6 +37,7 @@ Engine.step = step
 LOGGED = ("samples", "train/masked_tokens", "train/lr", "curves/loss.nsp_weight", "curves/global_batch_size")
 
 
+@pytest.mark.slow
 def test_killed_inside_every_ramp(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     overrides = (f"data.path={corpus}", *CURVES, "checkpoint.every=3", "eval.every=3", "zero=1")
     series = []

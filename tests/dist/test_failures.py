@@ -82,6 +82,7 @@ def test_a_place_where_no_run_can_be(trainer: Trainer, corpus: Path, tmp_path: P
     assert "cannot be created" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -101,6 +102,7 @@ def test_what_cannot_be_is_said_once(trainer: Trainer, corpus: Path, overrides: 
     assert not any("Traceback" in text for text in result.stderrs)
 
 
+@pytest.mark.slow
 def test_a_second_job_on_the_directory_is_refused(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     arguments = (f"data.path={corpus}", f"runs_root={tmp_path}", "steps=5000")
     first = trainer.start(*arguments, ranks=2)
@@ -247,6 +249,7 @@ def test_a_copy_that_is_damaged_is_mended_by_the_same_command(trainer: Trainer, 
     assert again.code == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_corpus_is_copied(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """Exit 75 soon; the same command goes on."""
     overrides = (f"data.cache_dir={tmp_path / 'cache'}", f"runs_root={tmp_path}")
@@ -382,6 +385,7 @@ loop.evaluate = slow_evaluation
 """
 
 
+@pytest.mark.slow
 def test_the_watchdog_lets_slow_work_be(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """An evaluation, the last save and its upload each take longer than its limit, but get ahead."""
     overrides = (f"data.path={corpus}", f"checkpoint.upload={tmp_path}", "eval.every=6", "watchdog.seconds=8")
@@ -390,6 +394,7 @@ def test_the_watchdog_lets_slow_work_be(trainer: Trainer, corpus: Path, tmp_path
     assert checkpoint.verify(tmp_path / "run" / "step-00000006") == []
 
 
+@pytest.mark.slow
 def test_an_upload_that_hangs_is_noticed(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     hangs = SLOW.format(pieces=1, seconds=1000).replace("loop.evaluate = ", "")
     overrides = (f"data.path={corpus}", f"checkpoint.upload={tmp_path}", "watchdog.seconds=8")
@@ -398,6 +403,7 @@ def test_an_upload_that_hangs_is_noticed(trainer: Trainer, corpus: Path, tmp_pat
     assert checkpoint.verify(checkpoint.path_of(result.run / "checkpoints", 6)) == []
 
 
+@pytest.mark.slow
 def test_an_upload_that_hangs_does_not_hold_up_the_end(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """The other rank is gone, so rank 0 is about to go, too: the thread that uploads would keep it for ever."""
     hangs = SLOW.format(pieces=1, seconds=1000).replace("loop.evaluate = ", "")
@@ -468,6 +474,7 @@ def test_a_spike_before_any_checkpoint(trainer: Trainer, corpus: Path) -> None:
     assert "there is no checkpoint to go back to: lower optim.lr or checkpoint.every" in line
 
 
+@pytest.mark.slow
 def test_a_time_budget_ends_a_run_in_an_orderly_way(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """The rate falls to its end with the clock, and a run that is resumed has what is left of its time."""
     overrides = (f"data.path={corpus}", f"runs_root={tmp_path}", "steps=1000000", "budget.hours=0.003")

@@ -99,6 +99,7 @@ def test_a_resumed_run_keeps_its_loss_scale(trainer: Trainer, corpus: Path, tmp_
         assert result.series(key) == whole.series(key), key
 
 
+@pytest.mark.slow
 def test_the_stages_agree(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """In fp16 and from stage to stage, on one rank and two; the scale goes on where it was."""
     options = (f"data.path={corpus}", "precision=fp16", "steps=10", "optim.lr=1e-4", GROWING)

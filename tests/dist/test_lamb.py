@@ -59,6 +59,7 @@ def plain(corpus: Path) -> Plain:
     return plain_lamb(corpus, *LAMB, *LONG).train(STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("zero", "ranks"), [("0", 2), ("1", 1), ("1", 2), ("2", 2), ("2_offload", 2), ("3", 2), ("3_offload", 2)]
 )
@@ -78,6 +79,7 @@ def test_fifty_steps_equal_the_unsharded_algorithm(
         torch.testing.assert_close(weights[name], parameter.detach(), atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 def test_checkpoints_cross_stages(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     legs = ((2, "1", 2), (3, "3_offload", 1), (4, "0", 2), (6, "3", 2))
     for stop, zero, ranks in legs:

@@ -7,6 +7,7 @@ import pytest
 from tests.support import Trainer, read_metrics
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_follow_one_another(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     arguments = (f"data.path={corpus}", f"runs_root={tmp_path}", "run=lr${optim.lr}", "steps=3")
     swept = trainer.run(*arguments, "optim.lr=0.001,0.002", "--multirun", ranks=2)

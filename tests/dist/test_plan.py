@@ -51,7 +51,7 @@ def test_state_takes_the_bytes_that_plan_says(
     assert result.codes == (0, 0), result.stderrs
     held = json.loads((result.run.parent / "stdout-0").read_text().splitlines()[0])
     config = cli.compose("train", TrainConfig, [*TINY, "run=r", *overrides])
-    said, size = memory(config, held["count"], 2, Shape(1, 1, 1, 64)), 4 if precision == "fp32" else 2
+    said, size = memory(config, held["count"], 2, Shape(1, 1, 1, 1, 64)), 4 if precision == "fp32" else 2
     summed = 4 if micro == 4 else size
 
     gathered = size * held["count"] if zero[0] == "3" else 0  # stage 3: during a pass only

@@ -72,6 +72,7 @@ Engine.backward = backward
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_saved_before_the_first_update(trainer: Trainer, corpus: Path, tmp_path: Path, stage: int) -> None:
     """The first two steps are skipped. A checkpoint of before any moment was made goes on like the run itself."""
@@ -118,6 +119,7 @@ def test_a_fresh_machine_goes_on_from_the_uploaded_checkpoint(trainer: Trainer, 
     assert bitwise(resumed, whole)
 
 
+@pytest.mark.slow
 def test_stop_at_and_the_same_command_again(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     overrides = (f"data.path={corpus}", f"runs_root={tmp_path}", "model.dropout=0.1", "log.every=4", "eval.every=4")
     whole = trainer.run(*overrides, "run=whole")
@@ -155,6 +157,7 @@ def chain(
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_across_stages_and_world_sizes(trainer: Trainer, corpus: Path, tmp_path: Path, precision: str) -> None:
     overrides = (f"data.path={corpus}", f"precision={precision}")
@@ -170,6 +173,7 @@ def test_across_stages_and_world_sizes(trainer: Trainer, corpus: Path, tmp_path:
     assert result.series("samples") == whole.series("samples")
 
 
+@pytest.mark.slow
 def test_a_growing_batch_resumes_with_the_same_samples(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """4, 8, 12, then 16 samples a step, on other layouts and a resume inside the ramp."""
     overrides = (f"data.path={corpus}", "batch_ramp.start=4", "batch_ramp.fraction=0.5")
@@ -185,6 +189,7 @@ def test_a_growing_batch_resumes_with_the_same_samples(trainer: Trainer, corpus:
     assert "global_batch_size=4: not a multiple of micro_batch_size=8" in refused.errors[0]
 
 
+@pytest.mark.slow
 def test_the_batch_grows_with_a_time_budget(trainer: Trainer, corpus: Path) -> None:
     """By the clock, and alike on both ranks, which would not end otherwise."""
     overrides = ("budget.hours=0.002", "steps=1_000_000", "batch_ramp.start=8", "batch_ramp.fraction=0.6")

@@ -136,6 +136,7 @@ def test_overrides_arrive_unchanged_on_every_rank(stub: Path, capfd: pytest.Capt
     assert "oc.env" not in "".join(capfd.readouterr()), "the launcher must not log overrides"
 
 
+@pytest.mark.slow
 def test_a_signal_stops_in_order_and_leaves_nothing(stub: Path) -> None:
     (stub / "status.json").write_text('{"exit_code": 0}')  # of an earlier run
     process = in_a_process(stub, "obey")
@@ -147,6 +148,7 @@ def test_a_signal_stops_in_order_and_leaves_nothing(stub: Path) -> None:
     assert alive(stub) == []
 
 
+@pytest.mark.slow
 def test_a_second_signal_kills(stub: Path) -> None:
     process = in_a_process(stub, "deaf")
     wait_for(stub, "ready-0", "ready-1")
@@ -158,6 +160,7 @@ def test_a_second_signal_kills(stub: Path) -> None:
     assert alive(stub) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_this_job_only(stub: Path) -> None:
     """As a terminal sends it, to the whole group; a second job on the machine goes on."""
     folders = [stub / "one", stub / "other"]
@@ -181,6 +184,7 @@ def test_ctrl_c_stops_this_job_only(stub: Path) -> None:
     assert alive(folders[1]) == []
 
 
+@pytest.mark.slow
 def test_a_stop_that_fails_is_no_orderly_stop(stub: Path) -> None:
     """75 would say that there is a checkpoint."""
     process = in_a_process(stub, "fail")
@@ -213,6 +217,7 @@ def test_a_killed_launcher_is_a_failure_without_orphans(stub: Path) -> None:
     assert alive(stub) == []
 
 
+@pytest.mark.slow
 def test_a_killed_agent_leaves_no_orphans(stub: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A second agent finds the ranks of the first by their mark."""
     assert launch(stub, "kill_agent") == 70

@@ -190,6 +190,7 @@ def test_a_mistyped_hostfile_is_not_trained_without(corpus: Path, tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "code"),
     [(["stop_at=2", "data.workers=1"], 75), (["global_batch_size=15"], 64)],

@@ -203,6 +203,7 @@ def test_a_hub_that_is_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pyt
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @CLIENTS_OWN
 def test_the_command_pushes_and_after_a_fault_the_same_command_does(
     hub: str,

@@ -87,6 +87,7 @@ def test_onnx_scores_what_the_model_scored(
         assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_the_command_and_other_shapes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def found(manifest: Manifest, name: str) -> Finding:
     return next(finding for finding in stored(manifest) if finding.name == name)
 
 
+@pytest.mark.slow
 def test_a_sound_corpus_is_called_sound(tmp_path):
     """Each text of its own words, so that nothing repeats."""
     rng = random.Random(0)

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,11 +83,16 @@ def overrides_of(arguments: list[str]) -> list[str]:
     return [one for one in arguments if "…" not in one]
 
 
+@cache
+def required_keys(config_name: str, schema: type[Any]) -> tuple[str, ...]:
+    return tuple(key.name for key in cli.keys(config_name, schema) if key.default == "required")
+
+
 def composes(config_name: str, schema: type[Any], arguments: list[str]) -> None:
     """With what a block leaves out filled in, where a key must be given."""
     given = {one.partition("=")[0] for one in arguments}
     source = next((one[7:] for one in arguments if one.startswith("source=")), "docstrings")
-    required = [key.name for key in cli.keys(config_name, schema) if key.default == "required"]
+    required = [*required_keys(config_name, schema)]
     required += ["source.paths"] if config_name == "prep" and source != "docstrings" else []
     filled = [f"{key}={'[x]' if key == 'source.paths' else 'x'}" for key in required if key not in given]
     filled += ["init_from=x"] if config_name == "train" and "init_from" not in given else []
@@ -365,6 +371,7 @@ TASKS = {  # files that docs/finetuning.md names, for a tiny model
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_the_blocks_of_fine_tuning_run(
     tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

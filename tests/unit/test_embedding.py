@@ -308,6 +308,7 @@ def test_pooling_of_others_directories(tmp_path: Path) -> None:
         pooling_of(written({"pooling_mode": "cls"}, "sentence_transformers.models.Dense"))
 
 
+@pytest.mark.slow
 def test_single_texts_and_retrieval(model: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path)
     (tmp_path / "train.txt").write_text("\n".join(sentences(24)) + "\n")

@@ -40,6 +40,7 @@ def encoded(encoder: Encoder, sentences: list[str]) -> list[list[int]]:
     return [part.tolist() for part in np.split(ids_T, np.cumsum(lengths_S)[:-1])] if sentences else []
 
 
+@pytest.mark.slow
 @given(sentences=st.lists(TEXT, max_size=6))
 @settings(max_examples=400 * FUZZ, deadline=None)
 def test_ids_are_those_of_tokenizers(encoder, sentences):

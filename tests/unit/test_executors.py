@@ -47,6 +47,7 @@ def same(folder, out):
     return files_of(folder / out) == files_of(folder / "local")
 
 
+@pytest.mark.slow
 def test_an_array_of_three_calls(work):
     """Numbers from Slurm's variables; two calls are started twice by mistake, the leading one too: no harm."""
     calls = [
@@ -60,6 +61,7 @@ def test_an_array_of_three_calls(work):
     assert same(work, "array")
 
 
+@pytest.mark.slow
 def test_a_finishing_call_does_what_is_missing(work):
     share = ("executor=array", "executor.task_index=0", "executor.num_tasks=2", "executor.wait_seconds=0")
     call = start(work, "finished", *share)
@@ -71,6 +73,7 @@ def test_a_finishing_call_does_what_is_missing(work):
     assert same(work, "finished")
 
 
+@pytest.mark.slow
 def test_killed_calls_of_an_array_go_on(work):
     """SIGKILL of a call, then of the leading one, which waits for it; then both once more."""
 

@@ -120,6 +120,7 @@ def test_pairs_in_jsonl_and_the_same_seed_twice(tmp_path: Path, model: Path) -> 
     assert bodies[0] == bodies[1]
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path: Path, model: Path) -> None:
     """Each seed gives its own new layers, its own order and its own dropout."""
     write_tsv(tmp_path / "train.tsv", 32, 1)

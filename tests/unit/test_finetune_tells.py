@@ -211,6 +211,7 @@ def interrupt_seed(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> list[in
     return trained
 
 
+@pytest.mark.slow
 def test_killed_in_the_third_seed_it_goes_on_there(
     folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -228,6 +228,7 @@ def test_an_empty_corpus_is_one_line(tmp_path: Path) -> None:
 Steps = Callable[..., list[list[MicroBatch]]]
 
 
+@pytest.mark.slow
 def test_steps_with_and_without_workers(corpus: Path) -> None:
     """Starting at position 48 is going on after three steps of 16, or after six micro-batches where steps differ."""
     whole = MicroBatches(corpus, 7, Layout(1, 2, 4, 16))

@@ -135,6 +135,7 @@ def as_tuples(samples: SegmentPairs) -> list[tuple]:
     return [(tuple(range(*a)), tuple(range(*b)), label) for a, b, label in zip(*columns, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "reference"), [("nsp", bert_reference), ("sop", sop_reference)])
 def test_distribution_is_that_of_the_reference(objective, reference):
     """Many runs over one small corpus: number of samples, labels, lengths and first sentences agree on average."""

@@ -637,6 +637,7 @@ def test_docstrings(tmp_path, work):
     assert manifest.documents["dropped"]["too_short"] > 50
 
 
+@pytest.mark.slow
 def test_books(tmp_path):
     paths = f"source.paths=[{real('books-small.jsonl.zst')}]"
     run = prep("source=jsonl", paths, f"out={tmp_path}", "tokenizer.vocab_size=8192", "executor.workers=2")

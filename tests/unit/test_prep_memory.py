@@ -71,6 +71,7 @@ def test_a_corpus_of_twelve_times_the_size_takes_no_more(tmp_path):
     assert peaks[1] < 150
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_weights_count_in_the_size_of_buckets(tmp_path):
     vocabulary(tmp_path / "vocab.txt")

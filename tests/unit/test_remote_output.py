@@ -42,6 +42,7 @@ def objects(store, place: str) -> dict[str, bytes]:
     return {name.removeprefix(f"{place}/"): store.cat_file(name) for name in store.find(place)}
 
 
+@pytest.mark.slow
 def test_killed_while_it_uploads_then_the_same_bytes(store, work, tmp_path):
     url = "s3://bucket/corpora/books"
     assert prep(*overrides(work, str(work / "local"))).returncode == 0
@@ -112,12 +113,14 @@ def test_objects_are_read_and_watched(store):
         list(source.read(files, spans))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["s3://no-such-bucket/x", "https://127.0.0.1:9/x", "nonsense://x"])
 def test_a_place_that_cannot_be_written_is_one_line(store, work, url):
     with pytest.raises(UserError, match=rf"^{url}[^\n]+$"):
         begin(work, url)
 
 
+@pytest.mark.slow
 def test_without_credentials_there_is_one_line(store, work, tmp_path):
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED", "AWS_SHARED_CREDENTIALS_FILE")
     run = prep(*overrides(work, "s3://bucket/x"), env=dict(zip(names, ("", "", "true", str(tmp_path)), strict=True)))

@@ -75,6 +75,7 @@ def run(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_source_is_one_file_and_its_values(tree: Path, tmp_path: Path) -> None:
     """With workers, alone and in a mixture; the second start finds the corpus finished."""
     text = write_jsonl(tmp_path / "a.jsonl", documents(30))
@@ -95,6 +96,7 @@ def test_a_source_is_one_file_and_its_values(tree: Path, tmp_path: Path) -> None
     assert "nothing to do" in again.stdout
 
 
+@pytest.mark.slow
 def test_its_keys_are_its_own(tree: Path, tmp_path: Path) -> None:
     shown = run(tree, "source=numbers", "--help").stdout
     assert "how many numbers [900]" in shown

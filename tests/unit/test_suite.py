@@ -41,6 +41,7 @@ def settings(data: Path, model: Path, out: Path, *own: str) -> SuiteConfig:
     return cli.compose("suite", SuiteConfig, [*OWN, f"data={data}", f"model={model}", f"out={out}", *own])
 
 
+@pytest.mark.slow
 def test_table_against_random_weights_and_a_second_call_that_keeps_it(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_table_against_random_weights_and_a_second_call_that_keeps_it(
         settings(data, model, tmp_path, "tasks=[tnews]")
 
 
+@pytest.mark.slow
 def test_scores_of_another_model_or_other_data_are_not_taken_for_these(tmp_path: Path, data: Path) -> None:
     """Under the same names: the model is exported anew, then the data change."""
     model, own = write_tiny_bert(tmp_path / "model", layers=1), ["tasks=[sst2]", "baseline=false"]
@@ -99,6 +101,7 @@ def test_scores_of_another_model_or_other_data_are_not_taken_for_these(tmp_path:
         suite.run(settings(tmp_path / "data", model, tmp_path / "out", *own))
 
 
+@pytest.mark.slow
 def test_mnli_has_two_halves_and_its_own_names(tmp_path: Path) -> None:
     """GLUE's own files. In the average both halves are one task."""
     model = write_tiny_bert(tmp_path / "model", layers=1)

@@ -391,6 +391,7 @@ def test_bf16_is_autocast(folder: Path, model: Path, monkeypatch: pytest.MonkeyP
     }
 
 
+@pytest.mark.slow
 def test_a_smaller_model_learns_from_a_teacher_alone(
     folder: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

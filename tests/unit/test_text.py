@@ -52,6 +52,7 @@ def test_a_mark_that_only_ends_sentences_needs_no_space(mark):
     assert split_sentences(f"अ{mark}{mark}") == [f"अ{mark}{mark}"]
 
 
+@pytest.mark.slow
 def test_every_mark_of_unicode_ends_a_sentence():
     regex = pytest.importorskip("regex")
     marks = [chr(c) for c in range(0x110000) if regex.match(r"\p{Sentence_Terminal}", chr(c))]
