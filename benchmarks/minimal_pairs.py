@@ -23,7 +23,6 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 
 from data_prep.__main__ import main as prepare
 from pretrain.config import Attention
-from pretrain.evaluate.last_layer import masked_logits
 from pretrain.evaluate.minimal_pairs import encode_pairs
 from pretrain.evaluate.pair_files import read_paradigms
 from pretrain.evaluate.pll import UNIT, Metric, Scorer
@@ -100,7 +99,7 @@ def main() -> None:
 def measure(model: Path, blimp: str, rounds: int, sampled_pairs: int) -> dict[str, Any]:
     module, tokenizer = load_packed(model, Attention.sdpa)
     scorer = Scorer(
-        logits_of=masked_logits(module),
+        logits_of=lambda batch: module(batch)[0],
         mask_id=tokenizer.mask_token_id,
         max_positions=module.hf.config.max_position_embeddings,
         row_tokens=ROW_TOKENS,

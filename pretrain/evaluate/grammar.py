@@ -17,7 +17,6 @@ from pretrain.config import Attention
 from pretrain.evaluate import held_out_text, minimal_pairs
 from pretrain.evaluate.config import GrammarConfig
 from pretrain.evaluate.frequencies import log_likelihoods, token_counts
-from pretrain.evaluate.last_layer import masked_logits
 from pretrain.evaluate.pair_files import read_paradigms
 from pretrain.evaluate.pll import I64, Encoded, Metric, Scorer
 from pretrain.export.hugging_face import be_quiet, load_packed
@@ -49,7 +48,7 @@ def score(config: GrammarConfig) -> Result:
     module, tokenizer = load_packed(Path(config.model), Attention.sdpa)
     module.to(device)
     scorer = Scorer(
-        logits_of=masked_logits(module),
+        logits_of=lambda batch: module(batch)[0],
         mask_id=tokenizer.mask_token_id,
         max_positions=module.hf.config.max_position_embeddings,
         row_tokens=_ROW_TOKENS[device.type],

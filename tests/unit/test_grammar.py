@@ -29,7 +29,6 @@ from pretrain.config import Attention
 from pretrain.data.loader import MicroBatch
 from pretrain.evaluate import held_out_text, minimal_pairs
 from pretrain.evaluate.frequencies import log_likelihoods, token_counts
-from pretrain.evaluate.last_layer import masked_logits
 from pretrain.evaluate.pair_files import Pair, Paradigm, read_paradigms
 from pretrain.evaluate.pll import UNIT, Encoded, Metric, Scorer, encode
 from pretrain.export.hugging_face import load_packed
@@ -53,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache
 def scorer_of(folder: Path, kernel: Attention = Attention.sdpa, row_tokens: int = 100) -> tuple[Scorer, Any]:
     module, tokenizer = load_packed(folder, kernel)
-    return scorer(masked_logits(module), row_tokens), tokenizer
+    return scorer(lambda batch: module(batch)[0], row_tokens), tokenizer
 
 
 def scorer(logits_of: Callable[[MicroBatch], torch.Tensor], row_tokens: int = 100, **options: Any) -> Scorer:
@@ -118,7 +117,8 @@ def test_modernbert_is_scored_too(tmp_path: Path, model: Path) -> None:
         sep_token_id=3,
     )  # fmt: skip
     plain = ModernBertForMaskedLM(config).eval()
-    packed = scorer(masked_logits(PackedBert.of(copy.deepcopy(plain), Attention.sdpa)))
+    module = PackedBert.of(copy.deepcopy(plain), Attention.sdpa)
+    packed = scorer(lambda batch: module(batch)[0])
     encoded = encode(load_tokenizer(model).backend, ["good films met a bading film . " * 3])
     found = packed.score([encoded], list(Metric)) * UNIT
     np.testing.assert_allclose(found[0], [slowly(plain, encoded[0], metric) for metric in Metric], atol=1e-4)
@@ -158,8 +158,7 @@ def test_ranks_share_the_rows_and_their_sums_are_the_same_to_the_bit(model: Path
 def test_a_row_that_two_sentences_share_is_run_once(model: Path) -> None:
     seen = []
     module, tokenizer = load_packed(model, Attention.sdpa)
-    run = masked_logits(module)
-    packed = scorer(lambda batch: (seen.append(len(batch.cu_seqlens) - 1), run(batch))[1], 10_000)
+    packed = scorer(lambda batch: (seen.append(len(batch.cu_seqlens) - 1), module(batch)[0])[1], 10_000)
     pair = encode(tokenizer.backend_tokenizer, ["ann met bob", "ann was bob"])
     scores = packed.score([pair], list(Metric))
     assert seen == [5]  # three a sentence, of which "ann [MASK] bob" is of both
