@@ -8,21 +8,23 @@ what guessing would reach. Run again, it goes on where it stopped.
 import math
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cloze import cli, ownership
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
 from cloze.errors import ExitCode, TrainingError, UserError
 from cloze.log import log, verbosity
 from launch.command import this_machine
+from launch.demo_screen import draw_curve, fill_masks, listed, nearest_words
 from pretrain.config import TrainConfig
 from pretrain.evaluate.baseline import Baseline, held_out_baseline
 from pretrain.telemetry.report import REPORT_NAME, Table, duration, read_metrics, write_report
@@ -35,7 +37,8 @@ SENTENCES = (
     "This [MASK] should not be called directly.",
     "The number of [MASK] in the input array.",
 )
-_GUESSES = 3  # shown for each [MASK]
+WORDS = ("list", "returns", "error", "two", "string", "new")  # those that are tokens are shown with their nearest
+_OWN = ("recipe=fast",)  # what a user's own text is trained with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,26 +83,6 @@ class Paths(NamedTuple):
     shards: Path = Path("shards/demo")
     run: Path = Path("runs/demo")
     model: Path = Path("out/demo")
-
-
-def fill_masks(model: Path, sentences: Sequence[str], guesses: int) -> list[list[tuple[str, float]]]:
-    """For each sentence the most probable words at its [MASK], with their probabilities."""
-    import torch
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # the NSP head that a masked LM leaves out is no news
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForMaskedLM.from_pretrained(model).eval()
-    encoded = tokenizer(list(sentences), padding=True, return_tensors="pt")
-    with torch.no_grad():
-        logits = network(**encoded).logits[encoded.input_ids == tokenizer.mask_token_id]
-    top = logits.float().softmax(-1).topk(guesses)
-    return [
-        [(tokenizer.convert_ids_to_tokens(token), probability) for token, probability in zip(*row, strict=True)]
-        for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    ]
 
 
 def last_evaluation(run: Path) -> dict[str, float]:
@@ -163,20 +146,46 @@ class Demo:
         print(f"\n=== Held-out evaluation\n{'':16}{'guessing':>10}{'model':>10}")
         for name, guess, value in comparison:
             print(f"{name:16}{guess:>10}{value:>10}")
-        predictions = list(zip(SENTENCES, fill_masks(self._paths.model, SENTENCES, _GUESSES), strict=True))
-        print("\n=== What the model fills in")
-        for sentence, words in predictions:
-            print(f"{sentence}\n    " + "   ".join(f"{word} {probability:.0%}" for word, probability in words))
+        rows = read_metrics(self._paths.run / METRICS_NAME)
+        print("\n=== MLM loss: * in training, o held out", *draw_curve(rows, guessing), sep="\n")
+        if left := reached.get("eval/left_plateau_tokens"):
+            print(f"off the plateau of word frequencies after {left / 1e6:.1f}M tokens")
+        predictions = [
+            (one.sentence, listed(one.trained), listed(one.random)) for one in fill_masks(self._paths.model, SENTENCES)
+        ]
+        print("\n=== What the model fills in (in brackets: random weights)")
+        for sentence, trained, random in predictions:
+            print(f"{sentence}\n    {trained}    [{random}]")
+        near = [
+            (one.word, ", ".join(one.trained), ", ".join(one.random)) for one in nearest_words(self._paths.model, WORDS)
+        ]
+        print("\n=== Nearest words (in brackets: random weights)")
+        for word, trained, random in near:
+            print(f"{word:8} {trained}    [{random}]")
         sections = [
             Table("Held-out, against guessing", ("", "guessing by frequency", "model"), comparison),
-            Table("What the model fills in", ("sentence", "guesses"), [(s, _guessed(w)) for s, w in predictions]),
+            Table("What the model fills in", ("sentence", "the model", "random weights"), predictions),
+            Table("Nearest words", ("word", "in the model", "in random weights"), near),
         ]
         report = write_report([self._paths.run], self._paths.run / REPORT_NAME, sections)
         print("\n=== Done")
         for title, seconds in self._seconds:
             print(f"{title:32}{duration(seconds):>14}")
-        print(f"model   {self._paths.model}\nreport  {report}", flush=True)
+        print(f"model   {self._paths.model}\nreport  {report}")
+        print(self._next(rows), flush=True)
         return self._passed(reached, guessing)
+
+    def _next(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """What to do with one's own text, and how long it takes at the speed of this run."""
+        speeds = [row["throughput/tokens_per_second"] for row in rows if "throughput/tokens_per_second" in row]
+        own = cli.compose("train", TrainConfig, ["run=mine", "data.path=shards/mine", *_OWN])
+        tokens = own.steps * own.global_batch_size * max(own.expect.max_len)
+        about = f"  # about {duration(tokens / statistics.median(speeds))} here" if speeds else ""
+        return (
+            "your own text:\n"
+            "  python -m data_prep source=text 'source.paths=[FOLDER/*.txt]' out=shards/mine\n"
+            f"  python -m launch data.path=shards/mine run=mine {shlex.join(_OWN)}{about}"
+        )
 
     def _config(self, overrides: Sequence[str]) -> TrainConfig:
         return cli.compose("train", TrainConfig, ["run=demo", "data.path=x", *self._plan.train, *overrides])
@@ -193,10 +202,6 @@ class Demo:
         elif faults:
             raise TrainingError(f"{self._paths.run}: {' and '.join(faults)}; see {self._paths.run / REPORT_NAME}")
         return ExitCode.OK
-
-
-def _guessed(words: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{word} {probability:.0%}" for word, probability in words)
 
 
 def run_child(command: Sequence[str]) -> int:

@@ -53,7 +53,7 @@ class WordVectors:
         """The `top` words of highest cosine but `word` itself."""
         cosines_C = self._vectors_CxH @ self._vectors_CxH[self.places[word]]
         cosines_C[self.places[word]] = -np.inf
-        order = np.argsort(-cosines_C, kind="stable")[:top]
+        order = np.argsort(-cosines_C, kind="stable")[: min(top, len(self.words) - 1)]
         return [(self.words[place], float(cosines_C[place])) for place in order]
 
     def cosines(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from cloze.corpus.manifest import VAL, read_manifest
 from cloze.corpus.shards import Split
 from cloze.errors import TrainingError, UserError
 from launch import demo
-from launch.demo import ON_CPU, ON_GPU, Demo, Paths, fill_masks, last_evaluation, run_child
+from launch.demo import ON_CPU, ON_GPU, Demo, Paths, last_evaluation, run_child
+from launch.demo_screen import draw_curve, fill_masks, nearest_words
 from pretrain.config import TrainConfig
 from pretrain.evaluate.baseline import Baseline, held_out_baseline
 
@@ -64,10 +66,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fill_masks_names_words_and_probabilities(model: Path) -> None:
-    filled = fill_masks(model, ["the [MASK] .", "[MASK] the the the value"], 2)
-    assert [[word for word, _ in words] for words in filled] == [["exception", "value"]] * 2
-    assert filled[0][0][1] == pytest.approx(0.75, abs=1e-6)
-    assert filled[1][1][1] == pytest.approx(0.25, abs=1e-6)
+    filled = fill_masks(model, ["the [MASK] .", "[MASK] the the the value"])
+    assert [[word for word, _ in one.trained][:2] for one in filled] == [["exception", "value"]] * 2
+    assert filled[0].trained[0][1] == pytest.approx(0.75, abs=1e-6)
+    assert filled[1].trained[1][1] == pytest.approx(0.25, abs=1e-6)
+    assert len(filled[0].random) == 3
+    assert all(probability < 0.3 for _, probability in filled[0].random), "fresh weights know nothing"
+
+
+def test_nearest_words_stand_beside_those_of_random_weights(model: Path) -> None:
+    (found,) = nearest_words(model, ["value", "unheard"])
+    assert found.word == "value"
+    assert {*found.trained} == {*found.random} == {"the", "exception"}
+
+
+def test_the_curve_is_drawn_where_its_losses_are() -> None:
+    rows = [{"tokens": 0, "train/mlm_loss": 9.0}, {"tokens": 2_000_000, "train/mlm_loss": 4.0, "eval/mlm_loss": 5.0}]
+    lines = draw_curve([*rows, {"step": 3}], Baseline(6.5, 0.1, 0.5))
+    assert lines[0] == "  9.0 |*"
+    assert lines[9] == f"  4.0 |{'*':>61}"
+    assert lines[7] == f"      |{'o':>61}"
+    assert lines[4] == f"  6.5 |{'-' * 61} word frequencies alone"
+    assert lines[-1].endswith("2.0M tokens")
+    assert all(line.isascii() for line in lines)
+    assert draw_curve([{"step": 3}], Baseline(6.5, 0.1, 0.5)) == []
 
 
 def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
@@ -96,8 +118,10 @@ def finished(tmp_path: Path, corpus: Path, model: Path, monkeypatch: pytest.Monk
         "eval/mlm_loss": best.mlm_loss - 2, "eval/mlm_accuracy": 0.4, "eval/nsp_loss": 0.5,
         "eval/nsp_accuracy": best.nsp_accuracy + 0.2,
     }  # fmt: skip
-    (paths.run / "metrics.jsonl").write_text(json.dumps({"step": 9, "train/loss": 5.0} | evaluation) + "\n")
+    row = {"step": 9, "tokens": 10**6, "train/mlm_loss": 5.0, "throughput/tokens_per_second": 16_384.0}
+    (paths.run / "metrics.jsonl").write_text(json.dumps(row | evaluation) + "\n")
     monkeypatch.setattr(demo, "run_child", lambda command: 0)
+    monkeypatch.setattr(demo, "WORDS", ["value", "unheard"])
     return Demo(ON_CPU, ["eval.max_samples=0"], paths)
 
 
@@ -108,7 +132,11 @@ def test_a_good_run_ends_with_predictions_and_a_report(finished: Demo, capsys: p
     assert f"report  {report}\n" in printed
     assert "is prepared already" in printed
     assert "$ python -m pretrain.export" in printed
-    assert printed.count("exception 75%   value 25%") == 5
+    assert printed.count("exception 75%, value 25%") == 5
+    assert re.search(r"^value +(the|exception), (the|exception)    \[", printed, re.MULTILINE)
+    assert "source.paths=[FOLDER/*.txt]" in printed
+    assert "recipe=fast  # about 16 min 40 s here" in printed
+    assert " word frequencies alone\n" in printed
     assert f"{held_out_baseline(finished._paths.shards, 0).mlm_loss:.3f}" in printed
     assert "exception 75%" in report.read_text()
 
