@@ -43,6 +43,7 @@ from cloze.corpus.manifest import read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from data_prep.text.encoder import Encoder
 from data_prep.text.sentences import split_sentences
+from pretrain.precision import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "prep.json"
@@ -286,10 +287,7 @@ def medians(rounds: Sequence[Row]) -> Row:
 
 
 def machine(rounds: int) -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    cpu = f"{fields['model name']}, family {fields['cpu family']}, model {fields['model']}"
-    return {"cpu": cpu, "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0], "rounds": rounds}
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0], "rounds": rounds}
 
 
 def english(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Row]]:

@@ -41,7 +41,7 @@ from pretrain.config import Precision, TrainConfig
 from pretrain.data.loader import IGNORED, MicroBatch, TrainingCorpus, bounded
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.model.loss import pretraining_loss
-from pretrain.precision import CPU_INFO, cpu_flags, fastest_precision
+from pretrain.precision import cpu_flags, cpu_name, fastest_precision
 from pretrain.process import train
 from pretrain.session import Progress, build_engine
 from pretrain.telemetry.throughput import training_flops
@@ -320,12 +320,6 @@ def measured(task: str, corpus: Path, model: str) -> tuple[float, float]:
         raise SystemExit(done.stderr[-3000:])
     _, seconds, peak = next(line for line in done.stdout.splitlines() if line.startswith("FOUND")).split()
     return float(seconds), float(peak)
-
-
-def cpu_name() -> str:
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return " ".join(fields.get(key, "?") for key in ("model name", "cpu family", "model"))
 
 
 def measure(corpus: Path, model: str, rounds: int, sides: list[str]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """`precision=auto`: what the device computes fastest without losing what training needs."""
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from pretrain.config import Precision, TrainConfig
 
 CPU_INFO = Path("/proc/cpuinfo")
+_NAMING = ("model name", "cpu family", "model")
+_TELLING = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512f", "avx2")  # decide how fast products are
 
 
 def with_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
@@ -36,3 +39,14 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def cpu_name() -> str:
+    """Model name, family, model and the flags that matter, by the kernel's word; or what the platform calls itself."""
+    try:
+        lines = CPU_INFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    named = [f"{key} {fields[key]}".removeprefix("model name ") for key in _NAMING if key in fields]
+    return ", ".join([*named, *(flag for flag in _TELLING if flag in cpu_flags())])

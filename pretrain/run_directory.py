@@ -26,6 +26,7 @@ from cloze.errors import ORDERLY_ENDS, DiskError, UserError
 from cloze.files import write_whole
 from cloze.ownership import RUN
 from pretrain.checkpoint.format import list_checkpoints, step_of, verify
+from pretrain.precision import cpu_name
 
 _OURS = ("config.yaml", "environment.json", "metrics.jsonl", "status.json", "tokenizer", "wandb_id", "skipped.jsonl")
 _PACKAGES = ("cloze", "torch", "deepspeed", "transformers", "tokenizers", "webdataset", "hydra-core", "numpy", "wandb")
@@ -149,6 +150,7 @@ def environment(world_size: int) -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "cpu": cpu_name(),
         "gpus": devices,
         "world_size": world_size,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -8,7 +8,7 @@ import torch
 from cloze import cli
 from pretrain import precision
 from pretrain.config import Precision, TrainConfig
-from pretrain.precision import cpu_flags, fastest_precision, with_precision
+from pretrain.precision import cpu_flags, cpu_name, fastest_precision, with_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -27,8 +27,11 @@ def test_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, e
     monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
     assert cpu_flags() == frozenset(flags.split())
     assert fastest_precision(CPU) is expected
+    told = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags.split()]
+    assert cpu_name() == ", ".join(["X", *told])
     monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "none")
     assert fastest_precision(CPU) is Precision.fp32
+    assert cpu_name()
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, Precision.bf16), (False, Precision.fp16)])
