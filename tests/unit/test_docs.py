@@ -313,6 +313,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i in range(1, 61)
     ]
     (tmp_path / "books-small.jsonl.zst").write_bytes(_zstd("".join(json.dumps({"text": t}) + "\n" for t in texts)))
+    (tmp_path / "texts").mkdir()
+    for number in range(3):
+        (tmp_path / "texts" / f"{number}.txt").write_text("\n\n".join(texts[number::3]))
     for name in ("train.tsv", "dev.tsv"):
         rows = "".join(f"{text[:40]}\t{number % 2}\n" for number, text in enumerate(texts))
         (tmp_path / name).write_text(f"sentence\tlabel\n{rows}")
@@ -336,6 +339,9 @@ def run(command: list[str], trainer: Trainer, cwd: Path) -> None:
         return
     assert program == "python"
     module, rest = arguments[1], arguments[2:] + SMALL.get(arguments[1], [])
+    if module == "launch":
+        run(["deepspeed", "global_batch_size=128", "expect.max_len=[32]", *rest], trainer, cwd)
+        return
     if module.startswith("data_prep"):
         subprocess.run([sys.executable, "-m", module, *rest], cwd=cwd, env=environment(), check=True, timeout=100)
         return
@@ -361,6 +367,22 @@ def test_the_walk_through_runs(
     python = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     for source in python:
         exec(compile(source, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_the_page_of_ones_own_text_runs(
+    workplace: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(os, "environ", os.environ | {"DS_ACCELERATOR": "cpu"})
+    page = ROOT / "docs" / "own_text.md"
+    assert all(block.is_run for block in blocks(page))
+    for block in blocks(page):
+        for command in block.commands:
+            run(command, trainer, workplace)
+    assert len((workplace / "labels.tsv").read_text().splitlines()) == 61
+    for source in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        exec(compile(source, page.name, "exec"), {})
 
 
 TASKS = {  # files that docs/finetuning.md names, for a tiny model
