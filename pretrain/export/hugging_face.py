@@ -5,6 +5,7 @@ directory is loaded again by Hugging Face's auto class, and its padded forward m
 model card is written beside it (card.py).
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -156,7 +157,7 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
                 return difference
     with replaced_directory(out, force=force) as temporary:
         _plain_model(model, facts, snapshot.weights).save_pretrained(temporary)
-        _tokenizer(tokenizer, trained).save_pretrained(temporary)
+        _save_tokenizer(tokenizer, trained, temporary)
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)  # safetensors' own is 0600
         difference = parity(trained, temporary)
         if not difference <= TOLERANCE:
@@ -246,12 +247,13 @@ def _every_position(rows: Sequence[Tensor], sep_id: int) -> tuple[Samples, Masks
     return samples, Masks(counts, positions, joined)
 
 
-def _tokenizer(folder: Path, trained: PackedBert) -> Any:
-    """The run's tokenizer; where a model takes no token types, it returns none."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def _save_tokenizer(folder: Path, trained: PackedBert, out: Path) -> None:
+    """The run's; where the model takes no token types it says that it returns none, which transformers leaves out."""
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
     if not trained.blueprint.takes_token_types:
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    return tokenizer
+        path = out / "tokenizer_config.json"
+        told = json.loads(path.read_text(encoding="utf-8")) | {"model_input_names": ["input_ids", "attention_mask"]}
+        path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plain_model(config: ModelConfig, facts: TokenizerFacts, weights: Mapping[str, Tensor]) -> PreTrainedModel:

@@ -6,7 +6,6 @@ third of a tiny BERT's encoder and 5% of a base one's, forward and backward. The
 Shapes: T tokens, K tokens that are read, C width.
 """
 
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,11 +45,7 @@ class LastPreNormLayer(nn.Module):
         return out_1xKxC
 
 
-@cache
-def _mixed(last: type[nn.Module], layer: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Last{layer.__name__}", (last, layer), {})
-
-
 def read_in_part(layers: nn.ModuleList, last: type[nn.Module]) -> None:
     """Let the last of these layers know `read_K`, by one of the classes above."""
-    layers[-1].__class__ = _mixed(last, type(layers[-1]))  # parameters, hooks and names stay
+    layer = type(layers[-1])
+    layers[-1].__class__ = type(f"Last{layer.__name__}", (last, layer), {})  # parameters, hooks and names stay
