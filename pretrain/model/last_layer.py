@@ -19,7 +19,7 @@ class LastPostNormLayer(nn.Module):
 
     def forward(self, hidden_1xTxC: Tensor, *args: Any, read_K: Tensor | None = None, **kwargs: Any) -> Tensor:
         if read_K is None:
-            whole: Tensor = super().forward(hidden_1xTxC, *args, **kwargs)  # type: ignore[misc]
+            whole: Tensor = super().forward(hidden_1xTxC, *args, **kwargs)
             return whole
         context_1xTxC, _ = self.attention.self(hidden_1xTxC, **kwargs)
         read = context_1xTxC.index_select(1, read_K), hidden_1xTxC.index_select(1, read_K)
@@ -37,7 +37,7 @@ class LastPreNormLayer(nn.Module):
 
     def forward(self, hidden_1xTxC: Tensor, *args: Any, read_K: Tensor | None = None, **kwargs: Any) -> Tensor:
         if read_K is None:
-            whole: Tensor = super().forward(hidden_1xTxC, *args, **kwargs)  # type: ignore[misc]
+            whole: Tensor = super().forward(hidden_1xTxC, *args, **kwargs)
             return whole
         attended_1xTxC, _ = self.attn(self.attn_norm(hidden_1xTxC), **kwargs)
         sum_1xKxC = hidden_1xTxC.index_select(1, read_K) + attended_1xTxC.index_select(1, read_K)
