@@ -28,8 +28,8 @@ class _Given(NamedTuple):
 
     weights: Mapping[str, Tensor]
     described: Mapping[str, Any]  # the keys of `model` that it needs
-    tokenizer: WordPiece
     offset: int  # of its positions
+    tokenizer: WordPiece | None  # None: the corpus' own
 
 
 def initialize(
@@ -45,9 +45,11 @@ def initialize(
     shape differs.
     """
     found = checkpoint.named_by("init_from", source)
-    given = _of_run(source, found, module, facts) if found else _of_published(read_published(source))
+    given = _of_run(source, found, module, facts) if found else _of_published(read_published(source), facts)
     _refuse_other_model(source, given.described, module, allow)
-    rows = _rows(source, given.tokenizer, facts, tokenizer, by_text="tokenizer" in allow)
+    rows = same_rows(facts)
+    if given.tokenizer:
+        rows = _rows(source, given.tokenizer, load_tokenizer(tokenizer), by_text="tokenizer" in allow)
     notes = [f"weights from {source}", *_refuse_other_names(source, given.weights.keys(), module)]
     notes += [rows.told] if rows.told else []
     blueprint = module.blueprint
@@ -80,33 +82,35 @@ def initialize(
     return ", ".join(notes)
 
 
-def _rows(source: str, theirs: WordPiece, facts: TokenizerFacts, tokenizer: Path, *, by_text: bool) -> Rows:
-    """Which of its rows become which of ours."""
-    if theirs.facts.fingerprint == facts.fingerprint:
-        return same_rows(facts)
-    ours = load_tokenizer(tokenizer)
+def _rows(source: str, theirs: WordPiece, ours: WordPiece, *, by_text: bool) -> Rows:
+    """Which of its rows become which of ours, where the tokenizers differ."""
     if found := extended_rows(theirs, ours):
         return found
     if by_text:
         return rows_by_text(theirs, ours)
     raise UserError(
         f"init_from={source}: its tokenizer is {theirs.facts.fingerprint[:12]}…, the corpus was prepared with "
-        f"{facts.fingerprint[:12]}…: ids would mean other words; prepare with tokenizer.path={source}, or add "
+        f"{ours.facts.fingerprint[:12]}…: ids would mean other words; prepare with tokenizer.path={source}, or add "
         "init_allow=[tokenizer]: tokens of the same text keep their embeddings, the others start afresh"
     )
 
 
 def _of_run(source: str, found: Path, module: PackedBert, facts: TokenizerFacts) -> _Given:
+    """Of a checkpoint that was copied alone there is no tokenizer, and none is needed where it is ours."""
     snapshot = checkpoint.load(found)
     model = saved_model(snapshot.config_yaml)
     blueprint = blueprint_of(model.architecture)
     described = blueprint.describe(blueprint.config(model, facts, module.vocab_rows))
-    tokenizer = load_tokenizer(found.parent.parent / "tokenizer")
-    return _Given(snapshot.weights, described, tokenizer, blueprint.position_offset(tokenizer.facts.pad_id))
+    is_ours = snapshot.state.identity.tokenizer == facts.fingerprint
+    theirs = None if is_ours else load_tokenizer(found.parent.parent / "tokenizer")
+    offset = blueprint.position_offset((theirs.facts if theirs else facts).pad_id)
+    return _Given(snapshot.weights, described, offset, theirs)
 
 
-def _of_published(source: Published) -> _Given:
-    return _Given(source.weights, source.described(), source.tokenizer(), source.offset)
+def _of_published(source: Published, facts: TokenizerFacts) -> _Given:
+    theirs = source.tokenizer()
+    is_ours = theirs.facts.fingerprint == facts.fingerprint
+    return _Given(source.weights, source.described(), source.offset, None if is_ours else theirs)
 
 
 def _refuse_other_model(source: str, theirs: Mapping[str, Any], module: PackedBert, allow: Collection[str]) -> None:
