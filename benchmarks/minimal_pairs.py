@@ -101,7 +101,7 @@ def measure(model: Path, blimp: str, rounds: int, sampled_pairs: int) -> dict[st
     scorer = Scorer(
         logits_of=lambda batch: module(batch)[0],
         mask_id=tokenizer.mask_token_id,
-        max_positions=module.hf.config.max_position_embeddings,
+        max_positions=module.max_positions,
         row_tokens=ROW_TOKENS,
         device=torch.device("cpu"),
     )

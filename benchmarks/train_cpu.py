@@ -142,7 +142,7 @@ def peer(corpus: Path, folder: Path, model: str, *, compiled: bool = False) -> f
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from pretrain.model.bert import hugging_face_model
+    from pretrain.model.architectures import blueprint_of
 
     config, data, clock = config_of(corpus, folder, model), TrainingCorpus(corpus), Clock()
     facts, size = data.manifest.tokenizer, config.micro_batch_size
@@ -162,7 +162,7 @@ def peer(corpus: Path, folder: Path, model: str, *, compiled: bool = False) -> f
         bf16=PRECISION is Precision.bf16,
     )  # fmt: skip
     InOrder(
-        model=hugging_face_model(config.model, facts, vocab_rows=facts.vocab_size),
+        model=blueprint_of(config.model.architecture).build(config.model, facts, facts.vocab_size),
         args=arguments,
         train_dataset=Rows(data, config.seed, size * (WARMUP + STEPS)),
         data_collator=partial(padded, to=data.manifest.max_len if compiled else 0),

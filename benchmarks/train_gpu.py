@@ -37,11 +37,12 @@ from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.masking import Masking, Unmasked, draw_masks
 from cloze.corpus.shards import Samples, sample_ids
 from pretrain import dist
-from pretrain.config import Architecture, LossConfig, TrainConfig, padded_vocab_size
+from pretrain.config import LossConfig, TrainConfig, padded_vocab_size
 from pretrain.data.loader import IGNORED, MicroBatch, bounded, pack
 from pretrain.engine.engine import Engine
+from pretrain.model.architectures import blueprint_of
 from pretrain.model.attention import choose_kernel
-from pretrain.model.bert import PackedBert, hugging_face_model
+from pretrain.model.bert import PackedBert
 from pretrain.model.loss import pretraining_loss
 from pretrain.telemetry.throughput import peak_flops, training_flops
 
@@ -99,7 +100,7 @@ def padded(batch: MicroBatch, max_len: int, *, pairs: bool) -> dict[str, Tensor]
 def timed(step: Callable[[int], None], batches: list[MicroBatch], config: TrainConfig) -> dict[str, Any]:
     """Rates, MFU and peak memory of `step(i)` over the batches in turns."""
     rows = padded_vocab_size(facts_of(config.model.name).vocab_size, config.model.pad_vocab_to)
-    pairs = config.model.architecture is Architecture.bert
+    pairs = config.model.architecture.has_pairs
     flops = [
         training_flops(config.model, rows, b.num_tokens, b.tokens_squared, b.num_masked, pairs * len(b.nsp_labels_N))
         for b in batches
@@ -183,12 +184,12 @@ def peer(model: str, max_len: int, size: int, *, compiled: bool) -> dict[str, An
 def _peer(model: str, max_len: int, size: int, *, compiled: bool) -> dict[str, Any]:
     config, device = config_of(model, max_len, size, "1"), "cuda" if ON_GPU else "cpu"
     facts = facts_of(model)
-    module = hugging_face_model(config.model, facts, vocab_rows=facts.vocab_size).to(device).train()
+    module = blueprint_of(config.model.architecture).build(config.model, facts, facts.vocab_size).to(device).train()
     module.set_attn_implementation("sdpa" if compiled else "eager")
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     call = torch.compile(module, backend="inductor" if ON_GPU else "eager") if compiled else module
     batches = micro_batches(model, size, max_len)
-    pairs = config.model.architecture is Architecture.bert
+    pairs = config.model.architecture.has_pairs
     rows = [padded(batch, max_len, pairs=pairs) for batch in batches]
     rows = [{key: value.pin_memory() if ON_GPU else value for key, value in row.items()} for row in rows]
 

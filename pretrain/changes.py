@@ -31,6 +31,7 @@ _NO_WEIGHT = (  # keys and sections that change neither weights nor their order
         "stop_at",
         "world_size",
         "init_from",
+        "init_allow",
         "branch_from",
         "expect",
         "resume",

@@ -30,8 +30,22 @@ class Precision(Enum):
 
 
 class Architecture(Enum):
+    """Each has a module of its name in pretrain/model/architectures; here is what is known without torch."""
+
     bert = "bert"
     modernbert = "modernbert"
+    roberta = "roberta"
+    xlm_roberta = "xlm_roberta"
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there is a next-sentence head."""
+        return self is Architecture.bert
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether feed-forward parts are gated, positions rotary and most layers local."""
+        return self is Architecture.modernbert
 
 
 class Attention(Enum):
@@ -83,6 +97,7 @@ class ZeroStage(Enum):
 
 
 _MASKING = ("masking_probability", "mask_share", "random_share")
+INIT_CHECKS = ("tokenizer", "rope_theta")
 RESUME_CHECKS = ("data", "max_len", "seed", "global_batch_size", "batch_ramp", "access")
 
 
@@ -131,7 +146,8 @@ class DataConfig:
 class ModelConfig:
     name: str = doc("name of the size, for people")
     architecture: Architecture = doc(
-        "bert (Devlin et al. 2019) or modernbert (Warner et al. 2024; without pairs: prepare with objective=none)"
+        "bert (Devlin et al. 2019), or, without pairs (prepare with objective=none), modernbert (Warner et al. 2024), "
+        "roberta (Liu et al. 2019) or xlm_roberta (Conneau et al. 2020)"
     )
     hidden_size: int = doc("width of the encoder")
     num_layers: int = doc("transformer layers")
@@ -154,6 +170,10 @@ class ModelConfig:
         "in training, attention scores get minus this times distance in tokens: a number, or a curve of [share of the "
         "run, value] that ends at 0, geometric in between; evaluation and export are always without it"
     )
+    extra: dict[str, Any] | None = doc(
+        "what else is not as the architecture was published, by its name in Hugging Face's config.json: "
+        "layer_norm_eps, type_vocab_size, global_rope_theta, …"
+    )
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "pad_vocab_to"):
@@ -175,8 +195,9 @@ class ModelConfig:
             f"model.distance_bias: ends at {curve.at(1.0):g}; a curve must end at 0, so that what is left is a BERT",
         )
         require(
-            self.architecture is Architecture.bert or not any(curve.values),
-            "model.distance_bias: is for architecture=bert; rotary positions learn what is near by themselves",
+            not self.architecture.is_gated or not any(curve.values),
+            f"model.distance_bias: not with architecture={self.architecture.value}; rotary positions learn what is "
+            "near by themselves",
         )
 
     @cached_property
@@ -401,7 +422,14 @@ class TrainConfig:
     log: LogConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
-    init_from: str | None = doc("start from these weights: a run, a checkpoint or a Hugging Face BERT; weights only")
+    init_from: str | None = doc(
+        "start from these weights: a run, a checkpoint or a published encoder (a directory in Hugging Face's format, "
+        "or a name on the hub); weights only"
+    )
+    init_allow: list[str] = doc(
+        "what may differ from init_from: tokenizer (tokens with the same text keep their embeddings, the others start "
+        "afresh), rope_theta (for longer samples)"
+    )
     branch_from: str | None = doc(
         "go on where this run, or checkpoint of one, stands, optimizer, step and samples included, in a run of its own"
     )
@@ -437,6 +465,8 @@ class TrainConfig:
             raise UserError(
                 "init_from: this recipe goes on from other weights; add init_from=<run of the phase before>"
             )
+        for name in self.init_allow:
+            require(name in INIT_CHECKS, f"init_allow=[{name}]: there are {', '.join(INIT_CHECKS)}")
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
         object.__setattr__(self, "optim", self.optim.with_lr(self.model.hidden_size))
         changing = [key for key, curve in self.curves.items() if not curve.is_constant]

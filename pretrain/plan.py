@@ -17,7 +17,6 @@ from cloze.errors import ExitCode, UserError
 from cloze.schema import doc
 from pretrain.config import (
     BUCKET_ELEMENTS,
-    Architecture,
     Attention,
     DataConfig,
     ModelConfig,
@@ -152,7 +151,7 @@ def activation_bytes(config: TrainConfig, shape: Shape) -> int:
 
     model, size = config.model, 4 if config.precision is Precision.fp32 else 2
     h, f, tokens, read = model.hidden_size, model.intermediate_size, shape.tokens, shape.read
-    gated = model.architecture is Architecture.modernbert
+    gated = model.architecture.is_gated
     attention, rest = size * 5 * h + 4 * model.num_heads, size * (3 * h + (4 if gated else 2) * f) + 16
     if model.attention is Attention.sdpa:
         attention += size * h * (4 * shape.padded // tokens - 3)
@@ -225,7 +224,7 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
     accumulation = accumulation_steps(batch, config.micro_batch_size, gpus)
     step = shape_of(batch, options, rows)
     length = step.tokens // batch
-    pairs = batch if config.model.architecture is Architecture.bert else 0
+    pairs = batch if config.model.architecture.has_pairs else 0
     flops = training_flops(config.model, rows, step.tokens, step.tokens * length, step.masked, pairs)
     peak = gpu.fp32_tflops if config.precision is Precision.fp32 else gpu.peak_tflops
     mfu = options.mfu or (_MFU_WIDE if config.model.hidden_size >= _WIDE else _MFU_NARROW)

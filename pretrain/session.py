@@ -314,7 +314,8 @@ def build_engine(
     if snapshot:
         module.load_weights(snapshot.weights)
     elif config.init_from:
-        process.log.info(initialize(module, config.init_from, facts))
+        own = corpus.directory / "tokenizer"
+        process.log.info(initialize(module, config.init_from, facts, own, config.init_allow))
     engine = Engine(module, config, process)
     if snapshot:
         restore(engine, snapshot, corpus, process)

@@ -20,7 +20,7 @@ from cloze import cli, storage
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
 from cloze.corpus.manifest import Manifest, is_held_out, read_manifest
 from cloze.errors import UserError
-from pretrain.config import Access, Architecture, TrainConfig
+from pretrain.config import Access, TrainConfig
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "webdataset", "hydra-core", "numpy")
 _SOURCES = ("cloze", "data_prep", "pretrain", "launch", "conf")
@@ -70,7 +70,7 @@ def _source_hash() -> str:
 def _disks(config: TrainConfig, corpus: Manifest | None) -> dict[str, tuple[int, int]]:
     """(bytes free, bytes needed) by the key that names the directory."""
     model, vocabulary = config.model, corpus.tokenizer.vocab_size if corpus else 30_522
-    products = 3 if model.architecture is Architecture.modernbert else 2  # of the feed-forward part
+    products = 3 if model.architecture.is_gated else 2  # of the feed-forward part
     layer = model.hidden_size * (4 * model.hidden_size + products * model.intermediate_size)
     parameters = (vocabulary + model.max_positions) * model.hidden_size + model.num_layers * layer
     checkpoints = 12 * parameters * (config.checkpoint.keep_last + 2)  # one in the making, and its shares

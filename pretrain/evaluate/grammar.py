@@ -50,7 +50,7 @@ def score(config: GrammarConfig) -> Result:
     scorer = Scorer(
         logits_of=lambda batch: module(batch)[0],
         mask_id=tokenizer.mask_token_id,
-        max_positions=module.hf.config.max_position_embeddings,
+        max_positions=module.max_positions,
         row_tokens=_ROW_TOKENS[device.type],
         device=device,
     )

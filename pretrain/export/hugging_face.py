@@ -5,12 +5,12 @@ directory is loaded again by Hugging Face's auto class, and its padded forward m
 model card is written beside it (card.py).
 """
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from cloze import cli, ownership
+from cloze import ownership
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.masking import Masks
 from cloze.corpus.shards import Samples
@@ -30,15 +30,16 @@ from cloze.corpus.tokenizer import load_tokenizer as load_word_piece
 from cloze.errors import DiskError, UserError
 from cloze.log import log
 from pretrain import checkpoint
-from pretrain.config import Attention, ModelConfig, TrainConfig
+from pretrain.config import Attention, ModelConfig
 from pretrain.data.loader import pack
 from pretrain.export.card import write_card
 from pretrain.export.card_facts import Options, Trained
-from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
+from pretrain.model.architectures import blueprint_of, by_model_type
+from pretrain.model.bert import PackedBert
+from pretrain.model.saved import saved_model
 
 TOLERANCE = 1e-4  # largest difference of two fp32 logits; the two forwards add in different orders
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-_AUTO_CLASSES = {"bert": AutoModelForPreTraining, "modernbert": AutoModelForMaskedLM}  # by a model's own type
 _PAIR_HEAD = ("cls.seq_relationship.", "bert.pooler.")  # what many a published masked-LM has not
 _PARITY_TEXTS = (
     ("The model reads both sides of a missing word.", "It was trained to guess what belongs there."),
@@ -147,7 +148,7 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
     source, tokenizer = _locate(run)
     refuse_within(out, tokenizer.parent)
     snapshot = checkpoint.load(source)
-    model = _model_config(snapshot.config_yaml)
+    model = saved_model(snapshot.config_yaml)
     facts = load_word_piece(tokenizer).facts
     trained = PackedBert(model, facts, max_len=model.max_positions)
     trained.load_weights(snapshot.weights)
@@ -157,7 +158,7 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
                 return difference
     with replaced_directory(out, force=force) as temporary:
         _plain_model(model, facts, snapshot.weights).save_pretrained(temporary)
-        _tokenizer(tokenizer, trained).save_pretrained(temporary)
+        _save_tokenizer(tokenizer, trained, temporary)
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)  # safetensors' own is 0600
         difference = parity(trained, temporary)
         if not difference <= TOLERANCE:
@@ -181,13 +182,13 @@ def load_hugging_face(run: Path | str) -> PreTrainedModel:
     source, tokenizer = _locate(Path(run))
     snapshot = checkpoint.load(source)
     facts = load_word_piece(tokenizer).facts
-    return _plain_model(_model_config(snapshot.config_yaml), facts, snapshot.weights).eval()
+    return _plain_model(saved_model(snapshot.config_yaml), facts, snapshot.weights).eval()
 
 
 def load_packed(source: Path, kernel: Attention) -> tuple[PackedBert, Any]:
     """(the trainer's module in fp32, ready to predict; its tokenizer) of a run, a checkpoint or a model's directory.
 
-    Raises `UserError` where there is none, where it is neither BERT nor ModernBERT, or lacks its masked-LM head.
+    Raises `UserError` where there is none, where it is of no architecture here, or lacks its masked-LM head.
     """
     if not (source / "config.json").is_file():
         _, folder = _locate(source)
@@ -196,10 +197,11 @@ def load_packed(source: Path, kernel: Attention) -> tuple[PackedBert, Any]:
     tokenizer = load_tokenizer(source)
     with loading(source):
         kind = AutoConfig.from_pretrained(source).model_type
-    if kind not in _AUTO_CLASSES:
-        raise UserError(f"model={source}: its model_type is {kind}; name a {' or a '.join(_AUTO_CLASSES)} model")
+    if kind not in by_model_type():
+        raise UserError(f"model={source}: its model_type is {kind}; there are {', '.join(by_model_type())}")
     with loading(source):
-        model, told = _AUTO_CLASSES[kind].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        auto_class = by_model_type()[kind].auto_class
+        model, told = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(name for name in told["missing_keys"] if not name.startswith(_PAIR_HEAD)):
         raise UserError(f"model={source}: has no {missing[0]}, as predicting words needs; name another model")
     if len(tokenizer) > model.config.vocab_size:
@@ -210,13 +212,13 @@ def load_packed(source: Path, kernel: Attention) -> tuple[PackedBert, Any]:
 def parity(trained: PackedBert, exported: Path) -> float:
     """Largest difference of MLM (every position) and NSP logits on a few pairs: packed against loaded and padded."""
     tokenizer = load_tokenizer(exported)
-    model = load_pretrained(AutoModelForPreTraining if trained.has_pairs else AutoModelForMaskedLM, exported)
+    model = load_pretrained(trained.blueprint.auto_class, exported)
     encoded = tokenizer(
         [a for a, _ in _PARITY_TEXTS],
         [b for _, b in _PARITY_TEXTS],
         padding=True,
         truncation=True,
-        max_length=model.config.max_position_embeddings,
+        max_length=trained.max_positions,
         return_tensors="pt",
     )
     rows = [row[mask.bool()] for row, mask in zip(encoded.input_ids, encoded.attention_mask, strict=True)]
@@ -249,29 +251,25 @@ def _every_position(rows: Sequence[Tensor], sep_id: int) -> tuple[Samples, Masks
     return samples, Masks(counts, positions, joined)
 
 
-def _tokenizer(folder: Path, trained: PackedBert) -> Any:
-    """The run's tokenizer; ModernBERT takes no token types, so it returns none."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not trained.has_pairs:
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    return tokenizer
+def _save_tokenizer(folder: Path, trained: PackedBert, out: Path) -> None:
+    """The run's; where the model takes no token types it says that it returns none, which transformers leaves out."""
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    if not trained.blueprint.takes_token_types:
+        path = out / "tokenizer_config.json"
+        told = json.loads(path.read_text(encoding="utf-8")) | {"model_input_names": ["input_ids", "attention_mask"]}
+        path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plain_model(config: ModelConfig, facts: TokenizerFacts, weights: Mapping[str, Tensor]) -> PreTrainedModel:
     """Hugging Face's model with the real vocabulary only."""
-    model = hugging_face_model(config, facts, vocab_rows=facts.vocab_size)
-    own = dict(model.named_parameters())
+    blueprint = blueprint_of(config.architecture)
+    model = blueprint.build(config, facts, facts.vocab_size)
+    padded = blueprint.vocabulary_rows(model)
     with torch.no_grad():
-        for name, parameter in own.items():
-            rows = weights[name][: facts.vocab_size] if name in VOCABULARY_ROWS else weights[name]
-            parameter.copy_(rows)
+        for name, parameter in model.named_parameters():
+            given = weights[blueprint.same_bias.get(name, name)]
+            parameter.copy_(given[: facts.vocab_size] if name in padded else given)
     return model
-
-
-def _model_config(config_yaml: str) -> ModelConfig:
-    """The model of a saved configuration; keys that are newer than it keep today's defaults."""
-    today = cli.compose("train", TrainConfig, ["run=any", "data.path=any"]).model
-    return cli.typed({**asdict(today), **yaml.safe_load(config_yaml)["model"]}, ModelConfig)
 
 
 def _locate(run: Path) -> tuple[Path, Path]:

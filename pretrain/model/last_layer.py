@@ -9,12 +9,13 @@ Shapes: T tokens, K tokens that are read, C width.
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.models.bert.modeling_bert import BertLayer
-from transformers.models.modernbert.modeling_modernbert import ModernBertEncoderLayer
 
 
-class LastBertLayer(BertLayer):  # type: ignore[misc]  # transformers has no types
-    """`BertLayer` [1, T, C] -> [1, K, C] of the tokens `read_K` (i64), or of all where that is not given."""
+class LastPostNormLayer(nn.Module):
+    """Before a layer like `BertLayer` [1, T, C] -> [1, K, C] of the tokens `read_K` (i64), or of all without that."""
+
+    attention: Any
+    feed_forward_chunk: Any
 
     def forward(self, hidden_1xTxC: Tensor, *args: Any, read_K: Tensor | None = None, **kwargs: Any) -> Tensor:
         if read_K is None:
@@ -26,8 +27,13 @@ class LastBertLayer(BertLayer):  # type: ignore[misc]  # transformers has no typ
         return out_1xKxC
 
 
-class LastModernBertLayer(ModernBertEncoderLayer):  # type: ignore[misc]
-    """`ModernBertEncoderLayer`, likewise."""
+class LastPreNormLayer(nn.Module):
+    """Before a layer like `ModernBertEncoderLayer`, likewise."""
+
+    attn: Any
+    attn_norm: Any
+    mlp: Any
+    mlp_norm: Any
 
     def forward(self, hidden_1xTxC: Tensor, *args: Any, read_K: Tensor | None = None, **kwargs: Any) -> Tensor:
         if read_K is None:
@@ -39,9 +45,7 @@ class LastModernBertLayer(ModernBertEncoderLayer):  # type: ignore[misc]
         return out_1xKxC
 
 
-def read_in_part(layers: nn.ModuleList) -> None:
-    """Let the last of these layers know `read_K`."""
-    kinds: dict[type[nn.Module], type[nn.Module]] = {
-        BertLayer: LastBertLayer, ModernBertEncoderLayer: LastModernBertLayer
-    }  # fmt: skip
-    layers[-1].__class__ = kinds[type(layers[-1])]  # parameters, hooks and names stay
+def read_in_part(layers: nn.ModuleList, last: type[nn.Module]) -> None:
+    """Let the last of these layers know `read_K`, by one of the classes above."""
+    layer = type(layers[-1])
+    layers[-1].__class__ = type(f"Last{layer.__name__}", (last, layer), {})  # parameters, hooks and names stay

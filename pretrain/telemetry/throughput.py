@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pretrain.config import Architecture, ModelConfig
+from pretrain.config import ModelConfig
 
-LOCAL_ATTENTION = 129  # ModernBERT: tokens that a local layer sees, itself in the middle
+LOCAL_ATTENTION = 128  # ModernBERT: tokens beside itself that a local layer sees
 GLOBAL_EVERY = 3  # ModernBERT: of so many layers one sees the whole sample
 
 
@@ -88,13 +88,14 @@ def training_flops(
     2022, appendix B), so MFU = training_flops / seconds / peak.
     """
     h, layers = model.hidden_size, model.num_layers
-    gated = model.architecture is Architecture.modernbert
+    gated, extra = model.architecture.is_gated, model.extra or {}
     feed_forward = (3 if gated else 2) * h * model.intermediate_size
     weights = layers * (4 * h * h + feed_forward)
     unread = lengths_sum - min(lengths_sum, masked + pairs)
     left_out = 6.0 * unread * (feed_forward if gated else feed_forward + h * h)
-    global_layers = -(-layers // GLOBAL_EVERY) if gated else layers
-    local_pairs = min(lengths_squared_sum, LOCAL_ATTENTION * lengths_sum)
+    global_layers = -(-layers // int(extra.get("global_attn_every_n_layers", GLOBAL_EVERY))) if gated else layers
+    seen = int(extra.get("local_attention", LOCAL_ATTENTION)) + 1
+    local_pairs = min(lengths_squared_sum, seen * lengths_sum)
     attended = global_layers * lengths_squared_sum + (layers - global_layers) * local_pairs
     encoder = 6.0 * weights * lengths_sum + 12.0 * h * attended - left_out
     return encoder + 6.0 * masked * (h * h + h * vocab_rows) + 6.0 * pairs * (h * h + 2 * h)

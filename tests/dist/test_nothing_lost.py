@@ -58,7 +58,7 @@ def test_other_heads_are_another_model(trainer: Trainer, corpus: Path, ended: Pa
     overrides = (f"data.path={corpus}", f"runs_root={tmp_path}", "steps=6", "model.num_heads=1")
     assert "was trained with model.num_heads=2, now it is 1" in refusal(trainer.run(*overrides))
     line = refusal(trainer.run(*overrides, "run=other", f"init_from={ended}"))
-    assert "its num_attention_heads is 2, this model's 1" in line
+    assert "is another model than this run's; add model.num_heads=2" in line
 
 
 def test_what_changed_is_told_and_kept(trainer: Trainer, corpus: Path, ended: Path, tmp_path: Path) -> None:

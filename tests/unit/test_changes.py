@@ -29,7 +29,9 @@ def saved(*overrides: str) -> str:
     return yaml.safe_dump(as_data(asdict(config(*overrides))))
 
 
-ARCHITECTURE = ("architecture", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+ARCHITECTURE = (
+    *("architecture", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "extra"),
+)
 OTHERWISE = (
     *("name", "dropout", "attention_dropout", "attention", "pad_vocab_to", "activation_checkpointing"),
     *("init", "init_std", "position_init", "distance_bias"),
@@ -52,7 +54,8 @@ def test_every_key_of_the_model_is_architecture_or_not() -> None:
 @pytest.mark.parametrize("key", ARCHITECTURE)
 def test_another_architecture_is_refused_though_no_shape_may_tell(key: str) -> None:
     now = as_data(asdict(config().model))
-    then: dict[str, Any] = {"model": {**now, key: "modernbert" if key == "architecture" else 2 * now[key]}}
+    others = {"architecture": "modernbert", "extra": {"type_vocab_size": 1}}
+    then: dict[str, Any] = {"model": {**now, key: others[key] if key in others else 2 * now[key]}}
     with pytest.raises(UserError, match=rf"^ckpt: was trained with model\.{key}=.*resume with the same") as caught:
         refuse_other_architecture("ckpt", yaml.safe_dump(then), now)
     assert "\n" not in str(caught.value)

@@ -450,7 +450,10 @@ def test_the_command_prints_and_writes_all_of_it(
         (["model=M", "data=[D]", "corpus=OTHER"], "was prepared with another tokenizer"),
         (["model=OTHER/tokenizer", "data=[D]"], "neither a run directory nor a whole checkpoint"),
         (["model=HEADLESS", "data=[D]"], "as predicting words needs"),
-        (["model=KIND", "data=[D]"], "its model_type is roberta; name a bert or a modernbert model"),
+        (
+            ["model=KIND", "data=[D]"],
+            "its model_type is distilbert; there are bert, modernbert, roberta, camembert, xlm-roberta",
+        ),
     ],
 )
 def test_mistakes_of_the_command(
@@ -458,7 +461,7 @@ def test_mistakes_of_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     _, model = letters
-    for name, change in (("headless", {"architectures": ["BertModel"]}), ("kind", {"model_type": "roberta"})):
+    for name, change in (("headless", {"architectures": ["BertModel"]}), ("kind", {"model_type": "distilbert"})):
         folder = tmp_path / name
         folder.mkdir()
         for file in model.iterdir():

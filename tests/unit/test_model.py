@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,8 @@ from pretrain.config import Architecture, Attention, Init, LossConfig, ModelConf
 from pretrain.data.loader import MicroBatch, bounded, pack
 from pretrain.loop import seed_dropout
 from pretrain.model import cpu_dropout, loss
-from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
+from pretrain.model.architectures import blueprint_of
+from pretrain.model.bert import PackedBert, sinusoids
 from pretrain.model.loss import pretraining_loss
 from pretrain.optim.optimizer import parameter_groups
 from tests.support import PAD, default_masking, random_block, tokenizer_facts
@@ -35,6 +37,7 @@ def small(**changes: Any) -> ModelConfig:
         "max_positions": 40, "dropout": 0.0, "attention_dropout": 0.0, "pad_vocab_to": 64,
         "activation_checkpointing": False, "architecture": Architecture.bert, "attention": Attention.auto,
         "init": Init.fixed, "init_std": 0.02, "position_init": PositionInit.normal, "distance_bias": 0.0,
+        "extra": None,
     }  # fmt: skip
     return ModelConfig(**(values | changes))
 
@@ -80,12 +83,12 @@ def padded(batch: MicroBatch) -> dict[str, Tensor]:
 
 def reference_of(model: PackedBert, config: ModelConfig) -> PreTrainedModel:
     """Hugging Face's own model and attention with the same weights, for the real vocabulary only."""
-    reference = hugging_face_model(config, FACTS, vocab_rows=VOCAB)
+    reference = blueprint_of(config.architecture).build(config, FACTS, VOCAB)
     reference.set_attn_implementation("eager")
-    weights = dict(model.hf.named_parameters())
+    weights = dict(model.hf.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
-            parameter.copy_(weights[name][:VOCAB] if name in VOCABULARY_ROWS else weights[name])
+            parameter.copy_(weights[name][: len(parameter)])
     return reference
 
 
@@ -122,7 +125,7 @@ def assert_loss_and_gradients_equal(config: ModelConfig, batch: MicroBatch, inpu
     for name, gradient in theirs.items():
         assert gradient.abs().max() > 0, name
         mine = ours[name]
-        if name in VOCABULARY_ROWS:
+        if name in model.blueprint.vocabulary_rows(model.hf):
             assert len(mine) == padded_vocab_size(VOCAB, config.pad_vocab_to)
             assert not mine[VOCAB:].any()  # a padded row learns nothing
             mine = mine[:VOCAB]
@@ -149,6 +152,62 @@ def test_modernbert_equals_hugging_faces_beyond_its_window() -> None:
     inputs = padded(batch)
     del inputs["token_type_ids"], inputs["next_sentence_label"]
     assert_loss_and_gradients_equal(modernbert(), batch, inputs)
+
+
+UNTIED = {"tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("extra", [None, {"layer_norm_eps": 0.1, "hidden_act": "relu"}])
+@pytest.mark.parametrize("architecture", [Architecture.roberta, Architecture.xlm_roberta])
+def test_roberta_equals_hugging_faces(
+    architecture: Architecture, extra: dict[str, Any] | None, checkpointing: bool
+) -> None:
+    """Its positions are Hugging Face's, which counts them from the ids that are no padding."""
+    config = small(architecture=architecture, activation_checkpointing=checkpointing, extra=extra)
+    inputs = padded(make_batch(5, 6, objective="none"))
+    del inputs["token_type_ids"], inputs["next_sentence_label"]
+    assert_loss_and_gradients_equal(config, make_batch(5, 6, objective="none"), inputs)
+
+
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_a_head_with_weights_of_its_own_equals_hugging_faces(architecture: Architecture) -> None:
+    """Not tied to the embeddings; Hugging Face's second bias, which it alone then reads, is the one in checkpoints."""
+    config = small(architecture=architecture, extra=UNTIED)
+    model, batch = packed(config).eval(), make_batch(5, 6, objective="none")
+    names = {name for name, _ in model.hf.named_parameters()}
+    assert model.blueprint.tied[0] in names
+    assert not names & model.blueprint.same_bias.keys()
+    inputs = padded(batch)
+    del inputs["next_sentence_label"], inputs["labels"]
+    if not model.blueprint.takes_token_types:
+        del inputs["token_type_ids"]
+    theirs = reference_of(model, config).eval()(**inputs)
+    real = inputs["attention_mask"].bool()
+    logits = (theirs.prediction_logits if model.has_pairs else theirs.logits)[real]
+    torch.testing.assert_close(model(batch)[0], logits[batch.masked_index_M], atol=1e-5, rtol=1e-5)
+
+
+def test_roberta_counts_positions_from_behind_the_padding() -> None:
+    """[PAD] is 1, as in published ones: a table of 42 holds 40 tokens."""
+    model = PackedBert(small(architecture=Architecture.roberta), replace(FACTS, pad_id=1, unk_id=0), max_len=40)
+    assert model.hf.roberta.embeddings.position_embeddings.num_embeddings == 42
+    assert model.max_positions == 40
+    sines = small(architecture=Architecture.roberta, position_init=PositionInit.sinusoid)
+    table = PackedBert(sines, replace(FACTS, pad_id=1, unk_id=0), max_len=40).hf.get_parameter(
+        model.blueprint.positions
+    )
+    torch.testing.assert_close(table.detach()[2:], sinusoids(40, 32, size=sines.weights_std))
+
+
+def test_extra_that_an_architecture_has_not_is_one_line() -> None:
+    for extra, line in (
+        ({"rope_theta": 1}, "^model.extra: bert has no rope_theta; there are hidden_act, "),
+        ({"layer_norm_eps": "a"}, "^model.extra: no configuration of bert "),
+    ):
+        with pytest.raises(UserError, match=line) as caught:
+            packed(small(extra=extra))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it, but not where warnings are errors

@@ -7,7 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import Architecture
-from pretrain.model.bert import PackedBert, hugging_face_model
+from pretrain.model.architectures import blueprint_of
+from pretrain.model.bert import PackedBert
 from pretrain.telemetry.throughput import RankWork, Stopwatch, Throughput, peak_flops, training_flops
 from tests.support import tokenizer_facts
 from tests.unit.test_attention import row_of
@@ -19,7 +20,7 @@ from tests.unit.test_model import small
 def test_training_flops_are_those_torch_counts(lengths: list[int], vocab_rows: int, architecture: Architecture) -> None:
     """Every sample alone through Hugging Face's model, whose head runs on all positions: masked = tokens."""
     model = small(architecture=architecture, num_layers=4, intermediate_size=48)
-    reference = hugging_face_model(model, tokenizer_facts(vocab_rows), vocab_rows=vocab_rows)
+    reference = blueprint_of(model.architecture).build(model, tokenizer_facts(vocab_rows), vocab_rows)
     reference.set_attn_implementation("eager")
     with_pairs = architecture is Architecture.bert
     pairs = {"next_sentence_label": torch.zeros(1, dtype=torch.long)} if with_pairs else {}
