@@ -57,8 +57,8 @@ ON_CPU = Plan(
         *(
             "recipe=fast",
             "expect.max_len=[64]",
-            "steps=1600",
-            "model.distance_bias=[[0,1.0],[0.06,1.0],[0.45,0.01],[0.45,0]]",
+            "steps=1200",
+            "model.distance_bias=[[0,1.0],[0.07,1.0],[0.5,0.01],[0.5,0]]",
         ),
         *("log.every=50", "eval.every=400", "eval.max_samples=2000", "checkpoint.every=400"),
     ),
