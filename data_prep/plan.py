@@ -180,7 +180,7 @@ def make_plan(config: PrepConfig) -> Plan:
         if not facts.separators and config.objective is not Objective.none:
             raise UserError(
                 f"objective={config.objective}: the tokenizer of {config.tokenizer.path} lays pairs out neither as "
-                "[CLS] A [SEP] B [SEP] nor with two [SEP]s between; set objective=none, or change the post-processor there"
+                "[CLS] A [SEP] B [SEP] nor with two [SEP]s between; set objective=none, or change its post-processor"
             )
     cut_by(config.sentences, config.language)  # tells now if it cannot
     sources, held_out = list(mixture(config)), val_sources(config)

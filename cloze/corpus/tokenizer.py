@@ -103,30 +103,32 @@ def save_tokenizer(tokenizer: CorpusTokenizer, directory: Path, max_len: int) ->
     """
     normalizer = _settings(tokenizer.backend.normalizer) or {}
     is_bert = tokenizer.kind.name == "wordpiece" and not cuts_clusters(tokenizer.backend)
-    names = {f"{role}_token": token for role, token in tokenizer.specials._asdict().items() if token}
-    config: dict[str, Any] = {
-        "tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast",
-        "model_max_length": max_len,
-    }
+    config: dict[str, Any] = {"tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast"}
+    config["model_max_length"] = max_len
     if tokenizer.kind.name == "wordpiece":
         config["do_lower_case"] = bool(normalizer.get("lowercase"))
         config["strip_accents"] = normalizer.get("strip_accents")
         config["tokenize_chinese_chars"] = bool(normalizer.get("handle_chinese_chars"))
-    config |= names
-    if not is_bert:
-        types = tokenizer.facts.token_types
-        config["model_input_names"] = [name for name in _INPUTS if types or name != "token_type_ids"]
+    *names, inputs = description(tokenizer).items()
+    config |= dict(names) if is_bert else dict([*names, inputs])
     vocabulary = tokenizer.vocabulary
     files = {
         "vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.__getitem__)),
         "tokenizer.json": tokenizer.backend.to_str(pretty=True),
         _CONFIG: json.dumps(config, indent=1),
-        _SPECIALS_MAP: json.dumps(names, indent=1),
+        _SPECIALS_MAP: json.dumps(dict(names), indent=1),
     }
     if len(vocabulary) < tokenizer.facts.vocab_size or not is_bert:  # a line's number is its id: no file tells of gaps
         del files["vocab.txt"]
     for name, text in files.items():
         (directory / name).write_text(text + "\n", encoding="utf-8")
+
+
+def description(tokenizer: CorpusTokenizer) -> dict[str, Any]:
+    """What tokenizer_config.json is to say of it: the special tokens, and last what a model is given."""
+    names = {f"{role}_token": token for role, token in tokenizer.specials._asdict().items() if token}
+    types = tokenizer.facts.token_types
+    return {**names, "model_input_names": [name for name in _INPUTS if types or name != "token_type_ids"]}
 
 
 def _from_vocabulary(path: Path, spelling: Spelling) -> Tokenizer:

@@ -13,6 +13,7 @@ from data_prep.stages.base import temporary_path
 from data_prep.stages.documents import source_of
 from data_prep.stages.sample import SAMPLE, sampled_pieces, sampled_task
 from data_prep.text import bpe, unigram, wordpiece
+from data_prep.text.encoder import Encoder
 
 Counted = tuple[Mapping[str, int], float]  # how often pieces come, and what each time weighs
 
@@ -49,6 +50,12 @@ def make_tokenizer(plan: Plan) -> TokenizerFacts:
         _loaded.clear()
         _loaded[directory] = tokenizer
     return tokenizer_in(directory).facts
+
+
+def has_short_cuts(plan: Plan) -> bool:
+    """Whether the encoder has short cuts that pass its own check."""
+    tokenizer = tokenizer_in(tokenizer_directory(plan))
+    return Encoder(tokenizer.backend, tokenizer.vocabulary).cached
 
 
 def _trained(plan: Plan) -> CorpusTokenizer:

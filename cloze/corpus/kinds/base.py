@@ -5,6 +5,7 @@ neither corpora nor configuration.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
@@ -23,7 +24,7 @@ _KNOWN = {  # names by role, where no file beside tokenizer.json tells
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
 }
 _MEANINGS = {"pad": "pad", "unk": "unknown", "cls": "first ([CLS])", "sep": "separator ([SEP])", "mask": "mask"}
-_UNUSED = ("[unused", "<unused")
+UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]|madeupword\d+")  # places that vocabularies keep free
 _PROBES = ("a", "0", ".", "the")  # texts, one of which has tokens in every tokenizer
 
 
@@ -120,7 +121,7 @@ class Kind:
         """Ids besides the five that stand for no text: they are never drawn as random replacements."""
         added = backend.get_added_tokens_decoder().items()
         yield from (index for index, token in added if token.special)
-        yield from (index for token, index in vocabulary.items() if token.startswith(_UNUSED))
+        yield from (index for token, index in vocabulary.items() if UNUSED.fullmatch(token))
         yield from set(range(max(vocabulary.values()) + 1)) - set(vocabulary.values())
 
     def deciding(self, backend: Tokenizer, vocabulary: Mapping[str, int]) -> Any:
@@ -132,6 +133,15 @@ class Kind:
         ordinary = (token for token in backend.get_added_tokens_decoder().values() if not token.special)
         added = [[t.content, t.single_word, t.lstrip, t.rstrip, t.normalized] for t in ordinary]
         return [model, sorted(added)]
+
+    def token_of(self, backend: Tokenizer, word: str) -> str:
+        """The token that a word after a space would be. Raises `UserError` where none would be found in a text."""
+        raise UserError(f"words cannot be added to a tokenizer of kind {self.name} that does not cut text at spaces")
+
+    def place(self, backend: Tokenizer, model: dict[str, Any], placed: Mapping[str, int]) -> None:
+        """Give tokens of `token_of` ids in `model`, as tokenizer.json has it; what had those ids goes."""
+        others = {token: index for token, index in model["vocab"].items() if index not in {*placed.values()}}
+        model["vocab"] = dict(sorted({**others, **placed}.items(), key=lambda item: item[1]))
 
     def begins_word(self, token: str) -> bool:
         """Whether people write a space before a token."""

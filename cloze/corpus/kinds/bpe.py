@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from tokenizers import Tokenizer, decoders
 
@@ -31,6 +32,17 @@ class Bpe(Kind, name="bpe", model="BPE"):
         super().prepare(backend, specials)
         if backend.decoder is None and is_byte_level(backend):
             backend.decoder = decoders.ByteLevel()
+
+    def token_of(self, backend: Tokenizer, word: str) -> str:
+        if not is_byte_level(backend):
+            return super().token_of(backend, word)
+        letters = {byte: letter for letter, byte in byte_of().items()}
+        return SPACE + "".join(letters[byte] for byte in word.encode())
+
+    def place(self, backend: Tokenizer, model: dict[str, Any], placed: Mapping[str, int]) -> None:
+        """A word that is a token is then that token: no merges lead to the new ones."""
+        super().place(backend, model, placed)
+        model["ignore_merges"] = True
 
     def begins_word(self, token: str) -> bool:
         return token.startswith((SPACE, METASPACE))

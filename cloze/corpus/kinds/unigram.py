@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -20,6 +21,19 @@ class Unigram(Kind, name="unigram", model="Unigram"):
         index = json.loads(backend.model.__getstate__())["unk_id"]
         token: str | None = None if index is None else backend.id_to_token(index)
         return token
+
+    def token_of(self, backend: Tokenizer, word: str) -> str:
+        return METASPACE + word
+
+    def place(self, backend: Tokenizer, model: dict[str, Any], placed: Mapping[str, int]) -> None:
+        """A new piece scores as its old ones do on average, which is more than they do together."""
+        scores = dict(model["vocab"])
+        rows = [tuple(row) for row in model["vocab"]]
+        for token, index in sorted(placed.items(), key=lambda item: item[1]):
+            known = [scores.get(piece.value, min(scores.values())) for piece in backend.model.tokenize(token)]
+            row = (token, sum(known) / len(known))
+            rows[index : index + 1] = [row]  # at the end: one more
+        model["vocab"] = rows
 
     def begins_word(self, token: str) -> bool:
         return token.startswith(METASPACE)

@@ -33,6 +33,9 @@ class WordPiece(Kind, name="wordpiece", model="WordPiece"):
         """None besides the five, as ever: a corpus made again must be the same."""
         return ()
 
+    def token_of(self, backend: Tokenizer, word: str) -> str:
+        return word
+
     def deciding(self, backend: Tokenizer, vocabulary: Mapping[str, int]) -> Any:
         model = backend.model
         return [model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word]
