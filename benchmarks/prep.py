@@ -13,6 +13,9 @@ rounds' ratios are printed, and written as JSON.
 A text in another script (`--script thai=thai.txt`) has a tokenizer of 8,192 tokens trained on it, and stands beside
 `encode_batch` with that one, whose ids are compared first. A small text is made larger: documents of fifty sentences
 drawn at random from it. Japanese is made of words that stand below.
+
+`--kinds` measures the encoders alone instead, of each kind of tokenizer, trained on the small file: 8 MB of it, from
+nothing remembered, beside `encode_batch` on the same sentences; ids are compared. `words` finds where words begin, too.
 """
 
 import argparse
@@ -30,6 +33,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +47,7 @@ from cloze.corpus.manifest import read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from data_prep.text.encoder import Encoder
 from data_prep.text.sentences import split_sentences
+from data_prep.text.words import word_encoder
 from pretrain.precision import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -282,6 +287,39 @@ def scripts(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Row
         yield {name: medians(rounds)}
 
 
+def kinds(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Row]]:
+    """The encoder of each kind of tokenizer, and `encode_batch`, in CPU seconds of this process."""
+    sentences: list[str] = []
+    megabytes = 0.0
+    for text in texts(options.books_small):
+        if megabytes < SCRIPT_BYTES / 1e6:
+            sentences += split_sentences(text)
+            megabytes += len(text.encode()) / 1e6
+    parts = [sentences[start : start + 1000] for start in range(0, len(sentences), 1000)]
+
+    def speed(encode: Callable[[list[str]], Any]) -> float:
+        started = time.process_time()
+        for part in parts:
+            encode(part)
+        return megabytes / (time.process_time() - started)
+
+    for kind in ("wordpiece", "bpe", "unigram"):
+        out = folder / f"kind-{kind}"
+        ours(options.books_small, out, None, 1, f"tokenizer.kind={kind}", watched=False)
+        tokenizer = load_tokenizer(out / "tokenizer")
+        backend, rounds = tokenizer.backend, []
+        for _ in range(options.rounds):
+            encoder, (_, encode_words) = Encoder(backend, tokenizer.vocabulary), word_encoder(tokenizer, False)
+            assert encoder.cached, f"{kind}: has no short cuts"
+            row = {"ours": speed(encoder.encode), "words": speed(encode_words)}
+            row["encode_batch"] = speed(partial(backend.encode_batch, add_special_tokens=False))
+            ratios = {f"{name} / encode_batch": row[name] / row["encode_batch"] for name in ("ours", "words")}
+            rounds.append(row | ratios)
+        expected = [i for part in parts for e in backend.encode_batch(part, add_special_tokens=False) for i in e.ids]
+        assert np.array_equal(Encoder(backend).encode(sentences)[0], expected), f"{kind}: other ids than encode_batch's"
+        yield {f"kind {kind}": medians(rounds)}
+
+
 def medians(rounds: Sequence[Row]) -> Row:
     return {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
 
@@ -319,6 +357,7 @@ def main() -> None:
     )
     parser.add_argument("--books", type=Path, help="jsonl.zst, 150 MB: speed and memory at size")
     parser.add_argument("--script", nargs="*", default=[], metavar="NAME=FILE", help="texts in other scripts")
+    parser.add_argument("--kinds", action="store_true", help="the encoders alone, of each kind of tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip", nargs="*", default=[], choices=PEERS)
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
@@ -338,7 +377,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in chain(
             scripts(options, Path(folder)) if options.script else (),
-            english(options, Path(folder)) if options.books_small else (),
+            kinds(options, Path(folder)) if options.kinds else (),
+            english(options, Path(folder)) if options.books_small and not options.kinds else (),
         ):
             RESULTS.write_text(json.dumps(result := result | part, indent=1) + "\n")
             for name, row in part.items():

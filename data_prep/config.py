@@ -10,6 +10,8 @@ from cloze.schema import Variant, doc, require
 from data_prep.sources.base import Source
 from data_prep.text.cleaning import SCRIPTS
 
+_FEWEST_OF_BYTES = 512
+
 
 class Objective(StrEnum):
     nsp = auto()  # next sentence prediction: B follows A, or is from elsewhere
@@ -28,6 +30,12 @@ class MaskingStrategy(StrEnum):
     token = auto()
     whole_word = auto()
     span = auto()
+
+
+class TokenizerKind(StrEnum):
+    wordpiece = auto()  # BERT's
+    bpe = auto()  # of bytes: RoBERTa's and ModernBERT's
+    unigram = auto()  # SentencePiece's: XLM-R's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +57,29 @@ class MaskingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    path: str | None = doc("BERT WordPiece directory, or a vocab.txt; null trains one on this corpus")
+    path: str | None = doc(
+        "directory with a tokenizer.json or vocab.txt, or such a file; null trains one on this corpus"
+    )
+    kind: TokenizerKind = doc("to train: wordpiece (BERT's), bpe (of bytes, RoBERTa's) or unigram (XLM-R's)")
     vocab_size: int = doc("tokens of the vocabulary to train")
-    lowercase: bool = doc("lower-case; for training and for a bare vocab.txt")
+    lowercase: bool = doc("lower-case; for training WordPiece and for a bare vocab.txt")
     strip_accents: bool | None = doc(
         "take accents off; null = where it lower-cases, unless the script needs its marks; as lowercase"
     )
     chinese_characters: bool = doc("every ideograph is a word of its own; as lowercase")
-    min_frequency: int = doc("training: how often two pieces must stand side by side to be joined")
-    limit_alphabet: int | None = doc("training: most characters in the vocabulary; null = three quarters of it")
+    min_frequency: int = doc("training: how often two pieces must stand side by side to be joined (not unigram)")
+    limit_alphabet: int | None = doc(
+        "training WordPiece: most characters in the vocabulary; null = three quarters of it"
+    )
     sample_mib: int = doc("MiB of text to train on")
 
     def __post_init__(self) -> None:
         require(
             64 <= self.vocab_size <= 2**24, f"tokenizer.vocab_size={self.vocab_size}: must be from 64 to 16,777,216"
+        )
+        require(
+            self.kind is not TokenizerKind.bpe or self.vocab_size >= _FEWEST_OF_BYTES,
+            f"tokenizer.vocab_size={self.vocab_size}: kind=bpe has every byte, so at least {_FEWEST_OF_BYTES} tokens",
         )
         require(self.min_frequency >= 1, f"tokenizer.min_frequency={self.min_frequency}: must be at least 1")
         require(
@@ -163,7 +180,7 @@ class PrepConfig:
     passes: int = doc("pairings of the corpus, each with new randomness")
     val_fraction: float = doc("share of the documents held out")
     masking: MaskingConfig = doc("what the model must guess")
-    tokenizer: TokenizerConfig = doc("WordPiece to train or to use")
+    tokenizer: TokenizerConfig = doc("to train or to use")
     bucket_mib: int = doc("MiB of text per bucket: bounds memory, and is about the size of a shard")
     diagnosis: DiagnosisConfig = doc("what a corpus must not be")
     preview: int = doc(

@@ -26,7 +26,7 @@ import yaml
 
 from cloze.corpus import manifest
 from cloze.corpus.manifest import VAL, VAL_NAME, val_split
-from cloze.corpus.tokenizer import Spelling, WordPiece, load_tokenizer
+from cloze.corpus.tokenizer import CorpusTokenizer, Spelling, load_tokenizer
 from cloze.errors import UserError
 from cloze.files import write_whole
 from cloze.ownership import CORPUS, foreign, remove_files
@@ -40,6 +40,7 @@ from data_prep.config import (
     PrepConfig,
     SentenceRules,
     TokenizerConfig,
+    TokenizerKind,
 )
 from data_prep.sources.base import InputFile, Source, Span
 from data_prep.text.sentences import cut_by
@@ -134,6 +135,8 @@ class Plan:
         config = asdict(self.config)
         del config["out"], config["work"], config["executor"], config["tokenizer"]["path"]
         del config["diagnosis"], config["preview"]
+        if self.config.tokenizer.kind is TokenizerKind.wordpiece or self.fingerprint:
+            del config["tokenizer"]["kind"]  # so that plans of before are the same
         del config["source"], config["sources"], config["val_sources"]
         sources = [asdict(source) for source in self.sources]
         for source in sources:
@@ -172,7 +175,13 @@ def make_plan(config: PrepConfig) -> Plan:
     """Look at the input and decide. Raises `UserError` for input or a tokenizer that will not do; writes nothing."""
     fingerprint = None
     if config.tokenizer.path is not None:
-        fingerprint = given_tokenizer(config.tokenizer).facts.fingerprint
+        facts = given_tokenizer(config.tokenizer).facts
+        fingerprint = facts.fingerprint
+        if not facts.separators and config.objective is not Objective.none:
+            raise UserError(
+                f"objective={config.objective}: the tokenizer of {config.tokenizer.path} lays pairs out neither as "
+                "[CLS] A [SEP] B [SEP] nor with two [SEP]s between; set objective=none, or change its post-processor"
+            )
     cut_by(config.sentences, config.language)  # tells now if it cannot
     sources, held_out = list(mixture(config)), val_sources(config)
     num_training = len(sources)
@@ -219,7 +228,7 @@ def make_plan(config: PrepConfig) -> Plan:
 
 
 @lru_cache(maxsize=1)
-def given_tokenizer(config: TokenizerConfig) -> WordPiece:
+def given_tokenizer(config: TokenizerConfig) -> CorpusTokenizer:
     """What `tokenizer.path` names: loaded once, so that what is planned with is what is used."""
     assert config.path is not None
     return load_tokenizer(Path(config.path).expanduser(), spelling_of(config))

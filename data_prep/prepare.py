@@ -19,7 +19,7 @@ from data_prep.stages.map import MAP
 from data_prep.stages.near import NEAR
 from data_prep.stages.reduce import REDUCE
 from data_prep.stages.sample import SAMPLE
-from data_prep.stages.tokenizer import make_tokenizer, tokenizer_directory
+from data_prep.stages.tokenizer import has_short_cuts, make_tokenizer, tokenizer_directory
 
 MB = 1e6
 _LONG_BYTES = 2**26  # of text, from which it is worth a look before all of it is encoded
@@ -54,6 +54,8 @@ def _prepare(plan: Plan, executor: Executor) -> None:
         executor.wait_for(tokenizer_directory(plan))
     facts = make_tokenizer(plan)
     log.info(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}")
+    if executor.leads and not has_short_cuts(plan):
+        log.info("tokenizer: its pipeline is not one that is encoded by short cuts; `tokenizers` encodes: slower")
     if executor.leads and plan.text_bytes > _LONG_BYTES:
         refuse_unfit(plan, early_findings(plan))
     _run(plan, executor, MAP)

@@ -13,21 +13,22 @@ import numpy as np
 
 from cloze.corpus import diagnosis
 from cloze.corpus.diagnosis import Finding, Level
+from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.ragged import offsets
 from cloze.corpus.shards import token_dtype
-from cloze.corpus.tokenizer import WordPiece
+from cloze.corpus.tokenizer import CorpusTokenizer
 from cloze.errors import ExitCode, UserError
-from cloze.log import log
 from data_prep.config import Objective
-from data_prep.plan import Plan, given_tokenizer, spelling_of
+from data_prep.plan import Plan, given_tokenizer
 from data_prep.stages.buckets import Documents, documents_table
 from data_prep.stages.documents import Piece, Tally, pieces, source_of
 from data_prep.stages.map import batches, encoded, longest_sentence
 from data_prep.stages.pairs import Bucket, SegmentPairs, assemble, make_samples, sample_lengths
+from data_prep.stages.sample import cuts_ideographs
 from data_prep.stages.survey import Survey, merged
-from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
+from data_prep.stages.tokenizer import learned, tokenizer_directory, tokenizer_in
 from data_prep.text.encoder import Encoder
-from data_prep.text.wordpiece import count_letters, count_pieces, fitted, scripts_of, train_tokenizer, words_of
+from data_prep.text.wordpiece import count_pieces
 
 _SHOWN = 10  # samples
 _EARLY = 500  # documents of each source, looked at before a long preparation
@@ -47,7 +48,7 @@ class _Look:
 
     tallies: Sequence[Tally]
     documents: Documents
-    tokenizer: WordPiece
+    tokenizer: CorpusTokenizer
     findings: tuple[Finding, ...]
     objective: Objective
 
@@ -57,14 +58,14 @@ def preview(plan: Plan) -> int:
     started = time.perf_counter()
     look = _look(plan, plan.config.preview)
     seconds = time.perf_counter() - started
-    samples = _samples(plan, look.documents)
+    samples = _samples(plan, look.documents, look.tokenizer.facts)
     read, size = (sum(getattr(tally, key) for tally in look.tallies) for key in ("read", "bytes"))
     dropped = sum((tally.dropped for tally in look.tallies), Counter[str]())
     for reason, count in sorted(dropped.items()):
         print(f"dropped, {reason}: {count:,}")
     for text in _shown(look, samples):
         print(text)
-    tokens = int(sample_lengths(samples)[:, 1].sum())
+    tokens = int(sample_lengths(samples, look.tokenizer.facts.separators)[:, 1].sum())
     growth = plan.text_bytes / max(1, size)
     shards = tokens * growth * _BYTES_A_TOKEN * plan.config.passes / 1e6
     hours = seconds * growth / 3600
@@ -81,7 +82,7 @@ def early_findings(plan: Plan) -> tuple[Finding, ...]:
     return tuple(finding for finding in found if finding.level is Level.refusal)
 
 
-def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:
+def _look(plan: Plan, count: int, tokenizer: CorpusTokenizer | None = None) -> _Look:
     tallies: list[Tally] = []
     found: list[Piece] = []
     for number in range(len(plan.training_sources)):
@@ -100,7 +101,7 @@ def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:
         documents = encoded(
             batch,
             lambda sentences: (*encoder.encode(sentences), np.zeros(0, bool)),
-            longest_sentence(plan),
+            longest_sentence(plan, tokenizer.facts),
             dtype,
         )
         survey.add(batch, documents)
@@ -112,7 +113,7 @@ def _look(plan: Plan, count: int, tokenizer: WordPiece | None = None) -> _Look:
     told = diagnosis.from_text(counts, tokenizer.spelling, files, plan.config.objective)
     findings = [finding for finding in told if finding.name not in _OF_THE_WHOLE]
     if plan.config.objective is Objective.nsp:
-        samples = _samples(plan, documents)
+        samples = _samples(plan, documents, tokenizer.facts)
         lengths_Nx2 = np.concatenate([np.diff(samples.a_Nx2), np.diff(samples.b_Nx2)], axis=1)
         findings.append(diagnosis.random_next(int(samples.label_N.sum()), len(samples.label_N), "nsp"))
         findings += diagnosis.pairs_guessed(lengths_Nx2, samples.label_N)
@@ -125,32 +126,24 @@ def _pieces(plan: Plan, source: int, tally: Tally) -> Iterator[Piece]:
             yield from pieces(plan, task, tally)
 
 
-def _trained(plan: Plan, found: Sequence[Piece]) -> WordPiece:
+def _trained(plan: Plan, found: Sequence[Piece]) -> CorpusTokenizer:
     config = plan.config.tokenizer
-    counted = count_pieces((s for piece in found for s in piece.sentences), config.chinese_characters)
-    spelling, line = fitted(spelling_of(config), scripts_of(count_letters(counted)))
-    if line:
-        log.info(line)
-    return train_tokenizer(
-        words_of(counted, spelling),
-        config.vocab_size,
-        spelling,
-        min_frequency=config.min_frequency,
-        limit_alphabet=config.limit_alphabet,
-    )
+    counted = count_pieces((s for piece in found for s in piece.sentences), cuts_ideographs(config))
+    return learned(config, lambda: [(counted, 1.0)])
 
 
-def _samples(plan: Plan, documents: Documents) -> SegmentPairs:
+def _samples(plan: Plan, documents: Documents, facts: TokenizerFacts) -> SegmentPairs:
     config = plan.config
     bucket = Bucket(documents.sentences_D.astype(np.int64), documents.lengths_S.astype(np.int64), documents.origins_D)
-    return make_samples(config.objective, bucket, config.max_len, config.short_seq_prob, (config.seed, 0, 0))
+    key = (config.seed, 0, 0)
+    return make_samples(config.objective, bucket, config.max_len, config.short_seq_prob, key, facts.separators)
 
 
 def _shown(look: _Look, samples: SegmentPairs) -> Iterator[str]:
     """Ten samples as text."""
     facts, backend = look.tokenizer.facts, look.tokenizer.backend
     some = SegmentPairs(samples.a_Nx2[:_SHOWN], samples.b_Nx2[:_SHOWN], samples.label_N[:_SHOWN])
-    tokens_T, lengths_Nx2 = assemble(some, look.documents.tokens_T, facts.cls_id, facts.sep_id)
+    tokens_T, lengths_Nx2 = assemble(some, look.documents.tokens_T, facts.cls_id, facts.sep_id, facts.separators)
     edges = offsets(lengths_Nx2[:, 1].astype(np.int64)).tolist()
     for begin, end, label in zip(edges, edges[1:], some.label_N.tolist(), strict=False):
         text = backend.decode(tokens_T[begin:end].tolist(), skip_special_tokens=False)

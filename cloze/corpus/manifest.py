@@ -1,14 +1,15 @@
 """manifest.json: the contract between whoever writes shards and whoever reads them.
 
 A corpus directory is complete when, and only when, it holds a manifest; readers trust nothing that it does not list.
-Format versions 1 and 2 (held-out splits with names); docs/formats.md describes them field by field.
+Format versions 1, 2 (held-out splits with names) and 3 (tokenizers that lay samples out in other ways than BERT's, or
+have more special tokens); docs/formats.md describes them field by field.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cloze.errors import UserError
 from cloze.files import write_whole
 
 FORMAT = "cloze-shards"
-VERSIONS = 1, 2  # that are read; the lowest one that does is written
+VERSIONS = 1, 2, 3  # that are read; the lowest one that does is written
 NAME = "manifest.json"
 VAL = "val"
 VAL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # of a held-out split with a name: the folder is val-NAME
@@ -28,6 +29,7 @@ VAL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # of a held-out split with a na
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")
 _SPLIT = re.compile(rf"pass-[0-9]{{2,}}|{VAL}(-{VAL_NAME.pattern})?")
 _HEX = re.compile(r"[0-9a-f]{64}")
+_NEW_FACTS = ("separators", "token_types", "never_drawn")  # of a tokenizer, since version 3
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})",')
 
 
@@ -42,6 +44,9 @@ class TokenizerFacts:
     cls_id: int
     sep_id: int
     mask_id: int
+    separators: int = 1  # [SEP]s between two segments: 1 or 2; 0 where it lays pairs out in a way that is not ours
+    token_types: bool = True  # whether the second segment has the token type 1; else all are 0
+    never_drawn: tuple[int, ...] = ()  # ids besides the special ones that are no random replacements, ascending
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -49,7 +54,13 @@ class TokenizerFacts:
 
     @property
     def mask_vocabulary(self) -> MaskVocabulary:
-        return MaskVocabulary(mask_id=self.mask_id, vocab_size=self.vocab_size, special_ids=self.special_ids)
+        special_ids = (*self.special_ids, *self.never_drawn)
+        return MaskVocabulary(self.mask_id, self.vocab_size, special_ids, self.separators)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is as BERT's are: what format versions 1 and 2 know."""
+        return (self.separators, self.token_types, self.never_drawn) == (1, True, ())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,6 +134,8 @@ class Manifest:
     @property
     def version(self) -> int:
         """Of the format that it needs."""
+        if not self.tokenizer.is_plain:
+            return 3
         return 2 if any(is_held_out(split) and split != VAL for split in self.splits) else 1
 
     @property
@@ -167,7 +180,11 @@ def is_held_out(split: str) -> bool:
 
 def manifest_json(manifest: Manifest) -> str:
     """The manifest's text: the same for the same content."""
-    return sealed_json({"format": FORMAT, "version": manifest.version, **asdict(manifest)})
+    body = asdict(manifest)
+    if manifest.version < 3:
+        for field in _NEW_FACTS:
+            del body["tokenizer"][field]
+    return sealed_json({"format": FORMAT, "version": manifest.version, **body})
 
 
 def sealed_json(body: Mapping[str, Any]) -> str:
@@ -256,13 +273,7 @@ def _parse(body: Any) -> Manifest:
     if type(version) is not int or version not in VERSIONS:
         raise ValueError(f"format version {version!r:.50}, this Cloze reads {' and '.join(map(str, VERSIONS))}")
     manifest = Manifest(
-        tokenizer=TokenizerFacts(
-            fingerprint=_text(body["tokenizer"], "fingerprint", _HEX),
-            **{
-                k: _count(body["tokenizer"], k)
-                for k in ("vocab_size", "pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
-            },
-        ),
+        tokenizer=_tokenizer(body["tokenizer"], version),
         max_len=_count(body, "max_len"),
         objective=_text(body, "objective", re.compile("nsp|sop|none")),
         masking=Masking(
@@ -284,6 +295,25 @@ def _parse(body: Any) -> Manifest:
         raise ValueError(f"format version {version}, which has no split {manifest.held_out[-1]}")
     _check(manifest)
     return manifest
+
+
+def _tokenizer(table: Any, version: int) -> TokenizerFacts:
+    facts = TokenizerFacts(
+        fingerprint=_text(table, "fingerprint", _HEX),
+        vocab_size=_count(table, "vocab_size"),
+        pad_id=_count(table, "pad_id"),
+        unk_id=_count(table, "unk_id"),
+        cls_id=_count(table, "cls_id"),
+        sep_id=_count(table, "sep_id"),
+        mask_id=_count(table, "mask_id"),
+    )
+    if version < 3:
+        return facts
+    token_types = table["token_types"]
+    if type(token_types) is not bool:
+        raise ValueError(f"token_types is {token_types!r:.50}, neither true nor false")
+    never_drawn = _counts(table, "never_drawn")
+    return replace(facts, separators=_count(table, "separators"), token_types=token_types, never_drawn=never_drawn)
 
 
 def _split(name: str, value: Any) -> SplitStatistics:
@@ -335,6 +365,10 @@ def _check(manifest: Manifest) -> None:
     facts = manifest.tokenizer
     if not all(special < facts.vocab_size for special in facts.special_ids):
         raise ValueError("a special token's id is outside the vocabulary")
+    if facts.separators > 2 or (facts.separators == 0 and manifest.objective != "none"):
+        raise ValueError(f"separators {facts.separators}, objective {manifest.objective}")
+    if not all(token < facts.vocab_size for token in facts.never_drawn):
+        raise ValueError("an id that is never drawn is outside the vocabulary")
     if facts.vocab_size > 2**31:
         raise ValueError(f"vocab_size {facts.vocab_size}: token ids have 31 bits")
     if any(max(shard.id, shard.samples) >= 2**32 for shard in manifest.shards):

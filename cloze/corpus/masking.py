@@ -48,13 +48,14 @@ class Masking:
     seed: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MaskVocabulary:
     """What masking must know of the tokenizer."""
 
     mask_id: int
     vocab_size: int  # rows that hold real tokens: padded rows are never drawn
     special_ids: tuple[int, ...]  # never drawn as a random replacement
+    separators: int = 1  # [SEP]s between two segments
 
 
 class Masks(NamedTuple):
@@ -86,7 +87,7 @@ class Unmasked(NamedTuple):
     """N samples as a shard holds them, T tokens one after another."""
 
     tokens_T: Ints
-    lengths_Nx2: Ints  # (length through the first [SEP], total length)
+    lengths_Nx2: Ints  # (length through the [SEP]s after the first segment, total length)
     ids_N: U64
     word_starts_T: npt.NDArray[np.bool_] | None = None  # where masking goes by words
 
@@ -107,15 +108,17 @@ def draw_masks(
     if len(total_N) == 0:
         return Masks(np.zeros(0, np.uint16), np.zeros(0, np.uint16), np.zeros(0, np.uint32))
     keys_N = sample_keys(masking.seed, draw, sample_ids_N)
-    candidates_N = total_N - np.where(first_N == total_N, 2, 3)
+    specials_NxC = _special_positions(first_N, total_N, vocabulary.separators)
+    candidates_N = total_N - np.where(first_N == total_N, 2, 2 + vocabulary.separators)
     wanted_N = num_predictions(total_N, masking, rates.probability_N if rates else None)
     limits_N = np.minimum(wanted_N, candidates_N)
     if masking.strategy == "token":
-        counts_N, positions_M = _choose_tokens(keys_N, first_N, total_N, limits_N)
+        counts_N, positions_M = _choose_tokens(keys_N, total_N, limits_N, specials_NxC)
     else:
         assert word_starts_T is not None, f"masking {masking.strategy} needs to know where words start"
         longest = MAX_SPAN_WORDS if masking.strategy == "span" else 1
-        counts_N, positions_M = _choose_words(keys_N, first_N, total_N, limits_N, word_starts_T, longest)
+        layout = _Layout(first_N, total_N, specials_NxC, word_starts_T)
+        counts_N, positions_M = _choose_words(keys_N, layout, limits_N, longest)
     sample_M = np.repeat(np.arange(len(total_N)), counts_N)
     starts_N = np.cumsum(total_N) - total_N
     originals_M = tokens_T[starts_N[sample_M] + positions_M].astype(np.uint32)
@@ -127,7 +130,24 @@ def draw_masks(
     return Masks(counts_N.astype(np.uint16), positions_M, _shown(originals_M, fate_M, vocabulary, bounds))
 
 
-def _choose_tokens(keys_N: U64, first_N: Ints, total_N: Ints, counts_N: Ints) -> tuple[Ints, U16]:
+class _Layout(NamedTuple):
+    """Where what lies in each sample."""
+
+    first_N: Ints  # length through the [SEP]s after the first segment
+    total_N: Ints
+    specials_NxC: Ints
+    word_starts_T: npt.NDArray[np.bool_]
+
+
+def _special_positions(first_N: Ints, total_N: Ints, separators: int) -> Ints:
+    """Positions of [CLS] and of each [SEP], some of them twice."""
+    columns = [np.zeros_like(total_N), total_N - 1, first_N - 1]
+    if separators == 2:
+        columns.append(np.where(first_N < total_N, first_N - 2, first_N - 1))
+    return np.stack(columns, axis=1)
+
+
+def _choose_tokens(keys_N: U64, total_N: Ints, counts_N: Ints, specials_NxC: Ints) -> tuple[Ints, U16]:
     """Of each sample the positions with the smallest hashes, exactly as many as `counts_N` says."""
     width = int(total_N.max())
     counters_L = np.arange(1, width + 1, dtype=np.uint64) * _GOLDEN
@@ -135,10 +155,8 @@ def _choose_tokens(keys_N: U64, first_N: Ints, total_N: Ints, counts_N: Ints) ->
     # The position rides in the low bits: one sort gives the order of the hashes and where they were.
     ranked_NxL &= ~np.uint64(0xFFFF)
     ranked_NxL |= np.arange(width, dtype=np.uint64)[None, :]
-    ranked_NxL[np.arange(width)[None, :] >= total_N[:, None] - 1] = _NEVER  # padding, and the last [SEP]
-    rows = np.arange(len(total_N))
-    ranked_NxL[rows, 0] = _NEVER  # [CLS]
-    ranked_NxL[rows, first_N - 1] = _NEVER  # the first [SEP]
+    ranked_NxL[np.arange(width)[None, :] >= total_N[:, None]] = _NEVER  # padding
+    ranked_NxL[np.arange(len(total_N))[:, None], specials_NxC] = _NEVER
 
     most = int(counts_N.max())
     if most < width:
@@ -151,20 +169,19 @@ def _choose_tokens(keys_N: U64, first_N: Ints, total_N: Ints, counts_N: Ints) ->
     return counts_N, positions_NxK[chosen_NxK]
 
 
-def _choose_words(
-    keys_N: U64, first_N: Ints, total_N: Ints, limits_N: Ints, word_starts_T: npt.NDArray[np.bool_], longest: int
-) -> tuple[Ints, U16]:
+def _choose_words(keys_N: U64, layout: _Layout, limits_N: Ints, longest: int) -> tuple[Ints, U16]:
     """Of each sample spans of up to `longest` whole words, at most `limits_N` tokens.
 
     Words come as anchors in the order of their hashes. A span begins at an anchor that is not masked yet and goes on
     while the next word is of the same segment, not masked, and still fits; an anchor that does not fit is passed over
     (as BERT does). Where nothing fits at all, the first tokens of the first anchor are masked: never none.
     """
+    first_N, total_N, specials_NxC, word_starts_T = layout
     sample_T = np.repeat(np.arange(len(total_N)), total_N)
     starts_N = np.cumsum(total_N) - total_N
     position_T = np.arange(len(sample_T)) - starts_N[sample_T]
     special_T = np.zeros(len(sample_T), bool)
-    special_T[np.concatenate([starts_N, starts_N + first_N - 1, starts_N + total_N - 1])] = True
+    special_T[starts_N[:, None] + specials_NxC] = True
     begins_T = ~special_T & (word_starts_T.astype(bool) | np.roll(special_T, 1))  # a sample begins with a special
     word_T = np.cumsum(begins_T) - 1
     head_W = np.flatnonzero(begins_T)
@@ -231,8 +248,8 @@ def _shown(originals_M: U32, fate_M: U64, vocabulary: MaskVocabulary, bounds: U6
     ordinary = np.uint64(vocabulary.vocab_size - len(specials))
     decision_M = fate_M >> np.uint64(32)
     random_M = ((fate_M & np.uint64(0xFFFFFFFF)) * ordinary) >> np.uint64(32)
-    for special in specials:  # skip over the specials: ascending, so each shift sees those before it
-        random_M += random_M >= np.uint64(special)
+    before = np.asarray(specials, np.uint64) - np.arange(len(specials), dtype=np.uint64)  # ordinary ids below each
+    random_M += np.searchsorted(before, random_M, side="right").astype(np.uint64)
     shown_M = np.full(len(originals_M), vocabulary.mask_id, dtype=np.uint32)
     replaced_M, kept_M = decision_M >= bounds[0], decision_M >= bounds[1]
     shown_M[replaced_M] = random_M[replaced_M].astype(np.uint32)

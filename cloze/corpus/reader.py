@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cloze import storage
 from cloze.corpus.manifest import NAME, Manifest, parse_manifest, pass_name, read_manifest
 from cloze.corpus.shards import Split, masks_of
-from cloze.corpus.tokenizer import WordPiece, load_tokenizer
+from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from cloze.errors import UserError
 
 _REMOTE_BLOCKS = 64  # that are kept: of each, what was fetched stays in memory
@@ -68,7 +68,7 @@ class MaskedSplit:
         return Sample(
             id=int(samples.ids_N[0]),
             tokens_T=samples.tokens_T,
-            segment_ids_T=(np.arange(total) >= first).astype(np.uint8),
+            segment_ids_T=((np.arange(total) >= first) & self._manifest.tokenizer.token_types).astype(np.uint8),
             label=int(samples.random_next_N[0]),
             masked_positions_M=masks.positions_M,
             masked_tokens_M=masks.tokens_M,
@@ -84,7 +84,7 @@ class Corpus:
     def __init__(self, location: str | Path, manifest: Manifest) -> None:
         self.location, self.manifest = location, manifest
         self._splits: dict[str, Split] = {}
-        self._tokenizer: WordPiece | None = None
+        self._tokenizer: CorpusTokenizer | None = None
 
     def __len__(self) -> int:
         return sum(self.manifest.splits[pass_name(number)].samples for number in range(self.manifest.passes))
@@ -106,7 +106,7 @@ class Corpus:
         return MaskedSplit(self._splits[name], self.manifest, epoch // self.manifest.passes)
 
     @property
-    def tokenizer(self) -> WordPiece:
+    def tokenizer(self) -> CorpusTokenizer:
         """The one that the samples were made with. Raises `UserError` where it is missing."""
         if self._tokenizer is None:
             self._tokenizer = (
@@ -137,7 +137,7 @@ def open_corpus(path_or_url: str | Path) -> Corpus:
     return Corpus(place, parse_manifest(data, f"{place}/{NAME}"))
 
 
-def _remote_tokenizer(url: str) -> WordPiece:
+def _remote_tokenizer(url: str) -> CorpusTokenizer:
     with TemporaryDirectory() as folder:
         for name in _TOKENIZER_FILES:
             if (data := storage.download(f"{url}/tokenizer/{name}")) is not None:

@@ -17,7 +17,8 @@ from cloze.corpus.masking import num_predictions
 from cloze.corpus.peek import peek
 from cloze.corpus.ragged import Ints
 from cloze.corpus.shards import Split
-from cloze.corpus.tokenizer import load_tokenizer
+from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
+from cloze.corpus.vocabulary import Cutting, cutting
 from cloze.ownership import page_mark
 from cloze.templates import render
 
@@ -26,6 +27,7 @@ EARLIER_MARK = "--bar: #4a7ebb"  # of pages made before they bore one
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
 _BINS = 32
 _SAMPLES = 20
+_ADDED = (100, 1000, 10_000)  # words, whose savings are told
 
 
 class Table(NamedTuple):
@@ -41,7 +43,7 @@ Section = tuple[str, list[Table]]  # under a heading
 def report(directory: Path) -> str:
     """The page. Raises `UserError` if the corpus is unfinished or damaged."""
     manifest = read_manifest(directory)
-    tokenizer = load_tokenizer(directory / "tokenizer").backend
+    tokenizer = load_tokenizer(directory / "tokenizer")
     sections: list[Section] = [
         ("Corpus", _overview(manifest)),
         ("Diagnosis", [_findings(of_corpus(directory, manifest))]),
@@ -142,14 +144,25 @@ def _lengths(manifest: Manifest) -> Table:
     return Table(("tokens", f"samples of {pass_name(0)}", ""), rows)
 
 
-def _looked_at(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> list[Section]:
-    """What only the samples themselves can tell: vocabulary, masks and pairs."""
+def words_of(directory: Path, manifest: Manifest, tokenizer: CorpusTokenizer) -> Cutting:
+    """How the words of some samples are cut."""
     split = Split(directory, manifest, pass_name(0))
-    indices = np.unique(np.linspace(0, max(0, len(split) - 1), min(len(split), _LOOKED_AT)).astype(np.int64))
+    return cutting((split.gather(part, 0).tokens_T for part in _parts(len(split))), tokenizer)
+
+
+def _parts(samples: int) -> list[Ints]:
+    """Indices of those that are looked at, some at a time."""
+    indices = np.unique(np.linspace(0, max(0, samples - 1), min(samples, _LOOKED_AT)).astype(np.int64))
+    return np.array_split(indices, -(-len(indices) // 1024))
+
+
+def _looked_at(directory: Path, manifest: Manifest, tokenizer: CorpusTokenizer) -> list[Section]:
+    """What only the samples themselves can tell: vocabulary, words, masks and pairs."""
+    split = Split(directory, manifest, pass_name(0))
     facts = manifest.tokenizer
     uses = np.zeros(facts.vocab_size, np.int64)
     masked = tokens = as_mask = unchanged = wanted = baked = 0
-    for part in np.array_split(indices, -(-len(indices) // 1024)):
+    for part in _parts(len(split)):
         samples = split.gather(part, 0)
         uses += np.bincount(samples.tokens_T, minlength=facts.vocab_size)
         tokens += len(samples.tokens_T)
@@ -176,7 +189,8 @@ def _looked_at(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> lis
         pairs.append((f"{label[0]}, {name}", f"{statistics.random_next / max(1, statistics.samples):.2%}", label[1]))
     targets = Table(("", "found", "asked for"), pairs)
     return [
-        ("Vocabulary", _vocabulary(uses, manifest, tokenizer)),
+        ("Vocabulary", _vocabulary(uses, manifest, tokenizer.backend)),
+        ("Words", _words(words_of(directory, manifest, tokenizer))),
         ("Masks and pairs against their targets", [targets]),
     ]
 
@@ -198,6 +212,17 @@ def _vocabulary(uses: Ints, manifest: Manifest, tokenizer: Tokenizer) -> list[Ta
         for i in top
     ]
     return [Table(("", ""), words), Table(("most frequent", "times", ""), rows)]
+
+
+def _words(cutting: Cutting) -> list[Table]:
+    facts = [
+        ("words looked at", f"{cutting.words:,}"),
+        ("pieces per word", f"{cutting.pieces / max(1, cutting.words):.3f}"),
+        *((f"tokens that {count:,} added words would save", f"{cutting.saved(count):.2%}") for count in _ADDED),
+    ]
+    top = cutting.cut[:20]
+    rows = [(word.text, word.count, word.pieces, word.saved / max(1, top[0].saved)) for word in top]
+    return [Table(("", ""), facts), Table(("most tokens by being cut", "times", "pieces", ""), rows)]
 
 
 def _decoded(directory: Path, manifest: Manifest) -> list[str]:

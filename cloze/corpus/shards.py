@@ -45,7 +45,7 @@ class Block(NamedTuple):
     """Up to `BLOCK_SAMPLES` training samples."""
 
     tokens_T: npt.NDArray[np.integer]  # u16, or u32 where the vocabulary needs it: unmasked ids with specials
-    lengths_Nx2: npt.NDArray[np.uint16]  # (length through the first [SEP], total length)
+    lengths_Nx2: npt.NDArray[np.uint16]  # (length through the [SEP]s after the first segment, total length)
     random_next_N: npt.NDArray[np.uint8]  # 1 = the second segment comes from another document
     masks: tuple[Masks, ...] = ()  # the baked draws
     word_starts_T: npt.NDArray[np.bool_] | None = None  # where words are masked whole: which tokens begin one

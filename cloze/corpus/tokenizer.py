@@ -1,4 +1,4 @@
-"""WordPiece tokenizers: load one, tell two apart, save one that `AutoTokenizer` loads as BERT's.
+"""Tokenizers of every kind: load one, tell two apart, save one that `AutoTokenizer` loads.
 
 Knows the files of a tokenizer directory; knows neither corpora nor configuration. Needs `tokenizers`, not transformers.
 """
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from cloze.corpus.kinds.base import Kind, Specials, given_names, kind_of
+from cloze.corpus.kinds.wordpiece import CLS, MASK, PAD, SEP, SPECIALS, UNK
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.scripts import unspaced_pre_tokenizer
 from cloze.errors import UserError
@@ -20,7 +22,10 @@ from cloze.log import log
 
 _CASED = 0.01  # share of tokens with capitals from which a vocabulary is a cased one: published ones have 0 or 0.3
 
-PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_CONFIG, _SPECIALS_MAP = "tokenizer_config.json", "special_tokens_map.json"
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")  # of a model, where a tokenizer has token types
+
+__all__ = ["CLS", "MASK", "PAD", "SEP", "SPECIALS", "UNK"]  # of BERT's WordPiece
 
 
 class Spelling(NamedTuple):
@@ -36,10 +41,12 @@ BERT = Spelling()  # the uncased one
 
 
 @dataclass(frozen=True)
-class WordPiece:
+class CorpusTokenizer:
     """A tokenizer and what shards say of it."""
 
     backend: Tokenizer
+    kind: Kind
+    specials: Specials
     facts: TokenizerFacts
     vocabulary: Mapping[str, int]  # added tokens, too; to ask the backend for it costs as much as encoding 100 kB
 
@@ -54,54 +61,74 @@ class WordPiece:
         return Spelling(lowercase, lowercase if strips is None else strips, ideographs, cuts_clusters(self.backend))
 
 
-def load_tokenizer(path: Path, spelling: Spelling = BERT) -> WordPiece:
-    """The BERT WordPiece in directory `path` (tokenizer.json or vocab.txt), or of a vocab.txt file at `path`.
+def load_tokenizer(path: Path, spelling: Spelling = BERT) -> CorpusTokenizer:
+    """The tokenizer in directory `path` (tokenizer.json, or BERT's vocab.txt), or of such a file at `path`.
 
-    `spelling` counts only where no file says it. Raises `UserError` for anything BERT cannot be pretrained with.
+    `spelling` counts only where no file says it. Raises `UserError` for anything an encoder cannot be pretrained with.
     """
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
         if not found:
-            raise UserError(f"tokenizer.path={path}: holds neither tokenizer.json nor vocab.txt; name a BERT tokenizer")
+            raise UserError(f"tokenizer.path={path}: holds neither tokenizer.json nor vocab.txt; name a tokenizer")
         path = found[0]
     elif not path.is_file():
         raise UserError(f"tokenizer.path={path}: no such file or directory; leave it out to train a tokenizer")
     try:
-        return checked(_from_json(path) if path.suffix == ".json" else _from_vocabulary(path, spelling), str(path))
+        if path.suffix != ".json":
+            return checked(_from_vocabulary(path, spelling), str(path))
+        beside = [_object(path.parent / name) for name in (_CONFIG, _SPECIALS_MAP, "config.json")]
+        tokenizer = checked(_from_json(path), str(path), beside[:2])
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"tokenizer.path={path}: cannot be read ({error}); restore the file") from error
+    rows = beside[2].get("vocab_size")
+    if isinstance(rows, int) and rows < tokenizer.facts.vocab_size:
+        raise UserError(
+            f"{path}: its ids go up to {tokenizer.facts.vocab_size - 1:,}, the model beside it has {rows:,} rows "
+            "(vocab_size in config.json); take the tokenizer that belongs to it"
+        )
+    return tokenizer
 
 
-def save_tokenizer(tokenizer: WordPiece, directory: Path, max_len: int) -> None:
-    """Write the four files that Hugging Face expects of a BERT tokenizer into the existing `directory`.
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file beside a tokenizer says; nothing where it is not there."""
+    body = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return body if isinstance(body, dict) else {}
 
-    transformers builds a `BertTokenizer` anew from the vocabulary, with BERT's own pre-tokenizer: one with another is
-    therefore not called so, and tokenizer.json alone says what it does.
+
+def save_tokenizer(tokenizer: CorpusTokenizer, directory: Path, max_len: int) -> None:
+    """Write the files that Hugging Face expects of a tokenizer into the existing `directory`.
+
+    transformers builds a `BertTokenizer` anew from the vocabulary, with BERT's own pre-tokenizer: one with another, or
+    of another kind, is therefore not called so, and tokenizer.json alone says what it does.
     """
     normalizer = _settings(tokenizer.backend.normalizer) or {}
-    is_bert = not cuts_clusters(tokenizer.backend)
-    names = {"pad_token": PAD, "unk_token": UNK, "cls_token": CLS, "sep_token": SEP, "mask_token": MASK}
-    config = {
-        "tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast",
-        "model_max_length": max_len,
-        "do_lower_case": bool(normalizer.get("lowercase")),
-        "strip_accents": normalizer.get("strip_accents"),
-        "tokenize_chinese_chars": bool(normalizer.get("handle_chinese_chars")),
-        **names,
-    }
-    if not is_bert:
-        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    is_bert = tokenizer.kind.name == "wordpiece" and not cuts_clusters(tokenizer.backend)
+    config: dict[str, Any] = {"tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast"}
+    config["model_max_length"] = max_len
+    if tokenizer.kind.name == "wordpiece":
+        config["do_lower_case"] = bool(normalizer.get("lowercase"))
+        config["strip_accents"] = normalizer.get("strip_accents")
+        config["tokenize_chinese_chars"] = bool(normalizer.get("handle_chinese_chars"))
+    *names, inputs = description(tokenizer).items()
+    config |= dict(names) if is_bert else dict([*names, inputs])
     vocabulary = tokenizer.vocabulary
     files = {
         "vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.__getitem__)),
         "tokenizer.json": tokenizer.backend.to_str(pretty=True),
-        "tokenizer_config.json": json.dumps(config, indent=1),
-        "special_tokens_map.json": json.dumps(names, indent=1),
+        _CONFIG: json.dumps(config, indent=1),
+        _SPECIALS_MAP: json.dumps(dict(names), indent=1),
     }
     if len(vocabulary) < tokenizer.facts.vocab_size or not is_bert:  # a line's number is its id: no file tells of gaps
         del files["vocab.txt"]
     for name, text in files.items():
         (directory / name).write_text(text + "\n", encoding="utf-8")
+
+
+def description(tokenizer: CorpusTokenizer) -> dict[str, Any]:
+    """What tokenizer_config.json is to say of it: the special tokens, and last what a model is given."""
+    names = {f"{role}_token": token for role, token in tokenizer.specials._asdict().items() if token}
+    types = tokenizer.facts.token_types
+    return {**names, "model_input_names": [name for name in _INPUTS if types or name != "token_type_ids"]}
 
 
 def _from_vocabulary(path: Path, spelling: Spelling) -> Tokenizer:
@@ -118,8 +145,7 @@ def _from_vocabulary(path: Path, spelling: Spelling) -> Tokenizer:
             f"{path}: {tokens.count(''):,} empty lines (first: line {tokens.index('') + 1:,}); "
             "they count as ids that no text gets, as in BERT"
         )
-    config_path = path.parent / "tokenizer_config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    config = _object(path.parent / _CONFIG)
     if "do_lower_case" not in config and spelling.lowercase and (capitals := _capitals(tokens)):
         log.warning(
             f"{path}: {capitals:,} of its {len(tokens):,} tokens have capitals: read as a cased vocabulary, nothing is "
@@ -147,15 +173,9 @@ def _from_json(path: Path) -> Tokenizer:
     except Exception as error:  # `tokenizers` raises nothing narrower
         body = json.loads(text)
         model = body.get("model") if isinstance(body, dict) else None
-        _require_wordpiece(path, model.get("type") if isinstance(model, dict) else None)
+        kind_of(model.get("type") if isinstance(model, dict) else None, f"tokenizer.path={path}")
         raise UserError(f"tokenizer.path={path}: {error}; restore the file") from error
-    _require_wordpiece(path, type(backend.model).__name__)
     return backend
-
-
-def _require_wordpiece(path: Path, model: str | None) -> None:
-    if model != "WordPiece":
-        raise UserError(f"tokenizer.path={path}: its model is {model}, not WordPiece; name a BERT tokenizer")
 
 
 def bert_normalizer(spelling: Spelling) -> normalizers.BertNormalizer:
@@ -176,39 +196,46 @@ def bert_pipeline(tokens: Sequence[str], spelling: Spelling) -> Tokenizer:
     return backend
 
 
-def checked(backend: Tokenizer, name: str) -> WordPiece:
-    """Check that the specials are there; add what turns text into BERT's input and back."""
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    missing = [token for token in SPECIALS if token not in vocabulary]
-    if missing:
-        raise UserError(f"{name}: has no {' '.join(missing)}; BERT needs {' '.join(SPECIALS)}: name another tokenizer")
+def checked(backend: Tokenizer, name: str, beside: Sequence[Mapping[str, Any]] = ()) -> CorpusTokenizer:
+    """Check that an encoder can be pretrained with it, and complete what its kind wants. `name` is for messages.
+
+    `beside` is what tokenizer_config.json and special_tokens_map.json say, if they are there.
+    """
+    kind = kind_of(type(backend.model).__name__, name)
     backend.no_padding()
     backend.no_truncation()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{CLS} $A {SEP}",
-        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
-        special_tokens=[(CLS, vocabulary[CLS]), (SEP, vocabulary[SEP])],
-    )
-    backend.decoder = decoders.WordPiece(prefix="##")
+    specials = kind.specials(backend, given_names(beside), name)
+    kind.prepare(backend, specials)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    _refuse_shared_ids(specials, vocabulary, name)
+    ids = {f"{role}_id": vocabulary[token or specials.pad] for role, token in specials._asdict().items()}
+    layout = kind.layout(backend, name)
+    assert layout is not None
+    inputs = beside[0].get("model_input_names", _INPUTS) if beside else _INPUTS
     facts = TokenizerFacts(
-        fingerprint=_fingerprint(backend, vocabulary),
+        fingerprint=_fingerprint(kind, backend, vocabulary),
         vocab_size=max(vocabulary.values()) + 1,
-        pad_id=vocabulary[PAD],
-        unk_id=vocabulary[UNK],
-        cls_id=vocabulary[CLS],
-        sep_id=vocabulary[SEP],
-        mask_id=vocabulary[MASK],
+        **ids,
+        separators=layout.separators,
+        token_types=layout.token_types and "token_type_ids" in inputs,
+        never_drawn=tuple(sorted({*kind.never_drawn(backend, vocabulary)} - {*ids.values()})),
     )
-    return WordPiece(backend, facts, vocabulary)
+    return CorpusTokenizer(backend, kind, specials, facts, vocabulary)
 
 
-def _fingerprint(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str:
+def _refuse_shared_ids(specials: Specials, vocabulary: Mapping[str, int], name: str) -> None:
+    named = {role: token for role, token in specials._asdict().items() if token}
+    for index, count in Counter(vocabulary[token] for token in named.values()).items():
+        if count > 1:
+            roles = [f"{role} {token}" for role, token in named.items() if vocabulary[token] == index]
+            raise UserError(f"{name}: {' and '.join(roles)} have one id, {index}; give each a token of its own there")
+
+
+def _fingerprint(kind: Kind, backend: Tokenizer, vocabulary: Mapping[str, int]) -> str:
     """sha256 over everything that decides which ids a text gets, and nothing else (not the layout of a file)."""
-    model = backend.model
     deciding = {
         "vocabulary": sorted(zip(vocabulary.values(), vocabulary, strict=True)),
-        "model": [model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word],
+        "model": kind.deciding(backend, vocabulary),
         "normalizer": _settings(backend.normalizer),
         "pre_tokenizer": _settings(backend.pre_tokenizer),
     }

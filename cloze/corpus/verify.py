@@ -77,6 +77,11 @@ def _block_faults(block: Block, shard_id: int, start: int, manifest: Manifest) -
     ends = starts_N[:, None] + lengths_Nx2 - 1
     if (block.tokens_T[ends] != facts.sep_id).any():
         yield "a segment does not end with [SEP]"
+    elif (
+        facts.separators == 2
+        and (block.tokens_T[ends[:, 0] - (lengths_Nx2[:, 0] < lengths_Nx2[:, 1])] != facts.sep_id).any()
+    ):
+        yield "no two [SEP]s stand between its segments"
     if ((lengths_Nx2[:, 0] == lengths_Nx2[:, 1]) != (manifest.objective == "none")).any():
         yield f"its segments are not those of objective {manifest.objective}"
     ids_N = sample_ids(shard_id, start, len(lengths_Nx2))

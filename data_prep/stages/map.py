@@ -4,7 +4,7 @@ What a val source holds goes to the buckets of its own split; its hashes go to t
 training sources end up, which drop them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -22,25 +22,23 @@ from data_prep.stages.base import Stage, committed
 from data_prep.stages.buckets import DIGESTS, BucketWriter, Digests, Documents, documents_table
 from data_prep.stages.documents import Piece, Tally, held_out, pieces, source_of
 from data_prep.stages.near import BAND_RECORDS, NEAR, band_records, bands_path
-from data_prep.stages.pairs import SPECIALS_OF_A_PAIR
+from data_prep.stages.pairs import SPECIALS_OF_ONE
 from data_prep.stages.survey import Survey, modulus
 from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
-from data_prep.text.encoder import Encoder, Ids
-from data_prep.text.words import WordEncoder
+from data_prep.text.encoder import Encoder
+from data_prep.text.words import Encode, word_encoder
 
 _BATCH_BYTES = 2**18  # encoded at a time
-
-Encode = Callable[[Sequence[str]], tuple[Ids, Ints, npt.NDArray[np.bool_]]]
 
 
 @lru_cache(maxsize=1)
 def _encode(directory: Path, masking: MaskingConfig) -> tuple[Encode, TokenizerFacts]:
     """One per process: the encoder's memory is worth keeping."""
     tokenizer = tokenizer_in(directory)
-    encoder = Encoder(tokenizer.backend, tokenizer.vocabulary)
     if masking.strategy is MaskingStrategy.token:
+        encoder = Encoder(tokenizer.backend, tokenizer.vocabulary)
         return lambda sentences: (*encoder.encode(sentences), np.zeros(0, bool)), tokenizer.facts
-    return WordEncoder(encoder, tokenizer.backend, masking.chinese_words).encode, tokenizer.facts
+    return word_encoder(tokenizer, masking.chinese_words)[1], tokenizer.facts
 
 
 def _num_tasks(plan: Plan) -> int:
@@ -60,7 +58,7 @@ def _run(plan: Plan, number: int, path: Path) -> None:
     encode, facts = _encode(tokenizer_directory(plan), plan.config.masking)
     tally = Tally()
     survey = Survey(modulus(plan), tokenizer_in(tokenizer_directory(plan)).backend, facts.unk_id)
-    longest = longest_sentence(plan)
+    longest = longest_sentence(plan, facts)
     table = documents_table(token_dtype(facts.vocab_size))
     near_tasks = NEAR.num_tasks(plan)
     split = plan.val_split_of(source_of(plan, number))
@@ -113,13 +111,13 @@ def batches(found: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def longest_sentence(plan: Plan) -> tuple[int, int]:
+def longest_sentence(plan: Plan, facts: TokenizerFacts) -> tuple[int, int]:
     """Tokens of the longest sentence that stays whole, and of the parts that a longer one is cut into.
 
     Where samples are pairs two parts fill one, so that text whose sentences have no end, or none that is seen, makes
     true pairs as well as random ones.
     """
-    longest = plan.config.max_len - SPECIALS_OF_A_PAIR
+    longest = plan.config.max_len - SPECIALS_OF_ONE - max(1, facts.separators)
     return longest, longest if plan.config.objective is Objective.none else longest // 2
 
 

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from cloze.corpus.ragged import Ints, offsets, ranges
 
-SPECIALS_OF_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
-SPECIALS_OF_ONE = 2  # [CLS] A [SEP]
+SPECIALS_OF_ONE = 2  # [CLS] A [SEP]; of a pair, [CLS] A [SEP] B [SEP], as many more as stand between A and B
 
 _PLACES = 4  # looked at for a random B
 _SIZES = 64  # of A: bits of its length
@@ -43,42 +42,45 @@ class SegmentPairs(NamedTuple):
 
 
 def make_samples(
-    objective: str, bucket: Bucket, max_len: int, short_seq_prob: float, key: tuple[int, ...]
+    objective: str, bucket: Bucket, max_len: int, short_seq_prob: float, key: tuple[int, ...], separators: int = 1
 ) -> SegmentPairs:
     """All samples of a bucket for one pass, in random order: a pure function of its arguments.
 
-    `objective` is "nsp", "sop" or "none". `key` names the randomness (seed, pass, bucket). What cannot be paired makes
-    no sample: under "sop" a document's lone last sentence, under "nsp" such a one where there is no other document.
+    `objective` is "nsp", "sop" or "none"; `separators` [SEP]s are to stand between A and B. `key` names the
+    randomness (seed, pass, bucket). What cannot be paired makes no sample: under "sop" a document's lone last
+    sentence, under "nsp" such a one where there is no other document.
     """
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    room = max_len - SPECIALS_OF_ONE - (separators if objective != "none" else 0)
     if objective == "none":
-        rows = _full_sentences(bucket, max_len - SPECIALS_OF_ONE)
+        rows = _full_sentences(bucket, room)
     elif objective == "sop":
-        rows = _sentence_order(bucket, max_len - SPECIALS_OF_A_PAIR, short_seq_prob, _uniforms(generator))
+        rows = _sentence_order(bucket, room, short_seq_prob, _uniforms(generator))
     else:
-        rows = _next_sentence(bucket, max_len - SPECIALS_OF_A_PAIR, short_seq_prob, _uniforms(generator))
+        rows = _next_sentence(bucket, room, short_seq_prob, _uniforms(generator))
     table_Nx5 = np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 5)
     if objective == "nsp":
         _choose_places(table_Nx5, bucket, generator)
     table_Nx5 = table_Nx5[generator.permutation(len(table_Nx5))]
     a_Nx2, b_Nx2 = table_Nx5[:, 0:2], table_Nx5[:, 2:4]
     if objective != "none":
-        _truncate(a_Nx2, b_Nx2, max_len - SPECIALS_OF_A_PAIR, generator)
+        _truncate(a_Nx2, b_Nx2, room, generator)
     return SegmentPairs(a_Nx2, b_Nx2, table_Nx5[:, 4].astype(np.uint8))
 
 
 def assemble(
-    samples: SegmentPairs, tokens_T: npt.NDArray[np.integer], cls_id: int, sep_id: int
+    samples: SegmentPairs, tokens_T: npt.NDArray[np.integer], cls_id: int, sep_id: int, separators: int = 1
 ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.uint16]]:
     """The samples' ids with specials, one after another in `tokens_T`'s dtype, and their lengths.
 
-    Lengths are u16 [N, 2]: through the first [SEP], and in all. An empty B adds nothing, not even its [SEP].
+    Lengths are u16 [N, 2]: through the [SEP]s after A, and in all. An empty B adds nothing, not even its [SEP].
     """
     first_N = np.diff(samples.a_Nx2)[:, 0]
     second_N = np.diff(samples.b_Nx2)[:, 0]
-    lengths_Nx2 = sample_lengths(samples)
+    lengths_Nx2 = sample_lengths(samples, separators)
     edges_N = offsets(lengths_Nx2[:, 1])
-    specials = np.concatenate([edges_N[:-1], edges_N[:-1] + first_N + 1, edges_N[1:] - 1])
+    separating = [edges_N[:-1] + lengths_Nx2[:, 0] - 1 - np.where(second_N > 0, n, 0) for n in range(separators)]
+    specials = np.concatenate([edges_N[:-1], *separating, edges_N[1:] - 1])
     result_T = np.full(int(edges_N[-1]), sep_id, tokens_T.dtype)
     result_T[edges_N[:-1]] = cls_id
     is_text_T = np.ones(len(result_T), bool)
@@ -88,11 +90,12 @@ def assemble(
     return result_T, lengths_Nx2.astype(np.uint16)
 
 
-def sample_lengths(samples: SegmentPairs) -> Ints:
-    """Tokens through the first [SEP], and in all, specials counted in: [N, 2]."""
-    first_N = np.diff(samples.a_Nx2)[:, 0] + SPECIALS_OF_ONE
+def sample_lengths(samples: SegmentPairs, separators: int = 1) -> Ints:
+    """Tokens through the [SEP]s after A, and in all, specials counted in: [N, 2]."""
     second_N = np.diff(samples.b_Nx2)[:, 0]
-    return np.stack([first_N, first_N + second_N + (second_N > 0)], axis=1)
+    is_pair_N = second_N > 0
+    first_N = np.diff(samples.a_Nx2)[:, 0] + SPECIALS_OF_ONE + is_pair_N * (separators - 1)
+    return np.stack([first_N, first_N + second_N + is_pair_N], axis=1)
 
 
 Row = tuple[int, int, int, int, int]  # a begin, a end, b begin, b end, label; a random B: see `_choose_places`

@@ -129,13 +129,15 @@ def _make_shard(
     """Pair, mask, shuffle and write; returns what the manifest will say of the shard. None if it would be empty."""
     config = plan.config
     key = (config.seed, target.pass_index, bucket)
-    samples = make_samples(config.objective, _bucket(documents), config.max_len, config.short_seq_prob, key)
+    samples = make_samples(
+        config.objective, _bucket(documents), config.max_len, config.short_seq_prob, key, facts.separators
+    )
     if not len(samples.label_N):
         return None
     blocks = _blocks(plan, facts, samples, documents, target.shard_id)
     with committed(plan, plan.out / target.split / target.name) as path:
         entry = write_shard(path, shard_id=target.shard_id, split=target.split, name=target.name, blocks=blocks)
-    lengths_N = sample_lengths(samples)[:, 1]
+    lengths_N = sample_lengths(samples, facts.separators)[:, 1]
     some = slice(_LOOKED_AT_PAIRS // plan.num_buckets + 1)  # they come in random order
     parts_Nx3 = np.concatenate([np.diff(samples.a_Nx2), np.diff(samples.b_Nx2), samples.label_N[:, None]], axis=1)
     return {
@@ -162,11 +164,11 @@ def _blocks(
     for start in range(0, len(samples.label_N), BLOCK_SAMPLES):
         rows = slice(start, start + BLOCK_SAMPLES)
         part = SegmentPairs(samples.a_Nx2[rows], samples.b_Nx2[rows], samples.label_N[rows])
-        tokens_T, lengths_Nx2 = assemble(part, documents.tokens_T, facts.cls_id, facts.sep_id)
+        tokens_T, lengths_Nx2 = assemble(part, documents.tokens_T, facts.cls_id, facts.sep_id, facts.separators)
         ids_N = sample_ids(shard_id, start, len(part.label_N))
         starts_T = None
         if masking.strategy != MaskingStrategy.token:  # the specials count as words of their own
-            starts_T = assemble(part, documents.starts_T.astype(np.uint8), 1, 1)[0].astype(bool)
+            starts_T = assemble(part, documents.starts_T.astype(np.uint8), 1, 1, facts.separators)[0].astype(bool)
         masks = tuple(
             draw_masks(Unmasked(tokens_T, lengths_Nx2, ids_N, starts_T), draw, masking, facts.mask_vocabulary)
             for draw in range(plan.config.masking.baked_draws)

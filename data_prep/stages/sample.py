@@ -6,12 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.config import TokenizerConfig, TokenizerKind
 from data_prep.plan import Plan
 from data_prep.stages.base import Stage
 from data_prep.stages.documents import Tally, held_out, pieces
 from data_prep.text.wordpiece import count_pieces
 
 _SAMPLED_TASKS = 64  # map tasks from whose beginnings the tokenizer learns
+
+
+def cuts_ideographs(config: TokenizerConfig) -> bool:
+    """Whether every ideograph is a piece by itself."""
+    return config.chinese_characters and config.kind is TokenizerKind.wordpiece
 
 
 def sampled_task(plan: Plan, number: int) -> int:
@@ -43,7 +49,7 @@ def _run(plan: Plan, number: int, path: Path) -> None:
             elif room <= 0:
                 return
 
-    path.write_text(json.dumps(count_pieces(sentences(), plan.config.tokenizer.chinese_characters)))
+    path.write_text(json.dumps(count_pieces(sentences(), cuts_ideographs(plan.config.tokenizer))))
 
 
 SAMPLE = Stage("sample", _num_tasks, _run)

@@ -12,8 +12,8 @@ from cloze.corpus.tokenizer import (
     BERT,
     SPECIALS,
     UNK,
+    CorpusTokenizer,
     Spelling,
-    WordPiece,
     bert_normalizer,
     bert_pipeline,
     bert_pre_tokenizer,
@@ -113,7 +113,7 @@ def train_tokenizer(
     *,
     min_frequency: int = 2,
     limit_alphabet: int | None = None,
-) -> WordPiece:
+) -> CorpusTokenizer:
     """A WordPiece of at most `vocab_size` tokens from how often each word comes. Same counts, same tokenizer.
 
     Left to itself the trainer numbers the letters in the order of a randomly seeded hash table and breaks ties by

@@ -41,7 +41,7 @@ class MicroBatch(NamedTuple):
 
     input_ids_T: torch.Tensor  # i64, masks applied
     position_ids_T: torch.Tensor  # i64, from 0 in each sample
-    token_type_ids_T: torch.Tensor  # i64, 0 through the first [SEP], then 1
+    token_type_ids_T: torch.Tensor  # i64, 0 through the [SEP]s after the first segment, then 1 where there are types
     cu_seqlens: torch.Tensor  # i32 [N + 1], first token of each sample, and the end
     masked_index_M: torch.Tensor  # i64, into the row of T tokens
     mlm_labels_M: torch.Tensor  # i64
@@ -101,7 +101,7 @@ class TrainingCorpus:
                 end = start + len(samples.ids_N)
                 parts.append(self._with_masks(samples, draw, positions_N[start:end]))
                 start = end
-            return pack(parts)
+            return self._pack(parts)
         place = locate(seed, positions_N, self.pass_sizes)
         visits_N, passes_N = np.divmod(place.epochs_N, self.manifest.passes)
         for epoch in np.unique(place.epochs_N).tolist():  # more than one only where the batch spans epochs
@@ -109,7 +109,7 @@ class TrainingCorpus:
             split, draw = pass_name(int(passes_N[here][0])), int(visits_N[here][0])
             samples = self._split(split).gather(place.samples_N[here], draw)
             parts.append(self._with_masks(samples, draw, positions_N[here]))
-        return pack(parts)
+        return self._pack(parts)
 
     def stream(self, seed: int, streaming: Streaming) -> None:
         """Read training samples by `streaming` from now on, instead of from the directory."""
@@ -118,11 +118,14 @@ class TrainingCorpus:
     def val_batch(self, indices_N: I64, split: str = VAL) -> MicroBatch:
         """Samples of a held-out split with their first draw of masks: the same in every evaluation."""
         samples = self._split(split).gather(indices_N, 0)
-        return pack([(samples, masks_of(samples, self.manifest, 0))])
+        return self._pack([(samples, masks_of(samples, self.manifest, 0))])
 
     def sample_batch(self) -> MicroBatch:
         """Some sample, for passes whose result does not count."""
         return self.training_batch(0, np.zeros(1, np.int64))
+
+    def _pack(self, parts: list[tuple[Samples, Masks]]) -> MicroBatch:
+        return pack(parts, self.manifest.tokenizer.token_types)
 
     def _split(self, split: str) -> Split:
         if split not in self._splits:
@@ -134,8 +137,8 @@ class TrainingCorpus:
         return samples, masks_of(samples, self.manifest, draw, live.rates(positions_N, own) if live else None)
 
 
-def pack(parts: list[tuple[Samples, Masks]]) -> MicroBatch:
-    """Samples and their masks -> one row of tokens."""
+def pack(parts: list[tuple[Samples, Masks]], token_types: bool = True) -> MicroBatch:
+    """Samples and their masks -> one row of tokens; without `token_types` all are of type 0."""
     tokens_T = _joined([samples.tokens_T for samples, _ in parts])
     lengths_Nx2 = _joined([samples.lengths_Nx2 for samples, _ in parts])
     labels_N = _joined([samples.random_next_N for samples, _ in parts])
@@ -147,7 +150,7 @@ def pack(parts: list[tuple[Samples, Masks]]) -> MicroBatch:
     cu_seqlens = np.concatenate([[0], np.cumsum(total_N)])
     starts_N = cu_seqlens[:-1]
     position_ids_T = np.arange(len(tokens_T)) - np.repeat(starts_N, total_N)
-    token_type_ids_T = (position_ids_T >= np.repeat(first_N, total_N)).astype(np.int64)
+    token_type_ids_T = ((position_ids_T >= np.repeat(first_N, total_N)) & token_types).astype(np.int64)
     masked_index_M = np.repeat(starts_N, counts_N) + positions_M
     mlm_labels_M = tokens_T[masked_index_M]
     tokens_T[masked_index_M] = shown_M

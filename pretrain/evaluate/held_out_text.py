@@ -80,7 +80,7 @@ def samples_of(directory: Path, manifest: Manifest, split: str, *, continues_V: 
     for end, (first, total) in zip(ends_N.tolist(), gathered.lengths_Nx2.tolist(), strict=True):
         ids_T: I64 = gathered.tokens_T[end - total : end].astype(np.int64)
         words_T = np.where(np.isin(ids_T, specials), -1, np.cumsum(~continues_V[ids_T]))
-        found.append(Encoded(ids_T, words_T, first))
+        found.append(Encoded(ids_T, words_T, first if manifest.tokenizer.token_types else total))
     return found
 
 

@@ -11,7 +11,9 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from cloze.corpus.tokenizer import Spelling, load_tokenizer
 from data_prep.text import encoder as encoder_module
-from data_prep.text.encoder import PROBES, Encoder
+from data_prep.text.cutters.base import PROBES
+from data_prep.text.cutters.bert import BertCutter
+from data_prep.text.encoder import Encoder
 from data_prep.text.sentences import split_sentences
 from data_prep.text.wordpiece import count_words, train_tokenizer
 from tests.unit.corpora import FUZZ, real, vocabulary
@@ -124,7 +126,7 @@ def test_other_tokenizers_are_encoded_without_short_cuts(tmp_path, change):
 
 
 def test_a_failing_self_check_turns_the_short_cuts_off(tmp_path, monkeypatch):
-    monkeypatch.setattr(Encoder, "_alphanumeric", lambda self, word: [7])
+    monkeypatch.setattr(BertCutter, "_alphanumeric", lambda self, word: [7])
     encoder = Encoder(load_tokenizer(vocabulary(tmp_path / "vocab.txt")).backend)
     assert not encoder.cached
     assert encoded(encoder, list(PROBES)) == reference(encoder._tokenizer, list(PROBES))

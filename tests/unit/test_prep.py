@@ -305,7 +305,7 @@ sys.exit(hydra_command("prep", PrepConfig)(main)())
 @pytest.mark.parametrize(
     ("module", "name", "condition"),
     [
-        ("tokenizer", "train_tokenizer", "True"),
+        ("tokenizer.wordpiece", "train_tokenizer", "True"),
         ("tokenizer", "save_tokenizer", "True"),
         ("finish", "write_manifest", "True"),
         ("finish", "clear_up", "True"),  # the manifest is there
