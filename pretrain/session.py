@@ -47,9 +47,10 @@ from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
 from pretrain.precision import with_precision
 from pretrain.resume import restore
 from pretrain.run_directory import RunDirectory
+from pretrain.telemetry.metrics_file import METRICS_NAME
 from pretrain.telemetry.redact import redact
 from pretrain.telemetry.report import read_metrics
-from pretrain.telemetry.sinks import METRICS_NAME, Telemetry, open_telemetry
+from pretrain.telemetry.sinks import Telemetry, open_telemetry
 from pretrain.telemetry.throughput import Throughput, peak_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
