@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.errors import HydraException
@@ -83,11 +83,18 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return action.help if any(action.default is one for one in plain) else f"{action.help} [%(default)s]"
 
 
+class _Parser(argparse.ArgumentParser):
+    """What it cannot read is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].lower()}{message[1:]}; {self.prog} --help tells what there is")
+
+
 def parser(module: str, description: str) -> argparse.ArgumentParser:
     """For `python -m {module}`, a command that takes arguments instead of keys."""
     command = COMMANDS.get(module)
     lines = "\n".join(f"  {example}" for example in examples(command)) if command else ""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         f"python -m {module}",
         description=description,
         epilog=f"examples:\n{lines}" if lines else None,
@@ -143,8 +150,8 @@ def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; run the same command again to go on")
         return int(ExitCode.STOPPED)
-    except SystemExit as stop:  # argparse exits 2 after its own line
-        return int(ExitCode.USAGE) if stop.code == 2 else int(stop.code or 0)
+    except SystemExit as stop:  # argparse's, of --help
+        return int(stop.code or 0)
 
 
 def _complain(message: str, *, everywhere: bool = False) -> None:

@@ -173,7 +173,7 @@ def report_page(runs: Sequence[RunData], tables: Sequence[Table] = (), axis: str
         "report.html",
         mark=_PAGE_MARK,
         title="Cloze: " + ", ".join(run.label for run in runs),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_hash(script)}'; connect-src "
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{script_hash(script)}'; connect-src "
         + ("'self'" if live else "'none'"),
         style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=script,
@@ -296,7 +296,7 @@ def _findings(run: RunData) -> list[tuple[str, str]]:
     return [(finding.level.value, finding.line) for finding in found]
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
     """What lets a browser run this script of the page and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
 

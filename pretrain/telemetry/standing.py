@@ -189,8 +189,10 @@ def _advice(
     trouble = verdict.line if verdict and verdict.state in ("diverged", "plateau") else ""
     if state == "running":
         return trouble or "nothing: it trains", f"python -m pretrain.runs follow {run}"
+    if state == "finished" and trouble:
+        return trouble, None
     if state == "finished":
-        return trouble or "export the model, then score or fine-tune it", f"python -m pretrain.export {run} {out}"
+        return "export the model, then score or fine-tune it", f"python -m pretrain.export {run} {out}"
     if state == "stopped":
         return trouble or "it stands at a checkpoint: the same command goes on", again
     if state == "killed":

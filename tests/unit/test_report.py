@@ -252,7 +252,8 @@ def test_the_script_s_arithmetic() -> None:
     code = """
     const r = require(process.argv[1]);
     console.log(JSON.stringify([r.linearTicks(0, 100, 5), r.logTicks(0.01, 100),
-      r.domain([[3, 9], [2e5, 4e5]], false), r.domain([[0.5]], false), r.smoothed([1, null, 1], 0.9), r.nearest([1, 5, 9], 6),
+      r.domain([[3, 9], [2e5, 4e5]], false), r.domain([[0.5]], false), r.smoothed([1, null, 1], 0.9),
+      r.nearest([1, 5, 9], 6),
       r.short(1234567), r.clock(7200)]))
     """
     script = Path(report.__file__).parent / "templates" / "report.js"
