@@ -42,7 +42,14 @@ COMMANDS = (
     ("Words", "python -m pretrain.words key=value …", "words", WordsConfig, CONF / "evaluate"),
 )
 WITH_ARGUMENTS = (
-    *("data_prep.verify", "data_prep.peek", "data_prep.report", "pretrain.checkpoint", "pretrain.report"),
+    *(
+        "data_prep.verify",
+        "data_prep.peek",
+        "data_prep.report",
+        "pretrain.checkpoint",
+        "pretrain.report",
+        "pretrain.runs",
+    ),
     *("pretrain.export", "finetune.grid", "finetune.probe", "finetune.compress", "launch.demo"),
 )
 

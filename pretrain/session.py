@@ -38,6 +38,7 @@ from pretrain.dist import Process
 from pretrain.engine.engine import Engine
 from pretrain.evaluate.baseline import held_out_baseline
 from pretrain.evaluate.doctor import Doctor
+from pretrain.evaluate.gaps import RunGaps, open_gaps
 from pretrain.evaluate.run_grammar import RunGrammar, open_grammar
 from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
@@ -162,6 +163,7 @@ class Session:
     telemetry: Telemetry
     doctor: Doctor  # rank 0's alone knows the baseline
     grammar: RunGrammar | None
+    gaps: RunGaps | None
     throughput: Throughput
     writer: checkpoint.Writer
     mirror: Mirror | None
@@ -230,6 +232,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         telemetry=telemetry,
         doctor=Doctor(baseline, earlier),
         grammar=grammar,
+        gaps=open_gaps(config, corpus, path),
         throughput=Throughput(peak * process.world_size if peak else None),
         writer=_open_writer(job, mirror),
         mirror=mirror,

@@ -225,7 +225,7 @@ def test_hundreds_of_runs(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [1440, 500])
 def test_a_browser_draws_what_the_metrics_say(served: tuple[Server, Path], tmp_path: Path, width: int) -> None:
-    """Every chart drawn, no complaint on the console, no script of a user's text run. """
+    """Every chart drawn, no complaint on the console, no script of a user's text run."""
     server, _ = served
     page = f"http://127.0.0.1:{server.server_address[1]}/run?run=a"
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"]
