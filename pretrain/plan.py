@@ -305,7 +305,7 @@ def _this_machine() -> Gpu:
             a @ a
             seconds.append(time.perf_counter() - started)
         best[dtype] = 2 * _MATRIX**3 / min(seconds) / 1e12
-    return Gpu(CPU, "cpu", max(best.values()), best[torch.float32], psutil.virtual_memory().total / GIB)
+    return Gpu(CPU, max(best.values()), best[torch.float32], psutil.virtual_memory().total / GIB, CPU)
 
 
 def _shown(value: object) -> str:

@@ -1,7 +1,6 @@
 """What a configuration dataclass says of itself: its keys, its groups of options and where their YAML lies."""
 
 import dataclasses
-import functools
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,7 +66,6 @@ def key_names(
                 yield from key_names(kinds.get(section, candidate), kinds.items(), f"{section}.")
 
 
-@functools.cache
 def key_types(schema: type[Any]) -> dict[str, frozenset[Any]]:
     """What each key takes, by its dotted name: one type, or several where kinds of a section differ in it."""
     found: dict[str, set[Any]] = {}

@@ -278,8 +278,8 @@ def _marks(number: int, run: Lines, clock: Sequence[float]) -> Iterator[dict[str
     found += [(_index(rows, step), "skip", "an update was skipped: gradients were not finite") for step in skips]
     left = next((row["eval/left_plateau_tokens"] for row in reversed(rows) if "eval/left_plateau_tokens" in row), None)
     if left is not None:
-        index = next((index for index, row in enumerate(rows) if (row.get("tokens") or 0) >= left), None)
-        found += [] if index is None else [(index, "plateau", "left the plateau of word frequencies")]
+        there = [index for index, row in enumerate(rows) if (row.get("tokens") or 0) >= left][:1]
+        found += [(index, "plateau", "left the plateau of word frequencies") for index in there]
     for index, kind, text in found[:_MOST_MARKS]:
         row = rows[index]
         places = {axis: row.get(axis, 0) for axis in ("step", "samples", "tokens")}

@@ -6,6 +6,7 @@ long as there are few of them; the newest row always. Knows nothing of what the 
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,7 @@ _EVALUATION = b'"eval/'
 
 _MARK_BYTES = 12  # of a row, `{"step": 123`: another run's would begin otherwise
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 class _Kept:

@@ -129,7 +129,7 @@ def _state(directory: Path, status: Mapping[str, Any], environment: Mapping[str,
     ended, started = status.get("time"), _started(environment)
     if isinstance(ended, int | float) and (started is None or ended >= started - 1):
         code = status.get("exit_code")
-        return _ENDS.get(code, f"ended with exit code {code}") if isinstance(code, int) else "ended"
+        return _ENDS.get(ExitCode(code), "ended") if code in {*ExitCode} else f"ended with exit code {code}"
     if started is None and not (directory / METRICS_NAME).exists():
         return "not begun"
     return "running" if silent_seconds < _ALIVE_SECONDS else "killed"
@@ -228,7 +228,7 @@ def _remaining(rows: Sequence[Row], steps: int | None, config: str, now: float) 
     left = max(0.0, (steps - last["step"]) * pace - min(now - last["time"], 60.0))
     if budget := re.search(r"^budget:\n  hours: ([\d.]+)$", config, re.MULTILINE):
         left = min(left, max(0.0, float(budget[1]) * 3600 - last["step"] * pace))
-    return left
+    return float(left)
 
 
 def _latest(rows: Sequence[Row], name: str) -> float | None:
