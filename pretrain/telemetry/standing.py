@@ -129,7 +129,8 @@ def _state(directory: Path, status: Mapping[str, Any], environment: Mapping[str,
     ended, started = status.get("time"), _started(environment)
     if isinstance(ended, int | float) and (started is None or ended >= started - 1):
         code = status.get("exit_code")
-        return _ENDS.get(ExitCode(code), "ended") if code in {*ExitCode} else f"ended with exit code {code}"
+        known = {int(each): told for each, told in _ENDS.items()}
+        return known.get(code, f"ended with exit code {code}") if isinstance(code, int) else "ended"
     if started is None and not (directory / METRICS_NAME).exists():
         return "not begun"
     return "running" if silent_seconds < _ALIVE_SECONDS else "killed"

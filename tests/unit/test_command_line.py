@@ -2,8 +2,14 @@
 
 import dataclasses
 import importlib.util
+import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +24,15 @@ from cloze.cli.overrides import as_meant, parsed, quoted
 from cloze.cli.schemas import groups, key_names
 from cloze.cli.synonyms import OPTIONS, SYNONYMS, meaning_of
 from cloze.errors import ExitCode, UserError
+from data_prep import main as prepare
 from data_prep.config import PrepConfig
+from data_prep.executors.array import ArrayExecutor
+from data_prep.executors.base import Unfinished
 from finetune.config import FinetuneConfig
 from launch.options import NAMES
 from pretrain import plan
 from pretrain.config import TrainConfig
+from tests.support import environment
 from tests.unit.test_docs import SCHEMAS
 
 ALL: tuple[type[Any], ...] = (*(schema for _, schema in SCHEMAS.values()), plan.PlanConfig)
@@ -235,3 +245,65 @@ def test_plan_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "required" not in text
     assert "tokens to train on" in text
     assert "gpu=cpu" in text
+
+
+# What commands leave, and say
+
+
+def test_every_command_prints_in_any_locale() -> None:
+    code = "from cloze.cli.terminal import outlive_terminal; outlive_terminal(); print('数 é'); print('\\udcff')"
+    for encoding, told in (("ascii", b"\\u6570 \\xe9\n\\udcff\n"), ("utf-8", "数 é\n".encode() + b"\xff\n")):
+        given = environment() | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, told)
+
+
+def test_the_corrected_command_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A refused preparation leaves no plan behind that would stand in the way."""
+    lines = [
+        json.dumps({"body": f"Line {number} of this text is here. It has another sentence."}) for number in range(9)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    given = ["source=jsonl", f"source.paths=[{tmp_path}/a.jsonl]", f"out={tmp_path}/o", "tokenizer.vocab_size=100"]
+    given += ["executor.workers=1"]
+    assert prepare([*given, "source.field=content"]) == ExitCode.USAGE
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "line 1: no text under content; set source.field to one of body" in error
+    assert not (tmp_path / "o").exists()
+    assert prepare([*given, "source.field=body"]) == ExitCode.OK
+
+
+def test_a_call_of_an_array_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("data_prep.executors.array._TELL_SECONDS", 0.05)
+    monkeypatch.setattr("data_prep.executors.array._POLL_SECONDS", 0.03)
+    executor = object.__new__(ArrayExecutor)
+    executor._patience_seconds, executor._plan = 0.3, SimpleNamespace(work=tmp_path)  # type: ignore[assignment]
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(Unfinished):
+        executor.wait_for(tmp_path / "result", "map: 3 of 8 tasks of the other 2 calls are done")
+    assert (
+        "map: 3 of 8 tasks of the other 2 calls are done; waiting since 0 s, at most 0.3 s" in capsys.readouterr().err
+    )
+
+
+def test_plan_counts_tokens_and_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["model=base", "gpu=h100", "nodes=2", "tokens=10B"]) == 0
+    text = capsys.readouterr().out
+    assert "16 h100 x accumulation 1 x micro-batch 16" in text
+    assert "305,176 steps, 10.0 G tokens" in text
+    assert plan.PlanConfig(**(asdict(plan.DEFAULTS) | {"tokens": "1.5e9"})).num_tokens == 1_500_000_000
+    assert [plan.long(hours) for hours in (0.2, 3.25, 100)] == ["12 minutes", "3.2 hours", "4.2 days"]
+    assert plan.main(["tokens=many"]) == ExitCode.USAGE
+    assert "write 10B, 300M or 5e9" in capsys.readouterr().err
+
+
+def test_plan_measures_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["model=tiny", "gpu=cpu", "steps=10"]) == 0
+    text = capsys.readouterr().out
+    assert "measured here just now" in text
+    assert "GPU" not in text
+    gpu = plan.gpu_of(replace(plan.DEFAULTS, gpu="cpu"))
+    assert 0 < gpu.fp32_tflops <= gpu.peak_tflops < 100
+    assert gpu.memory_gib > 0.5
