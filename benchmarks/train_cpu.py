@@ -228,8 +228,7 @@ def loop_over(
     writer = Writer(folder, options, print)  # idle
     session = Session(
         config=config, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,
-        grammar=None,
-        doctor=Doctor(None),
+        grammar=None, gaps=None, doctor=Doctor(None),
         throughput=Throughput(None), writer=writer, mirror=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
         progress=Progress(), curriculum=Curriculum(config), vocab_rows=rows,
         identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",

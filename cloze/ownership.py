@@ -101,7 +101,7 @@ CORPUS_COPY = Kind(
 RUN = Kind(
     "run",
     "a run of Cloze",
-    r"config\.yaml|environment\.json|status\.json|metrics[\w.-]*\.jsonl|skipped\.jsonl|changes\.jsonl|wandb_id|\.lock|"
+    r"config\.yaml|environment\.json|status\.json|metrics[\w.-]*\.jsonl|(skipped|changes|predictions)\.jsonl|wandb_id|\.lock|"
     rf"stacks-rank\d+\.txt|report\.html|job\.sbatch|[\w.-]+\.(log|out)|tokenizer/{_TOKENIZER}|"
     rf"(checkpoints|tensorboard|wandb)/.+|{_TEMPORARY}",
     _is_run,

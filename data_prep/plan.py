@@ -278,7 +278,8 @@ def _source(key: str, given: Any, example: str) -> Source:
 
     kind = given.get("kind") if isinstance(given, Mapping) else None
     if not isinstance(kind, str) or kind not in Source.kinds:
-        raise UserError(f"{key}: has no kind; write {example}; kinds are {', '.join(Source.kinds)}")
+        told = f"kind={kind}: no such kind{cli.nearest(kind, [*Source.kinds], 'source')}" if kind else "has no kind"
+        raise UserError(f"{key}: {told}; write {example}; kinds are {', '.join(Source.kinds)}")
     silent = yaml.safe_load((CONF / "source" / f"{kind}.yaml").read_text(encoding="utf-8"))
     with _told_as(f"{key}: "):
         source: Source = cli.typed({**silent, **given}, Source.kinds[kind])
@@ -404,6 +405,13 @@ def clear_up(plan: Plan) -> None:
             remove_files(plan.out, CORPUS)
     if plan.remote:
         remove(_record_place(plan))
+
+
+def abandon(plan: Plan) -> None:
+    """Remove an unfinished preparation that can never be finished, since its input is refused: another may follow."""
+    clear_up(plan)
+    with suppress(OSError):
+        remove_files(plan.out, CORPUS)
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

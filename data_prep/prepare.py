@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from cloze.corpus import diagnosis
 from cloze.corpus.manifest import NAME, SplitStatistics
-from cloze.errors import ExitCode
+from cloze.errors import ExitCode, UserError
 from cloze.log import log
-from data_prep.config import PrepConfig
+from data_prep.config import ArrayConfig, PrepConfig
 from data_prep.executors.base import Executor, executor_of
-from data_prep.plan import Plan, claimed, clear_up, finished_manifest, make_plan
+from data_prep.plan import Plan, abandon, claimed, clear_up, finished_manifest, make_plan
 from data_prep.preview import early_findings, preview
 from data_prep.stages.base import Stage, disk_errors
 from data_prep.stages.finish import document_statistics, finish, refuse_unfit, text_findings
@@ -60,8 +60,9 @@ def _prepare(plan: Plan, executor: Executor) -> None:
         refuse_unfit(plan, early_findings(plan))
     _run(plan, executor, MAP)
     if executor.leads:
-        document_statistics(plan)  # refuses bad input before any shard is made of it
-        refuse_unfit(plan, text_findings(plan))
+        with _refusal(plan):  # of bad input before any shard is made of it
+            document_statistics(plan)
+            refuse_unfit(plan, text_findings(plan))
     if plan.config.clean.near_duplicates is not None:
         _run(plan, executor, NEAR)
     _run(plan, executor, REDUCE)
@@ -69,6 +70,20 @@ def _prepare(plan: Plan, executor: Executor) -> None:
         finish(plan, facts)
     else:
         executor.wait_for(plan.out / NAME)
+
+
+@contextmanager
+def _refusal(plan: Plan) -> Iterator[None]:
+    """What is refused leaves nothing behind that would stand in the way of the corrected command.
+
+    Unless other calls work on it, which know by the plan that they must wait.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.exit_code is ExitCode.USAGE and not isinstance(plan.config.executor, ArrayConfig):
+            abandon(plan)
+        raise
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from launch.options import HELP, NAMES, parse
 from launch.supervise import supervise
 from pretrain.config import TrainConfig
 
+_WHAT = ("check", "slurm")
+
 
 @cli.overrides_command(TrainConfig)
 def main(arguments: Sequence[str]) -> int:
@@ -17,9 +19,11 @@ def main(arguments: Sequence[str]) -> int:
         print(HELP)
         print(cli.help_text("train", TrainConfig))
         return ExitCode.OK
-    what = next((argument for argument in arguments if argument in ("check", "slurm")), None)
+    cli.refuse_options(TrainConfig, arguments, ("--dry-run", *NAMES))
+    what = next((argument for argument in arguments if argument in _WHAT), None)
     options = parse([argument for argument in arguments if argument != what], slurm=what == "slurm")
-    config = cli.compose("train", TrainConfig, options.overrides, NAMES)  # a typo is told once, not by every rank
+    # here, too: a typo is told once, not by every rank
+    config = cli.compose("train", TrainConfig, options.overrides, (*NAMES, *_WHAT))
     if what == "slurm":
         from launch.slurm import submit
 

@@ -27,8 +27,8 @@ from launch.command import this_machine
 from launch.demo_screen import draw_curve, fill_masks, listed, nearest_words
 from pretrain.config import TrainConfig
 from pretrain.evaluate.baseline import Baseline, held_out_baseline
+from pretrain.telemetry.metrics_file import METRICS_NAME
 from pretrain.telemetry.report import REPORT_NAME, Table, duration, read_metrics, write_report
-from pretrain.telemetry.sinks import METRICS_NAME
 
 SENTENCES = (
     "Return a new [MASK] with the same values.",

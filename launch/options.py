@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str], *, slurm: bool = False) -> Options:
             whose = "not of `launch slurm`" if slurm else "only of `launch slurm`"
             raise UserError(f"{key}: an option {whose}; there are {', '.join(readers)} here")
         elif argument.startswith("-"):
-            raise UserError(f"{argument}: not an option of launch; use it with `python -m pretrain.train`")
+            raise UserError(f"{argument}: not an option of launch; see --help")
         else:
             overrides.append(argument)
     return Options(**own, overrides=tuple(overrides))

@@ -60,7 +60,7 @@ def refuse_other_architecture(where: str, then_yaml: str, now: Mapping[str, Any]
 
 def changed(then_yaml: str, now_yaml: str) -> dict[str, tuple[str, str]]:
     """What was set otherwise, (then, now) by dotted key, of all that has a bearing on the weights."""
-    then, now = dict(_flat(yaml.safe_load(then_yaml))), dict(_flat(yaml.safe_load(now_yaml)))
+    then, now = dict(flat(yaml.safe_load(then_yaml))), dict(flat(yaml.safe_load(now_yaml)))
     weighty = [key for key in now if not any(key == one or key.startswith(f"{one}.") for one in _NO_WEIGHT)]
     return {key: (_told(then[key]), _told(now[key])) for key in weighty if key in then and then[key] != now[key]}
 
@@ -115,10 +115,11 @@ def _section(text: str, name: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _flat(body: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(body: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a configuration as data."""
     for key, value in body.items() if isinstance(body, dict) else ():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

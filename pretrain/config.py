@@ -309,9 +309,12 @@ class EvalConfig:
     )
     grammar_every: int = doc("optimizer steps between two scorings of them; 0 scores at the end only")
     grammar_pairs: int = doc("pairs of each paradigm at most; 0 takes all")
+    predictions: int = doc(
+        "held-out sentences whose missing word the model guesses at every evaluation, for the report; 0 none"
+    )
 
     def __post_init__(self) -> None:
-        for key in ("every", "max_samples", "grammar_every", "grammar_pairs"):
+        for key in ("every", "max_samples", "grammar_every", "grammar_pairs", "predictions"):
             require(getattr(self, key) >= 0, f"eval.{key}={getattr(self, key)}: cannot be negative")
 
 

@@ -143,6 +143,9 @@ def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
             found |= beside
         if grammar and session.grammar:
             found |= session.grammar.evaluate(session.engine, session.process, tick)
+        if held_out and session.gaps:
+            session.gaps.evaluate(session.engine, session.process, progress.step)
+            tick()
         session.telemetry.log(progress.step, {**found, **axes_of(progress)})
         if turn:
             session.process.log.info(turn)

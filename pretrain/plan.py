@@ -5,10 +5,14 @@ gradients and optimizer are exact up to DeepSpeed's padding; activations are tho
 tensors; time follows from model FLOPs and an assumed MFU.
 """
 
+import functools
+import re
 import sys
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
+import psutil
 import torch
 
 from cloze import cli, storage
@@ -33,21 +37,30 @@ from pretrain.config import (
 from pretrain.curves import Curve
 from pretrain.data.live_masks import check_masking
 from pretrain.optim.schedule import learning_rate
+from pretrain.precision import with_precision
 from pretrain.telemetry.throughput import GPUS, Gpu, training_flops
 
 GIB = 2**30
+CPU = "cpu"
 _RESERVED = int(1.5 * GIB)  # CUDA's context, NCCL's buffers, what the allocator cannot use
 _CAPABILITY = (8, 0)  # all GPUs that are offered here have it, or more
 _WIDE, _MFU_WIDE, _MFU_NARROW = 1024, 0.4, 0.25  # what published runs reached: docs/scaling.md
 _BARS = "▁▂▃▄▅▆▇█"
+_NOT_NEEDED = ("run", "data.path")  # of training's keys
+_MAGNITUDES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_GPUS_PER_NODE = 8
+_MATRIX = 1024  # rows of the matrices that a processor is timed with
+_MFU_CPU = 0.4  # of what matrix products reach here
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """plan's own keys. What a corpus at data.path tells (lengths, vocabulary, masking) comes from there."""
 
-    gpus: int = doc("number of GPUs")
-    gpu: str = doc("kind of GPU: " + ", ".join(gpu.name for gpu in GPUS if gpu.name))
+    gpus: int = doc("number of GPUs, over all nodes")
+    gpu: str = doc("kind of GPU: " + ", ".join(gpu.name for gpu in GPUS if gpu.name) + "; cpu: this machine")
+    nodes: int = doc(f"number of machines: without gpus= with {_GPUS_PER_NODE} GPUs each")
+    tokens: str | None = doc("tokens to train on, as 10B, 300M or 5e9: sets steps; null: steps says it")
     mfu: float = doc(
         "share of the peak that is reached: an assumption; a run logs its own as throughput/mfu; 0: what published "
         "runs reached, 0.4 from width 1024 on, else 0.25"
@@ -59,17 +72,30 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         names = [gpu.name for gpu in GPUS if gpu.name]
-        if self.gpu not in names:
-            raise UserError(f"gpu={self.gpu}: there are {', '.join(names)}")
-        for key, least in (("gpus", 1), ("vocab_size", 1), ("max_len", 0), ("mean_len", 0)):
+        if self.gpu not in (*names, CPU):
+            raise UserError(f"gpu={self.gpu}: there are {', '.join(names)}, and cpu for this machine")
+        for key, least in (("gpus", 1), ("nodes", 1), ("vocab_size", 1), ("max_len", 0), ("mean_len", 0)):
             if not getattr(self, key) >= least:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
         for key in ("mfu", "masking"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"{key}={getattr(self, key)}: must be in [0, 1]")
+        if self.tokens is not None and not self.num_tokens:
+            raise UserError(f"tokens={self.tokens}: is no number of tokens; write 10B, 300M or 5e9")
+
+    @property
+    def num_tokens(self) -> int:
+        """What `tokens` means; 0 where it means nothing."""
+        found = re.fullmatch(r"([\d_.]+(?:e\d+)?)\s*([kmbgt]?)", (self.tokens or "").strip().lower().replace(",", ""))
+        try:
+            return round(float(found[1].replace("_", "")) * _MAGNITUDES[found[2]]) if found else 0
+        except ValueError:
+            return 0
 
 
-DEFAULTS = PlanConfig(gpus=1, gpu="h200", mfu=0.0, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0)
+DEFAULTS = PlanConfig(
+    gpus=1, gpu="h200", nodes=1, tokens=None, mfu=0.0, max_len=0, mean_len=0, vocab_size=30_522, masking=0.0
+)
 
 
 class Memory(NamedTuple):
@@ -227,7 +253,9 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
     pairs = batch if config.model.architecture.has_pairs else 0
     flops = training_flops(config.model, rows, step.tokens, step.tokens * length, step.masked, pairs)
     peak = gpu.fp32_tflops if config.precision is Precision.fp32 else gpu.peak_tflops
-    mfu = options.mfu or (_MFU_WIDE if config.model.hidden_size >= _WIDE else _MFU_NARROW)
+    here = options.gpu == CPU
+    usual = _MFU_CPU if here else _MFU_WIDE if config.model.hidden_size >= _WIDE else _MFU_NARROW
+    mfu = options.mfu or usual
     seconds = flops / (mfu * peak * 1e12 * gpus)
     steps, batches = run_length(config, seconds)
     hours = batches * seconds / 3600
@@ -238,20 +266,49 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
         f"{config.micro_batch_size}; samples of {length} tokens, {step.masked / batch:.1f} to predict",
         f"step        {step.tokens:,} tokens, {flops / 1e15:.2f} PFLOP",
         f"speed       {step.tokens / seconds:,.0f} tokens/s, {seconds:.3f} s a step, if MFU is {mfu:.0%} of "
-        f"{peak:.0f} TFLOP/s in {config.precision.value}",
+        f"{peak:.{0 if peak >= 10 else 2}f} TFLOP/s in {config.precision.value}"
+        + (", measured here just now" if here else ""),
         f"run         {steps:,} steps, {batches * step.tokens / 1e9:,.1f} G tokens, {batches * flops:.2e} FLOP: "
-        f"{hours:,.1f} hours, {hours * gpus:,.0f} GPU-hours",
+        f"" + (long(hours) if here else f"{long(hours)}, {hours * gpus:,.0f} GPU-hours"),
         f"checkpoint  {12 * count / 1e9:.2f} GB each (fp32 weights and two moments)",
         f"schedule    {draw_schedule(config, steps)}",
         *draw_curves(config),
-        "",
-        f"GiB of memory per GPU; {gpu.memory_gib:.0f} are there",
-        *memory_table(config, options, count, rows, gpu.memory_gib),
+        *([] if here else ["", f"GiB of memory per GPU; {gpu.memory_gib:.0f} are there"]),
+        *([] if here else memory_table(config, options, count, rows, gpu.memory_gib)),
     ]
 
 
+def long(hours: float) -> str:
+    """Hours as a person says them: `12 minutes`, `3.5 hours`, `2.1 days`."""
+    if hours < 1.5:
+        return f"{max(1.0, hours * 60):.0f} minutes"
+    return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
+
+
 def gpu_of(options: PlanConfig) -> Gpu:
+    """The kind of GPU, or this machine's processor, whose speed is measured."""
+    if options.gpu == CPU:
+        return _this_machine()
     return next(gpu for gpu in GPUS if gpu.name == options.gpu)
+
+
+@functools.cache
+def _this_machine() -> Gpu:
+    """TFLOP/s of large matrix products, the best of some tries."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.rand(_MATRIX, _MATRIX).to(dtype)
+        seconds = []
+        for _ in range(4):
+            started = time.perf_counter()
+            a @ a
+            seconds.append(time.perf_counter() - started)
+        best[dtype] = 2 * _MATRIX**3 / min(seconds) / 1e12
+    return Gpu(CPU, max(best.values()), best[torch.float32], psutil.virtual_memory().total / GIB, CPU)
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def run_length(config: TrainConfig, seconds: float) -> tuple[int, float]:
@@ -318,40 +375,59 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     mine = {key: value for key, equals, value in parts if key in own and equals}
     rest = [argument for argument, (key, *_) in zip(arguments, parts, strict=True) if key not in mine]
     given = {key for key, *_ in parts}
-    rest += [f"{key}=plan" for key in ("run", "data.path", "init_from") if key not in given]
+    rest += [f"{key}=plan" for key in (*_NOT_NEEDED, "init_from") if key not in given]
     config = cli.compose("train", TrainConfig, rest)
     options = cli.typed({**asdict(DEFAULTS), **mine}, PlanConfig)
+    if "nodes" in mine and "gpus" not in mine:
+        options = replace(options, gpus=options.nodes * (1 if options.gpu == CPU else _GPUS_PER_NODE))
+    share = config.peak_batch_size // options.gpus
+    if "micro_batch_size" not in given and share and config.micro_batch_size > share:  # nobody insists on it
+        config = replace(config, micro_batch_size=share)
     from pretrain.model.attention import choose_kernel
 
+    if options.gpu == CPU:
+        config = with_precision(config, torch.device("cpu"))
     if config.precision is Precision.auto:
         config = replace(config, precision=Precision.bf16)  # as on the GPUs that are planned for
     if config.model.attention is not Attention.flash:  # which must be installed there, not here
-        kernel = choose_kernel(config.model, config.precision, _CAPABILITY)
+        kernel = choose_kernel(config.model, config.precision, None if options.gpu == CPU else _CAPABILITY)
         config = replace(config, model=replace(config.model, attention=kernel))
-    if "data.path" in given and not storage.is_remote(config.data.path):
+    return _with_corpus(config, options, "data.path" in given)
+
+
+def _with_corpus(config: TrainConfig, options: PlanConfig, given: bool) -> tuple[TrainConfig, PlanConfig]:
+    """What the corpus, or else the recipe, says of lengths and masks; and as many steps as the tokens make."""
+    if given and not storage.is_remote(config.data.path):
         manifest = read_manifest(storage.local_path(config.data.path))
         check_masking(config.data, manifest)
-        return config, corpus_options(options, manifest, config.data)
-    length = options.max_len or max(config.expect.max_len, default=128)
-    if options.mean_len > length:
-        raise UserError(f"mean_len={options.mean_len}: must be at most max_len={length}")
-    live = config.data.curves.get("data.masking_probability")
-    masking = options.masking or (live.peak if live else config.expect.masking_probability) or 0.15
-    return config, replace(options, max_len=length, masking=masking)
+        options = corpus_options(options, manifest, config.data)
+    else:
+        length = options.max_len or max(config.expect.max_len, default=128)
+        if options.mean_len > length:
+            raise UserError(f"mean_len={options.mean_len}: must be at most max_len={length}")
+        live = config.data.curves.get("data.masking_probability")
+        masking = options.masking or (live.peak if live else config.expect.masking_probability) or 0.15
+        options = replace(options, max_len=length, masking=masking)
+    if options.num_tokens:
+        per_step = config.peak_batch_size * (options.mean_len or options.max_len)
+        config = replace(config, steps=max(1, round(options.num_tokens / per_step)))
+    return config, options
 
 
 @cli.overrides_command(TrainConfig)
 def main(arguments: list[str]) -> int:
     if "--help" in arguments:
-        keys = [(field.name, field.metadata["help"], getattr(DEFAULTS, field.name)) for field in fields(PlanConfig)]
-        print("python -m pretrain.plan [key=value ...]\n\nIts own keys:")
-        print("\n".join(f"  {name:28} {text} [{default}]" for name, text, default in keys))
-        print(cli.help_text("train", TrainConfig).partition("\n")[2])
+        own = [
+            cli.Key(field.name, field.metadata["help"], _shown(getattr(DEFAULTS, field.name)))
+            for field in fields(PlanConfig)
+        ]
+        print(cli.help_text("train", TrainConfig, arguments, own, _NOT_NEEDED))
         return ExitCode.OK
     config, options = composed(arguments)
     print("\n".join(plan(config, options)))
     count = parameters_of(config.model, options.vocab_size)
-    check_memory(config, options, count, options.gpus, gpu_of(options).memory_gib)
+    if options.gpu != CPU:
+        check_memory(config, options, count, options.gpus, gpu_of(options).memory_gib)
     return ExitCode.OK
 
 

@@ -1,5 +1,8 @@
 """One process of a run, from joining the group to leaving it: session.py makes the parts of it, loop.py runs them."""
 
+import shlex
+from pathlib import Path
+
 from cloze.errors import ExitCode, UserError
 from pretrain import dist
 from pretrain.branch import open_branch
@@ -48,4 +51,14 @@ def run(job: Job) -> None:
         return
     with open_session(job, snapshot, mirror) as session:
         job.code = train_with_rollbacks(session)
+    process.log.info(closing_line(job.path, job.code, job.progress.step, config.steps))
     process.barrier()  # launchers kill the others soon after the first rank that leaves, and rank 0 may need minutes
+
+
+def closing_line(path: Path, code: int, step: int, steps: int) -> str:
+    """Where an orderly run stands at its end, what is saved, and what to do next."""
+    run, out = shlex.quote(str(path)), shlex.quote(f"out/{path.name}")
+    saved = f"step {step} of {steps} is saved in {path / 'checkpoints'}"
+    if code == ExitCode.STOPPED:
+        return f"{path}: stopped; {saved}; the same command goes on"
+    return f"{path}: finished; {saved}; next: python -m pretrain.export {run} {out}"

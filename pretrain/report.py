@@ -6,19 +6,23 @@ from pathlib import Path
 
 from cloze.cli import command, parser
 from cloze.errors import ExitCode
-from pretrain.telemetry.report import REPORT_NAME, write_report
-from pretrain.telemetry.sinks import AXES
+from pretrain.telemetry.charts import AXES
+from pretrain.telemetry.report import COMPARISON_NAME, REPORT_NAME, write_report
 
-PARSER = parser("pretrain.report", "One HTML page about one run, or over several.")
+PARSER = parser("pretrain.report", "One HTML page about one run, or over several side by side.")
 PARSER.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/demo")
-PARSER.add_argument("--out", type=Path, help=f"page to write [the first run's {REPORT_NAME}]")
-PARSER.add_argument("--x", choices=("step", *AXES), default="step", help="what curves are drawn over")
+PARSER.add_argument(
+    "--out", type=Path, help=f"page to write [{REPORT_NAME} in the run; of several {COMPARISON_NAME} beside the first]"
+)
+PARSER.add_argument("--x", choices=AXES, default="step", help="what curves are drawn over at first")
 
 
 @command(PARSER)
 def main(options: Namespace) -> int:
     """Write the page; its path goes to stdout."""
-    print(write_report(options.run_dirs, options.out or options.run_dirs[0] / REPORT_NAME, axis=options.x))
+    first = options.run_dirs[0]
+    usual = first / REPORT_NAME if len(options.run_dirs) == 1 else first.resolve().parent / COMPARISON_NAME
+    print(write_report(options.run_dirs, options.out or usual, axis=options.x))
     return ExitCode.OK
 
 

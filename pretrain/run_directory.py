@@ -27,6 +27,7 @@ from cloze.files import write_whole
 from cloze.ownership import RUN
 from pretrain.checkpoint.format import list_checkpoints, step_of, verify
 from pretrain.precision import cpu_name
+from pretrain.telemetry.redact import redact_overrides
 
 _OURS = ("config.yaml", "environment.json", "metrics.jsonl", "status.json", "tokenizer", "wandb_id", "skipped.jsonl")
 _PACKAGES = ("cloze", "torch", "deepspeed", "transformers", "tokenizers", "webdataset", "hydra-core", "numpy", "wandb")
@@ -155,6 +156,7 @@ def environment(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "program": Path(sys.argv[0]).name,
+        "overrides": redact_overrides([word for word in sys.argv[1:] if not word.startswith("--local")]),
     }
 
 

@@ -38,6 +38,7 @@ from pretrain.dist import Process
 from pretrain.engine.engine import Engine
 from pretrain.evaluate.baseline import held_out_baseline
 from pretrain.evaluate.doctor import Doctor
+from pretrain.evaluate.gaps import RunGaps, open_gaps
 from pretrain.evaluate.run_grammar import RunGrammar, open_grammar
 from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
@@ -47,9 +48,10 @@ from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
 from pretrain.precision import with_precision
 from pretrain.resume import restore
 from pretrain.run_directory import RunDirectory
+from pretrain.telemetry.metrics_file import METRICS_NAME
 from pretrain.telemetry.redact import redact
 from pretrain.telemetry.report import read_metrics
-from pretrain.telemetry.sinks import METRICS_NAME, Telemetry, open_telemetry
+from pretrain.telemetry.sinks import Telemetry, open_telemetry
 from pretrain.telemetry.throughput import Throughput, peak_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
@@ -161,6 +163,7 @@ class Session:
     telemetry: Telemetry
     doctor: Doctor  # rank 0's alone knows the baseline
     grammar: RunGrammar | None
+    gaps: RunGaps | None
     throughput: Throughput
     writer: checkpoint.Writer
     mirror: Mirror | None
@@ -229,6 +232,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         telemetry=telemetry,
         doctor=Doctor(baseline, earlier),
         grammar=grammar,
+        gaps=open_gaps(config, corpus, path),
         throughput=Throughput(peak * process.world_size if peak else None),
         writer=_open_writer(job, mirror),
         mirror=mirror,

@@ -5,12 +5,14 @@ notebook say: it neither exits the interpreter nor reads `sys.argv` where argume
 of a function of a configuration, `overrides_command` of one that composes for itself, `command` of one that takes
 arguments instead of keys.
 
-`entry` runs commands, `composition` makes the dataclass, `schemas` walks over what it declares, `explanation` turns an
-error into one line with the nearest valid name, `help` tells the keys, `terminal` outlives the reader.
+`entry` runs commands, `overrides` reads what was typed, `composition` makes the dataclass, `schemas` walks over what it
+declares, `explanation` turns an error into one line with the name that was meant, which `synonyms` knows of other
+tools' words, `help` tells the keys, `terminal` outlives the reader.
 """
 
 from cloze.cli.composition import compose, typed
-from cloze.cli.entry import command, guarded, hydra_command, overrides_command, parser
+from cloze.cli.entry import command, guarded, hydra_command, overrides_command, parser, refuse_options
+from cloze.cli.explanation import nearest
 from cloze.cli.help import Key, help_text, keys
 from cloze.cli.schemas import groups
 
@@ -23,7 +25,9 @@ __all__ = [
     "help_text",
     "hydra_command",
     "keys",
+    "nearest",
     "overrides_command",
     "parser",
+    "refuse_options",
     "typed",
 ]

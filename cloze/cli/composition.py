@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cloze.cli.explanation import explain, nearest
+from cloze.cli.overrides import as_meant
 from cloze.cli.schemas import fields_of, groups, key_of, root
 from cloze.errors import UserError
 from cloze.schema import Variant
@@ -28,6 +29,7 @@ def compose(config_name: str, schema: type[C], overrides: Sequence[str] = (), op
 
     `options` are what the command takes besides the keys of `schema`: a typo may mean one of them.
     """
+    overrides = as_meant(schema, overrides)
     try:
         config = composed(config_name, schema, overrides)
     except HydraException as error:
@@ -35,8 +37,8 @@ def compose(config_name: str, schema: type[C], overrides: Sequence[str] = (), op
         if len(choices) == len(overrides):
             raise
         chosen = dict(chosen_kinds(schema, composed(config_name, schema, choices)))
-        raise UserError(explain(error, schema, options, chosen)) from error
-    return fill(config, schema)
+        raise UserError(explain(error, schema, options, chosen, overrides)) from error
+    return fill(config, schema, overrides)
 
 
 def typed(values: Mapping[str, Any], schema: type[C]) -> C:
@@ -94,13 +96,13 @@ def group_choices(schema: type[Any], overrides: Sequence[str]) -> list[str]:
     return [override for override in overrides if override.lstrip("+").partition("=")[0] in names]
 
 
-def fill(config: DictConfig, schema: type[C]) -> C:
+def fill(config: DictConfig, schema: type[C], overrides: Sequence[str] = ()) -> C:
     chosen = dict(chosen_kinds(schema, config))
     try:
         merged = OmegaConf.merge(_template(schema, chosen), _by_field(config, schema))
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(explain(error, schema, chosen=chosen)) from error
+        raise UserError(explain(error, schema, chosen=chosen, overrides=overrides)) from error
     assert isinstance(result, schema)
     refuse_empty(dataclasses.asdict(typing.cast(Any, result)))
     return result

@@ -3,22 +3,23 @@
 import argparse
 import itertools
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cloze.cli.commands import COMMANDS, examples
 from cloze.cli.composition import HYDRA, compose, fill, refuse_one_run_for_all, refuse_renamed
-from cloze.cli.explanation import explain
+from cloze.cli.explanation import explain, no_such_option
 from cloze.cli.help import help_text
-from cloze.cli.schemas import root
+from cloze.cli.overrides import as_meant, quoted
+from cloze.cli.schemas import groups, key_names, root
 from cloze.cli.terminal import outlive_terminal
 from cloze.errors import ExitCode, PeerFailed, UserError
 from cloze.log import QUIET, VERBOSE, log, set_verbosity
@@ -71,20 +72,34 @@ def overrides_command(schema: type[Any]) -> Callable[[Callable[[list[str]], int]
     return with_schema
 
 
-class _Help(argparse.HelpFormatter):
-    """Defaults in brackets, as those of keys."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Defaults in brackets, as those of keys; examples as they stand."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=110)
+        super().__init__(prog, max_help_position=30, width=100)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         plain = (None, False, argparse.SUPPRESS)
         return action.help if any(action.default is one for one in plain) else f"{action.help} [%(default)s]"
 
 
+class _Parser(argparse.ArgumentParser):
+    """What it cannot read is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].lower()}{message[1:]}; {self.prog} --help tells what there is")
+
+
 def parser(module: str, description: str) -> argparse.ArgumentParser:
     """For `python -m {module}`, a command that takes arguments instead of keys."""
-    made = argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=_Help)
+    command = COMMANDS.get(module)
+    lines = "\n".join(f"  {example}" for example in examples(command)) if command else ""
+    made = _Parser(
+        f"python -m {module}",
+        description=description,
+        epilog=f"examples:\n{lines}" if lines else None,
+        formatter_class=_Help,
+    )
     loudness = made.add_mutually_exclusive_group()
     loudness.add_argument(VERBOSE, action="store_true", help="tell more")
     loudness.add_argument(QUIET, action="store_true", help="tell warnings and errors only")
@@ -135,8 +150,8 @@ def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; run the same command again to go on")
         return int(ExitCode.STOPPED)
-    except SystemExit as stop:  # argparse exits 2 after its own line
-        return int(ExitCode.USAGE) if stop.code == 2 else int(stop.code or 0)
+    except SystemExit as stop:  # argparse's, of --help
+        return int(stop.code or 0)
 
 
 def _complain(message: str, *, everywhere: bool = False) -> None:
@@ -178,16 +193,37 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 def _with_keys(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
     """Give the words that come before any `key=value` the names `positional`; what is in them, Hydra takes as it is."""
     words = list(itertools.takewhile(lambda one: not one.startswith("-") and "=" not in one, arguments))
-    named = [f"{key}={_quoted(word)}" for key, word in zip(positional, words, strict=False)]
+    named = [f"{key}={quoted(word)}" for key, word in zip(positional, words, strict=False)]
     return [*named, *arguments[len(named) :]]
 
 
-def _quoted(word: str) -> str:
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), word) + "'"
+# Hydra's flags that are of use here, and how many words follow each
+_FLAGS = {
+    **dict.fromkeys(("--multirun", "-m", "--resolve", "--hydra-help", "--version", "--run", "-r"), 0),
+    **dict.fromkeys(
+        ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-name", "-cn"), 1
+    ),
+}
+
+
+def refuse_options(schema: type[Any], arguments: Sequence[str], own: Sequence[str] = ()) -> None:
+    """Raises `UserError` of `--out X`, which Hydra's parser would answer with its own usage.
+
+    `own` are the flags and the keys that the command has beside those of `schema`.
+    """
+    for number, argument in enumerate(arguments):
+        if not argument.startswith("-") or argument.partition("=")[0] in (*_FLAGS, *own):
+            continue
+        following = arguments[number + 1] if number + 1 < len(arguments) else ""
+        value = "" if "=" in argument or following.startswith("-") or "=" in following else following
+        names = [*own, *(name for name, _ in key_names(schema))]
+        raise UserError(no_such_option(f"{argument}={value}" if value else argument, names, groups(schema)))
 
 
 def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Callable[[C], int]) -> int:
     """Let Hydra obey its flags."""
+    refuse_options(schema, arguments)
+    arguments = as_meant(schema, arguments, sweep=bool({"--multirun", "-m"} & {*arguments}))
     refuse_renamed(schema, arguments)
     refuse_one_run_for_all(config_name, schema, arguments)
     codes: list[int] = []

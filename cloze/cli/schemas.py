@@ -66,6 +66,24 @@ def key_names(
                 yield from key_names(kinds.get(section, candidate), kinds.items(), f"{section}.")
 
 
+def key_types(schema: type[Any]) -> dict[str, frozenset[Any]]:
+    """What each key takes, by its dotted name: one type, or several where kinds of a section differ in it."""
+    found: dict[str, set[Any]] = {}
+
+    def walk(section: type[Any], prefix: str) -> None:
+        for field, hint in fields_of(section):
+            key = f"{prefix}{key_of(field.name)}"
+            found.setdefault(key, set()).add(hint)
+            for candidate in (hint, *typing.get_args(hint)):
+                if dataclasses.is_dataclass(candidate):
+                    inner = typing.cast(type[Any], candidate)
+                    for each in (inner, *(inner.kinds.values() if issubclass(inner, Variant) else ())):
+                        walk(each, f"{key}.")
+
+    walk(schema, "")
+    return {key: frozenset(types) for key, types in found.items()}
+
+
 def _names_of_kinds(variant: type[Variant], prefix: str) -> Iterator[tuple[str, str]]:
     """`_names` of all kinds together; what only some have begins with their names."""
     owners: dict[str, list[str]] = {}

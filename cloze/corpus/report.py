@@ -104,10 +104,12 @@ def _findings(findings: Iterable[Finding]) -> Table:
 
 
 def _sources(manifest: Manifest) -> Table:
+    """What each source is of a pass: its tokens as often as its weight says. Of held-out ones the split."""
     sources = manifest.documents.get("sources", [])
-    most = max((source["tokens"] for source in sources), default=0) or 1
+    passed = [0.0 if source.get("split") else source["tokens"] * source.get("weight", 1.0) for source in sources]
+    total, most = sum(passed) or 1.0, max(passed, default=0.0) or 1.0
     return Table(
-        ("kind", "first path", "weight", "read", "kept", "tokens", ""),
+        ("kind", "first path", "weight", "read", "kept", "tokens", "of a pass", ""),
         [
             (
                 s["kind"],
@@ -116,9 +118,10 @@ def _sources(manifest: Manifest) -> Table:
                 s["read"],
                 s["kept"],
                 s["tokens"],
-                s["tokens"] / most,
+                "" if s.get("split") else f"{weighted / total:.1%}",
+                weighted / most,
             )
-            for s in sources
+            for s, weighted in zip(sources, passed, strict=True)
         ],
     )
 
@@ -137,8 +140,13 @@ def _lengths(manifest: Manifest) -> Table:
     histogram = np.asarray(manifest.splits[pass_name(0)].length_histogram)
     step = -(-len(histogram) // _BINS)
     counts = [int(histogram[start : start + step].sum()) for start in range(0, len(histogram), step)]
+    most = _scale(counts)
     rows = [
-        (f"{i * step} to {min((i + 1) * step, len(histogram)) - 1}", count, count / max(1, *counts))
+        (
+            f"{i * step} to {min((i + 1) * step, len(histogram)) - 1}" + (", bar cut" if count > most else ""),
+            count,
+            min(1.0, count / most),
+        )
         for i, count in enumerate(counts)
     ]
     return Table(("tokens", f"samples of {pass_name(0)}", ""), rows)
@@ -154,6 +162,12 @@ def _parts(samples: int) -> list[Ints]:
     """Indices of those that are looked at, some at a time."""
     indices = np.unique(np.linspace(0, max(0, samples - 1), min(samples, _LOOKED_AT)).astype(np.int64))
     return np.array_split(indices, -(-len(indices) // 1024))
+
+
+def _scale(counts: Sequence[int]) -> int:
+    """What the longest bar stands for: full samples are so many that on their own scale no other bar would show."""
+    *_, second, most = sorted([0, 0, *counts])
+    return max(1, min(most, 3 * second or most))
 
 
 def _looked_at(directory: Path, manifest: Manifest, tokenizer: CorpusTokenizer) -> list[Section]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cloze.log import log
 from data_prep.config import ArrayConfig
 from data_prep.executors.base import Executor, Unfinished
 from data_prep.executors.local import LocalExecutor
@@ -11,6 +12,7 @@ from data_prep.plan import PLAN, Plan
 from data_prep.stages.base import Stage
 
 _POLL_SECONDS = 0.2
+_TELL_SECONDS = 10.0
 
 
 class ArrayExecutor(Executor, kind="array"):
@@ -36,16 +38,25 @@ class ArrayExecutor(Executor, kind="array"):
         """Run this call's share, then wait for the rest; yield each number when it is done."""
         wanted = list(numbers)
         yield from self._local.run(stage, [number for number in wanted if number % self._calls == self._index])
-        for number in wanted:
-            if number % self._calls != self._index:
-                self.wait_for(stage.result(self._plan, number))
-                yield number
+        others = [number for number in wanted if number % self._calls != self._index]
+        for done, number in enumerate(others):
+            what = f"{stage.name}: {done} of {len(others)} tasks of the other {self._calls - 1} calls are done"
+            self.wait_for(stage.result(self._plan, number), what)
+            yield number
 
-    def wait_for(self, path: Path) -> None:
-        """Until `path` is there, or the leading call has finished the whole corpus."""
-        end = time.monotonic() + self._patience_seconds
+    def wait_for(self, path: Path, what: str = "") -> None:
+        """Until `path` is there, or the leading call has finished the whole corpus; `what` is told every 10 s."""
+        started = time.monotonic()
+        end, told = started + self._patience_seconds, started
         while not path.exists() and (self._plan.work / PLAN).exists():
-            if time.monotonic() > end:
+            now = time.monotonic()
+            if now > told + _TELL_SECONDS:
+                told = now
+                log.info(
+                    f"{what or f'waiting for {path.name} of call 0'}; waiting since {now - started:.0f} s, at most "
+                    f"{self._patience_seconds:g} s"
+                )
+            if now > end:
                 raise Unfinished(
                     f"{path}: not there after {self._patience_seconds:g} s; this call's share is done: run the "
                     "missing calls, or finish with executor=local"

@@ -1,56 +1,44 @@
 """One self-contained HTML page about one run, or over several.
 
-Reads what a run directory holds (metrics.jsonl, config.yaml, environment.json) and nothing else; needs no network to
-make or to read. Curves are inline SVG by matplotlib, coloured by CSS so that they follow the reader's light or dark
-theme.
+Reads what a run directory holds and nothing else; needs no network to make or to read. What a person wants first stands
+first: where the run stands, what that means, what to do now. The page draws its charts itself (`templates/report.js`).
 """
 
-import io
+import base64
+import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from cloze.corpus import diagnosis
+from cloze.corpus.manifest import read_manifest
 from cloze.errors import DiskError, UserError, first_line
 from cloze.files import write_whole
 from cloze.ownership import page_mark, require_own_file
+from cloze.storage import is_remote, local_path
 from cloze.templates import render
 from pretrain.changes import read_changes
-from pretrain.curves import Curve, shares_that_tell, written_curves
-from pretrain.telemetry.sinks import METRICS_NAME
+from pretrain.telemetry.charts import Lines, as_script, chart_data, told_seconds, training_seconds
+from pretrain.telemetry.metrics_file import METRICS_NAME, MetricsFile
+from pretrain.telemetry.predictions import Predictions, read_predictions
+from pretrain.telemetry.recipes import differences, differing
+from pretrain.telemetry.standing import Standing, standing_of
 
 REPORT_NAME = "report.html"
+COMPARISON_NAME = "compared.html"
 _PAGE_MARK = page_mark("report on runs")
 
-_MAX_POINTS = 1000  # per curve: more would only make the page heavy
-_GIVEN_POINTS = 200  # of a curve that the configuration gives
-_PALETTE = ("#2f7ed8", "#d95f02", "#1b9e77", "#c2478f", "#8a6fd1", "#a6761d", "#d64550", "#5b8c2a")
-_INK, _GRID = "#010203", "#040506"  # stand-ins that CSS variables replace
-
-# (title, metrics that share the chart, whether its axis is logarithmic); held-out metrics are dashed
-_CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("MLM loss, nats per masked token", ("train/mlm_loss", "eval/mlm_loss", "eval/frequencies_loss"), False),
-    ("MLM accuracy", ("train/mlm_accuracy", "eval/mlm_accuracy"), False),
-    ("NSP loss, nats per pair", ("train/nsp_loss", "eval/nsp_loss"), False),
-    ("NSP accuracy", ("train/nsp_accuracy", "eval/nsp_accuracy", "eval/majority_nsp_accuracy"), False),
-    (
-        "Grammar: minimal pairs, all and agreement",
-        ("eval/grammar_accuracy", "eval/grammar_agreement_accuracy", "eval/grammar_frequencies_accuracy"),
-        False,
-    ),
-    ("Total loss", ("train/loss",), False),
-    ("Learning rate", ("train/lr",), False),
-    ("Tokens per second", ("throughput/tokens_per_second",), False),
-    ("Gradient norm", ("train/grad_norm",), True),
-    ("Model FLOPs utilization", ("throughput/mfu",), False),
-    ("Share of time spent waiting for data", ("data/wait_fraction",), False),
-)
+_MAX_POINTS = 1000  # per curve of a card: more would only make it heavy
+_COLUMNS = 6  # evaluations whose predictions stand side by side
+_TEMPLATES = Path(__file__).parent / "templates"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +46,7 @@ class RunData:
     """What a run directory says of its run."""
 
     label: str
+    directory: Path
     metrics: Sequence[Mapping[str, Any]]  # one object per logged step, ascending
     config: Mapping[str, Any]
     config_yaml: str
@@ -76,19 +65,22 @@ class RunData:
         return sorted(found) if group == "eval" else []
 
 
-def read_run(directory: Path, label: str) -> RunData:
-    """Read a run directory. Raises `UserError` where there are no metrics."""
-    rows = read_metrics(directory / METRICS_NAME)
+def read_run(directory: Path, label: str, metrics: MetricsFile | None = None) -> RunData:
+    """Read a run directory; of long metrics what `MetricsFile` keeps. Raises `UserError` where there are none."""
+    metrics = metrics or MetricsFile(directory / METRICS_NAME)
+    metrics.refresh()
+    rows = metrics.rows
     if not rows:
         raise UserError(f"{directory / METRICS_NAME}: no metrics in it; name the directory of a run that has trained")
     config_yaml = _text(directory / "config.yaml")
     try:
-        config = yaml.safe_load(config_yaml)
+        config = yaml.load(config_yaml, Loader=_LOADER)  # noqa: S506 (both are safe ones)
         environment = json.loads(_text(directory / "environment.json") or "{}")
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{directory}: config.yaml or environment.json is damaged ({first_line(error)})") from error
     return RunData(
         label=label,
+        directory=directory,
         metrics=rows,
         config=config if isinstance(config, dict) else {},
         config_yaml=config_yaml,
@@ -136,13 +128,16 @@ class Table(NamedTuple):
 
 
 def write_report(run_dirs: Sequence[Path], out: Path, tables: Sequence[Table] = (), axis: str = "step") -> Path:
-    """Write the page over `run_dirs` to `out`; `tables` stand after the summary.
+    """Write the page over `run_dirs` to `out`; `tables` stand after the charts.
 
-    Raises `UserError` where a run has no metrics, `DiskError` where `out` cannot be written.
+    Raises `UserError` where a run has no metrics, or `out` is another page of a run's own, `DiskError` where it cannot
+    be written.
     """
-    runs = [read_run(directory, label) for directory, label in zip(run_dirs, _labels(run_dirs), strict=True)]
+    if len(run_dirs) > 1 and out.name == REPORT_NAME and out.parent.resolve() in {one.resolve() for one in run_dirs}:
+        raise UserError(f"--out {out}: is that run's own page; name another, such as {COMPARISON_NAME}")
+    runs = [read_run(directory, label) for directory, label in zip(run_dirs, labels(run_dirs), strict=True)]
     require_own_file(out, (_PAGE_MARK, "<title>Cloze: "), "--out ")  # the second: of earlier versions
-    page = _page(runs, tables, axis)
+    page = report_page(runs, tables, axis)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, page.encode())
@@ -151,108 +146,159 @@ def write_report(run_dirs: Sequence[Path], out: Path, tables: Sequence[Table] = 
     return out
 
 
-def _labels(run_dirs: Sequence[Path]) -> list[str]:
+def labels(run_dirs: Sequence[Path]) -> list[str]:
     """Directory names, or whole paths where two bear the same name."""
     names = [directory.resolve().name for directory in run_dirs]
     return names if len(set(names)) == len(names) else [str(directory) for directory in run_dirs]
 
 
-def _page(runs: Sequence[RunData], tables: Sequence[Table], axis: str) -> str:
+class Figure(NamedTuple):
+    """One thing that the first screen says of a run."""
+
+    name: str
+    value: str
+    beside: str = ""
+
+
+def report_page(runs: Sequence[RunData], tables: Sequence[Table] = (), axis: str = "step", live: str = "") -> str:
+    """The whole page; `live` is where it finds what `fresh` gives, if somebody serves it."""
+    standings = [standing_of(run.directory, run.metrics) for run in runs]
     facts = [run_facts(run) for run in runs]
     names = dict.fromkeys(name for column in facts for name in column)
-    charts = [
-        (heading, svg)
-        for number, (heading, metrics, logarithmic) in enumerate(_CHARTS)
-        if (svg := _chart(runs, metrics, axis, logarithmic, f"c{number}-"))
-    ]
-    given = [dict(written_curves(run.config)) for run in runs]
-    keys = dict.fromkeys(key for found in given for key in found)
-    charts += [
-        (f"{key} as it was set, over the share of the run", _given_chart([found.get(key) for found in given], f"k{i}-"))
-        for i, key in enumerate(keys)
-    ]
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    one = len(runs) == 1
+    known = differences(runs[0].config) if one and runs[0].config else None
     return render(
         __file__,
         "report.html",
         mark=_PAGE_MARK,
         title="Cloze: " + ", ".join(run.label for run in runs),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{script_hash(script)}'; connect-src "
+        + ("'self'" if live else "'none'"),
+        style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        data=as_script(_data(runs)),
+        axis=axis,
+        live=live,
+        written=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
         labels=[run.label for run in runs],
+        standings=standings,
+        figures=[figures(run, standing) for run, standing in zip(runs, standings, strict=True)],
+        gauge=_gauge(runs[0], standings[0]) if one else None,
         facts=[(name, [column.get(name, "") for column in facts]) for name in names],
         tables=tables,
-        charts=charts,
-        palette=_PALETTE,
+        known=known,
+        differing=[] if one else differing([run.config for run in runs]),
+        predictions=[(run.label, *_shown(found)) for run in runs if (found := read_predictions(run.directory)).guesses],
+        findings=_findings(runs[0]) if one else [],
         files=[file for run in runs for file in _files(run)],
     )
 
 
-def _chart(runs: Sequence[RunData], names: Sequence[str], axis: str, logarithmic: bool, prefix: str) -> str:
-    """One chart as inline SVG, or nothing where no run has the metrics. User's text never enters it."""
-    drawn = False
-    with _axes() as axes:
-        for index, run in enumerate(runs):
-            colour = _PALETTE[index % len(_PALETTE)]
-            for name in [each for main in names for each in (main, *run.named(main))]:
-                places, values = thinned(*run.series(name, axis))
-                drawn = drawn or any(math.isfinite(value) for value in values)
-                held_out = name.startswith("eval/")
-                look: dict[str, Any] = (
-                    {"linestyle": "--", "marker": "o", "markersize": 3} if held_out else {"linewidth": 1.3}
-                )
-                if name not in names:  # of a split with a name
-                    look |= {"linestyle": ":", "marker": "x"}
-                axes.plot(places, values, color=colour, **look)
-        if not drawn:
-            return ""
-        if logarithmic:
-            axes.set_yscale("log")
-        return _finished(axes, axis, prefix)
+def fresh(runs: Sequence[RunData]) -> dict[str, Any]:
+    """What a served page takes over while its runs go on: the numbers of its charts, and texts by their names."""
+    texts: dict[str, str] = {}
+    for number, run in enumerate(runs):
+        standing = standing_of(run.directory, run.metrics)
+        for figure in figures(run, standing):
+            texts |= {f"{number}-{figure.name}": figure.value, f"{number}-{figure.name}-beside": figure.beside}
+        texts |= {f"{number}-state": standing.line, f"{number}-advice": standing.advice}
+        texts[f"{number}-share"] = f"{100 * (standing.share or 0):.1f}%"
+    return {"data": _data(runs), "texts": texts}
 
 
-def _given_chart(curves: Sequence[Curve | None], prefix: str) -> str:
-    """One key's curve of each run that has one, as the configuration gives it."""
-    with _axes() as axes:
-        for index, curve in enumerate(curves):
-            if curve:
-                shares = sorted({*(i / _GIVEN_POINTS for i in range(_GIVEN_POINTS + 1)), *shares_that_tell(curve)})
-                values = [curve.at(share) for share in shares]
-                axes.plot(shares, values, color=_PALETTE[index % len(_PALETTE)], linewidth=1.3)
-        return _finished(axes, "share of the run", prefix)
+def _data(runs: Sequence[RunData]) -> dict[str, Any]:
+    return chart_data([Lines(run.label, run.metrics, run.config, run.directory) for run in runs])
 
 
-@contextmanager
-def _axes() -> Iterator[Any]:
-    from matplotlib import rc_context  # half a second: only where something is drawn
-    from matplotlib.figure import Figure
+def figures(run: RunData, standing: Standing) -> list[Figure]:
+    """The first screen of one run, in the order in which a person asks."""
+    step = f"{standing.step:,}" + (f" of {standing.steps:,}" if standing.steps else "")
+    found = [Figure("step", step, f"{standing.tokens:,} tokens" if standing.tokens is not None else "")]
+    for name, label in (("eval/mlm_loss", "held-out MLM loss"), ("train/mlm_loss", "training MLM loss")):
+        _, values = run.series(name)
+        if values:
+            _, shares = run.series(name.replace("loss", "accuracy"))
+            beside = f"{shares[-1]:.1%} of the masked tokens right" if shares else ""
+            found.append(Figure(label, _loss(values[-1]), beside))
+    if standing.tokens_per_second:
+        _, mfu = run.series("throughput/mfu")
+        found.append(
+            Figure("tokens per second", f"{standing.tokens_per_second:,.0f}", f"MFU {mfu[-1]:.1%}" if mfu else "")
+        )
+    trained = training_seconds(run.metrics)[-1]
+    told = f"trained for {told_seconds(trained)}"
+    if standing.remaining_seconds is not None:
+        found.append(Figure("time left", f"about {told_seconds(standing.remaining_seconds)}", told))
+    else:
+        found.append(Figure("time trained", told_seconds(trained), ""))
+    if standing.seen:
+        found.append(Figure("last sign of life", time.strftime("%H:%M:%S UTC", time.gmtime(standing.seen)),
+                            time.strftime("%d %B %Y", time.gmtime(standing.seen))))  # fmt: skip
+    return found
 
-    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
-        yield Figure(figsize=(5.2, 2.9), layout="constrained").add_subplot()
+
+def _loss(value: float) -> str:
+    return f"{value:,.3f}" if math.isfinite(value) else "not finite"
 
 
-def _finished(axes: Any, label: str, prefix: str) -> str:
-    """The chart as inline SVG."""
-    axes.set_xlabel(label, color=_INK)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.tick_params(which="both", color=_GRID, labelcolor=_INK)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_GRID)
-    buffer = io.StringIO()
-    axes.figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
-    return _inline(buffer.getvalue(), prefix)
+def _gauge(run: RunData, standing: Standing) -> list[tuple[str, float, float]]:
+    """(what it is, nats, percent of what guessing gives) of the losses that a run is held against."""
+    vocabulary, loss = vocabulary_size(run.directory), standing.held_out
+    if loss is None:
+        _, losses = run.series("train/mlm_loss")
+        loss = losses[-1] if losses else None
+    if not vocabulary or loss is None or not math.isfinite(loss):
+        return []
+    guess = math.log(vocabulary)
+    marks = [("guessing", guess), ("word frequencies alone", standing.frequencies), ("this run", loss)]
+    return [(name, value, min(100.0, 100 * value / guess)) for name, value in marks if value is not None]
 
 
-def _inline(svg: str, prefix: str) -> str:
-    """A stand-alone SVG file -> an element for an HTML page: themed, scalable, with ids of its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for size in ("width", "height"):  # the viewBox stays
-        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
-    svg = re.sub(r'href="#', f'href="#{prefix}', svg)
-    return svg.replace(_INK, "var(--soft)").replace(_GRID, "var(--grid)").strip()
+def vocabulary_size(directory: Path) -> int:
+    """Of the tokenizer in a run's directory; 0 where there is none."""
+    try:
+        body = json.loads((directory / "tokenizer" / "tokenizer.json").read_bytes())
+        added = {token["content"] for token in body.get("added_tokens", ())}
+        return len({*body["model"]["vocab"]} | added)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _shown(predictions: Predictions) -> tuple[list[int], list[tuple[Any, list[tuple[str, str, bool]]]]]:
+    """Steps, and for each sentence (it, [(guess, how likely, whether it is right) at each of them])."""
+    every = predictions.guesses
+    wanted = sorted({round(i * (len(every) - 1) / max(1, _COLUMNS - 1)) for i in range(_COLUMNS)})
+    columns = [every[index] for index in wanted]
+    rows = [
+        (
+            gap,
+            [
+                (guesses[i].token, f"{guesses[i].probability:.0%}", guesses[i].token == gap.answer)
+                for _, guesses in columns
+            ],
+        )
+        for i, gap in enumerate(predictions.gaps)
+    ]
+    return [step for step, _ in columns], rows
+
+
+def _findings(run: RunData) -> list[tuple[str, str]]:
+    """(level, line) of the diagnosis of the run's corpus, where it still lies where it lay."""
+    data = run.config.get("data")
+    path = data.get("path") if isinstance(data, Mapping) else None
+    if not isinstance(path, str) or is_remote(path) or not (local_path(path) / "manifest.json").is_file():
+        return []
+    try:
+        found = diagnosis.stored(read_manifest(local_path(path)))
+    except UserError:
+        return []
+    return [(finding.level.value, finding.line) for finding in found]
+
+
+def script_hash(script: str) -> str:
+    """What lets a browser run this script of the page and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:

@@ -23,10 +23,9 @@ from cloze.files import write_whole
 from cloze.log import log
 from pretrain.config import TrainConfig, WandbConfig, WandbMode
 from pretrain.telemetry.console import Console
+from pretrain.telemetry.metrics_file import METRICS_NAME, ROLLED_BACK_NAME
 from pretrain.telemetry.redact import redact, redact_overrides, redact_text
 
-METRICS_NAME = "metrics.jsonl"
-ROLLED_BACK_NAME = "metrics.rolled-back.jsonl"
 WANDB_ID_NAME = "wandb_id"
 AXES = ("samples", "tokens")  # what has been trained on, in every row: to draw other metrics over instead of steps
 

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -160,6 +161,32 @@ def test_commands_exist_and_compose(page: Path) -> None:
         assert find_spec(module), f"{page.name}: python -m {module}"
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_lines_paste_into_any_shell(shell: str) -> None:
+    """Brackets that are not quoted, zsh takes for a pattern of files: "no matches found"."""
+    commands = [shlex.join(command) for page in PAGES for block in blocks(page) for command in block.commands]
+    raw = [line for page in PAGES for line in raw_lines(page)]
+    bare = [line for line in raw if re.search(r"(?<=\s)[\w.+~]+=[^\s'\"]*[\[{*?]", line)]
+    assert bare == [], "quote them"
+    assert len(commands) > 100
+    if shutil.which(shell):
+        words = [word for line in raw for word in shlex.split(line, comments=True)]
+        script = "\n".join(f"printf '%s\\n' {line}" for line in raw)
+        done = subprocess.run([shell, "-c", script], capture_output=True, text=True, timeout=60)
+        assert (done.stderr, done.stdout.splitlines()) == ("", words)
+
+
+def raw_lines(page: Path) -> list[str]:
+    """The commands of a page's shell blocks as they stand there, lines that go on joined."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for kind, body in re.findall(r"^```(console|bash|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        lines = body.replace("\\\n", " ").split("\n")
+        lines = [line[2:] for line in lines if line.startswith("$ ")] if kind == "console" else lines
+        found += [line for line in lines if line.strip() and "…" not in line and not re.search(r"[|<>&;$`]", line)]
+    return [line for line in found if not line.lstrip().startswith("#")]
+
+
 def test_the_check_finds_mistakes() -> None:
     for line in (
         "python -m data_prep out=x max_length=128",
@@ -225,7 +252,7 @@ def test_the_reference_has_every_key_and_option() -> None:
     assert all(f"usage: python -m {name} " in text for name in parsers)
     assert re.search(r"--split SPLIT +pass-00, pass-01, …, val, or val-NAME \[pass-00\]", text)
     assert re.search(r"--seed SEED +which samples: the same seed shows the same \[0\]", text)
-    assert "Groups" not in cli.help_text("finetune", FinetuneConfig)
+    assert "Choices" not in cli.help_text("finetune", FinetuneConfig)
     assert "lost_after=S" in text
     assert "| `mfu` |" in text
 
@@ -263,6 +290,8 @@ def test_help_is_quick() -> None:
         "finetune.embeddings",
         "pretrain.probes",
         "pretrain.words",
+        "pretrain.report",
+        "pretrain.runs.__main__",
     )
     for modules, forbidden in ((quick, "torch"), ((*quick, "pretrain.plan"), "transformers")):
         source = f"import sys, {', '.join(modules)}; sys.exit('{forbidden}' in sys.modules)"

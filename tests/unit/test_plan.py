@@ -190,7 +190,7 @@ def test_training_refuses_what_cannot_fit(corpus: Path) -> None:
     [
         ("gpu=h300", "gpu=h300: there are b200, h200"),
         ("gpus=0", "gpus=0: must be at least 1"),
-        ("gpus=x", "gpus: "),
+        ("gpus=x", "gpus=x: is not a whole number"),
         ("mfu=1.5", "mfu=1.5: must be in"),
         ("gpus=3", "not a multiple of micro_batch_size=32 x 3 ranks"),
         ("gpus", "gpus: not a key=value"),

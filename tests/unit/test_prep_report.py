@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloze.corpus.manifest import write_manifest
-from cloze.corpus.report import report
+from cloze.corpus.report import _scale, report
 from cloze.corpus.shards import Split
 from cloze.errors import ExitCode
 from data_prep import peek, verify
@@ -102,3 +102,11 @@ def test_it_says_what_is_wrong(tmp_path, capsys):
     assert len(errors) == 2
     assert all(line.startswith("error: ") for line in errors)
     assert report(tmp_path / "c").startswith("<!doctype html>")
+
+
+def test_one_crowded_length_leaves_the_other_bars_to_be_seen() -> None:
+    """As where nearly all samples are full."""
+    assert _scale([5, 8, 4, 900]) == 24
+    assert _scale([5, 8, 4]) == 8
+    assert _scale([0, 0, 7]) == 7
+    assert _scale([]) == 1
