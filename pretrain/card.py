@@ -14,8 +14,8 @@ from cloze import cli, ownership
 from cloze.errors import DiskError, ExitCode, UserError
 from pretrain.export.card import CARD, write_card
 from pretrain.export.card_facts import Options, Trained
+from pretrain.telemetry.metrics_file import METRICS_NAME
 from pretrain.telemetry.report import read_metrics
-from pretrain.telemetry.sinks import METRICS_NAME
 
 PARSER = cli.parser("pretrain.card", "The card (README.md) of an exported model, from its run.")
 PARSER.add_argument("run", type=Path, help="run directory that the model was exported from")

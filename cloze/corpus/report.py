@@ -235,7 +235,7 @@ def _words(cutting: Cutting) -> list[Table]:
         *((f"tokens that {count:,} added words would save", f"{cutting.saved(count):.2%}") for count in _ADDED),
     ]
     top = cutting.cut[:20]
-    rows = [(word.text, word.count, word.pieces, word.saved / max(1, top[0].saved)) for word in top]
+    rows = [(word.text, word.times, word.pieces, word.saved / max(1, top[0].saved)) for word in top]
     return [Table(("", ""), facts), Table(("most tokens by being cut", "times", "pieces", ""), rows)]
 
 

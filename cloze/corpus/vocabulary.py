@@ -28,13 +28,13 @@ class CutWord(NamedTuple):
     """A word of several pieces."""
 
     text: str
-    count: int
+    times: int
     pieces: int
 
     @property
     def saved(self) -> int:
         """Tokens fewer, were it one."""
-        return self.count * (self.pieces - 1)
+        return self.times * (self.pieces - 1)
 
 
 class Cutting(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cloze.corpus.tokenizer import WordPiece, load_tokenizer
+from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from pretrain.config import TrainConfig
 from pretrain.data.loader import IGNORED, MicroBatch, TrainingCorpus, bounded
 from pretrain.dist import Process
@@ -19,7 +19,6 @@ from pretrain.engine.engine import Engine
 from pretrain.telemetry.predictions import Gap, Guess, write_gaps, write_guesses
 
 _BEFORE, _AFTER = 12, 8  # tokens of context that are told
-_CONTINUES = "##"
 
 
 class Part(NamedTuple):
@@ -32,7 +31,7 @@ class Part(NamedTuple):
 class RunGaps:
     """The sentences of one run."""
 
-    def __init__(self, parts: Sequence[Part], gaps: Sequence[Gap], tokenizer: WordPiece, folder: Path) -> None:
+    def __init__(self, parts: Sequence[Part], gaps: Sequence[Gap], tokenizer: CorpusTokenizer, folder: Path) -> None:
         self._parts, self.gaps, self._tokenizer, self._folder = parts, gaps, tokenizer, folder
         self._begun = self._off = False
 
@@ -75,7 +74,7 @@ def open_gaps(config: TrainConfig, corpus: TrainingCorpus, folder: Path) -> RunG
     return RunGaps(parts, gaps, tokenizer, folder) if gaps else None
 
 
-def _gap(batch: MicroBatch, sample: int, tokenizer: WordPiece, corpus: TrainingCorpus) -> tuple[int, Gap] | None:
+def _gap(batch: MicroBatch, sample: int, tokenizer: CorpusTokenizer, corpus: TrainingCorpus) -> tuple[int, Gap] | None:
     """(row of the logits, the gap) of the masked whole word nearest to the middle of a sample; None without one."""
     begin, end = batch.cu_seqlens[sample : sample + 2].tolist()
     places, labels = batch.masked_index_M.tolist(), batch.mlm_labels_M.tolist()
@@ -87,14 +86,15 @@ def _gap(batch: MicroBatch, sample: int, tokenizer: WordPiece, corpus: TrainingC
             tokens[place] = label  # the text as it was
 
     def continues(place: int) -> bool:
-        return place < end and (vocabulary.id_to_token(tokens[place]) or "").startswith(_CONTINUES)
+        token = vocabulary.id_to_token(tokens[place]) or "" if place < end else ""
+        return token[-1:].isalnum() and not tokenizer.kind.begins_word(token)
 
     words = [
         (abs(place - (begin + end) // 2), row, place)
         for row, (place, label) in enumerate(zip(places, labels, strict=True))
         if label != IGNORED and begin <= place < end and shown[place] == facts.mask_id
         if not continues(place) and not continues(place + 1)
-        if (vocabulary.id_to_token(label) or "").isalpha()
+        if tokenizer.kind.readable(vocabulary.id_to_token(label) or "").strip().isalpha()
     ]
     if not words:
         return None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from cloze.corpus.manifest import TokenizerFacts
-from cloze.corpus.tokenizer import WordPiece, load_tokenizer
+from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from cloze.errors import UserError
 from pretrain import checkpoint
 from pretrain.config import Architecture
@@ -29,7 +29,7 @@ class _Given(NamedTuple):
     weights: Mapping[str, Tensor]
     described: Mapping[str, Any]  # the keys of `model` that it needs
     offset: int  # of its positions
-    tokenizer: WordPiece | None  # None: the corpus' own
+    tokenizer: CorpusTokenizer | None  # None: the corpus' own
 
 
 def initialize(
@@ -82,7 +82,7 @@ def initialize(
     return ", ".join(notes)
 
 
-def _rows(source: str, theirs: WordPiece, ours: WordPiece, *, by_text: bool) -> Rows:
+def _rows(source: str, theirs: CorpusTokenizer, ours: CorpusTokenizer, *, by_text: bool) -> Rows:
     """Which of its rows become which of ours, where the tokenizers differ."""
     if found := extended_rows(theirs, ours):
         return found

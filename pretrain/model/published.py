@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, logging
 
-from cloze.corpus.tokenizer import WordPiece, load_tokenizer
+from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from cloze.errors import UserError
 from pretrain.model.architectures import by_model_type
 from pretrain.model.blueprint import Blueprint
@@ -48,7 +48,7 @@ class Published(NamedTuple):
         except UserError as error:
             raise UserError(f"init_from={self.name}: its config.json has {error}; name another encoder") from error
 
-    def tokenizer(self) -> WordPiece:
+    def tokenizer(self) -> CorpusTokenizer:
         """The one beside it. Raises `UserError` where there is none."""
         for file in _TOKENIZERS:
             if path := _found(self.name, file):

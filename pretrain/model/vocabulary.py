@@ -4,7 +4,6 @@ Rows are those of embeddings and of the head's bias. Knows tokenizers, not model
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,10 @@ import torch
 from tokenizers import decoders
 from torch import Tensor
 
+from cloze.corpus.kinds.base import UNUSED
 from cloze.corpus.manifest import TokenizerFacts
-from cloze.corpus.tokenizer import WordPiece
+from cloze.corpus.tokenizer import CorpusTokenizer
 
-_UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]|madeupword\d+")  # places that vocabularies keep free
 _ROLES = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
 
 
@@ -46,14 +45,14 @@ def same_rows(facts: TokenizerFacts) -> Rows:
     return Rows(range(facts.vocab_size), range(facts.vocab_size))
 
 
-def extended_rows(theirs: WordPiece, ours: WordPiece) -> Rows | None:
+def extended_rows(theirs: CorpusTokenizer, ours: CorpusTokenizer) -> Rows | None:
     """Where our tokenizer is theirs with words added, at the end or in places that were kept free; None where not.
 
     A new word begins as the mean of the pieces that it was cut into before, as Hewitt (2021) has the mean of all.
     """
     names = {row: token for token, row in ours.vocabulary.items()}
     moved = [token for token, row in theirs.vocabulary.items() if names.get(row) != token]
-    if not all(_UNUSED.fullmatch(token) for token in moved) or _pipeline(theirs) != _pipeline(ours):
+    if not all(UNUSED.fullmatch(token) for token in moved) or _pipeline(theirs) != _pipeline(ours):
         return None
     added = {row: token for row, token in names.items() if theirs.vocabulary.get(token) != row}
     kept = [row for row in range(min(theirs.facts.vocab_size, ours.facts.vocab_size)) if row not in added]
@@ -66,7 +65,7 @@ def extended_rows(theirs: WordPiece, ours: WordPiece) -> Rows | None:
     return Rows(kept, kept, {row: found or everything for row, found in pieces.items()}, told)
 
 
-def rows_by_text(theirs: WordPiece, ours: WordPiece) -> Rows:
+def rows_by_text(theirs: CorpusTokenizer, ours: CorpusTokenizer) -> Rows:
     """Tokens that both vocabularies have: the same text, or the same role among the special ones."""
     roles = {getattr(ours.facts, role): getattr(theirs.facts, role) for role in _ROLES}
     known = {_text(token, theirs): row for token, row in theirs.vocabulary.items()}
@@ -77,7 +76,7 @@ def rows_by_text(theirs: WordPiece, ours: WordPiece) -> Rows:
     return Rows(list(pairs), list(pairs.values()), told=told)
 
 
-def _pieces(tokenizer: WordPiece, token: str, *, whole: bool) -> list[int]:
+def _pieces(tokenizer: CorpusTokenizer, token: str, *, whole: bool) -> list[int]:
     """What a token of another vocabulary was cut into; nothing where that is not known. `whole`: it is plain text."""
     backend, prefix = tokenizer.backend, _continuation(tokenizer)
     vocabulary, unknown = tokenizer.vocabulary, tokenizer.facts.unk_id
@@ -97,13 +96,13 @@ def _pieces(tokenizer: WordPiece, token: str, *, whole: bool) -> list[int]:
     return ids
 
 
-def _continuation(tokenizer: WordPiece) -> str | None:
+def _continuation(tokenizer: CorpusTokenizer) -> str | None:
     """WordPiece's mark of what goes on with a word; None where a mark stands before what begins one."""
     model = tokenizer.backend.model
     return model.continuing_subword_prefix if type(model).__name__ == "WordPiece" else None
 
 
-def _text(token: str, tokenizer: WordPiece) -> tuple[bool, str]:
+def _text(token: str, tokenizer: CorpusTokenizer) -> tuple[bool, str]:
     """(whether it begins a word, its text): "##ing" of one vocabulary is "ing" of another, and "the" is "▁the"."""
     if prefix := _continuation(tokenizer):
         return not token.startswith(prefix), token.removeprefix(prefix)
@@ -113,7 +112,7 @@ def _text(token: str, tokenizer: WordPiece) -> tuple[bool, str]:
     return token.startswith("▁"), token.removeprefix("▁")
 
 
-def _pipeline(tokenizer: WordPiece) -> Any:
+def _pipeline(tokenizer: CorpusTokenizer) -> Any:
     """What text goes through, without the vocabulary."""
     backend = tokenizer.backend
     parts = (backend.normalizer, backend.pre_tokenizer)

@@ -28,7 +28,7 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from cloze.corpus.tokenizer import WordPiece, load_tokenizer
+from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from cloze.errors import UserError
 from pretrain.config import Architecture, ModelConfig
 from pretrain.model.bert import PackedBert
@@ -55,7 +55,9 @@ KINDS: dict[str, tuple[Architecture, Any, Any, dict[str, Any]]] = {
 }
 
 
-def write_tokenizer(folder: Path, words: tuple[str, ...] = WORDS, specials: tuple[str, ...] = OTHERS) -> WordPiece:
+def write_tokenizer(
+    folder: Path, words: tuple[str, ...] = WORDS, specials: tuple[str, ...] = OTHERS
+) -> CorpusTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join([*specials, *words]) + "\n")
     return load_tokenizer(folder)

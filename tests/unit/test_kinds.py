@@ -404,7 +404,7 @@ def test_what_words_cost_is_counted(tmp_path, kind):
     assert found.tokens == 2 * (len(tokens[0]) - 1)
     first = pieces["a"] if kind != "roberta" else 1  # without a space before it
     assert found.pieces == 2 * (sum(pieces[word] for word in words) - pieces["a"] + first)
-    cut = {word.text: (word.count, word.pieces) for word in found.cut}
+    cut = {word.text: (word.times, word.pieces) for word in found.cut}
     assert cut["gnokat"] == (4, pieces["gnokat"])
     assert found.cut[0].text == "gnokat"
     assert cut["wuwu"] == (2, pieces["wuwu"])
