@@ -8,12 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cloze.errors import UserError
+
 CONF = Path(__file__).resolve().parents[1] / "conf"  # beside the packages, installed too: no other `conf` is imported
 
 
 def doc(text: str) -> Any:
     """A dataclass field without a default whose meaning (and unit) is `text`."""
     return field(metadata={"help": text})
+
+
+def require(condition: bool, message: str) -> None:
+    """A check of a value: raises `UserError` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)

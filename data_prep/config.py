@@ -6,8 +6,7 @@ from enum import StrEnum, auto
 from typing import Any, ClassVar
 
 from cloze.corpus.diagnosis import NAMES
-from cloze.errors import UserError
-from cloze.schema import Variant, doc
+from cloze.schema import Variant, doc, require
 from data_prep.sources.base import Source
 from data_prep.text.cleaning import SCRIPTS
 
@@ -31,11 +30,6 @@ class MaskingStrategy(StrEnum):
     span = auto()
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
     strategy: MaskingStrategy = doc("what is masked together: token, whole_word or span (of whole words)")
@@ -45,12 +39,12 @@ class MaskingConfig:
     chinese_words: bool = doc("whole_word and span: find words of Chinese with jieba (else every character is one)")
 
     def __post_init__(self) -> None:
-        _require(0 < self.probability < 1, f"masking.probability={self.probability}: must be between 0 and 1")
-        _require(
+        require(0 < self.probability < 1, f"masking.probability={self.probability}: must be between 0 and 1")
+        require(
             self.max_predictions is None or self.max_predictions >= 1,
             f"masking.max_predictions={self.max_predictions}: must be at least 1, or null",
         )
-        _require(0 <= self.baked_draws <= 64, f"masking.baked_draws={self.baked_draws}: must be 0 to 64 (1 is plenty)")
+        require(0 <= self.baked_draws <= 64, f"masking.baked_draws={self.baked_draws}: must be 0 to 64 (1 is plenty)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +61,15 @@ class TokenizerConfig:
     sample_mib: int = doc("MiB of text to train on")
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             64 <= self.vocab_size <= 2**24, f"tokenizer.vocab_size={self.vocab_size}: must be from 64 to 16,777,216"
         )
-        _require(self.min_frequency >= 1, f"tokenizer.min_frequency={self.min_frequency}: must be at least 1")
-        _require(
+        require(self.min_frequency >= 1, f"tokenizer.min_frequency={self.min_frequency}: must be at least 1")
+        require(
             self.limit_alphabet is None or self.limit_alphabet >= 1,
             f"tokenizer.limit_alphabet={self.limit_alphabet}: must be at least 1, or null",
         )
-        _require(self.sample_mib >= 1, f"tokenizer.sample_mib={self.sample_mib}: must be at least 1")
+        require(self.sample_mib >= 1, f"tokenizer.sample_mib={self.sample_mib}: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +83,10 @@ class CleanConfig:
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.scripts) - set(SCRIPTS))
-        _require(not unknown, f"clean.scripts: no {', '.join(unknown)}; there are {', '.join(SCRIPTS)}")
+        require(not unknown, f"clean.scripts: no {', '.join(unknown)}; there are {', '.join(SCRIPTS)}")
         for name in ("min_script_share", "max_symbols", "max_repeated_lines", "near_duplicates"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value <= 1, f"clean.{name}={value}: must be in [0, 1]")
+            require(value is None or 0 <= value <= 1, f"clean.{name}={value}: must be in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +97,7 @@ class DiagnosisConfig:
     def __post_init__(self) -> None:
         for key in ("refuse", "ignore"):
             unknown = sorted(set(getattr(self, key)) - set(NAMES))
-            _require(not unknown, f"diagnosis.{key}: no {', '.join(unknown)}; there are {', '.join(NAMES)}")
+            require(not unknown, f"diagnosis.{key}: no {', '.join(unknown)}; there are {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +105,7 @@ class ExecutorConfig(Variant):
     workers: int | None = doc("processes; null = one per core (ray: one task per CPU of the cluster)")
 
     def __post_init__(self) -> None:
-        _require(self.workers is None or self.workers >= 1, f"executor.workers={self.workers}: must be at least 1")
+        require(self.workers is None or self.workers >= 1, f"executor.workers={self.workers}: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +123,13 @@ class ArrayConfig(ExecutorConfig, kind="array"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
+        require(
             self.task_index is not None and self.num_tasks is not None,
             "executor.task_index, executor.num_tasks: give both, or run inside a Slurm array",
         )
         assert self.task_index is not None
         assert self.num_tasks is not None
-        _require(
+        require(
             0 <= self.task_index < self.num_tasks,
             f"executor.task_index={self.task_index}: must be from 0 to executor.num_tasks - 1 = {self.num_tasks - 1}",
         )
@@ -178,14 +172,14 @@ class PrepConfig:
     executor: ExecutorConfig = doc("where tasks run")
 
     def __post_init__(self) -> None:
-        _require(self.out.strip() != "", "out: empty; name the directory of the finished corpus")
-        _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be from 0 to 2^63 - 1")
-        _require(8 <= self.max_len <= 0xFFFF, f"max_len={self.max_len}: must be from 8 to 65,535 tokens")
-        _require(0 <= self.short_seq_prob <= 1, f"short_seq_prob={self.short_seq_prob}: must be in [0, 1]")
-        _require(1 <= self.passes <= 1000, f"passes={self.passes}: must be from 1 to 1,000")
-        _require(0 <= self.val_fraction < 1, f"val_fraction={self.val_fraction}: must be at least 0 and below 1")
-        _require(self.preview >= 0, f"preview={self.preview}: cannot be negative")
-        _require(1 <= self.bucket_mib <= 4096, f"bucket_mib={self.bucket_mib}: must be from 1 to 4,096")
+        require(self.out.strip() != "", "out: empty; name the directory of the finished corpus")
+        require(0 <= self.seed < 2**63, f"seed={self.seed}: must be from 0 to 2^63 - 1")
+        require(8 <= self.max_len <= 0xFFFF, f"max_len={self.max_len}: must be from 8 to 65,535 tokens")
+        require(0 <= self.short_seq_prob <= 1, f"short_seq_prob={self.short_seq_prob}: must be in [0, 1]")
+        require(1 <= self.passes <= 1000, f"passes={self.passes}: must be from 1 to 1,000")
+        require(0 <= self.val_fraction < 1, f"val_fraction={self.val_fraction}: must be at least 0 and below 1")
+        require(self.preview >= 0, f"preview={self.preview}: cannot be negative")
+        require(1 <= self.bucket_mib <= 4096, f"bucket_mib={self.bucket_mib}: must be from 1 to 4,096")
 
     @property
     def max_predictions(self) -> int:

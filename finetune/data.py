@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -18,9 +18,7 @@ from cloze.encodings import codec_of, guessed
 from cloze.errors import UserError, first_line
 from cloze.log import log
 from finetune.readers import Row
-
-if TYPE_CHECKING:
-    from finetune.config import FinetuneConfig
+from finetune.tasks import TaskConfig
 
 T = TypeVar("T")
 
@@ -61,7 +59,7 @@ class Dataset:
         return found
 
 
-def both_sets(config: "FinetuneConfig") -> tuple[Dataset, Dataset]:
+def both_sets(config: TaskConfig) -> tuple[Dataset, Dataset]:
     """data.train and data.dev. Raises `UserError` where either is missing, empty or malformed.
 
     Where data.train is named and data.dev is not, a share of the former is held out: by hash, so the same one in every
@@ -77,13 +75,13 @@ def both_sets(config: "FinetuneConfig") -> tuple[Dataset, Dataset]:
     return (rows, _read(dev, f"data.dev={dev}", config)) if dev else _cut(rows, config)
 
 
-def _cut(whole: Dataset, config: "FinetuneConfig") -> tuple[Dataset, Dataset]:
+def _cut(whole: Dataset, config: TaskConfig) -> tuple[Dataset, Dataset]:
     """The rows for training, and those held out."""
     fraction = config.data.dev_fraction
     parts: tuple[list[Row], list[Row]] = ([], [])
     for row in whole.rows:
         text = json.dumps(
-            None if row.fault else config.definition.family.text(row, config), sort_keys=True, default=str
+            None if row.fault else config.definition.family.text(row, config.columns), sort_keys=True, default=str
         )
         place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
         parts[place < fraction and not row.fault].append(row)
@@ -98,7 +96,7 @@ def _cut(whole: Dataset, config: "FinetuneConfig") -> tuple[Dataset, Dataset]:
     return replace(whole, rows=train), replace(whole, name=f"data.dev, cut from {whole.name}", rows=dev)
 
 
-def more_sets(config: "FinetuneConfig") -> dict[str, Dataset]:
+def more_sets(config: TaskConfig) -> dict[str, Dataset]:
     """What is scored beside data.dev: data.test and data.mismatched, where they are given."""
     found = {"mismatched": mismatched_set(config)}
     if (test := config.data.test) is not None:
@@ -106,7 +104,7 @@ def more_sets(config: "FinetuneConfig") -> dict[str, Dataset]:
     return {name: dataset for name, dataset in found.items() if dataset is not None}
 
 
-def mismatched_set(config: "FinetuneConfig") -> Dataset | None:
+def mismatched_set(config: TaskConfig) -> Dataset | None:
     """data.mismatched; None where there is no such set."""
     task, source = config.definition, config.data.mismatched
     if source is None and config.data.dev is config.data.train is None and task.mismatched_split:
@@ -114,7 +112,7 @@ def mismatched_set(config: "FinetuneConfig") -> Dataset | None:
     return _read(source, f"data.mismatched={source}", config) if source else None
 
 
-def sha256(config: "FinetuneConfig") -> dict[str, str]:
+def sha256(config: TaskConfig) -> dict[str, str]:
     """Of what is read: the data's files, and the directories of models but for their cards, which change later."""
     data = {f"data.{name}": getattr(config.data, name) for name in ("train", "dev", "mismatched", "test")}
     found = {}
@@ -129,13 +127,13 @@ def sha256(config: "FinetuneConfig") -> dict[str, str]:
     return found
 
 
-def _read(source: str, name: str, config: "FinetuneConfig") -> Dataset:
+def _read(source: str, name: str, config: TaskConfig) -> Dataset:
     if source.startswith("hub:"):
         rows = _hub_rows(source, name)
     else:
         text = _text(source, name, config.data.encoding)
         try:
-            rows = config.definition.family.read(text, source, config)
+            rows = config.definition.family.read(text, source, config.columns)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     if not rows:
@@ -205,7 +203,7 @@ def named_label(label: str, names: Sequence[str] | None) -> str:
     return names[int(label)]
 
 
-def label_names(train: Dataset, labels: Sequence[str], config: "FinetuneConfig") -> list[str]:
+def label_names(train: Dataset, labels: Sequence[str], config: TaskConfig) -> list[str]:
     """Labels in the order of their ids: the task's, else by value or name. Raises `UserError` for a single one."""
     require_two(train, labels, "there is nothing to learn")
     found = {*labels}

@@ -26,7 +26,8 @@ from torch import nn
 
 from cloze.errors import UserError
 from cloze.files import json_object
-from finetune.config import FinetuneConfig, Init, saved
+from finetune.config import FinetuneConfig, saved
+from finetune.keys import Init
 from finetune.masked_texts import MaskedTexts
 from finetune.side_by_side import Batch, Runner, batches, compared, output_names, outputs_of, runner
 from finetune.techniques.crf import save

@@ -10,18 +10,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
 from cloze.log import log
 from cloze.storage import is_remote, stamp
 from finetune.config import PredictConfig
+from finetune.families import TASKS
+from finetune.families.qa import QA, is_nested, squad_rows
+from finetune.families.tagging import conll_stream
 from finetune.prediction import reading, writing
-from finetune.readers import Row
-
-if TYPE_CHECKING:
-    from finetune.prediction.trained import Trained
+from finetune.predictor import Trained
+from finetune.readers import Columns, Row
 
 _WINDOW_ROWS, _WINDOW_CHARACTERS = 8192, 2**22
 _SECONDS = 10.0  # between two lines of progress
@@ -72,7 +73,7 @@ def _fill(part: writing.Part, config: PredictConfig, in_format: str, out_format:
     from finetune.prediction.trained import trained
 
     known = trained(config)
-    task = known.definition
+    task = TASKS[known.task] if known.task else None
     rows = _rows(config, in_format, known)
     first = next(rows, None)
     if first is None:
@@ -102,12 +103,9 @@ def _fill(part: writing.Part, config: PredictConfig, in_format: str, out_format:
     return table.tail
 
 
-def _rows(config: PredictConfig, kind: str, known: "Trained") -> Iterator[Row]:
+def _rows(config: PredictConfig, kind: str, known: Trained) -> Iterator[Row]:
     """The rows of `config.in_`, their places with its name. Raises `UserError`, too with its name."""
-    from finetune.families.qa import QA, is_nested, squad_rows
-    from finetune.families.tagging import conll_stream
-
-    task = known.definition
+    task = TASKS[known.task] if known.task else None
     try:
         texts = reading.blocks(config.in_, config.encoding)
         head = next(texts, "")
@@ -115,7 +113,7 @@ def _rows(config: PredictConfig, kind: str, known: "Trained") -> Iterator[Row]:
         if kind == "conll":
             found: Iterable[Row] = conll_stream(reading.lines(texts), known.conll_columns)
         elif kind == "jsonl" and task and task.family is QA and is_nested(head):
-            found = squad_rows("".join(texts), config.in_, None)
+            found = squad_rows("".join(texts), config.in_, Columns())
         else:
             found = reading.rows(texts, kind, known.layouts, task.header if task else None)
         for row in found:

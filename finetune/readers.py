@@ -8,12 +8,11 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cloze.errors import UserError
 
-if TYPE_CHECKING:
-    from finetune.config import FinetuneConfig
+Layout = tuple[str, ...]  # columns: the text, perhaps a second text, the label
 
 _PACKED = re.compile(r"\.(gz|zst|bz2|xz)$")
 
@@ -26,16 +25,33 @@ class Row(NamedTuple):
     fault: str | None = None  # why it cannot be used
 
 
+class Columns(NamedTuple):
+    """What is known of a file's columns before it is read."""
+
+    named: Sequence[str] | None = None  # by data.columns
+    of_task: Sequence[Layout] = ()  # those that its files may have; the first whose columns are all there
+    default_header: Layout | None = None  # of a file without a header
+
+    @property
+    def layouts(self) -> Sequence[Layout]:
+        """The columns to read: those that are named, or the task's."""
+        return (tuple(self.named),) if self.named else self.of_task
+
+    def of(self, row: Row) -> Layout | None:
+        """The first layout whose columns a row has; None where it has none."""
+        return next((names for names in self.layouts if {*names} <= row.columns.keys()), None)
+
+
 def suffix(path: str) -> str:
     """`.csv` of `TRAIN.CSV.gz`."""
     return "." + _PACKED.sub("", path.lower()).rpartition(".")[2]
 
 
-def read_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
+def read_rows(text: str, path: str, columns: Columns) -> list[Row]:
     """JSON by its suffix, else a table. Raises `UserError` for a file that is neither."""
     if suffix(path) in (".jsonl", ".json"):
         return json_rows(text)
-    return table_rows(text, config.definition.header, config.layouts, quoted=suffix(path) == ".csv")
+    return table_rows(text, columns.default_header, columns.layouts, quoted=suffix(path) == ".csv")
 
 
 def json_rows(text: str) -> list[Row]:

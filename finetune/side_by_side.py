@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from finetune.train import Prepared
+from finetune.tasks import Prepared
 
 _BATCH, _ROUNDS, _TIMED = 8, 5, 32  # samples of a batch; how often, and how many batches, speed is measured on
 _OUTPUTS = ("logits", "start_logits", "end_logits")

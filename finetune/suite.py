@@ -20,8 +20,9 @@ from cloze.files import write_whole
 from cloze.ownership import require_own_file
 from finetune import resume
 from finetune.__main__ import finetune
-from finetune.config import FinetuneConfig, Init, SuiteConfig
+from finetune.config import FinetuneConfig, SuiteConfig
 from finetune.families import SUITES, TASKS
+from finetune.keys import Init
 from finetune.tables import legend, of_seeds, shown
 from pretrain.export.card import replace_section, table
 

@@ -1,4 +1,4 @@
-"""What all tasks share: loading the model, training it by Hugging Face's Trainer for each seed, writing the best.
+"""What all tasks share: training a model by Hugging Face's Trainer for each seed, writing the best.
 
 A family of tasks gives a `Prepared`: its data as features, a way to make its model, to read its predictions, to score.
 """
@@ -6,7 +6,6 @@ A family of tasks gives a `Prepared`: its data as features, a way to make its mo
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,21 @@ import accelerate  # noqa: F401  # Trainer asks for it, and only when a run begi
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from cloze.errors import TrainingError, UserError
+from cloze.errors import TrainingError
 from cloze.files import write_whole
 from cloze.log import log
 from finetune import resume
 from finetune.card import write_card
-from finetune.config import Adversary, FinetuneConfig, Head, Init, Precision, facts
+from finetune.config import FinetuneConfig, facts
 from finetune.data import sha256
+from finetune.keys import Adversary, Head, Precision
 from finetune.ranks import as_rank, world_size
 from finetune.rates import settled, tell_rate
+from finetune.side_by_side import teacher_and_student
+from finetune.tasks import Prepared, Scores
 from finetune.techniques import losses
 from finetune.techniques.adversary import add_adversarial_gradients
 from finetune.techniques.distillation import Teacher
@@ -40,111 +35,11 @@ from finetune.techniques.layers import freeze, parameter_groups
 from finetune.techniques.lora import with_lora
 from finetune.tracking import Tracker, tracking
 from finetune.verdict import UNK_WARNED, unk_share, verdict
-from pretrain.export.hugging_face import (
-    be_quiet,
-    load_pretrained,
-    load_tokenizer,
-    loading,
-    refuse_occupied,
-)
-
-Scores = dict[str, float]
-Features = Sequence[dict[str, Any]]
+from pretrain.export.hugging_face import be_quiet, refuse_occupied
 
 PREDICTIONS = "test-predictions.jsonl"  # in `out`, where data.test is given
 
 _SECONDS = 10.0  # between two lines of progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSet:
-    """A set of examples that a model answers. From its predictions and the model `decide` tells an answer for each, as
-    JSON has it, and `score` how good these are.
-    """
-
-    features: Features
-    decide: Callable[[Any, Any], Sequence[Any]]
-    score: Callable[[Sequence[Any]], Scores]
-    shown: Sequence[dict[str, Any]]  # texts and right answers, for the file of answers
-    guess: Sequence[Any]  # what is commonest, or comes first, for each: an answer that takes no model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A task as the Trainer takes it."""
-
-    tokenizer: Any
-    make_model: Callable[[], Any]
-    train: Features
-    dev: EvaluationSet
-    collate: Any
-    more: Mapping[str, EvaluationSet] = field(default_factory=dict)  # test, mismatched: scores begin with the name
-    loss: Callable[[Any, Mapping[str, Any]], Any] | None = None  # of outputs and inputs; None: the model tells its own
-    label_columns: Sequence[str] = ("labels",)
-    num_labels: int | None = None  # None: no labels to weigh
-    teacher: Any = None
-    facts: dict[str, Any] = field(default_factory=dict)  # for metrics.json
-
-
-def load_encoder_tokenizer(config: FinetuneConfig, *, split_into_words: bool = False) -> Any:
-    """The tokenizer of `config.model`, for so long samples as `config` has; more than it is made for are warned of."""
-    tokenizer = load_tokenizer(Path(config.model), split_into_words=split_into_words)
-    if config.max_len > tokenizer.model_max_length:
-        seen = f"its tokenizer is made for {tokenizer.model_max_length} tokens, which is what pretraining saw"
-        log.warning(f"max_len={config.max_len}: model={config.model}: {seen}; positions beyond may know little")
-    return tokenizer
-
-
-def load_model(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | None = None, **head: Any) -> Any:
-    """The model with the head of `auto_class`, for the labels `names`; its new layers are random, or all of it is.
-
-    Raises `UserError` where the directory has other labels, or lacks weights of the encoder (but the pooler's).
-    """
-    folder = Path(config.model)
-    if names is not None:
-        head |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    with loading(folder):
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = AutoConfig.from_pretrained(folder, **head)
-    if config.dropout is not None:
-        for name, value in shape.to_dict().items():
-            if "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
-                setattr(shape, name, config.dropout)
-    kind = auto_class.__name__.removeprefix("AutoModel")
-    before = described.get("id2label", {"0": "", "1": ""})
-    head_is_there = any(name.endswith(kind) for name in described.get("architectures") or [])
-    if names is not None and head_is_there and len(before) != len(names):
-        raise UserError(
-            f"model={folder}: was fine-tuned for {len(before)} labels ({', '.join(map(str, before.values()))}), "
-            f"the data have {len(names)}: {', '.join(names[:10])}; name the pretrained model"
-        )
-    if config.init is Init.random:
-        return auto_class.from_config(shape)
-    with loading(folder):
-        model, told = auto_class.from_pretrained(folder, config=shape, dtype=torch.float32, output_loading_info=True)
-    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
-    if missing := sorted(key for key in told["missing_keys"] if key.startswith(encoder) and "pooler." not in key):
-        raise UserError(
-            f"model={folder}: has no {missing[0]}, nor {len(missing) - 1} other weights of the encoder, which would be "
-            f"random; are its names those of {type(model).__name__}? Or ask for random weights by init=random"
-        )
-    return model.eval()
-
-
-def load_teacher(config: FinetuneConfig, auto_class: Any, names: Sequence[str] | None, tokenizer: Any) -> Any:
-    """The model that distill.teacher names, or None. It must know the same tokens and, if any, `names`."""
-    if config.distill.teacher is None:
-        return None
-    folder, key = Path(config.distill.teacher), "distill.teacher"
-    if load_tokenizer(folder, key).get_vocab() != tokenizer.get_vocab():
-        raise UserError(
-            f"{key}={folder}: has another vocabulary than model={config.model}; both need the same tokenizer"
-        )
-    teacher = load_pretrained(auto_class, folder, key, purpose="a teacher")
-    if names is not None and [teacher.config.id2label[i] for i in range(teacher.config.num_labels)] != list(names):
-        shown = ", ".join(teacher.config.id2label.values())
-        raise UserError(f"{key}={folder}: its labels are {shown}; data.train has {', '.join(names)}")
-    return teacher
 
 
 class _Progress(TrainerCallback):
@@ -299,8 +194,6 @@ def _learn(
     score = config.definition.score
     tracker.log_scores(seed, found["scores"])
     if prepared.teacher is not None:
-        from finetune.side_by_side import teacher_and_student  # it needs what is defined here
-
         found["distilled"] = teacher_and_student(prepared, model)
     if wrong := verdict(answers["dev"], found["scores"], guessing, score):
         log.warning(f"seed {seed}: the model {wrong}; more epochs, another optim.lr or another model may help")

@@ -8,10 +8,9 @@ from typing import Any
 
 from cloze.corpus.manifest import Manifest, pass_name
 from cloze.errors import UserError
-from cloze.schema import doc
+from cloze.schema import doc, require
 from pretrain.curves import Curve, is_curve, parse_curve, shares_that_tell
 from pretrain.optim.options import OptimConfig
-from pretrain.optim.options import require as _require
 from pretrain.optim.schedules import ScheduleConfig
 
 _PARTS = 10_000  # of a run, at which its batch sizes are looked at to count its samples
@@ -105,16 +104,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for key in ("lanes", "window"):
-            _require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)}: must be at least 1")
-        _require(self.workers >= 0, f"data.workers={self.workers}: cannot be negative")
-        _require(self.prefetch >= 1, f"data.prefetch={self.prefetch}: must be at least 1")
+            require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)}: must be at least 1")
+        require(self.workers >= 0, f"data.workers={self.workers}: cannot be negative")
+        require(self.prefetch >= 1, f"data.prefetch={self.prefetch}: must be at least 1")
         probability, *shown = (self.curves.get(f"data.{key}") for key in _MASKING)
-        _require(
+        require(
             probability is None or min(probability.values) > 0,
             f"data.masking_probability={self.masking_probability}: must be above 0, or nothing is learned",
         )
         both = [curve for curve in shown if curve]
-        _require(
+        require(
             all(sum(curve.at(share) for curve in both) <= 1 + 1e-9 for share in shares_that_tell(*both)),
             f"data.mask_share={self.mask_share}, data.random_share={self.random_share}: are more than 1 together",
         )
@@ -158,24 +157,24 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "pad_vocab_to"):
-            _require(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)}: must be at least 1")
-        _require(
+            require(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)}: must be at least 1")
+        require(
             self.hidden_size % self.num_heads == 0,
             f"model.num_heads={self.num_heads}: does not divide model.hidden_size={self.hidden_size}",
         )
         for key, curve in self.curves.items():
-            _require(curve.peak < 1 or key == "model.distance_bias", f"{key}: the value {curve.peak:g} is not below 1")
-        _require(
+            require(curve.peak < 1 or key == "model.distance_bias", f"{key}: the value {curve.peak:g} is not below 1")
+        require(
             not self.attention_dropout_curve.peak or self.attention is not Attention.flex,
             "model.attention=flex: knows no dropout; set model.attention_dropout=0, or use model.attention=auto",
         )
-        _require(0 < self.init_std < 1, f"model.init_std={self.init_std}: must be in (0, 1)")
+        require(0 < self.init_std < 1, f"model.init_std={self.init_std}: must be in (0, 1)")
         curve = self.distance_curve
-        _require(
+        require(
             curve.is_constant or curve.at(1.0) == 0,
             f"model.distance_bias: ends at {curve.at(1.0):g}; a curve must end at 0, so that what is left is a BERT",
         )
-        _require(
+        require(
             self.architecture is Architecture.bert or not any(curve.values),
             "model.distance_bias: is for architecture=bert; rotary positions learn what is near by themselves",
         )
@@ -231,8 +230,8 @@ class BatchRampConfig:
     fraction: float = doc("share of the run after which it is global_batch_size")
 
     def __post_init__(self) -> None:
-        _require(self.start is None or self.start >= 1, f"batch_ramp.start={self.start}: must be at least 1")
-        _require(0 < self.fraction <= 1, f"batch_ramp.fraction={self.fraction}: must be above 0 and at most 1")
+        require(self.start is None or self.start >= 1, f"batch_ramp.start={self.start}: must be at least 1")
+        require(0 < self.fraction <= 1, f"batch_ramp.fraction={self.fraction}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,13 +243,13 @@ class LossConfig:
     )
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.z_loss_weight < math.inf, f"loss.z_loss_weight={self.z_loss_weight}: must be in [0, infinity)"
         )
         both = self.curves.values()
         idle = [share for share in shares_that_tell(*both) if not any(curve.at(share) for curve in both)]
         where = "" if all(curve.is_constant for curve in both) else f" at {idle[0]:g} of the run" if idle else ""
-        _require(not idle, f"loss: both weights are 0{where}, there is nothing to learn")
+        require(not idle, f"loss: both weights are 0{where}, there is nothing to learn")
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -276,8 +275,8 @@ class LogConfig:
     sinks: list[str] = doc("sinks of your own for metrics, each as module:factory; see docs/training.md")
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, f"log.every={self.every}: must be at least 1")
-        _require(self.layers_every >= 0, f"log.layers_every={self.layers_every}: cannot be negative")
+        require(self.every >= 1, f"log.every={self.every}: must be at least 1")
+        require(self.layers_every >= 0, f"log.layers_every={self.layers_every}: cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +291,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for key in ("every", "max_samples", "grammar_every", "grammar_pairs"):
-            _require(getattr(self, key) >= 0, f"eval.{key}={getattr(self, key)}: cannot be negative")
+            require(getattr(self, key) >= 0, f"eval.{key}={getattr(self, key)}: cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,11 +304,11 @@ class CheckpointConfig:
     patience_seconds: int = doc("rank 0 waits so long for the other ranks' shares before a save counts as failed")
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, f"checkpoint.every={self.every}: cannot be negative")
-        _require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last}: must be at least 1")
-        _require(self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every}: cannot be negative")
+        require(self.every >= 0, f"checkpoint.every={self.every}: cannot be negative")
+        require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last}: must be at least 1")
+        require(self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every}: cannot be negative")
         for share in self.at:
-            _require(0 < share <= 1, f"checkpoint.at: the share {share} must be above 0 and at most 1")
+            require(0 < share <= 1, f"checkpoint.at: the share {share} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +317,7 @@ class ResumeConfig:
 
     def __post_init__(self) -> None:
         for name in self.allow:
-            _require(name in RESUME_CHECKS, f"resume.allow=[{name}]: there are {', '.join(RESUME_CHECKS)}")
+            require(name in RESUME_CHECKS, f"resume.allow=[{name}]: there are {', '.join(RESUME_CHECKS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +325,7 @@ class BudgetConfig:
     hours: float | None = doc("end the run after so much training time; the schedule is stretched to it, hours")
 
     def __post_init__(self) -> None:
-        _require(self.hours is None or self.hours > 0, f"budget.hours={self.hours}: must be positive")
+        require(self.hours is None or self.hours > 0, f"budget.hours={self.hours}: must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,9 +338,9 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         factor, most = self.spike_factor, self.give_up_loss
-        _require(most is None or 0 < most < math.inf, f"guard.give_up_loss={most}: must be positive, or null")
-        _require(factor is None or factor > 1, f"guard.spike_factor={factor}: must be above 1")
-        _require(self.max_rollbacks >= 1, f"guard.max_rollbacks={self.max_rollbacks}: must be at least 1")
+        require(most is None or 0 < most < math.inf, f"guard.give_up_loss={most}: must be positive, or null")
+        require(factor is None or factor > 1, f"guard.spike_factor={factor}: must be above 1")
+        require(self.max_rollbacks >= 1, f"guard.max_rollbacks={self.max_rollbacks}: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +353,7 @@ class WatchdogConfig:
 
     def __post_init__(self) -> None:
         for key in ("seconds", "start_seconds"):
-            _require(getattr(self, key) >= 0, f"watchdog.{key}={getattr(self, key)}: cannot be negative")
+            require(getattr(self, key) >= 0, f"watchdog.{key}={getattr(self, key)}: cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,22 +414,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         plain = self.run not in ("", ".", "..") and not set(self.run) & set("/\\") and self.run.isprintable()
-        _require(plain, f"run={self.run!r}: must be a plain name; the directory goes into runs_root")
-        _require(
+        require(plain, f"run={self.run!r}: must be a plain name; the directory goes into runs_root")
+        require(
             not (self.compile and self.zero.stage == 3),
             f"compile=true: not with zero={self.zero.value}, which gathers weights in hooks inside the layers; "
             "use zero=1 or 2, or compile=false",
         )
         for key in ("micro_batch_size", "steps"):
-            _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
-        _require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
+            require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: must be at least 1")
+        require(self.stop_at is None or self.stop_at >= 1, f"stop_at={self.stop_at}: must be at least 1")
         self._check_batches()
         layers = f"log.layers_every={self.log.layers_every}"
-        _require(
+        require(
             not self.log.layers_every or self.zero.stage == 0,
             f"{layers}: with zero={self.zero.value} no rank has a layer's whole gradient; set zero=0, or leave it out",
         )
-        _require(
+        require(
             not (self.log.layers_every and self.compile),
             f"{layers}: not with compile=true, whose code hides the scores of attention; set compile=false",
         )
@@ -438,21 +437,21 @@ class TrainConfig:
             raise UserError(
                 "init_from: this recipe goes on from other weights; add init_from=<run of the phase before>"
             )
-        _require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
+        require(0 <= self.seed < 2**63, f"seed={self.seed}: must be in [0, 2^63)")
         object.__setattr__(self, "optim", self.optim.with_lr(self.model.hidden_size))
         changing = [key for key, curve in self.curves.items() if not curve.is_constant]
-        _require(
+        require(
             self.budget.hours is None or not changing,
             f"{' '.join(changing[:1])}: a curve stretches over the samples of a run, and budget.hours leaves their "
             "number open; give a number, or leave out budget.hours",
         )
         dropout = [key for key in changing if key.endswith("dropout")]
-        _require(
+        require(
             not (self.compile and dropout),
             f"{' '.join(dropout[:1])}: a curve, and compile=true builds a probability into its code; give a number, or "
             "set compile=false",
         )
-        _require(
+        require(
             self.budget.hours is None or not self.checkpoint.at,
             "checkpoint.at: shares are of the run's steps, and budget.hours leaves their number open; use "
             "checkpoint.every, or leave out budget.hours",
@@ -460,15 +459,15 @@ class TrainConfig:
 
     def _check_batches(self) -> None:
         sizes, start = self.batch_sizes, self.batch_ramp.start
-        _require(
+        require(
             all(size == int(size) for size in sizes.values),
             f"global_batch_size={self.global_batch_size}: sizes must be whole numbers",
         )
-        _require(
+        require(
             start is None or not is_curve(self.global_batch_size),
             f"batch_ramp.start={start}: global_batch_size is a curve, which says how the batch grows; leave one out",
         )
-        _require(
+        require(
             start is None or self.peak_batch_size % start == 0,
             f"batch_ramp.start={start}: must divide global_batch_size={self.peak_batch_size}",
         )

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,9 @@ from finetune.data import (
     require_two,
     tell_cut,
 )
-from finetune.readers import Row
-from finetune.tasks import Family, Layout, Task
-
-if TYPE_CHECKING:
-    from finetune.config import FinetuneConfig
-    from finetune.prediction.trained import Predictor, Trained
-    from finetune.train import EvaluationSet, Prepared, Scores
+from finetune.predictor import Encoded, Predictor, Trained, chosen, empty, encoded, texts
+from finetune.readers import Columns, Layout, Row
+from finetune.tasks import EvaluationSet, Family, Prepared, Scores, Task, TaskConfig
 
 _UNBALANCED = 0.9  # share of one label in data.dev that is warned of
 
@@ -43,7 +39,7 @@ class Example(NamedTuple):
     label: str
 
 
-def examples(dataset: Dataset, config: "FinetuneConfig", known: Collection[str] | None = None) -> list[Example]:
+def examples(dataset: Dataset, config: TaskConfig, known: Collection[str] | None = None) -> list[Example]:
     """Texts and labels from the columns of the task. Examples that the task calls unlabelled are left out.
 
     Raises `UserError` for a label that is not among those `known`.
@@ -85,15 +81,15 @@ def examples(dataset: Dataset, config: "FinetuneConfig", known: Collection[str] 
     return found
 
 
-def _layout(dataset: Dataset, config: "FinetuneConfig") -> Layout:
+def _layout(dataset: Dataset, config: TaskConfig) -> Layout:
     if config.data.columns and len(config.data.columns) not in (2, 3):
         raise UserError(
             f"data.columns={config.data.columns}: two or three names are needed: text, perhaps second text, label"
         )
     whole = next((row for row in dataset.rows if not row.fault), dataset.rows[0])
-    layout = next((names for names in config.layouts if {*names} <= whole.columns.keys()), None)
+    layout = config.columns.of(whole)
     if layout is None and not whole.fault:
-        raise UserError(f"{dataset.name}: {whole.place}: {_missing(config.layouts, whole)}")
+        raise UserError(f"{dataset.name}: {whole.place}: {_missing(config.columns.layouts, whole)}")
     return layout or ()
 
 
@@ -123,11 +119,11 @@ def _checked_label(label: str, where: str, task: Task) -> str:
     return label
 
 
-def prepare(config: "FinetuneConfig") -> "Prepared":
+def prepare(config: TaskConfig) -> Prepared:
     """Shapes of predictions: [N, labels] logits, or [N, 1] numbers."""
     from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-    from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
+    from finetune.models import load_encoder_tokenizer, load_model, load_teacher
 
     train_set, dev_set = both_sets(config)
     train = examples(train_set, config)
@@ -151,7 +147,7 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
             log.warning(f"{many}: accuracy says little, look at macro_f1 and matthews")
     tokenizer = load_encoder_tokenizer(config)
 
-    def questioned(dataset: Sequence[Example], name: str) -> "EvaluationSet":
+    def questioned(dataset: Sequence[Example], name: str) -> EvaluationSet:
         return _evaluation_set(dataset, names, _encoded(dataset, names, tokenizer, config.max_len, name))
 
     return Prepared(
@@ -173,10 +169,8 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
 
 def _evaluation_set(
     dataset: Sequence[Example], names: Sequence[str], features: Sequence[dict[str, Any]]
-) -> "EvaluationSet":
+) -> EvaluationSet:
     """Answers are labels or, where there are no `names`, numbers; guessed is the commonest label, or the mean."""
-    from finetune.train import EvaluationSet
-
     gold = [example.label if names else float(example.label) for example in dataset]
 
     def decide(predicted_NL: Any, _: Any) -> list[Any]:
@@ -184,7 +178,7 @@ def _evaluation_set(
             return [names[i] for i in predicted_NL.argmax(-1).tolist()]
         return [float(number) for number in predicted_NL[:, 0]]
 
-    def score(answers: Sequence[Any]) -> "Scores":
+    def score(answers: Sequence[Any]) -> Scores:
         if names:
             right, given = (np.asarray([names.index(label) for label in each]) for each in (gold, answers))
             return scores(right, given, len(names))
@@ -199,12 +193,9 @@ def _evaluation_set(
     return EvaluationSet(features=features, decide=decide, score=score, shown=shown, guess=[guess] * len(dataset))
 
 
-def predictor(trained: "Trained", first: Row) -> "Predictor":
+def predictor(trained: Trained, first: Row, *, is_regression: bool = False) -> Predictor:
     """The likeliest label and its probability, or the number."""
-    from finetune.prediction.trained import Encoded, Predictor, chosen, empty, encoded, texts
-
     layout = chosen(trained.layouts, first)
-    is_regression = trained.definition is not None and trained.definition.family is REGRESSION
 
     def answers(outputs: Sequence[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:
         logits_NL = np.stack(outputs).astype(np.float64)
@@ -231,7 +222,7 @@ def predictor(trained: "Trained", first: Row) -> "Predictor":
     return Predictor(auto_class="AutoModelForSequenceClassification", adds=("prediction", *more), encode=encode)
 
 
-def scores(labels_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64], num_labels: int) -> "Scores":
+def scores(labels_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64], num_labels: int) -> Scores:
     """Accuracy, macro F1 and Matthews' correlation (Gorodkin 2004); of two labels, also the F1 of the second."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -245,7 +236,7 @@ def scores(labels_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64], 
     return {name: float(value) for name, value in found.items()}
 
 
-def correlations(gold_N: npt.NDArray[np.float64], numbers_N: npt.NDArray[np.float64]) -> "Scores":
+def correlations(gold_N: npt.NDArray[np.float64], numbers_N: npt.NDArray[np.float64]) -> Scores:
     """Pearson's and Spearman's correlation (0 where all numbers are the same) and the mean squared error."""
     from scipy.stats import pearsonr, spearmanr
 
@@ -268,9 +259,8 @@ def _encoded(
     return [{**{key: values[i] for key, values in encoded.items()}, "labels": label} for i, label in enumerate(labels)]
 
 
-def _texts(row: Row, config: "FinetuneConfig") -> Any:
-    layout = next((names for names in config.layouts if {*names} <= row.columns.keys()), ())
-    return [row.columns[name] for name in layout[:-1]]
+def _texts(row: Row, columns: Columns) -> Any:
+    return [row.columns[name] for name in (columns.of(row) or ())[:-1]]
 
 
 _LOADING = """import torch
@@ -291,7 +281,7 @@ CLASSIFICATION = Family(
 )
 REGRESSION = Family(
     prepare=prepare,
-    predictor=predictor,
+    predictor=partial(predictor, is_regression=True),
     text=_texts,
     usage=_LOADING + "print(float(logits))\n",
     tag="text-classification",

@@ -7,19 +7,15 @@ Shapes: N examples, M texts, H width.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cloze.errors import UserError
 from finetune.data import BadRow, Dataset, both_sets, more_sets
-from finetune.readers import Row, read_rows, suffix
-from finetune.tasks import Family, Layout, Task
-
-if TYPE_CHECKING:
-    from finetune.config import FinetuneConfig
-    from finetune.train import Prepared, Scores
+from finetune.readers import Columns, Layout, Row, read_rows, suffix
+from finetune.tasks import EvaluationSet, Family, Prepared, Scores, Task, TaskConfig
 
 _TRIPLE, _PAIR = ("anchor", "positive", "negative"), ("anchor", "positive")
 _SINGLES = (("sentence",), ("text",))
@@ -31,15 +27,15 @@ _BLOCK = 1024  # texts that look at once
 Texts = tuple[str, ...]
 
 
-def read(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
+def read(text: str, path: str, columns: Columns) -> list[Row]:
     """`.txt`: a text on each line. Else as other tasks."""
     if suffix(path) == ".txt":
         lines = enumerate(text.split("\n"), 1)
         return [Row(f"line {number}", {"sentence": line.strip()}) for number, line in lines if line.strip()]
-    return read_rows(text, path, config)
+    return read_rows(text, path, columns)
 
 
-def groups(dataset: Dataset, config: "FinetuneConfig") -> list[Texts]:
+def groups(dataset: Dataset, config: TaskConfig) -> list[Texts]:
     """Of each row the text, what belongs to it, and what does not: as many as there are columns."""
     own = (tuple(config.data.columns),) if config.data.columns else (_TRIPLE, _PAIR, *_SINGLES)
     if len(own[0]) > 3:
@@ -85,7 +81,7 @@ def _texts(row: Row, layout: Layout) -> Texts:
     return tuple(str(row.columns[name]).strip() for name in layout)
 
 
-def prepare(config: "FinetuneConfig") -> "Prepared":
+def prepare(config: TaskConfig) -> Prepared:
     """Shapes of predictions: [M, H], the vectors of the different texts of data.dev."""
     from pathlib import Path
 
@@ -93,8 +89,8 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
     from transformers import AutoModel
 
     from finetune.embedder import Embedder, pooling_of
+    from finetune.models import load_encoder_tokenizer, load_model
     from finetune.techniques.contrastive import TEMPERATURE, batch_loss
-    from finetune.train import EvaluationSet, Prepared, load_encoder_tokenizer, load_model
     from pretrain.evaluate.frozen_config import Pooling
 
     train_set, dev_set = both_sets(config)
@@ -161,7 +157,7 @@ class Similarity:
         rows = zip(self.pairs, self._judged_N.tolist(), strict=True)
         return [{"sentence1": one, "sentence2": other, "score": score} for (one, other), score in rows]
 
-    def score(self, cosines: Sequence[float]) -> "Scores":
+    def score(self, cosines: Sequence[float]) -> Scores:
         """Spearman's and Pearson's correlation with judgement; 0 where either does not vary."""
         from finetune.families.classification import correlations
 
@@ -189,7 +185,7 @@ class Finding:
         """For the file of answers."""
         return [{"anchor": anchor, "positive": positive} for anchor, positive, *_ in self.pairs]
 
-    def score(self, answers: Sequence[Sequence[str]]) -> "Scores":
+    def score(self, answers: Sequence[Sequence[str]]) -> Scores:
         """nDCG@10 (one text is right: 1 / log2(1 + rank)), recall@1 and recall@10."""
         right = [pair[1] for pair in self.pairs]
         ranks = [found.index(text) + 1 if text in found else 0 for found, text in zip(answers, right, strict=True)]
@@ -200,7 +196,7 @@ class Finding:
         }
 
 
-def _questions(dataset: Dataset, config: "FinetuneConfig") -> Similarity | Finding:
+def _questions(dataset: Dataset, config: TaskConfig) -> Similarity | Finding:
     if config.task == "embedding":
         return Similarity(*judged(dataset))
     pairs = [texts[:2] for texts in groups(dataset, config)]

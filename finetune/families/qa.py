@@ -8,7 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,9 @@ import numpy.typing as npt
 from cloze.errors import UserError
 from cloze.log import log
 from finetune.data import BadRow, Dataset, both_sets, more_sets
-from finetune.readers import Row, json_rows
-from finetune.tasks import Family, Task
-
-if TYPE_CHECKING:
-    from finetune.config import FinetuneConfig
-    from finetune.prediction.trained import Encoded, Predictor, Trained
-    from finetune.train import EvaluationSet, Prepared, Scores
+from finetune.predictor import Encoded, Predictor, Trained, chosen, empty, texts
+from finetune.readers import Columns, Row, json_rows
+from finetune.tasks import EvaluationSet, Family, Prepared, Scores, Task, TaskConfig
 
 _ANSWER = ("text", "answer_start")
 _MAX_ANSWER = 30  # tokens of an answer at most
@@ -39,9 +35,9 @@ class Question(NamedTuple):
     start: int | None  # first character of answers[0]; None: unknown, or there is none
 
 
-def squad_rows(text: str, path: str, config: "FinetuneConfig | None") -> list[Row]:
+def squad_rows(text: str, path: str, columns: Columns) -> list[Row]:
     """SQuAD's nested JSON, CMRC's own, or an object for each question with id, question, context and answers."""
-    del path, config
+    del path, columns
     try:
         body = json.loads(text)
     except ValueError:
@@ -127,11 +123,11 @@ def _place(text: str, start: int, context: str) -> int | None:
     return at if at >= 0 and context.find(text, at + 1) < 0 else None
 
 
-def prepare(config: "FinetuneConfig") -> "Prepared":
+def prepare(config: TaskConfig) -> Prepared:
     """Shapes of predictions: a pair of [windows, T] logits, of starts and of ends."""
     from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
 
-    from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
+    from finetune.models import load_encoder_tokenizer, load_model, load_teacher
 
     train_set, dev_set = both_sets(config)
     train, dev = questions(train_set), questions(dev_set, need_places=False)
@@ -140,7 +136,7 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
     train_features, _, _ = windows(train, tokenizer, config.max_len, config.stride)
     with_none = any(not question.answers for question in train)
 
-    def questioned(dataset: Sequence[Question]) -> "EvaluationSet":
+    def questioned(dataset: Sequence[Question]) -> EvaluationSet:
         return _evaluation_set(dataset, windows(dataset, tokenizer, config.max_len, config.stride), with_none)
 
     asked = questioned(dev)
@@ -159,10 +155,8 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
 
 def _evaluation_set(
     dataset: Sequence[Question], cut: tuple[list[dict[str, Any]], list[int], list[Offsets]], with_none: bool
-) -> "EvaluationSet":
+) -> EvaluationSet:
     """Of questions `cut` into windows. Answers are texts, "" where there is none, which is guessed everywhere."""
-    from finetune.train import EvaluationSet
-
     features, owners, offsets = cut
 
     def decide(logits: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], _: Any) -> list[str]:
@@ -196,10 +190,8 @@ class _Found(NamedTuple):
     place: tuple[int, int] | None  # characters of the context; None: it has no answer
 
 
-def predictor(trained: "Trained", first: Row) -> "Predictor":
+def predictor(trained: Trained, first: Row) -> Predictor:
     """A span of the context, where it stands, and the probability that it begins and ends there."""
-    from finetune.prediction.trained import Predictor, chosen
-
     question, context = chosen(trained.layouts or (("question", "context"),), first)
     return Predictor(
         auto_class="AutoModelForQuestionAnswering",
@@ -209,9 +201,7 @@ def predictor(trained: "Trained", first: Row) -> "Predictor":
     )
 
 
-def _encoded(rows: Sequence[Row], columns: tuple[str, str], trained: "Trained") -> "Encoded":
-    from finetune.prediction.trained import Encoded, empty, texts
-
+def _encoded(rows: Sequence[Row], columns: tuple[str, str], trained: Trained) -> Encoded:
     found = texts(rows, columns)
     asked, cut = _fitting([question.strip() for question, _ in found], trained)
     dataset = [Question("", q, context, (), None) for q, (_, context) in zip(asked, found, strict=True)]
@@ -254,7 +244,7 @@ def _shares(logits_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.asarray(powers_T / powers_T.sum())
 
 
-def _fitting(asked: Sequence[str], trained: "Trained") -> tuple[list[str], list[int]]:
+def _fitting(asked: Sequence[str], trained: Trained) -> tuple[list[str], list[int]]:
     """Questions, of which the longest leave room for a context; and which were cut."""
     room = trained.max_len - trained.stride - 4
     if room < 1:
@@ -328,7 +318,7 @@ def best_tokens(
     return float(sums_TT[start, end]), int(start), int(end)
 
 
-def answer_scores(answers: Sequence[str], gold: Sequence[Sequence[str]]) -> "Scores":
+def answer_scores(answers: Sequence[str], gold: Sequence[Sequence[str]]) -> Scores:
     """Exact match and F1 of words, against the nearest of the right answers (Rajpurkar et al. 2016, section 6.1)."""
     exact, overlap = [], []
     for answer, right in zip(answers, gold, strict=True):
@@ -365,7 +355,7 @@ QA = Family(
     prepare=prepare,
     predictor=predictor,
     read=squad_rows,
-    text=lambda row, config: row.columns.get("context"),
+    text=lambda row, columns: row.columns.get("context"),
     usage=_USAGE,
     tag="question-answering",
     options=frozenset({"stride"}),

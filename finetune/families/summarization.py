@@ -7,20 +7,16 @@ greedily what raises ROUGE most (Nallapati et al. 2017, section 3.1).
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune.data import BadRow, Dataset, both_sets, more_sets
 from finetune.families.qa import normal_words
+from finetune.predictor import Encoded, Predictor, Trained, chosen, strings_of
 from finetune.readers import Row
-from finetune.tasks import Family, Task
-
-if TYPE_CHECKING:
-    from finetune.config import FinetuneConfig
-    from finetune.prediction.trained import Encoded, Predictor, Trained
-    from finetune.train import EvaluationSet, Prepared, Scores
+from finetune.tasks import IGNORED, EvaluationSet, Family, Prepared, Scores, Task, TaskConfig
 
 _NAMES = ["left out", "summary"]
 _METRICS = ("rouge1", "rouge2", "rougeL")
@@ -51,17 +47,17 @@ def _document(row: Row) -> Document:
     return Document(tuple(map(str, sentences)), text)
 
 
-def prepare(config: "FinetuneConfig") -> "Prepared":
+def prepare(config: TaskConfig) -> Prepared:
     """Shapes of predictions: [N, T, 2] logits; the `top_sentences` likeliest are taken, in the document's order."""
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-    from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
+    from finetune.models import load_encoder_tokenizer, load_model, load_teacher
 
     train, dev = (documents(dataset) for dataset in both_sets(config))
     more = {name: documents(dataset) for name, dataset in more_sets(config).items()}
     tokenizer, most = load_encoder_tokenizer(config), config.top_sentences
 
-    def questioned(dataset: Sequence[Document]) -> "EvaluationSet":
+    def questioned(dataset: Sequence[Document]) -> EvaluationSet:
         return _evaluation_set(dataset, encoded(dataset, tokenizer, config.max_len, most), most)
 
     return Prepared(
@@ -76,11 +72,8 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
     )
 
 
-def _evaluation_set(dataset: Sequence[Document], features: Sequence[dict[str, Any]], most: int) -> "EvaluationSet":
+def _evaluation_set(dataset: Sequence[Document], features: Sequence[dict[str, Any]], most: int) -> EvaluationSet:
     """Answers are summaries; guessed are the leading sentences, which are hard to beat in news."""
-    from finetune.techniques.losses import IGNORED
-    from finetune.train import EvaluationSet
-
     gold = [document.summary for document in dataset]
     leading = [" ".join(document.sentences[:most]) for document in dataset]
 
@@ -103,10 +96,8 @@ def _evaluation_set(dataset: Sequence[Document], features: Sequence[dict[str, An
     )
 
 
-def predictor(trained: "Trained", first: Row) -> "Predictor":
+def predictor(trained: Trained, first: Row) -> Predictor:
     """The sentences that the summary has, in the document's order."""
-    from finetune.prediction.trained import Predictor, chosen
-
     (column,) = chosen(trained.layouts or (("sentences",),), first)
     return Predictor(
         auto_class="AutoModelForTokenClassification",
@@ -115,10 +106,7 @@ def predictor(trained: "Trained", first: Row) -> "Predictor":
     )
 
 
-def _encoded_rows(rows: Sequence[Row], column: str, trained: "Trained") -> "Encoded":
-    from finetune.prediction.trained import Encoded, strings_of
-    from finetune.techniques.losses import IGNORED
-
+def _encoded_rows(rows: Sequence[Row], column: str, trained: Trained) -> Encoded:
     found = [Document(tuple(strings_of(row, column)), "") for row in rows]
     features = encoded(found, trained.tokenizer, trained.max_len, 0)
     heads = [np.flatnonzero(np.asarray(feature.pop("labels")) != IGNORED) for feature in features]
@@ -141,7 +129,7 @@ def _encoded_rows(rows: Sequence[Row], column: str, trained: "Trained") -> "Enco
     )
 
 
-def rouge(summaries: Sequence[str], gold: Sequence[str]) -> "Scores":
+def rouge(summaries: Sequence[str], gold: Sequence[str]) -> Scores:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), by rouge-score."""
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -179,8 +167,6 @@ def _overlap(given: tuple[Counter[Any], Counter[Any]], wanted: tuple[Counter[Any
 
 def encoded(dataset: Sequence[Document], tokenizer: Any, max_len: int, most: int) -> list[dict[str, Any]]:
     """[CLS] sentence [SEP] for each sentence that fits, segments alternating; each [CLS] bears the label."""
-    from finetune.techniques.losses import IGNORED
-
     features = []
     for document in dataset:
         learned = oracle(document, most)
@@ -218,7 +204,7 @@ print(sorted(zip((logits[at, 1] - logits[at, 0]).tolist(), sentences), reverse=T
 SUMMARIZATION = Family(
     prepare=prepare,
     predictor=predictor,
-    text=lambda row, config: row.columns.get("sentences"),
+    text=lambda row, columns: row.columns.get("sentences"),
     usage=_USAGE,
     tag="summarization",
     options=frozenset({"loss", "top_sentences"}),

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,10 @@ from finetune.data import (
     require_two,
     tell_cut,
 )
-from finetune.readers import Row, json_rows, suffix
-from finetune.tasks import Family, Task
-
-if TYPE_CHECKING:
-    from finetune.config import DataConfig, FinetuneConfig
-    from finetune.prediction.trained import Encoded, Predictor, Trained
-    from finetune.train import EvaluationSet, Prepared, Scores
+from finetune.keys import DataConfig, Head, Init
+from finetune.predictor import Encoded, Predictor, Trained, chosen, empty, pieces, strings_of, text_of
+from finetune.readers import Columns, Row, json_rows, suffix
+from finetune.tasks import IGNORED, EvaluationSet, Family, Prepared, Scores, Task, TaskConfig
 
 _LAYOUTS = tuple((words, tags) for words in ("words", "tokens") for tags in ("tags", "ner_tags", "labels"))
 _WORDS = ("words", "tokens")  # columns of lists, where they are asked about
@@ -92,25 +89,25 @@ class _Conll:
         return Row(f"line {numbers[0]}", {"words": words, "tags": tags, "lines": numbers})
 
 
-def conll_rows(text: str, path: str, config: "FinetuneConfig") -> list[Row]:
+def conll_rows(text: str, path: str, columns: Columns) -> list[Row]:
     """A row for each sentence, with its `words`, its `tags` and their `lines`: the first column and the last.
 
     Raises `UserError` where the first column only numbers the words, and data.columns does not say which one has them.
     """
     if suffix(path) in (".json", ".jsonl"):
         return json_rows(text)
-    conll = _Conll(text, config.data.columns)
+    conll = _Conll(text, columns.named)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if not conll.is_comment(line)]
     blocks = groupby(lines, key=lambda numbered: conll.is_gap(numbered[1]))
     rows = [conll.row(list(block)) for is_gap, block in blocks if not is_gap]
     firsts = [row.columns["words"] for row in rows if not row.fault]
     numbered = all(words == [str(place) for place in range(1, len(words) + 1)] for words in firsts)
-    if conll.width > 2 and config.data.columns is None and numbered and any(len(words) > 1 for words in firsts):
+    if conll.width > 2 and columns.named is None and numbered and any(len(words) > 1 for words in firsts):
         raise UserError("the first column numbers the words; data.columns=[2,3] says where words and tags are")
     return rows
 
 
-def sentences(dataset: Dataset, config: "DataConfig", known: Collection[str] | None = None) -> list[Sentence]:
+def sentences(dataset: Dataset, config: DataConfig, known: Collection[str] | None = None) -> list[Sentence]:
     """Words and tags; `UserError` for the first tag that breaks the scheme: BIO or, where E or S occur, BIOES.
 
     So is one for a tag that is not among those `known`.
@@ -143,7 +140,7 @@ def sentences(dataset: Dataset, config: "DataConfig", known: Collection[str] | N
     return found
 
 
-def _layout(dataset: Dataset, config: "DataConfig") -> tuple[str, str]:
+def _layout(dataset: Dataset, config: DataConfig) -> tuple[str, str]:
     """Names of the columns of words and tags. Raises `UserError` where there are none such."""
     whole = next((row for row in dataset.rows if not row.fault), dataset.rows[0])
     there = whole.columns.keys()
@@ -169,8 +166,8 @@ def _lists(row: Row, layout: tuple[str, str], names: Sequence[str] | None) -> tu
     return [str(word) for word in words], [named_label(str(tag), names) for tag in tags]
 
 
-def _words(row: Row, config: "FinetuneConfig") -> Any:
-    own = config.data.columns[:1] if config.data.columns else ()
+def _words(row: Row, columns: Columns) -> Any:
+    own = columns.named[:1] if columns.named else ()
     return next((row.columns[name] for name in (*own, "words", "tokens") if name in row.columns), row.columns)
 
 
@@ -225,9 +222,8 @@ def load_tagger(folder: Path | str) -> Any:
     return model
 
 
-def predictor(trained: "Trained", first: Row) -> "Predictor":
+def predictor(trained: Trained, first: Row) -> Predictor:
     """Words in a list are given their tags; of a text, the entities that stand in it."""
-    from finetune.prediction.trained import Predictor, chosen
     from finetune.techniques.crf import crf_of, weights_of
 
     layouts = trained.layouts or (*((name,) for name in _WORDS), ("text",), ("sentence",))
@@ -248,11 +244,8 @@ def predictor(trained: "Trained", first: Row) -> "Predictor":
     )
 
 
-def _encoded_words(rows: Sequence[Row], column: str, trained: "Trained", tags: _Tagger) -> "Encoded":
+def _encoded_words(rows: Sequence[Row], column: str, trained: Trained, tags: _Tagger) -> Encoded:
     """As in training; the tag of a word beyond max_len is O."""
-    from finetune.prediction.trained import Encoded, strings_of
-    from finetune.techniques.losses import IGNORED
-
     words = [strings_of(row, column) for row in rows]
     owners = [number for number, own in enumerate(words) if own]
     dataset = [Sentence(tuple(words[number]), ("",) * len(words[number])) for number in owners]
@@ -279,10 +272,8 @@ def _encoded_words(rows: Sequence[Row], column: str, trained: "Trained", tags: _
     )
 
 
-def _encoded_text(rows: Sequence[Row], column: str, trained: "Trained", tags: _Tagger) -> "Encoded":
+def _encoded_text(rows: Sequence[Row], column: str, trained: Trained, tags: _Tagger) -> Encoded:
     """Words are those of the tokenizer: of BERT's, what is between blanks and punctuation, and single ideographs."""
-    from finetune.prediction.trained import Encoded, empty, pieces, text_of
-
     found = [text_of(row, column) for row in rows]
     features, encodings = pieces(found, trained, with_offsets=True)
     spans = [_word_spans(text, one.word_ids, one.offsets) for text, one in zip(found, encodings, strict=True)]
@@ -360,13 +351,12 @@ def _conll_sentences(lines: Iterable[str]) -> Iterator[tuple[int, list[str], lis
             cells.append(own)
 
 
-def prepare(config: "FinetuneConfig") -> "Prepared":
+def prepare(config: TaskConfig) -> Prepared:
     """Shapes of predictions: [N, T, L] emissions; a word is judged by its first piece, one that was cut off is "O"."""
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-    from finetune.config import Head, Init
+    from finetune.models import load_encoder_tokenizer, load_model, load_teacher
     from finetune.techniques.crf import crf_of
-    from finetune.train import Prepared, load_encoder_tokenizer, load_model, load_teacher
 
     train_set, dev_set = both_sets(config)
     train = sentences(train_set, config.data)
@@ -385,7 +375,7 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
             model.crf = crf_of(Path(config.model) if config.init is Init.pretrained else None, len(names))
         return model
 
-    def questioned(dataset: Sequence[Sentence], name: str) -> "EvaluationSet":
+    def questioned(dataset: Sequence[Sentence], name: str) -> EvaluationSet:
         return _evaluation_set(dataset, names, _encoded(dataset, ids, tokenizer, config.max_len, name))
 
     return Prepared(
@@ -403,12 +393,9 @@ def prepare(config: "FinetuneConfig") -> "Prepared":
 
 def _evaluation_set(
     dataset: Sequence[Sentence], names: Sequence[str], encoded: tuple[list[dict[str, Any]], list[list[int]]]
-) -> "EvaluationSet":
+) -> EvaluationSet:
     """Answers are the tags of all words; guessed is the commonest one everywhere."""
     import torch
-
-    from finetune.techniques.losses import IGNORED
-    from finetune.train import EvaluationSet
 
     gold, (features, all_words) = [s.tags for s in dataset], encoded
 
@@ -437,7 +424,7 @@ def _evaluation_set(
     )
 
 
-def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> "Scores":
+def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Scores:
     """Precision, recall and F1 of whole entities over all sentences, as CoNLL 2003 has them; accuracy of tags."""
     wanted, given = ([entities(tags) for tags in dataset] for dataset in (gold, predicted))
     right = sum(len(a & b) for a, b in zip(wanted, given, strict=True))
@@ -455,8 +442,6 @@ def _encoded(
     dataset: Sequence[Sentence], ids: dict[str, int], tokenizer: Any, max_len: int, name: str | None = None
 ) -> tuple[list[dict[str, Any]], list[list[int]]]:
     """Features with a label at each word's first piece, and which words of each sentence have one."""
-    from finetune.techniques.losses import IGNORED
-
     encoded = tokenizer([[*s.words] for s in dataset], is_split_into_words=True, truncation=True, max_length=max_len)
     if name is not None:
         tell_cut(name, encoded, max_len)

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from cloze.errors import UserError, first_line
-from finetune.config import Precision
-from finetune.prediction.trained import Arrays, Encoded, Feature, Predictor, Trained
+from finetune.keys import Precision
+from finetune.predictor import Arrays, Encoded, Feature, Predictor, Trained
 from pretrain.export.hugging_face import be_quiet, load_pretrained
 
 Batch = dict[str, npt.NDArray[np.int64]]

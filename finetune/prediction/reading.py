@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from cloze.encodings import codec_of
 from cloze.errors import UserError, first_line
 from cloze.storage import open_input
 from finetune.readers import Row, delimiter, suffix, table_header
@@ -28,10 +29,6 @@ MAX_CHARACTERS = 64 * 2**20  # of a line, or of a JSON object: bounds memory
 _BLOCK_BYTES = 2**18
 _ZSTD_BYTES = 2**12  # compressed; they may become thousands of times as many
 _ZSTD_WINDOW_BYTES = 2**31  # the most that `zstd --ultra --long=31` makes
-_MARKS = {  # the longer first: UTF-16's begins UTF-32's
-    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
 _DECODER = json.JSONDecoder()
 _LONGEST_WORD = 16  # in characters, of what JSON has besides strings and numbers: -Infinity, \\u1234
 _JSON_GAP = re.compile(r"[\s,\ufeff]*")
@@ -73,7 +70,7 @@ def blocks(path: str, encoding: str | None = None) -> Iterator[str]:
     """
     found = _bytes(path)
     head = next(found, b"")
-    codec = encoding or next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+    codec = encoding or codec_of(head, "auto")
     decoder, num_lines, is_first, is_mac = codecs.getincrementaldecoder(codec)(), 1, True, False
     for data in itertools.chain([head], found, [b""]):
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from finetune.prediction.trained import Encoded, Predictor, Trained, chosen, empty, encoded, texts
+from finetune.predictor import Encoded, Predictor, Trained, chosen, empty, encoded, texts
 from finetune.readers import Row
 
 Pool = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]  # [T, H] -> [H]

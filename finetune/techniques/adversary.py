@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.config import Adversary, AdversaryConfig
+from finetune.keys import Adversary, AdversaryConfig
 
 
 def ascent(gradient: Tensor, length: float) -> Tensor:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finetune.techniques.losses import IGNORED
+from finetune.tasks import IGNORED
 
 _PREFIX, _ALONE = "crf.", "crf.safetensors"
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from cloze.errors import UserError
-from finetune.config import OptimConfig
+from finetune.keys import OptimConfig
 
 
 def depth(name: str, num_layers: int) -> int:

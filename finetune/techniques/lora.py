@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from cloze.errors import UserError
-from finetune.config import LoraConfig
+from finetune.keys import LoraConfig
 
 
 def with_lora(model: Any, config: LoraConfig) -> Any:

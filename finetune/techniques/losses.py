@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cloze.errors import UserError
-from finetune.config import LossConfig
-
-IGNORED = -100  # label of positions that have none
+from finetune.keys import LossConfig
+from finetune.tasks import IGNORED
 
 Learned = list[tuple[Tensor, Tensor]]  # logits [N, L] and labels [N], or numbers [N] and numbers [N]
 

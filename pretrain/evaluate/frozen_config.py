@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from cloze.errors import UserError
-from cloze.schema import doc
+from cloze.schema import doc, require
 
 
 class Pooling(Enum):
@@ -12,11 +11,6 @@ class Pooling(Enum):
 
     mean = "mean"  # over all tokens, [CLS] and [SEP] too, as sentence-transformers has it
     cls = "cls"  # that of [CLS]
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)

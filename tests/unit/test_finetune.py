@@ -28,7 +28,8 @@ from finetune.data import Dataset, both_sets, label_names, mismatched_set
 from finetune.families import SUITES, TASKS, classification
 from finetune.families.classification import Example, correlations, examples, scores
 from finetune.readers import Row
-from finetune.train import Prepared, TaskTrainer, run
+from finetune.tasks import Prepared
+from finetune.train import TaskTrainer, run
 from tests.unit.tiny_bert import WORDS, config, write_tiny_bert
 
 

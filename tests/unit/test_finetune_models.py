@@ -20,9 +20,9 @@ from cloze import cli
 from cloze.errors import UserError
 from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig
+from finetune.models import load_encoder_tokenizer
 from finetune.probe import fill_masks, mean_states
 from finetune.rates import settled, tell_rate
-from finetune.train import load_encoder_tokenizer
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 

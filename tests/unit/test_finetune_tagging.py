@@ -15,12 +15,13 @@ from transformers import AutoTokenizer
 from cloze import cli
 from cloze.errors import UserError
 from finetune.__main__ import finetune
-from finetune.config import DataConfig, FinetuneConfig
+from finetune.config import FinetuneConfig
 from finetune.data import Dataset
 from finetune.families.tagging import Sentence, entities, entity_scores, load_tagger, prepare, sentences
+from finetune.keys import DataConfig
 from finetune.readers import Row
+from finetune.tasks import IGNORED
 from finetune.techniques.crf import Crf
-from finetune.techniques.losses import IGNORED
 from tests.unit.tiny_bert import config, write_tiny_bert
 
 CONLL = "{}/train.conll"

@@ -25,7 +25,8 @@ from finetune.config import FinetuneConfig
 from finetune.data import both_sets
 from finetune.families import TASKS, classification
 from finetune.readers import Row
-from finetune.train import Prepared, run
+from finetune.tasks import Prepared
+from finetune.train import run
 from finetune.verdict import unk_share, verdict
 from tests.support import ROOT
 from tests.unit.tiny_bert import config, write_tiny_bert
@@ -281,7 +282,7 @@ def test_one_process_at_a_time(folder: Path, model: Path, monkeypatch: pytest.Mo
 
 def test_rows_without_their_text_are_cut_somewhere(tmp_path: Path) -> None:
     """Where the columns are wrong the reader says so, not the cut."""
-    assert classification._texts(Row("line 1", {"x": 1}), config(tmp_path, tmp_path)) == []
+    assert classification._texts(Row("line 1", {"x": 1}), config(tmp_path, tmp_path).columns) == []
 
 
 @pytest.mark.slow

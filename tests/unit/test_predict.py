@@ -21,10 +21,12 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification, p
 from cloze import cli
 from cloze.errors import UserError
 from finetune import predict as command
-from finetune.config import FinetuneConfig, Precision, PredictConfig
+from finetune.config import FinetuneConfig, PredictConfig
+from finetune.keys import Precision
 from finetune.prediction import model as running
 from finetune.prediction import reading, writing
-from finetune.prediction.trained import encoded, trained
+from finetune.prediction.trained import trained
+from finetune.predictor import encoded
 from finetune.readers import Row
 from finetune.train import run as finetune
 from tests.unit.tiny_bert import WORDS, config, write_tiny_bert

@@ -16,12 +16,13 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from cloze.errors import UserError
 from finetune import train as training
 from finetune.__main__ import finetune
-from finetune.config import LossConfig
 from finetune.families import classification
+from finetune.keys import LossConfig
+from finetune.tasks import IGNORED
 from finetune.techniques import adversary
 from finetune.techniques.distillation import soft_targets
 from finetune.techniques.layers import depth
-from finetune.techniques.losses import IGNORED, balanced_weights, symmetric_kl, task_loss
+from finetune.techniques.losses import balanced_weights, symmetric_kl, task_loss
 from finetune.train import TaskTrainer, run
 from tests.unit.tiny_bert import config, write_tiny_bert
 

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from cloze.schema import doc
-from pretrain.optim.options import OptimConfig, require
+from cloze.schema import doc, require
+from pretrain.optim.options.base import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from cloze.schema import doc
-from pretrain.optim.options import require
+from cloze.schema import doc, require
 from pretrain.optim.options.adamw import AdamConfig
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pretrain.optim.schedules import ScheduleConfig
+from pretrain.optim.schedules.base import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)

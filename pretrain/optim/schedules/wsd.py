@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from cloze.schema import doc
-from pretrain.optim.options import require
-from pretrain.optim.schedules import ScheduleConfig
+from cloze.schema import doc, require
+from pretrain.optim.schedules.base import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
