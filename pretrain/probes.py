@@ -7,17 +7,21 @@ import sys
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
+from pretrain.evaluate import results
 from pretrain.evaluate.frozen_config import ProbesConfig
 
 
 def run(config: ProbesConfig) -> int:
-    """Learn the probes and print the tables."""
+    """Learn the probes, print the tables and write `out`."""
+    results.refuse_foreign(config.out, results.PROBES)
     try:  # here: transformers takes seconds, and --help none of them
-        from pretrain.evaluate.probing import markdown, run_probes
+        from pretrain.evaluate.probing import as_data, markdown, run_probes
 
-        print(markdown(run_probes(config)), end="")
+        found = run_probes(config)
     except ModuleNotFoundError as error:
         raise UserError(f"probes need {error.name}: pip install 'cloze[finetune]'") from None
+    print(markdown(found), end="")
+    results.write(config.out, {"format": results.PROBES, "model": config.model, "results": as_data(found)})
     return ExitCode.OK
 
 

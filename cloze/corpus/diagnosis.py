@@ -4,6 +4,7 @@ Pure but for `from_shards`, which looks at samples. Who counts what stands elsew
 manifest keeps the findings, preparation prints them, training and the page about a corpus repeat them.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum, auto
@@ -107,6 +108,12 @@ def tell(findings: Iterable[Finding], ignore: Collection[str] = ()) -> None:
             log.info(finding.line)
     for finding in warnings(found, ignore):
         log.warning(finding.line)
+
+
+def shares_of_scripts(findings: Iterable[Finding]) -> dict[str, float]:
+    """By script its share of the letters, as far as the finding names them; {} where there is none."""
+    meaning = next((finding.meaning for finding in findings if finding.name == "scripts"), "")
+    return {script: float(share) / 100 for script, share in re.findall(r"([a-z][a-z -]*) ([0-9.]+)%", meaning)}
 
 
 # -- from the manifest ------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ class ProbesConfig:
     random_seeds: int = doc("compare with random weights of the same architecture, so many times; 0: do not")
     max_len: int = doc("tokens per text at most; longer ones are cut")
     seed: int = doc("of what is drawn: examples, folds, random weights, intervals")
+    out: str | None = doc("JSON file to write, with everything that is printed and more digits")
 
     def __post_init__(self) -> None:
         require(self.samples >= 20, f"samples={self.samples}: must be at least 20")

@@ -19,9 +19,9 @@ from pretrain.evaluate.config import GrammarConfig
 from pretrain.evaluate.frequencies import log_likelihoods, token_counts
 from pretrain.evaluate.pair_files import read_paradigms
 from pretrain.evaluate.pll import I64, Encoded, Metric, Scorer
+from pretrain.evaluate.results import FREQUENCIES, GRAMMAR
 from pretrain.export.hugging_face import be_quiet, load_packed
 
-FORMAT = "cloze-grammar"
 _ROW_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # run together
 
 
@@ -55,7 +55,7 @@ def score(config: GrammarConfig) -> Result:
         device=device,
     )
     corpus = _counted_corpus(config, tokenizer)
-    body: dict[str, Any] = {"format": FORMAT, "model": config.model}
+    body: dict[str, Any] = {"format": GRAMMAR, "model": config.model}
     body["corpus"] = str(corpus.directory) if corpus else None
     lines: list[str] = []
     if pairs:
@@ -145,5 +145,5 @@ def _score_texts(
     scores = scorer.score([[text] for text in texts], list(Metric))
     found = {metric.value: scores[:, number] for number, metric in enumerate(Metric)}
     if corpus:
-        found[minimal_pairs.FREQUENCIES] = log_likelihoods(corpus.counts_V, texts)
+        found[FREQUENCIES] = log_likelihoods(corpus.counts_V, texts)
     return {label: held_out_text.perplexity(texts, scores_N) for label, scores_N in found.items()}

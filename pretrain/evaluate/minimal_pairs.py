@@ -20,9 +20,9 @@ from cloze.errors import UserError
 from pretrain.evaluate.frequencies import log_likelihoods
 from pretrain.evaluate.pair_files import Paradigm
 from pretrain.evaluate.pll import F64, I64, Encoded, Metric, Scorer, encode
+from pretrain.evaluate.results import AGREEMENT, FREQUENCIES, GAIN, OVERALL
 
-FREQUENCIES, GAIN, EQUAL_LENGTH, SHUFFLED = "frequencies", "gain", "equal_length", "shuffled_labels"
-OVERALL, AGREEMENT = "all", "agreement"
+EQUAL_LENGTH, SHUFFLED = "equal_length", "shuffled_labels"
 _SHUFFLE_SEED = 0
 
 

@@ -23,6 +23,7 @@ from cloze.corpus.masking import Masks
 from cloze.corpus.shards import Samples
 from pretrain.data.loader import MicroBatch, bounded, pack
 from pretrain.dist import Process
+from pretrain.evaluate.results import WITHIN_WORD
 from pretrain.model.loss import CHUNK_ELEMENTS
 
 I64 = npt.NDArray[np.int64]
@@ -34,7 +35,7 @@ UNIT = 2.0**-32  # of a log-probability, nats: sums of so many integers are exac
 class Metric(Enum):
     """What is hidden beside the token that is scored."""
 
-    within_word_l2r = "within_word_l2r"  # the later pieces of its word (Kauf and Ivanova 2023)
+    within_word_l2r = WITHIN_WORD  # the later pieces of its word (Kauf and Ivanova 2023)
     original = "original"  # nothing (Salazar et al. 2020, section 2)
 
 

@@ -107,6 +107,11 @@ def markdown(results: Sequence[ProbeResult]) -> str:
     return "\n".join(parts)
 
 
+def as_data(results: Sequence[ProbeResult]) -> list[dict[str, Any]]:
+    """For JSON."""
+    return [{**result._asdict(), "layers": [layer._asdict() for layer in result.layers]} for result in results]
+
+
 def _with_interval(interval: Interval, sign: str = "") -> str:
     value, low, high = interval
     return f"{value:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"

@@ -32,7 +32,8 @@ from cloze.log import log
 from pretrain import checkpoint
 from pretrain.config import Attention, ModelConfig, TrainConfig
 from pretrain.data.loader import pack
-from pretrain.export import card
+from pretrain.export.card import write_card
+from pretrain.export.card_facts import Options, Trained
 from pretrain.model.bert import VOCABULARY_ROWS, PackedBert, hugging_face_model
 
 TOLERANCE = 1e-4  # largest difference of two fp32 logits; the two forwards add in different orders
@@ -164,8 +165,11 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
                 f"{out}: its logits differ from the trainer's by {difference:.2g}, more than {TOLERANCE:g}; "
                 "nothing was exported. Please report this with your versions"
             )
-        card.write_card(temporary, out.name, tokenizer.parent, snapshot.state, yaml.safe_load(snapshot.config_yaml))
-        ownership.mark(temporary, ownership.EXPORT)
+        state = snapshot.state
+        then = Trained(step=state.step, samples=state.samples, tokens=state.tokens, corpus_sha256=state.identity.data)
+        config = yaml.safe_load(snapshot.config_yaml)
+        write_card(temporary, tokenizer.parent, then, config, Options(name=out.name))
+        ownership.mark(temporary, ownership.EXPORT, **asdict(then))
     return difference
 
 

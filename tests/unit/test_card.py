@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,13 +19,20 @@ import yaml
 from huggingface_hub import constants
 from transformers import AutoModelForPreTraining
 
-from cloze.corpus.manifest import manifest_sha256, read_manifest
+from cloze.corpus.diagnosis import Finding, as_data
+from cloze.corpus.manifest import manifest_sha256, read_manifest, write_manifest
 from cloze.errors import UserError
-from pretrain.checkpoint import LossScale, TrainingState
+from pretrain import card as renewed
+from pretrain.evaluate import results
+from pretrain.evaluate.confidence import Interval
+from pretrain.evaluate.pll import Metric
+from pretrain.evaluate.probing import LayerScore, ProbeResult
+from pretrain.evaluate.probing import as_data as as_rows
 from pretrain.export import __main__ as export
 from pretrain.export import load_hugging_face
 from pretrain.export.card import push, replace_section, write_card
-from tests.support import Trainer, free_port, make_corpus, make_identity
+from pretrain.export.card_facts import Options, Trained
+from tests.support import Trainer, free_port, make_corpus
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +42,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def card(folder: Path, corpus: Path, run: Path, **state: Any) -> str:
-    known = {"step": 1200, "samples": 9600, "tokens": 345678, "identity": make_identity(data=manifest_sha256(corpus))}
-    rest = {"seconds": 1.0, "optimizer_steps": 1, "rollbacks": 0, "loss_scale": LossScale(), "wandb_id": None}
-    told = TrainingState(**{**known, **rest, **state})
+def card(folder: Path, corpus: Path, run: Path, options: dict[str, Any] | None = None, **state: Any) -> str:
+    known = {"step": 1200, "samples": 9600, "tokens": 345678, "corpus_sha256": manifest_sha256(corpus)}
     config = {"data": {"path": str(corpus)}, "model": {"architecture": "bert", "max_positions": 512}}
     folder.mkdir(exist_ok=True)
-    write_card(folder, "books", run, told, config)
+    write_card(folder, run, Trained(**{**known, **state}), config, Options(name="books", **(options or {})))
     return (folder / "README.md").read_text()
 
 
@@ -57,7 +64,7 @@ def test_card_tells_corpus_recipe_curves_and_limits(tmp_path: Path, corpus: Path
     for fact in (
         "next-sentence prediction", f"| tokens in a pass | {passes.tokens:,} |", "| tokens | 345,678 |",
         "| steps | 1,200 |", "| peak learning rate | 0.001 |", "| held-out MLM loss | 9.500 → 3.167 |",
-        'AutoTokenizer.from_pretrained("books")', f"shows it no more than {manifest.max_len}"[6:], "512 tokens at once",
+        'pipeline("fill-mask", model="books")', f"shows it no more than {manifest.max_len}"[6:], "512 tokens at once",
     ):  # fmt: skip
         assert fact in text, fact
     assert str(corpus) not in text
@@ -72,8 +79,71 @@ def test_card_counts_splits_with_names_as_held_out(tmp_path: Path) -> None:
     assert "| held out, news | 21 samples |" in text
 
 
+def with_scripts(folder: Path, meaning: str) -> Path:
+    make_corpus(folder)
+    finding = Finding(name="scripts", value=2, meaning=meaning, remedy="")
+    write_manifest(folder, replace(read_manifest(folder), diagnosis=as_data([finding])))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("scripts", "named", "languages"),
+    [
+        ("cjk 88.0%, latin 12.0%", [], ["zh"]),
+        ("hiragana 50.0%, cjk 40.0%, katakana 10.0%", [], ["ja"]),
+        ("latin 95.1%, greek 4.9%", [], None),
+        ("latin 95.1%, greek 4.9%", ["no", "zh-Hant"], ["no", "zh-Hant"]),
+    ],
+)
+def test_languages_are_those_that_are_named_or_that_letters_tell(
+    tmp_path: Path, scripts: str, named: list[str], languages: list[str] | None
+) -> None:
+    corpus = with_scripts(tmp_path / "corpus", scripts)
+    text = card(tmp_path / "out", corpus, tmp_path / "gone", {"languages": named, "license": "cc0-1.0"})
+    front = yaml.safe_load(text.split("---")[1])
+    assert front.get("language") == languages
+    assert front["license"] == "cc0-1.0"
+    assert f"| scripts | {scripts} |" in text
+    assert ("今天" in text) == (languages == ["zh"])
+    assert "whoever publishes" not in text
+
+
+@pytest.mark.parametrize("options", [{"languages": ["English"]}, {"license": "all rights reserved"}])
+def test_what_is_no_language_and_no_licence_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^--l(anguage English|icense all rights reserved): [^\n]+$"):
+        Options(**options)
+
+
+def test_card_tells_evaluations_beside_what_guessing_gives(tmp_path: Path, corpus: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    guess = {"eval/frequencies_loss": 6.0, "eval/majority_nsp_accuracy": 0.51}
+    rows = [
+        {"step": step, "tokens": 2_000_000 * step, "eval/mlm_loss": 9.0 - step, "eval/nsp_accuracy": 0.8, **guess}
+        for step in range(1, 7)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    estimate = {"value": 0.625, "standard_error": 0.01, "sampling_error": 0.01}
+    row = {"pairs": 6700, Metric.within_word_l2r.value: estimate, "frequencies": estimate, "gain": estimate}
+    pairs = {"groups": {"all": row}, "fields": {"syntax": {**row, "gain": None}}}
+    results.write(str(run / "a.json"), {"format": "cloze-grammar", "data": ["/x/BLiMP.zip"], "minimal_pairs": pairs})
+    layers = [LayerScore(Interval(at, at - 1, at + 1), (60.0, at - 10), None) for at in (70.0, 80.0, 75.0)]
+    found = as_rows([ProbeResult("subj", "accuracy", 9, 9, 50.0, layers)])
+    results.write(str(run / "b.json"), {"format": "cloze-probes", "model": "x", "results": found})
+    text = card(tmp_path / "out", corpus, run, step=5)
+    for fact in (
+        "| MLM loss | 4.000 | 6.000 | 4.111 |", "| NSP accuracy | 80.0% | 51.0% | 50.0% |",
+        "The model is off the plateau since 8.0M tokens:", "| 5 | 10,000,000 |  | 4.000 |",
+        "## Grammar: BLiMP", "| all | 6,700 | 62.5 ± 1.0 | 62.5 ± 1.0 | +62.5 ± 1.0 |", "| syntax | 6,700 |",
+        "| subj | accuracy | 80.0 (79.0 to 81.0) | 65.0 | 50.0 |", "| random_next |",
+    ):  # fmt: skip
+        assert fact in text, fact
+    assert "| 6 |" not in text, "of a later step than the model's"
+    assert "/x" not in text
+
+
 def test_card_says_what_is_not_known(tmp_path: Path, corpus: Path) -> None:
-    text = card(tmp_path, corpus, tmp_path / "gone", identity=make_identity())
+    text = card(tmp_path, corpus, tmp_path / "gone", corpus_sha256="0" * 64)
     assert "It was not at hand" in text
     assert "![" not in text
     assert not (tmp_path / "curves.svg").exists()
@@ -230,6 +300,20 @@ def test_the_command_pushes_and_after_a_fault_the_same_command_does(
         assert weights.keys() == exported.keys()
         assert all(torch.equal(weights[name], exported[name]) for name in weights)
     assert replace_section(out, "evaluation", "a table")
+    assert renewed.main([str(run), str(out), "--language", "de", "--license", "mit"]) == 0
+    assert capsys.readouterr().out == f"{out}/README.md\n"
+    text = (out / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["language"] == ["de"]
+    assert "a table" in text
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert code
+    exec(code[1], {})
+    assert re.fullmatch(r"(\d+\.\d% {2}.+\n){5}", capsys.readouterr().out)
+    assert renewed.main([str(corpus), str(out)]) == 64
+    assert f"{corpus}: no run; name the one that {out} was exported from" in capsys.readouterr().err
+    assert renewed.main([str(run), str(tmp_path)]) == 64
+    assert f"{tmp_path}: does not say of which step it is" in capsys.readouterr().err
     monkeypatch.setattr(Hub, "down", False)
     assert export.main(arguments) == 0
     assert f"pushed to {hub}/ann/books" in capsys.readouterr().out
@@ -237,7 +321,7 @@ def test_the_command_pushes_and_after_a_fault_the_same_command_does(
     assert Hub.files == {path.name: path.read_bytes() for path in out.iterdir()}
     card = Hub.files["README.md"].decode()
     assert "a table" in card
-    assert 'AutoTokenizer.from_pretrained("ann/books")' in card
+    assert 'pipeline("fill-mask", model="ann/books")' in card
     # another checkpoint is another model
     assert export.main([str(run / "checkpoints" / "step-00000001"), str(out)]) == 64
     assert "not empty; name another directory, or add --force" in capsys.readouterr().err

@@ -252,6 +252,7 @@ def test_help_is_quick() -> None:
     quick = (
         "pretrain.train",
         "pretrain.export",
+        "pretrain.card",
         "pretrain.grammar",
         "finetune.compress",
         "finetune.probe",
