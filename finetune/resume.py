@@ -1,12 +1,14 @@
 """Which seeds of a fine-tuning are learned, and from what, so that the same command goes on with the others.
 
-Until all are learned they stand in `.NAME.unfinished` beside `out`: their scores, and the model of the best one. Its
+Until all are learned they stand in `.NAME.unfinished` beside `out`: their scores, the model of the best one, and
+checkpoints of the one that is being learned. Its
 mark has the settings and checksums of what was read, as metrics.json has them afterwards: what other settings gave is
 never taken for these. One process at a time.
 """
 
 import fcntl
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +18,15 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from cloze import ownership
-from cloze.errors import DiskError, UserError
+from cloze.errors import DiskError, TrainingError, UserError
+from cloze.files import write_whole
 from finetune.config import FinetuneConfig, facts, flat, saved
 from finetune.data import sha256
 from finetune.rates import settled
 
 _NO_MATTER = ("out", "log.", "wandb.")  # keys that leave the model what it is
 _TRACKED = ("tensorboard", "wandb")  # folders that trackers make
+_WHOLE = "whole"  # an empty file in a checkpoint of which all is on disk
 
 
 def settings_of(config: FinetuneConfig, checksums: Mapping[str, str]) -> dict[str, Any]:
@@ -78,6 +82,20 @@ def means(body: Mapping[str, Any]) -> dict[str, float]:
     return {name: body[name] for name in next(iter(body["by_seed"].values()))}
 
 
+def seal(checkpoint: Path) -> None:
+    """From now on a checkpoint counts: all of it is on disk, also after a crash. Raises OSError."""
+    for path in filter(Path.is_file, checkpoint.rglob("*")):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    write_whole(checkpoint / _WHOLE, b"")
+
+
+def newest_whole(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was sealed; None where there is none."""
+    sealed = [path.parent for path in checkpoints.glob(f"checkpoint-*/{_WHOLE}")]
+    return max(sealed, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
 class Seeds:
     """The learned seeds of one fine-tuning that is not finished."""
 
@@ -105,6 +123,9 @@ class Seeds:
             if not _locked(self._lock):
                 self._lock.close()
                 raise UserError(f"out={self._out}: another process learns it; wait for it")
+            for torn in self.checkpoints.glob("seed-*/checkpoint-*"):
+                if not (torn / _WHOLE).exists():  # of a process that was killed while it wrote
+                    shutil.rmtree(torn)
             if (self.folder / f"seed-{there.get('best')}").is_dir():
                 self.learned = {int(seed): found for seed, found in there["seeds"].items()}
                 self.best = there["best"]
@@ -114,11 +135,13 @@ class Seeds:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """What is learned stays, if anything is and it is not `publish`ed."""
+        """What is learned stays, if anything is and it is not `publish`ed: of a seed that diverged, nothing."""
         assert self._lock is not None
         with _disk(self._out):
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            if not self.learned or self._out.is_dir():
+            goes_on = not isinstance(error, TrainingError) and any(map(newest_whole, self.checkpoints.glob("seed-*")))
+            if not goes_on:
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+            if not (self.learned or goes_on) or self._out.is_dir():
                 ownership.clear(self.folder, _KIND)
         self._lock.close()
 
@@ -142,6 +165,7 @@ class Seeds:
             self._note()
             if better and before is not None:
                 shutil.rmtree(self.folder / f"seed-{before}")
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """All seeds are learned: the best one's directory, with what `write` adds, becomes `out`."""

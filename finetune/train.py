@@ -12,6 +12,7 @@ from typing import Any
 import accelerate  # noqa: F401  # Trainer asks for it, and only when a run begins
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -40,6 +41,8 @@ from pretrain.export.hugging_face import be_quiet, refuse_occupied
 PREDICTIONS = "test-predictions.jsonl"  # in `out`, where data.test is given
 
 _SECONDS = 10.0  # between two lines of progress
+_CHECKPOINT_SECONDS = 300.0  # between two checkpoints of a seed; with early stopping there is one after each epoch
+_PROJECTION = "projection.safetensors"  # of a teacher's states, in a checkpoint: no part of the model
 
 
 class _Progress(TrainerCallback):
@@ -54,6 +57,24 @@ class _Progress(TrainerCallback):
             step, loss = f"{state.global_step}/{state.max_steps}", float(logs["loss"])
             log.info(f"seed {self.seed}  step {step}  loss {loss:.3f}")
             self.told = time.monotonic()
+
+
+class _Checkpoints(TrainerCallback):
+    """Every few minutes all that a seed's training needs to go on to the same weights: whole, or not at all."""
+
+    def __init__(self, teacher: Teacher | None) -> None:
+        self.teacher, self.saved = teacher, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if time.monotonic() > self.saved + _CHECKPOINT_SECONDS:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.teacher is not None:
+            save_file(self.teacher.project.state_dict(), folder / _PROJECTION)
+        resume.seal(folder)
+        self.saved = time.monotonic()
 
 
 class TaskTrainer(Trainer):
@@ -221,12 +242,12 @@ def _train(
         model = with_lora(model, config.lora)
     if config.loss.r_drop:
         losses.require_dropout(model)
-    dev = prepared.dev
+    dev, own = prepared.dev, checkpoints / f"seed-{seed}"
     trainer = TaskTrainer(
         config,
         prepared,
         model=model,
-        args=_arguments(config, prepared, checkpoints, seed),
+        args=_arguments(config, prepared, own, seed),
         train_dataset=prepared.train,
         eval_dataset=dev.features,
         data_collator=prepared.collate,
@@ -234,7 +255,14 @@ def _train(
         callbacks=[_Progress(seed, tracker), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    there = resume.newest_whole(own) if world_size() == 1 else None
+    if world_size() == 1:
+        trainer.add_callback(_Checkpoints(trainer.teacher))
+    if there is not None:
+        log.info(f"seed {seed}  goes on at step {there.name.rpartition('-')[2]}")
+        if trainer.teacher is not None:
+            trainer.teacher.project.load_state_dict(load_file(there / _PROJECTION))
+    trainer.train(resume_from_checkpoint=str(there) if there else None)
     trainer.compute_metrics = None  # of data.dev alone
     answers = {}
     for name, each in {"dev": dev, **prepared.more}.items():
@@ -263,8 +291,8 @@ def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: i
         use_cpu=not torch.cuda.is_available(),
         eval_strategy=often,
         save_strategy=often,
-        save_total_limit=1,
-        save_only_model=True,
+        save_total_limit=2,  # the one before stays until the new one is sealed
+        save_only_model=world_size() > 1,
         load_best_model_at_end=bool(config.patience),
         metric_for_best_model=config.definition.score,
         greater_is_better=True,

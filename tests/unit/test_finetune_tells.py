@@ -17,7 +17,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from cloze.errors import UserError
-from finetune import grid
+from finetune import grid, resume
 from finetune import train as training
 from finetune.__main__ import finetune
 from finetune.__main__ import run as command
@@ -26,7 +26,7 @@ from finetune.data import both_sets
 from finetune.families import TASKS, classification
 from finetune.readers import Row
 from finetune.tasks import Prepared
-from finetune.train import run
+from finetune.train import TaskTrainer, run
 from finetune.verdict import unk_share, verdict
 from tests.support import ROOT
 from tests.unit.tiny_bert import config, write_tiny_bert
@@ -250,6 +250,57 @@ def test_killed_in_the_third_seed_it_goes_on_there(
     (folder / "dev.tsv").write_text("sentence\tlabel\ngood\tx\nbad\ty\n")
     with pytest.raises(UserError, match=r"out=.*: was made with another data\.dev; remove it"):
         finetune(config(folder, model, *own))
+
+
+@pytest.mark.parametrize(
+    ("own", "last"),
+    [
+        (["dropout=0.3"], 2),  # in the middle of an epoch
+        (["patience=3", "distill.hidden=1", "distill.teacher=wide"], 1),  # at the end of one; a projection learns, too
+    ],
+)
+def test_killed_within_a_seed_it_goes_on_there(
+    folder: Path, model: Path, own: list[str], last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same weights and scores to the bit; what is torn does not count, and nothing is left."""
+    if "distill.hidden=1" in own:
+        finetune(
+            config(folder, write_tiny_bert(folder / "bert", layers=1, hidden=48), "epochs=1", f"out={folder}/wide")
+        )
+        monkeypatch.chdir(folder)
+    own = [*own, "epochs=2", "batch_size=4"]
+    finetune(config(folder, model, *own, f"out={folder}/whole"))
+    seal, sealed = resume.seal, []
+
+    def killed(checkpoint: Path) -> None:
+        if len(sealed) == last:
+            raise KeyboardInterrupt
+        sealed.append(checkpoint.name)
+        seal(checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "seal", killed)
+        patch.setattr(training, "_CHECKPOINT_SECONDS", 0.0 if "dropout=0.3" in own else 300.0)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config(folder, model, *own))
+    steps: list[int] = []
+    original = TaskTrainer.training_step
+
+    def step(self: TaskTrainer, *rest: Any) -> Any:
+        steps.append(self.state.global_step)
+        return original(self, *rest)
+
+    monkeypatch.setattr(TaskTrainer, "training_step", step)
+    finetune(config(folder, model, *own))
+    assert steps == list(range(int(sealed[-1].removeprefix("checkpoint-")), 8))
+    bodies = [metrics(folder / name) for name in ("out", "whole")]
+    assert bodies[0].pop("config") != bodies[1].pop("config")
+    for body in bodies:
+        body.pop("distilled", None)  # has seconds
+    assert bodies[0] == bodies[1]
+    weights = [(folder / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert weights[0] == weights[1]
+    assert not (folder / ".out.unfinished").exists()
 
 
 def test_nothing_of_a_first_seed_stays(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
