@@ -1,9 +1,8 @@
 """Which seeds of a fine-tuning are learned, and from what, so that the same command goes on with the others.
 
 Until all are learned they stand in `.NAME.unfinished` beside `out`: their scores, the model of the best one, and
-checkpoints of the one that is being learned. Its
-mark has the settings and checksums of what was read, as metrics.json has them afterwards: what other settings gave is
-never taken for these. One process at a time.
+checkpoints of the one that is being learned. Its mark has the settings and checksums of what was read, as metrics.json
+has them afterwards: what other settings gave is never taken for these. One process at a time.
 """
 
 import fcntl
