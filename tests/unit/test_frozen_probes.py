@@ -1,6 +1,7 @@
 """Frozen probes: states are those of texts read one by one, scores are scikit-learn's, faults of files are one line."""
 
 import gzip
+import json
 import re
 import warnings
 import zipfile
@@ -131,7 +132,7 @@ def write_tasks(folder: Path) -> None:
 def test_tables_over_layers(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tasks(tmp_path)
     given_ = [f"model={model}", f"data={tmp_path}", "samples=40", "folds=3", "regularization=1", "random_seeds=2"]
-    assert main(given_) == ExitCode.OK
+    assert main([*given_, f"out={tmp_path}/new/probes.json"]) == ExitCode.OK
     text = capsys.readouterr().out
     assert text.count("| embeddings |") == 5
     for line in (
@@ -146,6 +147,12 @@ def test_tables_over_layers(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert len(rows) == 15
     assert all(len(row) == 4 for row in rows)
     assert rows[0][1] == "100.0 (100.0 to 100.0)", "a word that tells the label is in the mean of the embeddings"
+    body = json.loads((tmp_path / "new" / "probes.json").read_text())
+    assert body["format"] == "cloze-probes"
+    written = [layer["model"] for result in body["results"] for layer in result["layers"]]
+    assert ["{:.1f} ({:.1f} to {:.1f})".format(*interval) for interval in written] == [row[1] for row in rows]
+    assert main([*given_, f"out={tmp_path}/sst2/train.tsv"]) == ExitCode.USAGE
+    assert "train.tsv: is there, and not one that Cloze wrote" in capsys.readouterr().err
 
 
 BAD = {
