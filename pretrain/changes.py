@@ -32,6 +32,7 @@ _NO_WEIGHT = (  # keys and sections that change neither weights nor their order
         "world_size",
         "init_from",
         "init_allow",
+        "init_positions",
         "branch_from",
         "expect",
         "resume",

@@ -67,6 +67,12 @@ class PositionInit(Enum):
     normal = "normal"
 
 
+class MorePositions(Enum):
+    fresh = "fresh"
+    repeated = "repeated"
+    interpolated = "interpolated"
+
+
 class WandbMode(Enum):
     auto = "auto"  # online with a key, offline without
     online = "online"
@@ -432,6 +438,10 @@ class TrainConfig:
     init_allow: list[str] = doc(
         "what may differ from init_from: tokenizer (tokens with the same text keep their embeddings, the others start "
         "afresh), rope_theta (for longer samples)"
+    )
+    init_positions: MorePositions = doc(
+        "where init_from has fewer position embeddings: those behind its last are fresh, or its own repeated, or its "
+        "whole table interpolated"
     )
     branch_from: str | None = doc(
         "go on where this run, or checkpoint of one, stands, optimizer, step and samples included, in a run of its own"

@@ -319,7 +319,8 @@ def build_engine(
         module.load_weights(snapshot.weights)
     elif config.init_from:
         own = corpus.directory / "tokenizer"
-        process.log.info(initialize(module, config.init_from, facts, own, config.init_allow))
+        notes = initialize(module, config.init_from, facts, own, config.init_allow, config.init_positions)
+        process.log.info(notes)
     engine = Engine(module, config, process)
     if snapshot:
         restore(engine, snapshot, corpus, process)

@@ -9,13 +9,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from cloze.errors import UserError
 from pretrain import checkpoint
-from pretrain.config import Architecture
+from pretrain.config import Architecture, MorePositions
 from pretrain.model.architectures import blueprint_of
 from pretrain.model.bert import PackedBert
 from pretrain.model.published import Published, read_published
@@ -33,16 +35,21 @@ class _Given(NamedTuple):
 
 
 def initialize(
-    module: PackedBert, source: str, facts: TokenizerFacts, tokenizer: Path, allow: Collection[str] = ()
+    module: PackedBert,
+    source: str,
+    facts: TokenizerFacts,
+    tokenizer: Path,
+    allow: Collection[str] = (),
+    positions: MorePositions = MorePositions.fresh,
 ) -> str:
     """Fill `module` from `source` (run, checkpoint, Hugging Face directory or hub name); say what was done.
 
     `tokenizer` is the directory of the corpus' own. Rows of the vocabulary are matched by id, padding rows apart, where
     it is the source's; words that were added to that begin as the mean of their old pieces; of another tokenizer, if
-    `allow` says `tokenizer`, rows are matched by the tokens' text. Position embeddings beyond the source's keep their
-    fresh values, and so do heads that it has not; positions beyond the model's are left out. Raises `UserError` where
-    the tokenizer, the model (but for the thetas of rotary positions, if `allow` says `rope_theta`), a name or any other
-    shape differs.
+    `allow` says `tokenizer`, rows are matched by the tokens' text. Position embeddings beyond the source's are made as
+    `positions` says, and those beyond the model's left out; heads that the source has not keep their fresh values.
+    Raises `UserError` where the tokenizer, the model (but for the thetas of rotary positions, if `allow` says
+    `rope_theta`), a name or any other shape differs.
     """
     found = checkpoint.named_by("init_from", source)
     given = _of_run(source, found, module, facts) if found else _of_published(read_published(source), facts)
@@ -73,13 +80,28 @@ def initialize(
                 )
             rows.fill(target, theirs)
         elif name == blueprint.positions:
-            theirs, target = theirs[given.offset :], target[blueprint.offset(module.hf) :]
-            shared = min(len(theirs), len(target))
-            notes += [f"{shared} of {len(target)} positions from it"] if len(theirs) != len(target) else []
-            target[:shared] = theirs[:shared]
+            notes += _place(theirs[given.offset :], target[blueprint.offset(module.hf) :], positions)
         else:
             target.copy_(theirs)
     return ", ".join(notes)
+
+
+def _place(theirs_SxC: Tensor, target_PxC: Tensor, positions: MorePositions) -> list[str]:
+    """Fill a table of P positions from one of S, and say so where they differ.
+
+    Repeated as Beltagy et al. 2020 (Longformer, section 5) do it; interpolated along straight lines, ends on ends.
+    """
+    theirs, size = len(theirs_SxC), len(target_PxC)
+    if theirs >= size or positions is MorePositions.fresh or not theirs:
+        shared = min(theirs, size)
+        target_PxC[:shared] = theirs_SxC[:shared]
+        return [f"{shared} of {size} positions from it"] if theirs != size else []
+    if positions is MorePositions.repeated:
+        target_PxC.copy_(theirs_SxC[torch.arange(size) % theirs])
+    else:
+        table_1xCxS = theirs_SxC.to(target_PxC.dtype).T[None]
+        target_PxC.copy_(F.interpolate(table_1xCxS, size, mode="linear", align_corners=True)[0].T)
+    return [f"its {theirs} positions {positions.value} to {size}"]
 
 
 def _rows(source: str, theirs: CorpusTokenizer, ours: CorpusTokenizer, *, by_text: bool) -> Rows:

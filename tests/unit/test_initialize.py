@@ -30,7 +30,7 @@ from transformers import (
 
 from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from cloze.errors import UserError
-from pretrain.config import Architecture, ModelConfig
+from pretrain.config import Architecture, ModelConfig, MorePositions
 from pretrain.model.bert import PackedBert
 from pretrain.model.initialize import initialize
 from tests.support import make_tokenizer
@@ -225,6 +225,25 @@ def test_positions_that_both_have_are_taken(tmp_path: Path, kind: str, theirs: i
     assert said.endswith(f", {min(theirs, ours)} of {ours} positions from it")
     assert torch.equal(found[:40], given[:ours])
     assert torch.equal(found[40:], fresh_ones[40:])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_more_positions_are_repeated_or_interpolated(tmp_path: Path, kind: str) -> None:
+    before, ours = (2 if kind == "roberta" else 0), 100
+    source, tokenizer = source_of(tmp_path, kind), tmp_path / "tokenizer"
+    for way in (MorePositions.repeated, MorePositions.interpolated):
+        module = fresh(source, kind, max_positions=ours)
+        name = module.blueprint.positions
+        assert name
+        said = initialize(module, str(source), load_tokenizer(tokenizer).facts, tokenizer, (), way)
+        assert said == f"weights from {source}, its 40 positions {way.value} to 100"
+        found = weights_of(module.hf)[name][before:]
+        given = load_file(source / "model.safetensors")[name][before:]
+        for place in range(ours):
+            low, part = divmod(place * 39 / 99, 1)
+            between = given[int(low)] * (1 - part) + given[min(39, int(low) + 1)] * part
+            expected = given[place % 40] if way is MorePositions.repeated else between
+            torch.testing.assert_close(found[place], expected, atol=1e-5, rtol=1e-5)
 
 
 # Words
