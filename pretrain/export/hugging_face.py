@@ -223,9 +223,12 @@ def parity(trained: PackedBert, exported: Path) -> float:
         return_tensors="pt",
     )
     rows = [row[mask.bool()] for row, mask in zip(encoded.input_ids, encoded.attention_mask, strict=True)]
+    batch = pack([_every_position(rows, tokenizer.sep_token_id)])
+    if "token_type_ids" not in encoded:  # such a tokenizer's corpora have none either
+        batch = batch._replace(token_type_ids_T=torch.zeros_like(batch.token_type_ids_T))
     trained.eval()
     with torch.no_grad():
-        mlm, nsp = trained(pack([_every_position(rows, tokenizer.sep_token_id)]))
+        mlm, nsp = trained(batch)
         theirs = model(**encoded)
     their_mlm = theirs.prediction_logits if trained.has_pairs else theirs.logits
     difference = _difference(mlm, their_mlm[encoded.attention_mask.bool()])

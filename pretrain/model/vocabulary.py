@@ -77,22 +77,20 @@ def rows_by_text(theirs: CorpusTokenizer, ours: CorpusTokenizer) -> Rows:
 
 
 def _pieces(tokenizer: CorpusTokenizer, token: str, *, whole: bool) -> list[int]:
-    """What a token of another vocabulary was cut into; nothing where that is not known. `whole`: it is plain text."""
-    backend, prefix = tokenizer.backend, _continuation(tokenizer)
-    vocabulary, unknown = tokenizer.vocabulary, tokenizer.facts.unk_id
-    if whole or prefix is None:
-        as_text = backend.encode(token, add_special_tokens=False).ids if whole else None
+    """What a token of another vocabulary was cut into, but for what was unknown. `whole`: it is plain text."""
+    backend, prefix, vocabulary = tokenizer.backend, _continuation(tokenizer), tokenizer.vocabulary
+    as_text = backend.encode(token, add_special_tokens=False).ids if whole else []
+    if as_text or prefix is None:
         found = as_text or [piece.id for piece in backend.model.tokenize(token)]
-        return [] if unknown in found else found
-    inside = token.startswith(prefix)
-    rest, ids = token.removeprefix(prefix), list[int]()
-    while rest:
-        heads = (rest[:end] for end in range(len(rest), 0, -1))
-        head = next((head for head in heads if (prefix if ids or inside else "") + head in vocabulary), None)
-        if head is None:
-            return []
-        ids.append(vocabulary[(prefix if ids or inside else "") + head])
-        rest = rest[len(head) :]
+        return [row for row in found if row != tokenizer.facts.unk_id]
+    ids: list[int] = []
+    rest, mark = token.removeprefix(prefix), prefix if token.startswith(prefix) else ""
+    while rest:  # WordPiece's own way, which gives up a word for one letter
+        ends = (end for end in range(len(rest), 0, -1) if mark + rest[:end] in vocabulary)
+        end = next(ends, 0)
+        if end:
+            ids.append(vocabulary[mark + rest[:end]])
+        rest, mark = rest[end or 1 :], prefix
     return ids
 
 
