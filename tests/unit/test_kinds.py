@@ -395,7 +395,7 @@ def test_what_words_cost_is_counted(tmp_path, kind):
     """Against words counted by hand: pieces per word, the words cut most, and what the tokenizer with them saves."""
     path = vocabulary(tmp_path / "vocab.txt") if kind == "wordpiece" else make(kind, tmp_path)
     tokenizer = load_tokenizer(path)
-    text = "a gnokat and a gnokat , and the wuwu . a cat the cat"
+    text = "a gnokat and a gnokat . and the wuwu . a cat the cat"
     tokens = [np.asarray([tokenizer.facts.cls_id, *tokenizer.backend.encode(text, add_special_tokens=False).ids])]
     found = cutting([*tokens, *tokens], tokenizer)
     words = [word for word in text.split() if word.isalpha()]

@@ -218,3 +218,31 @@ def test_draws_and_samples_are_independent(million: tuple[np.ndarray, np.ndarray
     chance = float((counts**2 / (lengths - 3)).sum())  # of c chosen positions c/(n-3) are chosen again
     for other in (chosen(1, 7, 0), chosen(0, 8, 0), chosen(0, 7, 1), chosen(0, 7, 2**40)):
         assert abs(len(base & other) - chance) < 5 * chance**0.5
+
+
+@pytest.mark.parametrize("strategy", ["token", "whole_word", "span"])
+def test_of_two_separators_none_is_masked(strategy):
+    """Where all is to be masked, all is but [CLS] and the [SEP]s: two between segments, one after a single one."""
+    rng = np.random.default_rng(2)
+    lengths, expected = [], []
+    for _ in range(50):
+        first, second = rng.integers(1, 9, 2).tolist()
+        if rng.random() < 0.3:
+            total = first = first + 2
+            specials = {0, total - 1}
+        else:
+            first += 3
+            total = first + second + 1
+            specials = {0, first - 2, first - 1, total - 1}
+        lengths.append((first, total))
+        expected.append([position for position in range(total) if position not in specials])
+    tokens = np.full(sum(total for _, total in lengths), 9, np.uint16)
+    masks = draw_masks(
+        Unmasked(tokens, np.asarray(lengths, np.uint16), np.arange(50, dtype=np.uint64), rng.random(len(tokens)) < 0.5),
+        0,
+        Masking(strategy=strategy, probability=1.0, max_predictions=99, seed=1),
+        MaskVocabulary(mask_id=4, vocab_size=20, special_ids=(0, 1, 2, 3, 4, 11, 12), separators=2),
+    )
+    found = np.split(masks.positions_M, np.cumsum(masks.counts_N)[:-1])
+    assert [positions.tolist() for positions in found] == expected
+    assert {*masks.tokens_M.tolist()} <= {4, 5, 6, 7, 8, 9, 10, *range(13, 20)}

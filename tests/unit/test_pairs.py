@@ -307,17 +307,19 @@ def test_samples_are_a_function_of_the_key(objective):
         assert first != as_tuples(make_samples(objective, bucket, 16, 0.1, other))
 
 
-@given(documents=DOCUMENTS, objective=st.sampled_from(["nsp", "sop", "none"]), seed=SEED)
+@given(documents=DOCUMENTS, objective=st.sampled_from(["nsp", "sop", "none"]), seed=SEED, separators=st.integers(1, 2))
 @settings(max_examples=100, deadline=None)
-def test_assembled_tokens(documents, objective, seed):
-    samples = make_samples(objective, bucket_of(documents), 24, 0.1, (seed,))
+def test_assembled_tokens(documents, objective, seed, separators):
+    samples = make_samples(objective, bucket_of(documents), 24, 0.1, (seed,), separators)
     ids = np.arange(10, 10 + sum(map(sum, documents)), dtype=np.uint16)
-    tokens_T, lengths_Nx2 = assemble(samples, ids, CLS, SEP)
+    tokens_T, lengths_Nx2 = assemble(samples, ids, CLS, SEP, separators)
     expected, lengths = [], []
     for a, b, _ in as_tuples(samples):
-        segment_a, segment_b = [CLS, *ids[list(a)], SEP], [*ids[list(b)], SEP] if b else []
+        segment_a = [CLS, *ids[list(a)], *[SEP] * (separators if b else 1)]
+        segment_b = [*ids[list(b)], SEP] if b else []
+        assert len(segment_a + segment_b) <= 24
         expected += segment_a + segment_b
         lengths.append([len(segment_a), len(segment_a + segment_b)])
     assert tokens_T.tolist() == expected
     assert tokens_T.dtype == np.uint16
-    assert lengths_Nx2.tolist() == sample_lengths(samples).tolist() == lengths
+    assert lengths_Nx2.tolist() == sample_lengths(samples, separators).tolist() == lengths

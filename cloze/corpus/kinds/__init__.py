@@ -1,6 +1,6 @@
 """Kinds of tokenizers: every module here that holds a subclass of `base.Kind` is one, found by itself.
 
-To add one: a file here; for a fast path of its own a file in data_prep/text; a test; a row in docs/tokenizers.md.
+To add one: a file here; for a fast path of its own a file in data_prep/text; a test; a row in docs/data.md.
 """
 
 import pkgutil
