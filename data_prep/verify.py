@@ -1,5 +1,6 @@
 """`python -m data_prep.verify DIR`: is a corpus what its manifest says? One line per fault, exit 64 if there is any."""
 
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -28,6 +29,14 @@ def main(options: Namespace) -> int:
     manifest = read_manifest(directory)
     samples = sum(split.samples for split in manifest.splits.values())
     print(f"{directory} is sound: {len(manifest.shards)} shards, {samples:,} samples, every checksum, count and mask")
+    words = (
+        "deepspeed",
+        "pretrain/train.py",
+        f"data.path={directory}",
+        f"run={directory.resolve().name}",
+        "model=tiny",
+    )
+    log.info(f"next: {shlex.join(words)}")
     return ExitCode.OK
 
 

@@ -1,11 +1,13 @@
 """`python -m pretrain.report runs/a [runs/b …]`: one self-contained HTML page about one run, or over several."""
 
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from cloze.cli import command, parser
 from cloze.errors import ExitCode
+from cloze.log import log
 from pretrain.telemetry.charts import AXES
 from pretrain.telemetry.report import COMPARISON_NAME, REPORT_NAME, write_report
 
@@ -16,6 +18,8 @@ PARSER.add_argument(
 )
 PARSER.add_argument("--x", choices=AXES, default="step", help="what curves are drawn over at first")
 
+_SERVE = ("python", "-m", "pretrain.runs", "serve")
+
 
 @command(PARSER)
 def main(options: Namespace) -> int:
@@ -23,6 +27,7 @@ def main(options: Namespace) -> int:
     first = options.run_dirs[0]
     usual = first / REPORT_NAME if len(options.run_dirs) == 1 else first.resolve().parent / COMPARISON_NAME
     print(write_report(options.run_dirs, options.out or usual, axis=options.x))
+    log.info("open it in a browser; live pages of all runs: " + shlex.join([*_SERVE, "--root", str(first.parent)]))
     return ExitCode.OK
 
 

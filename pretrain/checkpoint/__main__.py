@@ -1,11 +1,13 @@
 """`python -m pretrain.checkpoint runs/x` lists and verifies."""
 
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from cloze.cli import command, parser
 from cloze.errors import ExitCode, UserError
+from cloze.log import log
 from pretrain.checkpoint.format import list_checkpoints, verify
 
 PARSER = parser("pretrain.checkpoint", "List and verify checkpoints.")
@@ -18,12 +20,16 @@ def main(options: Namespace) -> int:
     found = list_checkpoints(folder)
     if not found:
         raise UserError(f"{folder}: holds no checkpoints; name a run directory")
-    damaged = 0
+    damaged, sound = 0, None
     for path in found:
         faults = verify(path)
         size = sum(file.lstat().st_size for file in path.iterdir())
         print(f"{path.name}  {size / 1e6:10.1f} MB  {'; '.join(faults) or 'verified'}")
         damaged += bool(faults)
+        sound = sound if faults else path
+    if sound:
+        run = sound.parents[1]
+        log.info(f"next: {shlex.join(['python', '-m', 'pretrain.export', str(run), f'out/{run.resolve().name}'])}")
     return ExitCode.USAGE if damaged else ExitCode.OK
 
 

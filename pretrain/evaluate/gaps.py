@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
+from cloze.errors import UserError
 from pretrain.config import TrainConfig
 from pretrain.data.loader import IGNORED, MicroBatch, TrainingCorpus, bounded
 from pretrain.dist import Process
@@ -56,11 +57,14 @@ class RunGaps:
 
 
 def open_gaps(config: TrainConfig, corpus: TrainingCorpus, folder: Path) -> RunGaps | None:
-    """Those of `eval.predictions`; None without any, or without held-out samples. The same on every rank."""
+    """Those of `eval.predictions`, on every rank the same; None without any, or without held-out samples."""
     split = next((split for split, count in corpus.held_out.items() if count), None)
     if not config.eval.predictions or split is None:
         return None
-    tokenizer = load_tokenizer(corpus.directory / "tokenizer")
+    try:
+        tokenizer = load_tokenizer(corpus.directory / "tokenizer")
+    except UserError:  # a run needs it for nothing else
+        return None
     count = corpus.held_out[split]
     indices = np.unique(np.linspace(0, count - 1, min(count, config.eval.predictions)).astype(np.int64))
     parts, gaps = [], []

@@ -265,7 +265,7 @@ def test_the_corrected_command_runs(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     given = ["source=jsonl", f"source.paths=[{tmp_path}/a.jsonl]", f"out={tmp_path}/o", "tokenizer.vocab_size=100"]
-    given += ["executor.workers=1"]
+    given += ["executor.workers=1", "diagnosis.ignore=[unknown_tokens]"]
     assert prepare([*given, "source.field=content"]) == ExitCode.USAGE
     error = capsys.readouterr().err.splitlines()[-1]
     assert "line 1: no text under content; set source.field to one of body" in error

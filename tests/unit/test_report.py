@@ -251,16 +251,17 @@ def test_the_script_s_arithmetic() -> None:
     """Round ticks; an axis that one diverged run does not take; means without a bias."""
     code = """
     const r = require(process.argv[1]);
-    console.log(JSON.stringify([r.linearTicks(0, 100, 5), r.logTicks(0.01, 100),
+    console.log(JSON.stringify([r.linearTicks(0, 100, 5), r.logTicks(0.01, 100), r.timeTicks(0, 7000, 3),
       r.domain([[3, 9], [2e5, 4e5]], false), r.domain([[0.5]], false), r.smoothed([1, null, 1], 0.9),
       r.nearest([1, 5, 9], 6),
       r.short(1234567), r.clock(7200)]))
     """
     script = Path(report.__file__).parent / "templates" / "report.js"
     done = subprocess.run(["node", "-e", code, str(script)], capture_output=True, text=True, check=True, timeout=60)
-    linear, logarithmic, robust, flat, smooth, index, short, clock = json.loads(done.stdout)
+    linear, logarithmic, times, robust, flat, smooth, index, short, clock = json.loads(done.stdout)
     assert linear == [0, 20, 40, 60, 80, 100]
     assert logarithmic == [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+    assert times == [0, 3600]
     assert robust == pytest.approx([2.64, 9.36])
     assert flat[0] < 0.5 < flat[1]
     assert smooth == [1, None, 1]

@@ -15,6 +15,16 @@ function linearTicks(low, high, count) {
   return ticks;
 }
 
+// Round times, in seconds.
+function timeTicks(low, high, count) {
+  const rough = (high - low) / count;
+  if (rough > 86400) return linearTicks(low / 86400, high / 86400, count).map((days) => days * 86400);
+  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400].find((each) => each >= rough);
+  const ticks = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) ticks.push(k * step);
+  return ticks;
+}
+
 // Powers of ten, with 2 and 5 between them where there are few; round numbers where there is no power at all.
 function logTicks(low, high) {
   const decades = Math.log10(high / low), factors = decades > 4 ? [1] : decades > 1.5 ? [1, 3] : [1, 2, 5];
@@ -151,7 +161,8 @@ function start() {
       element(svg, "line", { x1: left, x2: right, y1: y(tick), y2: y(tick), class: "grid" });
       element(svg, "text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end", class: "tick" }, label(tick));
     }
-    const xTicks = (logX ? logTicks(x0, x1) : linearTicks(x0, x1, Math.max(2, Math.floor(wide / 95))));
+    const wanted = Math.max(2, Math.floor(wide / 95));
+    const xTicks = logX ? logTicks(x0, x1) : axis === "seconds" ? timeTicks(x0, x1, wanted) : linearTicks(x0, x1, wanted);
     for (const tick of xTicks)
       element(svg, "text", { x: Math.min(x(tick), right - 4), y: high - 7, "text-anchor": "middle", class: "tick" }, axis === "seconds" ? clock(tick) : axis === "share" ? Math.round(100 * tick) + "%" : short(tick));
     const clip = "clip-" + chart.number;
@@ -306,4 +317,4 @@ function start() {
 }
 
 if (typeof document !== "undefined") start();
-if (typeof module !== "undefined") module.exports = { linearTicks, logTicks, short, clock, smoothed, domain, nearest, path };
+if (typeof module !== "undefined") module.exports = { linearTicks, logTicks, timeTicks, short, clock, smoothed, domain, nearest, path };
