@@ -106,6 +106,10 @@ def _gap(batch: MicroBatch, sample: int, tokenizer: CorpusTokenizer, corpus: Tra
     ends = {facts.cls_id, facts.sep_id}
     first = max((at + 1 for at in range(begin, place) if tokens[at] in ends), default=begin)
     last = min((at for at in range(place, end) if tokens[at] in ends), default=end)
-    before = vocabulary.decode(tokens[max(first, place - _BEFORE) : place])
-    after = vocabulary.decode(tokens[place + 1 : min(last, place + 1 + _AFTER)])
+    start, stop = max(first, place - _BEFORE), min(last, place + 1 + _AFTER)
+    while start < place and continues(start):  # whole words only
+        start += 1
+    while stop < last and continues(stop):
+        stop += 1
+    before, after = vocabulary.decode(tokens[start:place]), vocabulary.decode(tokens[place + 1 : stop])
     return row, Gap(before, after, vocabulary.id_to_token(tokens[place]) or "")
