@@ -192,6 +192,8 @@ def _advice(
         return trouble or "nothing: it trains", f"python -m pretrain.runs follow {run}"
     if state == "finished" and trouble:
         return trouble, None
+    if state == "finished" and verdict and verdict.state == "early":
+        return f"train longer, with more steps: {verdict.line}", again
     if state == "finished":
         return "export the model, then score or fine-tune it", f"python -m pretrain.export {run} {out}"
     if state == "stopped":

@@ -70,6 +70,22 @@ def test_a_run_that_was_killed_left_no_word(tmp_path: Path) -> None:
     assert standing_of(run).state == "running", "its lock may be another machine's: it spoke just now"
 
 
+def test_what_a_person_should_do_now(tmp_path: Path) -> None:
+    """A model that is to be trained on is not to be exported."""
+    for number, (tokens, loss, words) in enumerate(
+        [
+            (100_000, 7.0, "train longer, with more steps: held-out MLM loss 7.000"),
+            (50_000_000, 6.2, "on the plateau: "),
+            (50_000_000, 9.0, "diverged: "),
+            (50_000_000, 3.0, "export the model, then score or fine-tune it"),
+        ]
+    ):
+        found = {"eval/frequencies_loss": 6.3, "eval/mlm_loss": loss, "tokens": tokens}
+        standing = standing_of(run_of(tmp_path / str(number), ended=0, evaluation=found))
+        assert standing.advice.startswith(words)
+        assert ("pretrain.export" in (standing.command or "")) == (loss == 3.0)
+
+
 @pytest.mark.parametrize(
     ("found", "learning"),
     [
