@@ -278,8 +278,9 @@ def _source(key: str, given: Any, example: str) -> Source:
 
     kind = given.get("kind") if isinstance(given, Mapping) else None
     if not isinstance(kind, str) or kind not in Source.kinds:
-        named = isinstance(kind, str)
-        told = f"kind={kind}: no such kind{cli.nearest(kind, [*Source.kinds], 'source')}" if named else "has no kind"
+        told = "has no kind"
+        if isinstance(kind, str):
+            told = f"kind={kind}: no such kind{cli.nearest(kind, [*Source.kinds], 'source')}"
         raise UserError(f"{key}: {told}; write {example}; kinds are {', '.join(Source.kinds)}")
     silent = yaml.safe_load((CONF / "source" / f"{kind}.yaml").read_text(encoding="utf-8"))
     with _told_as(f"{key}: "):
