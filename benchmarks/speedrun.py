@@ -1,6 +1,6 @@
 """How fast a held-out loss can be reached: `python benchmarks/speedrun.py --source books.jsonl.zst --record NAME`.
 
-A record is a training command of BERT-tiny whose last evaluation has an MLM loss of 5.0 nats or less (all tokens of the
+A record is a training command of BERT-tiny whose last evaluation has an MLM loss of 5.5 nats or less (all tokens of the
 held-out samples attend to each other; word frequencies alone: 6.5), on books.jsonl.zst, 8,192 words, samples of up to
 128 tokens, one process with one thread, one seed. What counts: tokens (the same on any machine), then the seconds of
 processor time of the whole command, start and evaluations included (clock time is that of a machine that others use).
@@ -25,7 +25,7 @@ from pretrain.telemetry.report import read_metrics
 from tests.support import ROOT, environment
 
 RESULTS = Path(__file__).parent / "results" / "speedrun.json"
-TARGET = 5.0  # nats per masked token, held out
+TARGET = 5.5  # nats per masked token, held out
 COMMON = (
     *(
         "model=tiny",
@@ -59,13 +59,13 @@ _BIAS = "model.distance_bias=[[0,1],[0.083,1],[0.667,0.01],[0.667,0]]"  # 1.0, t
 RECORDS = {
     "width": Record(
         "weights drawn by width, positions that start as sinusoids",
-        ("steps=2050", "optim.lr=2e-3", "schedule.warmup_fraction=0.025"),
+        ("steps=1000", "optim.lr=2e-3", "schedule.warmup_fraction=0.025"),
     ),
     "near_first": Record(
         "a distance bias that is annealed away: near tokens first",
-        ("steps=600", "optim.lr=2e-3", "schedule.warmup_fraction=0.08", _BIAS),
+        ("steps=480", "optim.lr=2e-3", "schedule.warmup_fraction=0.08", _BIAS),
     ),
-    "rate": Record("twice the rate", ("steps=450", "optim.lr=4e-3", "schedule.warmup_fraction=0.08", _BIAS)),
+    "rate": Record("twice the rate", ("steps=380", "optim.lr=4e-3", "schedule.warmup_fraction=0.08", _BIAS)),
 }
 
 
@@ -122,6 +122,7 @@ def main() -> int:
         if options.attempt:
             print(json.dumps(attempt(f"try-{int(time.time())}", options.attempt, work / "books", work / "runs")))
             return 0
+        missed = False
         body = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
         rows = {row["record"]: row for row in body["rows"]}
         for name in options.record or RECORDS:
@@ -129,11 +130,12 @@ def main() -> int:
             print(json.dumps(row), flush=True)
             if row["loss"] > TARGET:
                 print(f"{name}: {row['loss']} nats, no record: the target is {TARGET}", file=sys.stderr)
-                return 1
+                missed = True
+                continue
             rows[name] = row
             body = {"cpu": cpu_name(), "target": TARGET, "rows": [rows[one] for one in RECORDS if one in rows]}
             RESULTS.write_text(json.dumps(body, indent=1) + "\n")
-    return 0
+    return int(missed)
 
 
 if __name__ == "__main__":
