@@ -281,7 +281,7 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
 def long(hours: float) -> str:
     """Hours as a person says them: `12 minutes`, `3.5 hours`, `2.1 days`."""
     if hours < 1.5:
-        return f"{max(1.0, hours * 60):.0f} minutes"
+        return f"{hours * 60:.3g} minutes"
     return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
