@@ -49,6 +49,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _NOT_NEEDED = ("run", "data.path")  # of training's keys
 _MAGNITUDES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _GPUS_PER_NODE = 8
+_SPANS = ((1.5, 60.0, "minutes"), (48.0, 1.0, "hours"), (float("inf"), 1 / 24, "days"))
 _MATRIX = 1024  # rows of the matrices that a processor is timed with
 _MFU_CPU = 0.4  # of what matrix products reach here
 
@@ -279,10 +280,9 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
 
 
 def long(hours: float) -> str:
-    """Hours as a person says them: `12 minutes`, `3.5 hours`, `2.1 days`."""
-    if hours < 1.5:
-        return f"{hours * 60:.3g} minutes"
-    return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
+    """Hours as a person says them, to three digits: `12 minutes`, `3.25 hours`, `4.17 days`."""
+    value, unit = next((hours * per, unit) for most, per, unit in _SPANS if hours < most)
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 def gpu_of(options: PlanConfig) -> Gpu:

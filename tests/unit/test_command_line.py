@@ -294,7 +294,7 @@ def test_plan_counts_tokens_and_nodes(capsys: pytest.CaptureFixture[str]) -> Non
     assert "16 h100 x accumulation 1 x micro-batch 16" in text
     assert "305,176 steps, 10.0 G tokens" in text
     assert plan.PlanConfig(**(asdict(plan.DEFAULTS) | {"tokens": "1.5e9"})).num_tokens == 1_500_000_000
-    assert [plan.long(hours) for hours in (0.2, 3.25, 100)] == ["12 minutes", "3.2 hours", "4.2 days"]
+    assert [plan.long(hours) for hours in (0.2, 3.25, 100)] == ["12 minutes", "3.25 hours", "4.17 days"]
     assert plan.main(["tokens=many"]) == ExitCode.USAGE
     assert "write 10B, 300M or 5e9" in capsys.readouterr().err
 
