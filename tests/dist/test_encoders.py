@@ -39,10 +39,9 @@ def singles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "zero"),
     [
-        ("roberta", 3),
-        ("modernbert", 1),
-        *(pytest.param(kind, zero, marks=pytest.mark.slow) for kind, zero in [("roberta", 1), ("modernbert", 3)]),
-        *(pytest.param(kind, zero, marks=pytest.mark.slow) for kind in ("bert", "xlm-roberta") for zero in (1, 3)),
+        pytest.param(kind, zero, marks=[] if (kind, zero) == ("roberta", 3) else pytest.mark.slow)
+        for kind in CLASSES
+        for zero in (1, 3)
     ],
 )
 def test_a_published_encoder_is_gone_on_from(

@@ -139,7 +139,12 @@ def begun(trainer: Trainer, corpus: Path, singles: Path) -> dict[bool, Path]:
     }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+ALIKE = ("ettin_32m", "ettin_68m", "ettin_150m", "modernbert_decay")  # but for figures
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in RECIPES]
+)
 def test_three_steps(
     trainer: Trainer, corpus: Path, singles: Path, begun: dict[bool, Path], recipe: str
 ) -> None:
