@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from cloze.corpus.kinds.base import Kind, Specials, given_names, kind_of
-from cloze.corpus.kinds.wordpiece import CLS, MASK, PAD, SEP, SPECIALS, UNK
+from cloze.corpus.kinds.wordpiece import UNK
 from cloze.corpus.manifest import TokenizerFacts
 from cloze.corpus.scripts import unspaced_pre_tokenizer
 from cloze.errors import UserError
@@ -24,8 +24,6 @@ _CASED = 0.01  # share of tokens with capitals from which a vocabulary is a case
 
 _CONFIG, _SPECIALS_MAP = "tokenizer_config.json", "special_tokens_map.json"
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")  # of a model, where a tokenizer has token types
-
-__all__ = ["CLS", "MASK", "PAD", "SEP", "SPECIALS", "UNK"]  # of BERT's WordPiece
 
 
 class Spelling(NamedTuple):

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer, models, trainers
 
+from cloze.corpus.kinds.wordpiece import SPECIALS, UNK
 from cloze.corpus.scripts import ACCENTED, IDEOGRAPHS, character, is_unspaced
 from cloze.corpus.tokenizer import (
     BERT,
-    SPECIALS,
-    UNK,
     CorpusTokenizer,
     Spelling,
     bert_normalizer,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from cloze.corpus.tokenizer import SPECIALS, Spelling, load_tokenizer, save_tokenizer
+from cloze.corpus.kinds.wordpiece import SPECIALS
+from cloze.corpus.tokenizer import Spelling, load_tokenizer, save_tokenizer
 from cloze.errors import UserError
 from data_prep.text.wordpiece import count_words, train_tokenizer
 from tests.unit.corpora import ROOT, documents, vocabulary
