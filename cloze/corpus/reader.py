@@ -29,7 +29,7 @@ class Sample:
 
     id: int  # the same in every epoch
     tokens_T: npt.NDArray[np.integer]  # u16, or u32 where the vocabulary needs it: with specials, unmasked
-    segment_ids_T: npt.NDArray[np.uint8]  # 0 through the first [SEP], then 1
+    segment_ids_T: npt.NDArray[np.uint8]  # token types: 0 through the first segment, then 1 where there are types
     label: int  # 1 = the second segment comes from another document (nsp), or the two are swapped (sop)
     masked_positions_M: npt.NDArray[np.uint16]
     masked_tokens_M: npt.NDArray[np.integer]  # what the model sees there: [MASK], a random token or the answer

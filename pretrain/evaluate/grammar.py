@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import yaml
 
+from cloze.corpus.kinds.base import kind_of
 from cloze.corpus.manifest import Manifest, read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from cloze.errors import UserError
@@ -131,7 +132,9 @@ def _texts(
         if corpus is None:
             raise UserError(f"split={config.split}: of which corpus? add corpus=DIR")
         names = tokenizer.convert_ids_to_tokens(range(corpus.manifest.tokenizer.vocab_size))
-        continues_V = np.asarray([(name or "").startswith("##") for name in names])
+        kind = kind_of(type(backend.model).__name__, f"model={config.model}")
+        continues_V = np.asarray([not kind.begins_word(name or "") for name in names])
+        continues_V[[*corpus.manifest.tokenizer.special_ids]] = False
         samples = held_out_text.samples_of(
             corpus.directory, corpus.manifest, config.split, continues_V=continues_V, most=config.texts
         )

@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from cloze.corpus.kinds.bpe import byte_of
+from cloze.corpus.manifest import parse_manifest, read_manifest, sealed_json
 from cloze.corpus.scripts import IDEOGRAPH_RANGES, is_unspaced
 from cloze.corpus.tokenizer import Spelling, load_tokenizer, save_tokenizer
 from cloze.corpus.vocabulary import cutting, extended
-from cloze.errors import UserError
+from cloze.errors import ExitCode, UserError
+from data_prep.__main__ import main as prep_main
+from data_prep.report import main as report_main
 from data_prep.text import bpe, unigram
 from data_prep.text.cutters.base import PROBES
 from data_prep.text.cutters.byte_level import ByteLevelCutter
 from data_prep.text.encoder import Encoder
 from data_prep.text.wordpiece import count_pieces
 from data_prep.text.words import CharacterRule, word_encoder
-from tests.unit.corpora import FUZZ, vocabulary
+from tests.unit.corpora import FUZZ, documents, vocabulary, write_jsonl
 from tests.unit.published import KINDS, TEXTS, make
 from tests.unit.test_encoder import HAN, PIECES, STRANGE, encoded, reference
 
@@ -411,3 +414,85 @@ def test_what_words_cost_is_counted(tmp_path, kind):
     larger = extended(tokenizer, [word.text for word in found.cut[:2]])
     fewer = len(tokens[0]) - 1 - len(larger.backend.encode(text, add_special_tokens=False).ids)
     assert found.saved(2) == pytest.approx(fewer / (len(tokens[0]) - 1))
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A corpus of a given byte-level BPE, which cuts some words."""
+    folder = tmp_path_factory.mktemp("prepared")
+    texts = [text.replace("red", "gnokat") for text in documents(30)]
+    options = ["source=jsonl", f"source.paths=[{write_jsonl(folder / 'a.jsonl', texts)}]", "max_len=32"]
+    options += [f"tokenizer.path={make('roberta', folder / 'given')}", "executor.workers=1"]
+    assert prep_main([*options, f"out={folder / 'out'}"]) == 0
+    return folder, options
+
+
+def test_the_report_writes_the_extended_tokenizer(prepared, capsys):
+    folder, options = prepared
+    new = folder / "new"
+    assert report_main([str(folder / "out"), "--extend", str(new), "--words", "1"]) == 0
+    assert "1 words added, 1 of them in new rows; " in capsys.readouterr().out
+    page = (folder / "out" / "report.html").read_text()
+    assert "pieces per word" in page
+    assert "<td>gnokat</td>" in page
+    assert "\u0120gnokat" in load_tokenizer(new).vocabulary
+    assert report_main([str(folder / "out"), "--extend", str(new)]) == ExitCode.USAGE
+    assert report_main([str(folder / "out"), "--extend", str(folder / "none"), "--words", "0"]) == ExitCode.USAGE
+    errors = capsys.readouterr().err
+    assert "is there; name a new directory" in errors
+    assert "--words 0: must be at least 1" in errors
+    more = [*options, f"tokenizer.path={new}", f"out={folder / 'out-new'}"]
+    assert prep_main(more) == 0
+    before, after = (read_manifest(folder / name).splits["pass-00"].tokens for name in ("out", "out-new"))
+    assert after < before
+
+
+def test_version_3_tells_the_layout_and_is_checked(prepared):
+    data = json.loads((prepared[0] / "out" / "manifest.json").read_text())
+    assert data["version"] == 3
+    assert {name: data["tokenizer"][name] for name in ("separators", "token_types", "never_drawn")} == {
+        "separators": 2, "token_types": False, "never_drawn": []
+    }  # fmt: skip
+    for bad in (
+        {"separators": 3},
+        {"separators": 0},
+        {"token_types": 0},
+        {"never_drawn": [-1]},
+        {"never_drawn": [10**6]},
+    ):
+        body = {**data, "tokenizer": {**data["tokenizer"], **bad}}
+        with pytest.raises(UserError, match=next(iter(bad)).split("_")[0]):
+            parse_manifest(sealed_json(body).encode(), "x")
+
+
+def test_a_layout_of_pairs_that_is_not_ours_is_refused_for_pairs(prepared, tmp_path, capsys):
+    folder, options = prepared
+    body = json.loads((folder / "given" / "tokenizer.json").read_text())
+    cls, sep = ({"id": name, "ids": [number], "tokens": [name]} for name, number in (("<s>", 0), ("</s>", 2)))
+    one, a, b = {"SpecialToken": {"id": "<s>", "type_id": 0}}, *({"Sequence": {"id": i, "type_id": 0}} for i in "AB")
+    last = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    body["post_processor"] = {
+        "type": "TemplateProcessing", "single": [one, a, last], "pair": [one, a, b, last],
+        "special_tokens": {"<s>": cls, "</s>": sep},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    more = [*options, f"tokenizer.path={tmp_path}", f"out={tmp_path / 'out'}"]
+    assert prep_main(more) == ExitCode.USAGE
+    assert "lays pairs out neither as [CLS] A [SEP] B [SEP] nor" in capsys.readouterr().err
+    assert prep_main([*more, "objective=none"]) == 0
+    assert (
+        prep_main(
+            [
+                *more[:-1],
+                f"out={tmp_path / 'x'}",
+                "tokenizer.path=null",
+                "tokenizer.kind=bpe",
+                "tokenizer.vocab_size=99",
+            ]
+        )
+        == 64
+    )
+    assert "kind=bpe has every byte, so at least 512 tokens" in capsys.readouterr().err
