@@ -271,7 +271,8 @@ def _parse(body: Any) -> Manifest:
         raise ValueError("not a manifest of Cloze shards")
     version = body["version"]
     if type(version) is not int or version not in VERSIONS:
-        raise ValueError(f"format version {version!r:.50}, this Cloze reads {' and '.join(map(str, VERSIONS))}")
+        *others, last = map(str, VERSIONS)
+        raise ValueError(f"format version {version!r:.50}, this Cloze reads {', '.join(others)} and {last}")
     manifest = Manifest(
         tokenizer=_tokenizer(body["tokenizer"], version),
         max_len=_count(body, "max_len"),

@@ -733,7 +733,8 @@ def test_the_command_lists_and_verifies(
         checkpoint.write(tmp_path / "checkpoints", make_snapshot(step))
     code, lines = called(tmp_path)
     assert code == 0
-    assert [line.split()[-1] for line in lines] == ["verified", "verified"]
+    assert [line.split()[-1] for line in lines[:2]] == ["verified", "verified"]
+    assert lines[2:] == [f"next: python -m pretrain.export {tmp_path} out/{tmp_path.name}"]
     (tmp_path / "checkpoints" / "step-00000001" / "notes").symlink_to("nowhere")
     assert called(tmp_path)[0] == 0
     flip(tmp_path / "checkpoints" / "step-00000002" / "optimizer.safetensors")

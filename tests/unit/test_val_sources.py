@@ -143,7 +143,10 @@ def test_named_splits_make_it_version_2_and_version_1_is_read(folder, corpus, tm
     assert parse_manifest(sealed_json({**body, "version": 2}).encode(), "x") == read_manifest(plain)
 
 
-@pytest.mark.parametrize(("version", "words"), [(1, "version 1, which has no split val-news"), (3, "reads 1 and 2")])
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [(1, "version 1, which has no split val-news"), (3, "no field .token_types."), (4, "reads 1, 2 and 3")],
+)
 def test_a_version_that_does_not_fit_is_refused(corpus, version, words):
     body = json.loads((corpus / "manifest.json").read_text())
     with pytest.raises(UserError, match=words):
