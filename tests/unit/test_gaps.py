@@ -60,6 +60,7 @@ def test_its_guess_is_the_likeliest_token(corpus: Path, tmp_path: Path) -> None:
     assert guesses[0].probability == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "ranks"), [(3, 2)])
 def test_a_run_writes_them_and_ends_with_what_is_next(trainer: Trainer, corpus: Path, stage: int, ranks: int) -> None:
     result = trainer.run(f"data.path={corpus}", f"zero={stage}", "steps=4", "eval.every=2", ranks=ranks)
