@@ -1,0 +1,47 @@
+"""The figures of docs/results.md, and of the pages beside it, are those that the runs left in benchmarks/results."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tests.support import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def curve_rows(run: dict[str, Any]) -> Iterator[str]:
+    for row in run["curve"]:
+        tokens, loss = f"{row['tokens'] / 1e6:.1f} million", f"{row['mlm_loss']:.3f}"
+        yield f"| {row['step']:,} | {tokens} | {loss} | {row['mlm_accuracy']:.1%} | {row['nsp_accuracy']:.1%} |"
+    yield f"| guessing | | {run['frequencies_loss']:.3f} | | {run['majority_nsp_accuracy']:.1%} |"
+
+
+def grammar_rows(run: dict[str, Any]) -> Iterator[str]:
+    for name in ("all", "agreement", "morphology"):
+        found = run["grammar"][name]
+        cells = [f"{value:.1f} ± {error:.1f}" for value, error in (found["within_word_l2r"], found["frequencies"])]
+        yield f"| {name} | {cells[0]} | {cells[1]} | {found['gain'][0]:+.1f} ± {found['gain'][1]:.1f} |"
+
+
+def probe_rows(run: dict[str, Any]) -> Iterator[str]:
+    for name, probe in run["probes"].items():
+        last = probe["layers"][-1]
+        random, (gain, low, high) = last["random"], last["gain"]
+        cells = [f"{probe['majority']:.1f}", f"{last['model']:.1f}", f"{random[0]:.1f} ± {random[1]:.1f}"]
+        yield f"| {name.upper()} | {' | '.join(cells)} | {gain:+.1f} ({low:+.1f} to {high:+.1f}) |"
+
+
+def finetuned_rows(run: dict[str, Any]) -> Iterator[str]:
+    for row in run["finetuned"]:
+        cells = [f"{row[start]['mean']:.1f} ± {row[start]['std']:.1f}" for start in ("pretrained", "random")]
+        yield f"| {row['task']} | {row['lr']} | {cells[0]} | {cells[1]} |"
+
+
+def test_the_hour_of_one_core_is_its_run() -> None:
+    run = json.loads((RESULTS / "mini_fast.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    for rows in (curve_rows, grammar_rows, probe_rows, finetuned_rows):
+        expected = [*rows(run)]
+        start = page.index(expected[0])
+        assert page[start : start + len(expected)] == expected
+        assert not page[start + len(expected)].startswith("|")
