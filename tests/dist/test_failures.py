@@ -336,6 +336,7 @@ signal.signal(signal.SIGUSR2, lambda *_: os._exit(71))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGUSR2, 71)])
 def test_a_rank_that_ends_takes_its_loader_along(trainer: Trainer, corpus: Path, number: int, code: int) -> None:
     """Killed, or at once as by the watchdog: loader processes, their parent and its tracker do not outlive it."""

@@ -327,6 +327,7 @@ def test_the_command_pushes_and_after_a_fault_the_same_command_does(
     assert "not empty; name another directory, or add --force" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_export_says_of_files_in_the_way_and_of_a_lost_tokenizer(
     trainer: Trainer, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

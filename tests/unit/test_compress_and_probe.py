@@ -49,12 +49,13 @@ def tuned(task: str, folder: Path, model: Path, *overrides: str) -> Path:
     return folder / "tuned"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "overrides"),
     [
         ("ner", ("epochs=8", "head=crf", "optim.crf_lr=0.1")),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case)
             for case in (
                 ("rte", ("epochs=4",)), ("stsb", ("epochs=4",)), ("ner", ("epochs=8",)),
                 ("squad", ("epochs=4", "max_len=24", "stride=4")),

@@ -61,6 +61,7 @@ def test_an_encoder_of_other_names_is_refused(folder: Path, model: Path) -> None
     finetune(config(folder, other, "init=random", "epochs=1"))
 
 
+@pytest.mark.slow
 def test_older_ways_to_write_a_bert(folder: Path, model: Path) -> None:
     """LayerNorm's old names, a body without prefix, and PyTorch's own file: the same weights are found in all."""
     weights = load_file(model / "model.safetensors")
@@ -135,6 +136,7 @@ def write_tiny_roberta(folder: Path, positions: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_roberta_s_kind(tmp_path: Path) -> None:
     """Words are cut as in a text, and 66 positions hold 64 tokens."""
     roberta = write_tiny_roberta(tmp_path / "roberta", 66)

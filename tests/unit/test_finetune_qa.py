@@ -45,6 +45,7 @@ def some(count: int, seed: int) -> list[tuple[str, str, str | None]]:
     return rows
 
 
+@pytest.mark.slow
 def test_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path: Path, model: Path) -> None:
     (tmp_path / "train.json").write_text(squad(some(200, 1)))
     (tmp_path / "dev.json").write_text(squad(some(48, 2)))

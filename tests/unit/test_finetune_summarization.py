@@ -52,6 +52,7 @@ def test_each_sentence_has_a_cls_and_the_last_that_fits_ends_the_row(model: Path
     assert len(long["input_ids"]) == 12
 
 
+@pytest.mark.slow
 def test_finds_the_sentences_of_the_summary(tmp_path: Path, model: Path) -> None:
     """The sentence with ann is the summary; the first one, which a lead takes, is not."""
     rng = np.random.default_rng(2)

@@ -182,6 +182,7 @@ def test_the_first_piece_of_a_word_alone_bears_its_tag(tmp_path: Path, model: Pa
     assert tagged == [piece for piece in pieces if not piece.startswith(("##", "["))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "crf"])
 def test_learns_entities(head: str, tmp_path: Path, model: Path) -> None:
     """`films` is two pieces, and an entity only after `rome`; max_len cuts words off, which are then missed."""
@@ -202,6 +203,7 @@ def test_learns_entities(head: str, tmp_path: Path, model: Path) -> None:
         assert cut["recall"] < 0.8 < cut["precision"]
 
 
+@pytest.mark.slow
 def test_a_crf_learns_at_a_rate_of_its_own(tmp_path: Path, model: Path) -> None:
     """At the defaults I-LOC becomes likelier after B-LOC than after O; at the encoder's rate, 1e-5, it would not."""
     write_conll(tmp_path / "train.conll", 120, 1)

@@ -252,6 +252,7 @@ def test_killed_in_the_third_seed_it_goes_on_there(
         finetune(config(folder, model, *own))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "last"),
     [

@@ -210,11 +210,10 @@ def test_extra_that_an_architecture_has_not_is_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it, but not where warnings are errors
 @pytest.mark.parametrize("kernel", [Attention.sdpa, Attention.varlen])
-@pytest.mark.parametrize(
-    "architecture", [Architecture.bert, pytest.param(Architecture.modernbert, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("architecture", [Architecture.bert, Architecture.modernbert])
 def test_layers_are_compiled_once_for_training_and_once_for_evaluation(
     architecture: Architecture, kernel: Attention
 ) -> None:

@@ -166,6 +166,7 @@ def test_nasty_files(tmp_path, words, case):
     assert time.process_time() - started < SECONDS
 
 
+@pytest.mark.slow
 def test_all_of_them_in_one_command_leave_no_traceback(tmp_path, words):
     """As a user runs it, in worker processes, the largest left out; what cannot be decompressed is refused."""
     expected = 0
