@@ -24,7 +24,7 @@ from tests.support import ROOT, environment
 
 RESULTS = Path(__file__).parent / "results" / "disturbed.json"
 PICTURE = ROOT / "docs" / "images" / "disturbed.svg"
-STEPS = 300
+STEPS = 200
 COMMON = (
     *("recipe=fast", "model=mini", "optim.lr=1e-3", f"steps={STEPS}", "global_batch_size=16", "micro_batch_size=8"),
     *("schedule.warmup_fraction=0.1", "log.every=5", "eval.every=0", "checkpoint.every=20", "data.workers=0"),
@@ -40,7 +40,7 @@ class Life(NamedTuple):
     killed_at: int | None  # step that stands in metrics.jsonl when the kill comes
 
 
-LIVES = (Life(1, 1, 65), Life(2, 1, 130), Life(2, 3, 215), Life(1, 2, None))
+LIVES = (Life(1, 1, 45), Life(2, 1, 90), Life(2, 3, 145), Life(1, 2, None))
 
 
 def prepare(source: Path, out: Path) -> None:
