@@ -6,6 +6,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -129,14 +130,15 @@ def _work(plan: Plan, connection: Connection) -> None:
     while True:
         try:
             stage, number = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):  # the parent is gone; a reset, where it had not read the last answer
             return
+        answer: UserError | None = None
         try:
             stage.run_task(plan, number)
         except UserError as error:
-            connection.send(error)
-        else:
-            connection.send(None)
+            answer = error
+        with suppress(ConnectionError):
+            connection.send(answer)
 
 
 def _die_with_parent() -> None:

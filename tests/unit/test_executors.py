@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from cloze.cli import compose
 from cloze.errors import ExitCode, UserError
 from data_prep.config import PrepConfig
+from data_prep.executors import local
 from tests.unit.corpora import ROOT, documents, files_of, prep, vocabulary, write_jsonl
 
 
@@ -137,3 +139,32 @@ def test_ray_with_a_worker_killed(work):
     assert call.returncode == 0, stderr
     assert killed
     assert same(work, "ray")
+
+
+def test_a_worker_whose_parent_is_gone_ends_without_a_word(monkeypatch):
+    """Its answer unread in the pipe, the kernel says "reset" where it else says "end"."""
+    for name in ("TOKENIZERS_PARALLELISM", "USE_TORCH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for answer in (None, "unread"):
+        theirs, ours = Pipe()
+        if answer:
+            theirs.send(answer)
+        ours.close()
+        local._work(None, theirs)
+    theirs, ours = Pipe()
+
+    class Stage:
+        def run_task(self, plan, number):
+            ours.close()  # the parent dies while the task goes on
+
+    tasks = [(Stage(), 0)]
+
+    class Told:
+        def recv(self):
+            return tasks.pop() if tasks else theirs.recv()
+
+        def send(self, answer):
+            theirs.send(answer)
+
+    local._work(None, Told())
+    assert not tasks
