@@ -91,13 +91,13 @@ def draw(calm: Mapping[int, float], disturbed: Mapping[int, float], kills: list[
         )
         axes.plot(*zip(*disturbed.items(), strict=True), color="#b5462f", linewidth=1.2, label="killed three times")
         ends = [kill["step"] for kill in kills] + [STEPS]
-        for life, begin, end in zip(LIVES, [0, *ends], ends, strict=True):
+        for life, begin, end in zip(LIVES, [0, *ends[:-1]], ends, strict=True):
             processes = f"{life.procs} process{'es' if life.procs > 1 else ''}"
             axes.text((begin + end) / 2, max(calm.values()), f"{processes}\nZeRO {life.zero}", ha="center", va="top")
         for kill in kills:
             axes.axvline(kill["step"], color="#b5462f", linewidth=0.8, linestyle=":")
         axes.set(xlabel="step (dotted: SIGKILL)", ylabel="MLM loss, nats, in training")
-        axes.legend(frameon=False, loc="lower left")
+        axes.legend(frameon=False, loc="center right")
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(PICTURE, metadata={"Date": None})
 

@@ -45,3 +45,13 @@ def test_the_hour_of_one_core_is_its_run() -> None:
         start = page.index(expected[0])
         assert page[start : start + len(expected)] == expected
         assert not page[start + len(expected)].startswith("|")
+
+
+def test_the_disturbed_run_is_its_run() -> None:
+    run = json.loads((RESULTS / "disturbed.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    first, second, third = (kill["step"] for kill in run["kills"])
+    assert f"at steps {first}, {second} and {third}," in page
+    apart = max(abs(a - b) for a, b in zip(run["calm"], run["disturbed"], strict=True))
+    assert apart <= run["largest_difference"] + 1e-5
+    assert f"is {run['largest_difference']:.1e} nats" in page
