@@ -23,7 +23,7 @@ import yaml
 
 from cloze import ownership
 from cloze.errors import ORDERLY_ENDS, DiskError, UserError
-from cloze.files import write_whole
+from cloze.files import json_object, write_whole
 from cloze.ownership import RUN
 from pretrain.checkpoint.format import list_checkpoints, step_of, verify
 from pretrain.precision import cpu_name
@@ -106,7 +106,7 @@ def saved_step(path: Path) -> int:
     steps = [step_of(each) for each in list_checkpoints(path / "checkpoints")]
     if "saved_step" in known:
         return int(max(known["saved_step"], *steps, 0))
-    status = _object(path / "status.json")
+    status = json_object(path / "status.json")
     if status.get("exit_code") in ORDERLY_ENDS:
         steps.append(int(status.get("step", 0)))
     with suppress(OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError):
@@ -126,14 +126,6 @@ def refuse_lost(path: Path) -> None:
         f"{path}: was saved up to step {step}, and no checkpoint in {path / 'checkpoints'} can be read ({what}); put "
         "one back from a copy, or name another run, with init_from=WEIGHTS to go on from other weights"
     )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def environment(world_size: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Cheap enough for a thousand runs: small files and the end of metrics.jsonl. Read
 """
 
 import fcntl
-import json
 import math
 import re
 import shlex
@@ -19,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from cloze.errors import ExitCode
+from cloze.files import json_object
 from pretrain.evaluate.baseline import Baseline
 from pretrain.evaluate.plateau import Evaluation, Verdict, judge
 from pretrain.telemetry.metrics_file import METRICS_NAME, Row, newest_rows
@@ -71,8 +71,8 @@ def standing_of(directory: Path, rows: Sequence[Row] | None = None, now: float |
     """Where the run in `directory` stands; `rows` are its newest metrics, where they are at hand."""
     rows = newest_rows(directory / METRICS_NAME) if rows is None else rows
     now = time.time() if now is None else now
-    config, status = _text(directory / "config.yaml"), _object(directory / "status.json")
-    environment = _object(directory / "environment.json")
+    config, status = _text(directory / "config.yaml"), json_object(directory / "status.json")
+    environment = json_object(directory / "environment.json")
     last = rows[-1] if rows else {}
     evaluation = next((row for row in reversed(rows) if "eval/mlm_loss" in row), {})
     seen = max(_changed(directory / METRICS_NAME), _changed(directory / "environment.json"), status.get("time") or 0)
@@ -258,11 +258,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
