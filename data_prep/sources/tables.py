@@ -100,6 +100,7 @@ def _values(array: Any, members: Sequence[str]) -> list[Any]:
     `members` lead through structs. pyarrow itself would give up at the first byte that is no UTF-8.
     """
     import pyarrow
+    import pyarrow.compute  # not of itself there
 
     kind = array.type
     if hasattr(kind, "storage_type"):

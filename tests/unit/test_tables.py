@@ -1,9 +1,13 @@
 """Every type of a Parquet column that can hold text, read as text; what is none, named."""
 
+import subprocess
+import sys
+
 import pytest
 
 from cloze.errors import UserError
 from data_prep.sources.base import Bad
+from tests.support import ROOT, environment
 from tests.unit.test_formats import items, source
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -95,3 +99,16 @@ def test_a_data_set_that_is_a_script_is_one_line(tmp_path, name, monkeypatch):
     assert f"{name}: is a script" in line
     assert f"hf://datasets/{name}@~parquet/**/*.parquet" in line
     assert ("wikimedia/wikipedia@20231101.en" in line) == (name == "wikipedia")
+
+
+def test_lists_and_structs_are_read_where_nothing_else_has_imported_what_reads_them():
+    """In a process of its own: here another module may have imported pyarrow.compute."""
+    code = (
+        "import pyarrow; from data_prep.sources.tables import _values; "
+        "print(_values(pyarrow.array([['some'], ['words', 'here']]), []), "
+        "_values(pyarrow.array([{'text': 'x'}]), ['text']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "[[b'some'], [b'words', b'here']] [b'x']\n"
