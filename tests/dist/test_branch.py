@@ -25,7 +25,12 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def overrides(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
-    return (f"data.path={corpus}", f"runs_root={tmp_path_factory.mktemp('branch')}", "model.dropout=0.1", "schedule.warmup_fraction=0.05")
+    return (
+        f"data.path={corpus}",
+        f"runs_root={tmp_path_factory.mktemp('branch')}",
+        "model.dropout=0.1",
+        "schedule.warmup_fraction=0.05",
+    )
 
 
 @pytest.fixture(scope="module")

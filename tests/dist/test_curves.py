@@ -12,7 +12,8 @@ from tests.support import Trainer
 
 CURVES = (
     "global_batch_size=[[0,8],[0.4,24]]", "model.dropout=[[0,0.3],[1,0]]", "model.attention_dropout=[[0,0],[0.8,0.2]]",
-    "model.distance_bias=[[0,1.0],[0.8,0.1],[0.8,0]]", "loss.nsp_weight=[[0,0],[1,2]]", "loss.mlm_weight=[[0,1],[1,0.5]]",
+    "model.distance_bias=[[0,1.0],[0.8,0.1],[0.8,0]]", "loss.nsp_weight=[[0,0],[1,2]]",
+    "loss.mlm_weight=[[0,1],[1,0.5]]",
     "optim.lr=[geometric,[0,3e-3],[1,1e-4]]", "data.masking_probability=[[0,0.3],[0.9,0.15]]",
     "data.mask_share=[[0,1.0],[0.7,0.8]]", "data.random_share=[[0,0],[0.7,0.1]]",
 )  # fmt: skip
@@ -69,9 +70,7 @@ def test_killed_inside_every_ramp(trainer: Trainer, corpus: Path, tmp_path: Path
         ("global_batch_size=[[0,6],[1,8]]", "global_batch_size: grows in steps of 2, the common divisor of its points"),
     ],
 )
-def test_what_the_corpus_and_the_ranks_do_not_allow(
-    trainer: Trainer, corpus: Path, override: str, words: str
-) -> None:
+def test_what_the_corpus_and_the_ranks_do_not_allow(trainer: Trainer, corpus: Path, override: str, words: str) -> None:
     result = trainer.run(f"data.path={corpus}", override)
     assert result.code == 64
     (line,) = result.errors
@@ -87,7 +86,10 @@ def test_a_run_begun_with_batch_ramp_goes_on(trainer: Trainer, corpus: Path, tmp
     assert json.loads((folder / "state.json").read_text())["identity"]["batch_ramp"] == "from 4 in 0.5 of the run"
     refused = trainer.run(f"data.path={corpus}", f"runs_root={tmp_path}", "global_batch_size=[[0,4],[0.5,16]]")
     assert refused.code == 64
-    assert "was trained with batch_ramp=from 4 in 0.5 of the run, now it is the curve [[0, 4], [0.5, 16]]" in refused.errors[0]
+    assert (
+        "was trained with batch_ramp=from 4 in 0.5 of the run, now it is the curve [[0, 4], [0.5, 16]]"
+        in refused.errors[0]
+    )
     resumed = trainer.run(*overrides)
     assert resumed.code == 0, resumed.stderr
     assert resumed.series("samples") == [4, 12, 24, 40, 56, 72]

@@ -1,4 +1,4 @@
-"""A tiny encoder of each architecture, written by Hugging Face: gone on from on two ranks, killed, resumed, exported."""
+"""Tiny encoders of each architecture by Hugging Face: gone on from on two ranks, killed, resumed, exported."""
 
 import json
 import math
@@ -21,11 +21,24 @@ CLASSES = {
 }
 CURRICULUM = "model.distance_bias=[[0,1],[0.5,0.01],[0.5,0]]"
 EXTRA = {"modernbert": "model.extra={local_attention:8,global_rope_theta:5000.0}"}  # its positions need no curriculum
-KILLED = (  # at the 25th of its 40 micro-batches
-    "import os; from pretrain.model.bert import PackedBert; forward = PackedBert.forward; calls = []; "
-    "PackedBert.forward = lambda self, batch: (calls.append(0), len(calls) < 25 or os.kill(os.getpid(), 9), "
-    "forward(self, batch))[2]"
-)
+KILLED = """
+import os, signal, time
+from pathlib import Path
+from pretrain.model.bert import PackedBert
+
+calls, real = 0, PackedBert.forward
+
+def forward(self, batch):
+    global calls
+    calls += 1
+    if calls == 25:  # of its 40 micro-batches
+        while not list(Path({root!r}).glob("run/checkpoints/step-00000010/*")):  # written beside the steps
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, batch)
+
+PackedBert.forward = forward
+"""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +70,7 @@ def test_a_published_encoder_is_gone_on_from(
         f"model.architecture={KINDS[kind][0].value}", "model.num_heads=4", "model.max_positions=40",
         EXTRA.get(kind, CURRICULUM), "checkpoint.every=5", "optim.lr=0.01",
     )  # fmt: skip
-    killed = trainer.run(*overrides, ranks=2, before=KILLED)
+    killed = trainer.run(*overrides, ranks=2, before=KILLED.format(root=str(tmp_path)))
     assert killed.codes == (-9, -9), killed.stderrs
     assert f"weights from {source}" in killed.stderr
     shutil.rmtree(source)  # a resumed run needs it no more

@@ -459,9 +459,7 @@ def test_after_a_spike_the_run_goes_back_and_on(trainer: Trainer, corpus: Path, 
     assert all(torch.isfinite(value).all() for value in first.values())
     # Another start remembers how often the run has gone back.
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    again = trainer.run(
-        *overrides, "steps=40", f"runs_root={tmp_path}", ranks=2, before=SPIKES.format(lines=(6,))
-    )
+    again = trainer.run(*overrides, "steps=40", f"runs_root={tmp_path}", ranks=2, before=SPIKES.format(lines=(6,)))
     assert again.codes == (70, 70), again.stderrs
     (line,) = again.errors
     assert "1 rollbacks did not help: lower optim.lr" in line

@@ -145,9 +145,7 @@ ALIKE = ("ettin_32m", "ettin_68m", "ettin_150m", "modernbert_decay")  # but for 
 @pytest.mark.parametrize(
     "recipe", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in RECIPES]
 )
-def test_three_steps(
-    trainer: Trainer, corpus: Path, singles: Path, begun: dict[bool, Path], recipe: str
-) -> None:
+def test_three_steps(trainer: Trainer, corpus: Path, singles: Path, begun: dict[bool, Path], recipe: str) -> None:
     """The corpus is of 24 tokens, with pairs where the model has a head for them: each mismatch is a warning."""
     modern, expected = recipe.startswith(MODERN), composed(recipe).expect
     overrides = [f"recipe={recipe}", "steps=3", "eval.max_samples=8", f"data.path={singles if modern else corpus}"]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from cloze import cli
 from pretrain.config import TrainConfig
-from pretrain.data.loader import TrainingCorpus, MicroBatch
-from pretrain.model.loss import means, pretraining_loss
+from pretrain.data.loader import MicroBatch, TrainingCorpus
 from pretrain.model.bert import PackedBert
+from pretrain.model.loss import means, pretraining_loss
 from pretrain.optim.schedule import learning_rate
 from tests.support import TINY, Result, Trainer, make_corpus
 
@@ -216,9 +216,7 @@ def test_bf16_stays_close(trainer: Trainer, corpus: Path, one_rank: Result, stag
 
 
 @pytest.mark.parametrize("optim", ["optim=lamb", "optim=muon"])
-def test_bf16_stays_close_with_optimizers_that_see_whole_parameters(
-    trainer: Trainer, corpus: Path, optim: str
-) -> None:
+def test_bf16_stays_close_with_optimizers_that_see_whole_parameters(trainer: Trainer, corpus: Path, optim: str) -> None:
     plain = trainer.run(f"data.path={corpus}", "zero=0", optim)
     result = trainer.run(f"data.path={corpus}", "zero=1", optim, "precision=bf16", ranks=2)
     assert result.codes == (0, 0), result.stderrs

@@ -1,4 +1,4 @@
-"""Held-out splits with names are evaluated beside `val`: the same figures on any number of ranks, mapped or streamed."""
+"""Held-out splits with names evaluated beside `val`: the same figures on any number of ranks, mapped or streamed."""
 
 from pathlib import Path
 
