@@ -1,7 +1,7 @@
 """The schema of conf/train.yaml, and batch arithmetic. Pure: what is wrong here is said before any process group."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -145,7 +145,7 @@ class DataConfig:
         )
         require(
             self.mixture is None or self.access is Access.mapped,
-            "data.access=stream: reads one corpus, not data.mixture; copy them with data.access=mapped data.cache_dir=…",
+            "data.access=stream: reads one corpus, not data.mixture; copy them: data.access=mapped data.cache_dir=…",
         )
         for key in ("lanes", "window"):
             require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)}: must be at least 1")

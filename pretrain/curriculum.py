@@ -1,4 +1,4 @@
-"""The values of a phase's curves by the samples that its run has consumed. Pure: knows the configuration, not the run."""
+"""The values of a phase's curves by the samples that its run has consumed. Pure: knows no run."""
 
 from dataclasses import replace
 

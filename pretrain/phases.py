@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from cloze import cli
 from cloze.errors import UserError
-from pretrain.optim.schedules import ScheduleConfig
 from pretrain.config import Identity, ModelConfig, TrainConfig, as_data, batch_size, total_samples
+from pretrain.optim.schedules import ScheduleConfig
 
 _FROM, _BATCH = "from", "global_batch_size"
 _SETTABLE = (
@@ -71,7 +71,7 @@ class Phase:
 
     def reads_as(self, other: "Phase") -> bool:
         """Whether its data are the other's."""
-        return _corpora(self.config) == _corpora(other.config)
+        return bool(_corpora(self.config) == _corpora(other.config))
 
     def span_of(self, key: str) -> Span:
         """The stretch over which a curve, or the schedule, goes."""
@@ -122,17 +122,19 @@ def phase_before(phases: Sequence[Phase], step: int) -> Phase:
 
 
 def model_to_build(phases: Sequence[Phase], phase: Phase) -> ModelConfig:
-    """The model of a phase, with as much dropout as any phase has: some have modules for it only where there is some."""
+    """The model of a phase with as much dropout as any has: some have modules for it only where there is some."""
     model, every = phase.config.model, [one.config.model for one in phases]
     if len(phases) == 1:
         return model
-    hidden, attention = (max(curve.peak for curve in curves) for curves in zip(
-        *((one.dropout_curve, one.attention_dropout_curve) for one in every), strict=True))
+    hidden, attention = (
+        max(curve.peak for curve in curves)
+        for curves in zip(*((one.dropout_curve, one.attention_dropout_curve) for one in every), strict=True)
+    )
     return replace(model, dropout=hidden, attention_dropout=attention)
 
 
 def config_of_engine(phases: Sequence[Phase]) -> TrainConfig:
-    """What the engine is set up by, the same in whichever phase a run resumes: that of the most micro-batches a step."""
+    """What the engine is set up by, in whichever phase a run resumes: that of the most micro-batches a step."""
     configs = [phase.config for phase in phases]
     return max(configs, key=lambda config: config.peak_batch_size / config.micro_batch_size)
 
@@ -214,7 +216,9 @@ def _with(before: TrainConfig, overrides: Mapping[str, Any], number: int) -> Tra
             _set(values, key, value)
             if key in ("data.path", "data.mixture"):
                 _set(values, "data.mixture" if key == "data.path" else "data.path", None)
-        found = cli.typed({key: value for key, value in values.items() if key != "phases"} | {"phases": None}, TrainConfig)
+        found = cli.typed(
+            {key: value for key, value in values.items() if key != "phases"} | {"phases": None}, TrainConfig
+        )
     except UserError as error:
         raise UserError(f"{where}{error}") from error
     _require_same_weights(before, found, where)
@@ -235,7 +239,9 @@ def _require_same_weights(before: TrainConfig, after: TrainConfig, where: str) -
     was, now = before.model.extra or {}, after.model.extra or {}
     for key in sorted({*was, *now}):
         if was.get(key) != now.get(key) and _ROTARY not in key:
-            raise UserError(f"{where}sets model.extra.{key}, which weights depend on; only rope keys may change in a run")
+            raise UserError(
+                f"{where}sets model.extra.{key}, which weights depend on; only rope keys may change in a run"
+            )
     dropout = [(one.model.dropout, one.model.attention_dropout) for one in (before, after)]
     if after.compile and dropout[0] != dropout[1]:
         raise UserError(f"{where}sets dropout, and compile=true builds a probability into its code; set compile=false")
@@ -243,13 +249,11 @@ def _require_same_weights(before: TrainConfig, after: TrainConfig, where: str) -
         raise UserError(f"{where}sets optim.weight_decay to or from 0; use a small one, such as 1e-9, in its place")
 
 
-def _spans(
-    steps: Sequence[int], sets: Sequence[set[str]], configs: Sequence[TrainConfig]
-) -> list[dict[str, Span]]:
+def _spans(steps: Sequence[int], sets: Sequence[set[str]], configs: Sequence[TrainConfig]) -> list[dict[str, Span]]:
     """Of every phase the stretch of each key; `steps` are those where phases begin, and the end."""
     count, keys = len(configs), {key for one in sets for key in one} | {_BATCH}
     samples = _samples(steps, sets, configs)
-    found = []
+    found: list[dict[str, Span]] = []
     for index in range(count):
         spans = _Spans(Span(0, steps[-1], 0, samples[-1]))
         spans["steps"] = Span(steps[index], steps[index + 1], samples[index], samples[index + 1])
@@ -282,8 +286,8 @@ def _samples(steps: Sequence[int], sets: Sequence[set[str]], configs: Sequence[T
     for first, end in pairwise([*firsts, len(configs)]):
         own, start = replace(configs[first], steps=steps[end] - steps[first]), found[-1]
         if len(configs) == 1 or own.batch_sizes.is_constant:
-            for index in range(first, end):
-                found.append(start + total_samples(replace(own, steps=steps[index + 1] - steps[first])))
+            lengths = (steps[index + 1] - steps[first] for index in range(first, end))
+            found += [start + total_samples(replace(own, steps=length)) for length in lengths]
             continue
         total, consumed, done = total_samples(own), 0, steps[first]
         for index in range(first, end):

@@ -277,9 +277,14 @@ def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
         totals = [batches * each for each in (step.tokens, flops, seconds)]
     else:
         parts = [(one.phase.span.samples / one.phase.config.peak_batch_size, one) for one in stretches]
-        totals = [sum(n * each for n, each in column) for column in (
-            [(n, one.step.tokens) for n, one in parts], [(n, one.flops) for n, one in parts],
-            [(n, one.seconds) for n, one in parts])]
+        totals = [
+            sum(n * each for n, each in column)
+            for column in (
+                [(n, one.step.tokens) for n, one in parts],
+                [(n, one.flops) for n, one in parts],
+                [(n, one.seconds) for n, one in parts],
+            )
+        ]
     tokens, all_flops, hours = totals[0], totals[1], totals[2] / 3600
     heaviest = max(stretches, key=lambda one: one.phase.config.micro_batch_size * one.options.max_len)
     return [

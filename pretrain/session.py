@@ -229,7 +229,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
     phase, path, process, corpus, progress = job.phase, job.path, job.process, job.corpus, job.progress
     config = phase.config
     assert corpus
-    # Of the first corpus, in whichever phase the run resumes; a mistake in its files is told before anything is written.
+    # Of the first corpus, in whichever phase the run resumes; a mistake in its files is told before any is written.
     grammar = open_grammar(config, job.corpora[0], process)
     resolved = as_data(asdict(config))
     before = _yaml_of(phase_before(job.phases, progress.step).config)
@@ -284,7 +284,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
 
 
 def enter_phase(session: Session, job: Job) -> Session:
-    """The next phase's session: the same model, optimizer and trackers, with what the phase has otherwise. Collective."""
+    """The next phase's session: the same model, optimizer and trackers, and what the phase has otherwise. Collective."""
     phase, corpus, process = job.phase, job.corpus, session.process
     assert corpus
     process.log.info(
@@ -334,8 +334,6 @@ def open_corpora(phases: Sequence[Phase], stop: Callable[[], bool]) -> tuple[Tra
         before = next((i for i in range(len(found)) if phases[i].reads_as(phase)), None)
         corpus = found[before] if before is not None else open_corpus(phase, stop)
         first, where = found[0] if found else corpus, f"phases: phase {phase.number}: " if len(phases) > 1 else ""
-        for one in corpus.corpora:
-            check_masking(data, one.manifest)
         if corpus.manifest.tokenizer != first.manifest.tokenizer:
             raise UserError(
                 f"{where}{corpus.directory} has another tokenizer than {first.directory}, so ids would mean other "
@@ -351,6 +349,8 @@ def open_corpora(phases: Sequence[Phase], stop: Callable[[], bool]) -> tuple[Tra
                 f"{where}{corpus.directory} has samples of {corpus.manifest.max_len} tokens, more than "
                 f"model.max_positions={config.model.max_positions}; set that to the longest of the run"
             )
+        for one in corpus.corpora:
+            check_masking(data, one.manifest)
         found.append(corpus)
     return tuple(found)
 
@@ -387,7 +387,9 @@ def _warn_of_corpus(config: TrainConfig, corpus: TrainingCorpus, process: Proces
             "prepare it with val_fraction=0.01"
         )
     for one in corpus.corpora:
-        for finding in diagnosis.warnings(diagnosis.stored(one.manifest), ignore=("held_out",)):  # told above, if missed
+        for finding in diagnosis.warnings(
+            diagnosis.stored(one.manifest), ignore=("held_out",)
+        ):  # told above, if missed
             process.log.warning(f"{one.directory}: {finding.line}")
         for mismatch in config.expect.unmet(one.manifest):
             process.log.warning(f"{one.directory} was prepared with {mismatch} as the recipe expects")

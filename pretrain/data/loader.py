@@ -170,9 +170,7 @@ class TrainingCorpus:
         return samples, masks_of(samples, self.manifest, draw, live.rates(positions_N, own) if live else None)
 
 
-def pack(
-    parts: list[tuple[Samples, Masks]], token_types: bool = True, places_N: I64 | None = None
-) -> MicroBatch:
+def pack(parts: list[tuple[Samples, Masks]], token_types: bool = True, places_N: I64 | None = None) -> MicroBatch:
     """Samples and their masks -> one row of tokens; without `token_types` all are of type 0.
 
     `places_N`: which sample of the row each of them becomes, where it is not as they come.

@@ -64,7 +64,7 @@ class MixtureOrder:
         block, within = divmod(position, self._size)
         dealt, _ = self._block(block)
         before: I64 = self._before_KxC[block] + np.bincount(dealt[:within], minlength=self._before_KxC.shape[1])
-        return before.tolist()
+        return [int(count) for count in before]
 
     def _block(self, number: int) -> tuple[I64, I64]:
         """Of each position of a block: its corpus, and how many samples of that come before it in the block."""

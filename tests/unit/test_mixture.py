@@ -125,9 +125,7 @@ def mixed(folders: Sequence[Path], *weights: float, total: int = 400) -> MixedCo
 
 
 def same(one: MicroBatch, other: MicroBatch) -> bool:
-    return all(
-        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True)
-    )
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("live", [None, LiveMasks(Curve(((0.0, 0.4), (1.0, 0.1))), Curve(((0.0, 0.8),)), ONE, 300)])
@@ -188,9 +186,7 @@ def test_ranks_and_other_processes_see_the_same_order(folders: Sequence[Path]) -
     ("changes", "line"),
     [({"vocab_size": 90}, "has another tokenizer than"), ({"objective": "none"}, "was prepared with objective=none")],
 )
-def test_what_does_not_fit(
-    folders: Sequence[Path], tmp_path: Path, changes: dict[str, object], line: str
-) -> None:
+def test_what_does_not_fit(folders: Sequence[Path], tmp_path: Path, changes: dict[str, object], line: str) -> None:
     make_corpus(tmp_path / "other", samples=8, **changes)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=line):
         mixed([folders[0], tmp_path / "other"], 1, 1)
@@ -221,7 +217,10 @@ def test_what_is_no_mixture(value: object, line: str) -> None:
     [
         (["data.path=a"], "data.mixture: and data.path=a name corpora; leave one out"),
         (["data.access=stream"], "data.access=stream: reads one corpus, not data.mixture"),
-        (["budget.hours=1", "data.temperature=[[0,1],[1,0.3]]"], "data.temperature: a curve stretches over the samples"),
+        (
+            ["budget.hours=1", "data.temperature=[[0,1],[1,0.3]]"],
+            "data.temperature: a curve stretches over the samples",
+        ),
     ],
 )
 def test_what_a_mixture_does_not_go_with(given: list[str], line: str) -> None:
