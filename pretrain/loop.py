@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.5
 
 
 def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
-    """Train to the end of a phase's `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands there."""
+    """Train to the end of a phase's `steps`, `stop_at`, the time budget or a requested stop, and save there."""
     config, progress, metrics = session.config, session.progress, MetricsAccumulator(session)
     outcome, saved = ExitCode.OK, progress.step  # at step 0 there is nothing to save
     held_out = grammar = False  # whether the step at hand is evaluated

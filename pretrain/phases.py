@@ -1,7 +1,8 @@
 """Phases: one run whose corpus, rate, batch or masks change at given shares of it.
 
 `phases: [{from: 0.9, data.path: shards/512}]` says what is otherwise from that share of the run's steps on; before it
-the configuration holds as it stands, and each phase goes on from the one before. A curve, or a schedule, goes over the
+the configuration holds as it stands, and each phase goes on from the one before. With names, `phases: {long: {from:
+0.9}}`, they can be added to: `+phases.long.data.path=shards/512`. A curve, or a schedule, goes over the
 stretch in which it holds: from the phase that writes it to the next one that does, or to the end. All phases are
 composed and checked before the first step. Where each stands, in steps and in samples, follows from the configuration
 alone, so a run resumes in any of them, and between two. Pure, but for the YAML of a group that a phase names.
@@ -159,18 +160,18 @@ def _written(config: TrainConfig) -> tuple[list[int], list[dict[str, Any]]]:
     if phases is None:
         return [0], [{}]
     example = "such as [{from:0.9,data.path:shards/512}]"
+    if isinstance(phases, Mapping) and all(isinstance(one, Mapping) and _FROM in one for one in phases.values()):
+        phases = sorted(phases.values(), key=lambda one: _share(one[_FROM]))
     if not isinstance(phases, list | tuple) or not all(isinstance(one, Mapping) and _FROM in one for one in phases):
         raise UserError(f"phases: is no list of phases, each from a share of the run on, {example}")
     shares, starts, written = [0.0], [0], [dict[str, Any]()]
     for number, one in enumerate(phases, 2):
-        share = one[_FROM]
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            raise UserError(f"phases: phase {number} begins at {_FROM}={share}, no share between 0 and 1")
+        share = _share(one[_FROM])
         overrides = dict(_flat({key: value for key, value in one.items() if key != _FROM}))
         for key in overrides:
             if not any(key == may or key.startswith(f"{may}.") for may in _SETTABLE):
                 raise UserError(f"phases: phase {number} sets {key}; a phase may set {', '.join(_SETTABLE)}")
-        shares.append(float(share))
+        shares.append(share)
         starts.append(round(share * config.steps))
         written.append(overrides)
     for (before, after), (first, second) in zip(pairwise(shares), pairwise([*starts]), strict=True):
@@ -186,6 +187,12 @@ def _written(config: TrainConfig) -> tuple[list[int], list[dict[str, Any]]]:
     if config.batch_ramp.start is not None:
         raise UserError("phases: not with batch_ramp; write global_batch_size as a curve")
     return starts, written
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise UserError(f"phases: one begins at {_FROM}={value}, no share of the run between 0 and 1")
+    return float(value)
 
 
 def _flat(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

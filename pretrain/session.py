@@ -284,7 +284,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
 
 
 def enter_phase(session: Session, job: Job) -> Session:
-    """The next phase's session: the same model, optimizer and trackers, and what the phase has otherwise. Collective."""
+    """The next phase's session: the same model, optimizer and trackers, with the phase's own data. Collective."""
     phase, corpus, process = job.phase, job.corpus, session.process
     assert corpus
     process.log.info(
@@ -307,8 +307,8 @@ def enter_phase(session: Session, job: Job) -> Session:
 
 def _apply(engine: Engine, phase: Phase, samples: int) -> None:
     """What the engine has otherwise in this phase, whichever it was made in."""
-    engine.set_rotary(phase.config.model)
     if phase.config.phases is not None:
+        engine.set_rotary(phase.config.model)
         values = Curriculum(phase).at(samples)
         engine.set_dropout(values["model.dropout"], values["model.attention_dropout"])
         engine.set_weight_decay(phase.config.optim.weight_decay)

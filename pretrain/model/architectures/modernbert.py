@@ -108,7 +108,7 @@ class ModernBert(Blueprint):
         for kind, layers in _LAYERS.items():
             rope = {"rope_type": "default", "rope_theta": float(keys[f"{kind}_rope_theta"])}
             hf.config.rope_parameters[layers] = rope | dict((keys[_SCALING] or {}) if kind == "global" else {})
-        fresh = type(rotary)(hf.config)  # in fp32: what is cast with the weights is off by radians at 8,192
+        fresh = type(rotary)(hf.config)  # in fp32: in bf16 they would be off by radians at 8,192
         for name, buffer in fresh.named_buffers():
             setattr(rotary, name, buffer.to(getattr(rotary, name).device))
         for name in ("rope_type", *(f"{layers}_attention_scaling" for layers in fresh.layer_types)):
