@@ -1,4 +1,4 @@
-"""Rotary positions of ModernBERT turned otherwise, by theta or by a scaling: in place as when built so, and exported."""
+"""Rotary positions turned otherwise, by theta or by a scaling: in place as when built so, and exported."""
 
 from dataclasses import replace
 from typing import Any
