@@ -387,9 +387,8 @@ def _warn_of_corpus(config: TrainConfig, corpus: TrainingCorpus, process: Proces
             "prepare it with val_fraction=0.01"
         )
     for one in corpus.corpora:
-        for finding in diagnosis.warnings(
-            diagnosis.stored(one.manifest), ignore=("held_out",)
-        ):  # told above, if missed
+        findings = diagnosis.warnings(diagnosis.stored(one.manifest), ignore=("held_out",))  # told above, if missed
+        for finding in findings:
             process.log.warning(f"{one.directory}: {finding.line}")
         for mismatch in config.expect.unmet(one.manifest):
             process.log.warning(f"{one.directory} was prepared with {mismatch} as the recipe expects")

@@ -90,6 +90,11 @@ def test_a_corpus_goes_on_where_it_was_left(overrides: Sequence[str]) -> None:
             "phases: phase 2: LONG has samples of 90 tokens, more than model.max_positions=64",
         ),
         ("[{from:0.5,data.path:NSP}]", "phases: phase 2: NSP was prepared with objective=nsp"),
+        ("[{from:2,optim.lr:0.1}]", "phases: one begins at from=2, no share of the run between 0 and 1"),
+        ("[{from:0.5,seed:3}]", "phases: phase 2 sets seed; a phase may set data.path"),
+        ("[{from:0.5,schedule:steep}]", "phases: phase 2: schedule=steep: no such kind; there are constant, cosine"),
+        ("[{from:0.5,model.extra.local_attention:8}]", "phases: phase 2: sets model.extra.local_attention, which"),
+        ("[{from:0.5,data.mixture:[{path:a,weight:0}]}]", "phases: phase 2: data.mixture: all weights are 0 at 0"),
         ("[{from:0.5,micro_batch_size:3}]", "global_batch_size=16: not a multiple of micro_batch_size=3"),
     ],
 )
