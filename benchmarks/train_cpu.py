@@ -41,9 +41,9 @@ from pretrain.config import Precision, TrainConfig
 from pretrain.data.loader import IGNORED, MicroBatch, TrainingCorpus, bounded
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.model.loss import pretraining_loss
+from pretrain.phases import phases_of
 from pretrain.precision import cpu_flags, cpu_name, fastest_precision
 from pretrain.process import train
-from pretrain.phases import phases_of
 from pretrain.session import Progress, build_engine
 from pretrain.telemetry.throughput import training_flops
 

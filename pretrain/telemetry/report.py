@@ -385,8 +385,7 @@ def _highlights(run: RunData) -> dict[str, str]:
 def told_mixture(config: Mapping[str, Any]) -> dict[str, str]:
     """The corpora of a mixture and their weights, without the folders they lie in; {} where there is none."""
     data = config.get("data")
-    mixture = data.get("mixture") if isinstance(data, Mapping) else None
-    if not isinstance(mixture, list):
+    if not isinstance(data, Mapping) or not isinstance(mixture := data.get("mixture"), list):
         return {}
     try:
         parts = parse_mixture(mixture)
@@ -406,7 +405,7 @@ def _told_phase(phase: Any) -> str:
     """Where a phase begins and what it sets, of paths the last part."""
     if not isinstance(phase, Mapping):
         return str(phase)
-    found = []
+    found: list[str] = []
     for key, value in phase.items():
         if key == "data.mixture":
             found += told_mixture({"data": {"mixture": value}}).values()
