@@ -381,7 +381,10 @@ def test_a_mixture_and_phases_are_told_without_folders() -> None:
     mixture = [{"path": "/home/me/en", "weight": 0.7}, {"path": "/home/me/de", "weight": [[0, 0.3], [1, 0.6]]}]
     phases = [{"from": 0.5, "data.path": "/home/me/long", "optim.lr": 1e-4}, {"from": 0.8, "data.mixture": mixture}]
     config = {"data": {"path": None, "mixture": mixture}, "phases": phases}
-    facts = run_facts(RunData("r", Path("r"), [{"step": 1}], config, "", {}, {}))
+    run = RunData(
+        label="r", directory=Path("r"), metrics=[{"step": 1}], config=config, config_yaml="", environment={}, told={}
+    )
+    facts = run_facts(run)
     assert facts["mixture"] == "en 0.7, de 0.3 → 0.6"
     assert facts["phases"] == "from 0.5: data.path long, optim.lr 0.0001; from 0.8: en 0.7, de 0.3 → 0.6"
     assert "corpus" not in facts
