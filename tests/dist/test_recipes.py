@@ -98,7 +98,7 @@ def test_modernbert_in_one_run_is_its_three_phases() -> None:
         assert config.expect.max_len == alone.expect.max_len
         theta = {"global_rope_theta": 160_000.0} if phase.number > 1 else {}  # the architecture's own
         assert config.model.extra == {"local_rope_theta": 10_000.0, "global_rope_theta": 10_000.0} | theta
-        assert phase.span.samples == pytest.approx(total_samples(alone), rel=1e-5)
+        assert phase.span.samples == pytest.approx(total_samples(alone), rel=1e-3)  # of whole batches
 
 
 def test_modernbert_in_one_run(trainer: Trainer, singles: Path) -> None:
