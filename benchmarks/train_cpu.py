@@ -41,6 +41,7 @@ from pretrain.config import Precision, TrainConfig
 from pretrain.data.loader import IGNORED, MicroBatch, TrainingCorpus, bounded
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.model.loss import pretraining_loss
+from pretrain.phases import phases_of
 from pretrain.precision import cpu_flags, cpu_name, fastest_precision
 from pretrain.process import train
 from pretrain.session import Progress, build_engine
@@ -176,7 +177,7 @@ def overhead(corpus: Path, folder: Path, model: str) -> float:
     config = config_of(corpus, folder, model)
     process = dist.start()
     data = TrainingCorpus(corpus)
-    engine, rows = build_engine(config, data, process, None)
+    engine, rows = build_engine(phases_of(config), [data], process, None)
     size = config.micro_batch_size
     raw = engine._deepspeed
 
@@ -226,11 +227,12 @@ def loop_over(
     size = config.micro_batch_size
     options = WriterOptions(rank=0, num_writers=1, retention=Retention(keep_last=1), patience_seconds=1)
     writer = Writer(folder, options, print)  # idle
+    (phase,) = phases_of(config)
     session = Session(
-        config=config, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,
+        config=config, phase=phase, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,
         grammar=None, gaps=None, doctor=Doctor(None),
         throughput=Throughput(None), writer=writer, mirror=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
-        progress=Progress(), curriculum=Curriculum(config), vocab_rows=rows,
+        progress=Progress(), curriculum=Curriculum(phase), vocab_rows=rows,
         identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",
     )  # fmt: skip
     metrics = MetricsAccumulator(session)
@@ -245,7 +247,7 @@ def loop_over(
                 seed_dropout(config.seed, session.progress.step, number, 0)
                 metrics.stopwatch.mark()
                 engine.backward(batch, metrics.loss_of)
-            rate = rate_of(config, session.progress, {})
+            rate = rate_of(phase, session.progress, {})
             metrics.count_step(rate, engine.step(rate))
             if session.progress.step % config.log.every == 0:
                 metrics.log()

@@ -13,15 +13,14 @@ from pretrain import checkpoint
 from pretrain.changes import JUMP
 from pretrain.checkpoint import Snapshot
 from pretrain.config import TrainConfig
-from pretrain.data.loader import TrainingCorpus
 from pretrain.dist import Process
 from pretrain.optim.options import OptimConfig
 from pretrain.optim.schedule import learning_rate
 from pretrain.optim.schedules import ScheduleConfig
-from pretrain.resume import load_for
+from pretrain.resume import Run, load_for
 
 
-def open_branch(config: TrainConfig, corpus: TrainingCorpus, process: Process) -> Snapshot | None:
+def open_branch(config: TrainConfig, run: Run, process: Process) -> Snapshot | None:
     """The checkpoint that `branch_from` names, for a run that has none of its own yet. Collective.
 
     Raises `UserError` where it is none, where the run would end before it, and whatever a resume would refuse.
@@ -38,14 +37,14 @@ def open_branch(config: TrainConfig, corpus: TrainingCorpus, process: Process) -
         raise UserError(
             f"branch_from={source}: neither a run nor a checkpoint; name a run's directory, or one below it"
         )
-    snapshot = load_for(config, found, corpus, process)
+    snapshot = load_for(config, found, run, process)
     step = snapshot.state.step
     if step >= config.steps:
         raise UserError(
             f"branch_from={found}: is of step {step}, and the run would end at steps={config.steps}; raise it"
         )
     process.log.info(f"branching off {found}: on from sample {snapshot.state.samples:,} of the order")
-    if jump := _jump(config, snapshot):
+    if len(run.phases) == 1 and (jump := _jump(config, snapshot)):
         process.log.warning(jump)
     return snapshot._replace(state=replace(snapshot.state, wandb_id=None))  # the other run's
 

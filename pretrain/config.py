@@ -1,7 +1,7 @@
 """The schema of conf/train.yaml, and batch arithmetic. Pure: what is wrong here is said before any process group."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from cloze.corpus.manifest import Manifest, pass_name
 from cloze.errors import UserError
 from cloze.schema import doc, require
 from pretrain.curves import Curve, is_curve, parse_curve, shares_that_tell
+from pretrain.mixture import Part, parse_mixture
 from pretrain.optim.options import OptimConfig
 from pretrain.optim.schedules import ScheduleConfig
 
@@ -109,7 +110,17 @@ RESUME_CHECKS = ("data", "max_len", "seed", "global_batch_size", "batch_ramp", "
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = doc("corpus made by `python -m data_prep`: a directory, or an fsspec URL (s3://, gs://, https://)")
+    path: str | None = doc(
+        "corpus made by `python -m data_prep`: a directory, or an fsspec URL (s3://, gs://, https://); or data.mixture"
+    )
+    mixture: Any = doc(
+        "several corpora of one tokenizer in its place: [{path: …, weight: …, name: …}, …]; weights, numbers or "
+        "curves, are shares of the samples, names stand in metrics (by default the folders')"
+    )
+    temperature: Any = doc(
+        "of a mixture without weights, they are the corpora's samples to this power: a number or a curve; 1: each is "
+        "read equally often, 0: all weigh alike"
+    )
     cache_dir: str | None = doc(
         "copy the corpus here first, once per node; needed for URLs, good for slow file systems"
     )
@@ -124,6 +135,18 @@ class DataConfig:
     random_share: Any = doc("share of those that are shown as a random token: a number or a curve; prepared: 0.1")
 
     def __post_init__(self) -> None:
+        require(
+            self.path is not None or self.mixture is not None,
+            "data.path: has no value; add data.path=…, or data.mixture=[…] of several corpora",
+        )
+        require(
+            self.path is None or self.mixture is None,
+            f"data.mixture: and data.path={self.path} name corpora; leave one out, data.path=null or data.mixture=null",
+        )
+        require(
+            self.mixture is None or self.access is Access.mapped,
+            "data.access=stream: reads one corpus, not data.mixture; copy them: data.access=mapped data.cache_dir=…",
+        )
         for key in ("lanes", "window"):
             require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)}: must be at least 1")
         require(self.workers >= 0, f"data.workers={self.workers}: cannot be negative")
@@ -140,12 +163,26 @@ class DataConfig:
         )
 
     @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The corpora: one, or those of the mixture."""
+        if self.path is not None:
+            return (Part(path=self.path, name="", weight=None),)
+        return parse_mixture(self.mixture)
+
+    @cached_property
+    def temperature_curve(self) -> Curve:
+        return parse_curve(self.temperature, "data.temperature", least=0.0)
+
+    @cached_property
     def curves(self) -> dict[str, Curve]:
         """By key, whatever may change over the run; without the masking probability where it is the corpus'."""
         values = {key: getattr(self, key) for key in _MASKING}
         if self.masking_probability is None:
             del values["masking_probability"]
-        return {f"data.{key}": parse_curve(value, f"data.{key}", least=0.0, most=1.0) for key, value in values.items()}
+        found = {f"data.{key}": parse_curve(value, f"data.{key}", least=0.0, most=1.0) for key, value in values.items()}
+        found |= {f"data.mixture.{part.name}": part.weight for part in self.parts if part.weight}
+        by_size = self.mixture is not None and not any(part.weight for part in self.parts)
+        return found | ({"data.temperature": self.temperature_curve} if by_size else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,12 +321,6 @@ class LossConfig:
         keys = ("mlm_weight", "nsp_weight")
         return {f"loss.{key}": parse_curve(getattr(self, key), f"loss.{key}", least=0.0) for key in keys}
 
-    def at(self, share: float) -> "LossConfig":
-        """The same with the numbers of this share of the run."""
-        if not is_curve(self.mlm_weight) and not is_curve(self.nsp_weight):
-            return self
-        return replace(self, **{key.removeprefix("loss."): curve.at(share) for key, curve in self.curves.items()})
-
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
@@ -427,6 +458,10 @@ class TrainConfig:
     )
     batch_ramp: BatchRampConfig
     steps: int = doc("optimizer steps of the whole run: the schedule ends there")
+    phases: Any = doc(
+        "what is otherwise from a share of the steps on: [{from: 0.9, data.path: …, …}, …], each on top of the one "
+        "before; null: nothing"
+    )
     stop_at: int | None = doc("stop in an orderly way at this optimizer step, with a checkpoint and exit code 75")
     log: LogConfig
     eval: EvalConfig

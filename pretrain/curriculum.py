@@ -1,22 +1,33 @@
-"""The values of a run's curves by the samples that it has consumed. Pure: knows the configuration, not the run."""
+"""The values of a phase's curves by the samples that its run has consumed. Pure: knows no run."""
 
-from pretrain.config import TrainConfig, batch_size, total_samples
+from dataclasses import replace
+
+from pretrain.config import LossConfig, batch_size
+from pretrain.phases import Phase
+
+_BATCH = "global_batch_size"
 
 
 class Curriculum:
-    """Of one run, over all of its starts."""
+    """Of one phase, over all starts of its run."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config, self._curves = config, config.curves
-        self._total = total_samples(config)
+    def __init__(self, phase: Phase) -> None:
+        self._phase, self._curves = phase, phase.config.curves
         self.changing = tuple(key for key, curve in self._curves.items() if not curve.is_constant)
-
-    def share(self, samples: int) -> float:
-        """Of the run's samples, in [0, 1], where so many are consumed."""
-        return min(1.0, samples / self._total)
 
     def at(self, samples: int) -> dict[str, float]:
         """The value of every curve, by key, in the step that begins when so many samples are consumed."""
-        share = self.share(samples)
-        sizes = {"global_batch_size": float(batch_size(share, self._config))}
-        return {key: curve.at(share) for key, curve in self._curves.items()} | sizes
+        found = {key: curve.at(self._phase.span_of(key).share(samples)) for key, curve in self._curves.items()}
+        return found | {_BATCH: float(self.batch_size(samples))}
+
+    def batch_size(self, samples: int) -> int:
+        """Samples of that step, of a curve of batch sizes."""
+        return batch_size(self._phase.span_of(_BATCH).share(samples), self._phase.config)
+
+    def loss(self, samples: int) -> LossConfig:
+        """The weights of the losses in that step."""
+        loss = self._phase.config.loss
+        if not any(key in self.changing for key in loss.curves):
+            return loss
+        shares = {key: self._phase.span_of(key).share(samples) for key in loss.curves}
+        return replace(loss, **{key.removeprefix("loss."): curve.at(shares[key]) for key, curve in loss.curves.items()})

@@ -11,20 +11,21 @@ import torch
 
 from cloze.errors import ExitCode, UserError
 from pretrain.checkpoint import TrainingState
-from pretrain.config import Access, TrainConfig, batch_size, total_samples
+from pretrain.config import Access, batch_size
 from pretrain.data.live_masks import live_masks
 from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, bounded, training_steps
 from pretrain.evaluate.attention_entropy import attention_entropy
 from pretrain.evaluate.held_out import evaluate
 from pretrain.metrics import MetricsAccumulator
 from pretrain.optim.schedule import learning_rate, rate_between
+from pretrain.phases import Phase
 from pretrain.session import Progress, Session
 
 _POLL_SECONDS = 0.5
 
 
 def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
-    """Train to the end of `steps`, `stop_at`, the time budget or a requested stop; a checkpoint stands at the end."""
+    """Train to the end of a phase's `steps`, `stop_at`, the time budget or a requested stop, and save there."""
     config, progress, metrics = session.config, session.progress, MetricsAccumulator(session)
     outcome, saved = ExitCode.OK, progress.step  # at step 0 there is nothing to save
     held_out = grammar = False  # whether the step at hand is evaluated
@@ -41,7 +42,7 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
             metrics.stopwatch.mark()
             last = number == len(micro_batches) - 1
             session.engine.backward(batch.to(session.process.device), metrics.loss_of, last=last)
-        rate, look = rate_of(config, progress, values), is_due(progress.step + 1, config.log.layers_every)
+        rate, look = rate_of(session.phase, progress, values), is_due(progress.step + 1, config.log.layers_every)
         if look and session.engine.layers:
             session.engine.layers.watch(session.engine.loss_scale.value)
         metrics.count_step(rate, session.engine.step(rate))
@@ -68,7 +69,6 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
     if saved != progress.step:
         save(session)
     wait_for_writer(session)
-    session.process.on_main(session.writer.close)
     return outcome
 
 
@@ -80,35 +80,37 @@ def follow(session: Session, metrics: MetricsAccumulator) -> Mapping[str, float]
     if not {"model.dropout", "model.attention_dropout"}.isdisjoint(curriculum.changing):
         session.engine.set_dropout(values["model.dropout"], values["model.attention_dropout"])
     metrics.begin_step(
-        session.config.loss.at(curriculum.share(samples)),
+        curriculum.loss(samples),
         {f"curves/{key}": values[key] for key in curriculum.changing},
     )
     return values
 
 
-def rate_of(config: TrainConfig, progress: Progress, values: Mapping[str, float]) -> float:
+def rate_of(phase: Phase, progress: Progress, values: Mapping[str, float]) -> float:
     """Learning rate of the step to come: as its curve says, by steps, or by the clock where there is a time budget."""
+    config, span = phase.config, phase.span_of("schedule")
     if "optim.lr" in values:
         return values["optim.lr"]
     if config.budget.hours:
         share = progress.budget_spent(config)
         return rate_between(share, share, config.optim, config.schedule)
-    return learning_rate(progress.step, config.steps, config.optim, config.schedule)
+    return learning_rate(progress.step - span.first_step, span.steps, config.optim, config.schedule)
 
 
 def steps_ahead(session: Session) -> Generator[list[MicroBatch], None, None]:
-    """This rank's micro-batches from where the run stands to its last step."""
-    config, process, data = session.config, session.process, session.config.data
+    """This rank's micro-batches from where the run stands to the last step of its phase."""
+    config, process, data, phase = session.config, session.process, session.config.data, session.phase
+    masks = phase.span_of("data.masking_probability")
     streamed = data.access is Access.stream
     dataset = MicroBatches(
-        session.corpus.directory,
+        session.corpus.opener,
         config.seed,
         Layout(process.rank, process.world_size, config.micro_batch_size, config.peak_batch_size),
-        session.progress.samples,
-        Streaming(data.path, data.lanes, data.window) if streamed else None,
-        live_masks(data, total_samples(config)),
+        session.progress.samples - phase.data_start,
+        Streaming(data.parts[0].path, data.lanes, data.window) if streamed else None,
+        live_masks(data, masks.samples, masks.first_sample - phase.data_start),
     )
-    stretch, ahead = process.world_size * config.micro_batch_size, range(session.progress.step, config.steps)
+    stretch, ahead = process.world_size * config.micro_batch_size, range(session.progress.step, phase.span.end_step)
     return training_steps(
         dataset,
         steps=(next_batch_size(session) // stretch for _ in ahead),
@@ -123,7 +125,7 @@ def next_batch_size(session: Session) -> int:
     config, progress = session.config, session.progress
     if config.batch_sizes.is_constant:
         return batch_size(progress.share_done(config), config)
-    return batch_size(session.curriculum.share(progress.samples), config)
+    return session.curriculum.batch_size(progress.samples)
 
 
 def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
@@ -134,8 +136,7 @@ def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
     with session.throughput.pause():
         found: dict[str, float] = {}
         if held_out:
-            share = session.curriculum.share(progress.samples)
-            now = replace(session.config, loss=session.config.loss.at(share))
+            now = replace(session.config, loss=session.curriculum.loss(progress.samples))
             found = evaluate(session.engine, session.corpus, now, session.process, tick)
             if found and session.config.log.layers_every and session.process.is_main:
                 found |= attention_of(session)

@@ -153,6 +153,7 @@ class MetricsAccumulator:
             "train/masked_tokens": self._masked,
             "train/pairs": self._pairs,
             **self._curves,
+            **session.corpus.progress(session.progress.samples - session.phase.data_start),
             **session.throughput.read(ranks),
             "samples": session.progress.samples,
             "tokens": session.progress.tokens,

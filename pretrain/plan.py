@@ -36,7 +36,9 @@ from pretrain.config import (
 )
 from pretrain.curves import Curve
 from pretrain.data.live_masks import check_masking
+from pretrain.mixture import Weights
 from pretrain.optim.schedule import learning_rate
+from pretrain.phases import Phase, phases_of
 from pretrain.precision import with_precision
 from pretrain.telemetry.throughput import GPUS, Gpu, training_flops
 
@@ -47,6 +49,7 @@ _CAPABILITY = (8, 0)  # all GPUs that are offered here have it, or more
 _WIDE, _MFU_WIDE, _MFU_NARROW = 1024, 0.4, 0.25  # what published runs reached: docs/scaling.md
 _BARS = "▁▂▃▄▅▆▇█"
 _NOT_NEEDED = ("run", "data.path")  # of training's keys
+_NO_CORPUS = "no-corpus-given"  # their value where they are not
 _MAGNITUDES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _GPUS_PER_NODE = 8
 _SPANS = ((1.5, 60.0, "minutes"), (48.0, 1.0, "hours"), (float("inf"), 1 / 24, "days"))
@@ -241,42 +244,125 @@ def parameters_of(model: ModelConfig, vocab_size: int, max_len: int = 1) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+class Stretch(NamedTuple):
+    """A phase of the run, and what a step of it takes."""
+
+    phase: Phase
+    options: PlanConfig
+    step: Shape
+    flops: float  # of a step
+    seconds: float
+
+    @property
+    def length(self) -> int:
+        """Tokens of a mean sample."""
+        return self.step.tokens // self.phase.config.peak_batch_size
+
+
 def plan(config: TrainConfig, options: PlanConfig) -> list[str]:
     """The lines of the plan. Raises `UserError` where the batch does not divide, or positions do not suffice."""
-    gpu = gpu_of(options)
+    gpu, here = gpu_of(options), options.gpu == CPU
     rows = padded_vocab_size(options.vocab_size, config.model.pad_vocab_to)
-    count = parameters_of(config.model, options.vocab_size, options.max_len)
-    batch, gpus = config.peak_batch_size, options.gpus
-    check_ranks(replace(config, world_size=None), gpus)
-    accumulation = accumulation_steps(batch, config.micro_batch_size, gpus)
-    step = shape_of(batch, options, rows)
-    length = step.tokens // batch
-    pairs = batch if config.model.architecture.has_pairs else 0
-    flops = training_flops(config.model, rows, step.tokens, step.tokens * length, step.masked, pairs)
+    phases, every = zip(*by_phase(config, options), strict=True)
+    count = parameters_of(config.model, options.vocab_size, max(one.max_len for one in every))
     peak = gpu.fp32_tflops if config.precision is Precision.fp32 else gpu.peak_tflops
-    here = options.gpu == CPU
     usual = _MFU_CPU if here else _MFU_WIDE if config.model.hidden_size >= _WIDE else _MFU_NARROW
     mfu = options.mfu or usual
-    seconds = flops / (mfu * peak * 1e12 * gpus)
+    stretches = [stretch_of(*one, rows, mfu * peak * 1e12) for one in zip(phases, every, strict=True)]
+    first, batch, gpus = stretches[0], config.peak_batch_size, options.gpus
+    accumulation = accumulation_steps(batch, config.micro_batch_size, gpus)
+    step, flops, seconds = first.step, first.flops, first.seconds
     steps, batches = run_length(config, seconds)
-    hours = batches * seconds / 3600
+    if len(phases) == 1:
+        totals = [batches * each for each in (step.tokens, flops, seconds)]
+    else:
+        parts = [(one.phase.span.samples / one.phase.config.peak_batch_size, one) for one in stretches]
+        totals = [
+            sum(n * each for n, each in column)
+            for column in (
+                [(n, one.step.tokens) for n, one in parts],
+                [(n, one.flops) for n, one in parts],
+                [(n, one.seconds) for n, one in parts],
+            )
+        ]
+    tokens, all_flops, hours = totals[0], totals[1], totals[2] / 3600
+    heaviest = max(stretches, key=lambda one: one.phase.config.micro_batch_size * one.options.max_len)
     return [
         f"model       {config.model.name}: {count:,} parameters, {rows:,} vocabulary rows; "
         f"attention by {config.model.attention.value}",
+        head_line(first, rows, count),
+        *draw_mixture(phases[0]),
         f"batch       {batch:,} = {gpus} {options.gpu} x accumulation {accumulation} x micro-batch "
-        f"{config.micro_batch_size}; samples of {length} tokens, {step.masked / batch:.1f} to predict",
+        f"{config.micro_batch_size}; samples of {first.length} tokens, {step.masked / batch:.1f} to predict",
         f"step        {step.tokens:,} tokens, {flops / 1e15:.2f} PFLOP",
         f"speed       {step.tokens / seconds:,.0f} tokens/s, {seconds:.3f} s a step, if MFU is {mfu:.0%} of "
         f"{peak:.{0 if peak >= 10 else 2}f} TFLOP/s in {config.precision.value}"
         + (", measured here just now" if here else ""),
-        f"run         {steps:,} steps, {batches * step.tokens / 1e9:,.1f} G tokens, {batches * flops:.2e} FLOP: "
+        *(line for one in stretches[1:] for line in phase_lines(one)),
+        f"run         {steps:,} steps, {tokens / 1e9:,.1f} G tokens, {all_flops:.2e} FLOP: "
         f"" + (long(hours) if here else f"{long(hours)}, {hours * gpus:,.0f} GPU-hours"),
         f"checkpoint  {12 * count / 1e9:.2f} GB each (fp32 weights and two moments)",
-        f"schedule    {draw_schedule(config, steps)}",
+        f"schedule    {draw_schedule(config, phases[0].span_of('schedule').steps if len(phases) > 1 else steps)}",
         *draw_curves(config),
         *([] if here else ["", f"GiB of memory per GPU; {gpu.memory_gib:.0f} are there"]),
-        *([] if here else memory_table(config, options, count, rows, gpu.memory_gib)),
+        *([] if here else memory_table(heaviest.phase.config, heaviest.options, count, rows, gpu.memory_gib)),
     ]
+
+
+def stretch_of(phase: Phase, options: PlanConfig, rows: int, speed: float) -> Stretch:
+    """A phase at `speed` FLOP/s on each GPU. Raises `UserError` where its batch does not divide."""
+    config = phase.config
+    check_ranks(replace(config, world_size=None), options.gpus)
+    step = shape_of(config.peak_batch_size, options, rows)
+    pairs = config.peak_batch_size if config.model.architecture.has_pairs else 0
+    length = step.tokens // config.peak_batch_size
+    flops = training_flops(config.model, rows, step.tokens, step.tokens * length, step.masked, pairs)
+    return Stretch(phase, options, step, flops, flops / (speed * options.gpus))
+
+
+def head_line(stretch: Stretch, rows: int, count: int) -> str:
+    """What the vocabulary costs: of the parameters, of a step's FLOPs, and of the memory of a micro-batch."""
+    config, step = stretch.phase.config, stretch.step
+    width = config.model.hidden_size
+    product = 6.0 * step.masked * width * rows
+    micro = shape_of(config.micro_batch_size, stretch.options, rows)
+    need = memory(config, count, stretch.options.gpus, micro)
+    logits = activation_bytes(config, micro) - activation_bytes(config, micro._replace(vocab_rows=0))
+    table = rows * width
+    return (
+        f"head        {rows:,} x {width} weights are {table / count:.0%} of the model; predicting takes "
+        f"{product / stretch.flops:.0%} of a step's FLOPs, its logits {logits / GIB:.2f} GiB of {need.total / GIB:.2f} "
+        f"at micro-batch {config.micro_batch_size}"
+    )
+
+
+def phase_lines(stretch: Stretch) -> list[str]:
+    """What a phase behind the first has otherwise."""
+    phase, config = stretch.phase, stretch.phase.config
+    return [
+        f"phase {phase.number}     from step {phase.span.first_step:,}: {config.peak_batch_size:,} samples of "
+        f"{stretch.length} tokens, micro-batch {config.micro_batch_size}, {stretch.seconds:.3f} s a step; rate to "
+        f"{config.optim.peak_lr:g}, schedule {config.schedule.kind}",
+        *draw_mixture(phase),
+    ]
+
+
+def draw_mixture(phase: Phase, columns: int = 60) -> list[str]:
+    """A line for each corpus of a mixture: its share of the samples over the phase, as bars."""
+    data = phase.config.data
+    if data.mixture is None or any(storage.is_remote(part.path) for part in data.parts):
+        return []
+    manifests = [read_manifest(storage.local_path(part.path)) for part in data.parts]
+    sizes = [sum(one.splits[pass_name(p)].samples for p in range(one.passes)) / one.passes for one in manifests]
+    weights = Weights.of(data.parts, sizes, data.temperature_curve)
+    shares = [weights.shares(column / (columns - 1)) for column in range(columns)]
+    lines = []
+    for number, (part, size) in enumerate(zip(data.parts, sizes, strict=True)):
+        own = [row[number] for row in shares]
+        bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in own)
+        epochs = sum(own) / columns * phase.data_samples / size
+        lines.append(f"mixture     {bars}  {own[0]:.0%} to {own[-1]:.0%}: {part.name}, {epochs:.2g} epochs")
+    return lines
 
 
 def long(hours: float) -> str:
@@ -375,7 +461,8 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     mine = {key: value for key, equals, value in parts if key in own and equals}
     rest = [argument for argument, (key, *_) in zip(arguments, parts, strict=True) if key not in mine]
     given = {key for key, *_ in parts}
-    rest += [f"{key}=plan" for key in (*_NOT_NEEDED, "init_from") if key not in given]
+    given |= {"data.path"} if "data.mixture" in given else set()
+    rest += [f"{key}={_NO_CORPUS}" for key in (*_NOT_NEEDED, "init_from") if key not in given]
     config = cli.compose("train", TrainConfig, rest)
     options = cli.typed({**asdict(DEFAULTS), **mine}, PlanConfig)
     if "nodes" in mine and "gpus" not in mine:
@@ -392,26 +479,51 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     if config.model.attention is not Attention.flash:  # which must be installed there, not here
         kernel = choose_kernel(config.model, config.precision, None if options.gpu == CPU else _CAPABILITY)
         config = replace(config, model=replace(config.model, attention=kernel))
-    return _with_corpus(config, options, "data.path" in given)
+    return _with_corpus(config, options)
 
 
-def _with_corpus(config: TrainConfig, options: PlanConfig, given: bool) -> tuple[TrainConfig, PlanConfig]:
+def options_of(phase: Phase, options: PlanConfig) -> PlanConfig:
+    """What the corpora of a phase, where they are at hand, or else its recipe, say of lengths and masks."""
+    config, data = phase.config, phase.config.data
+    paths = [part.path for part in data.parts]
+    if _NO_CORPUS not in paths and not any(map(storage.is_remote, paths)):
+        every = []
+        for path in paths:
+            manifest = read_manifest(storage.local_path(path))
+            check_masking(data, manifest)
+            every.append(corpus_options(options, manifest, data))
+        return replace(
+            every[0],
+            max_len=max(one.max_len for one in every),
+            mean_len=round(sum(one.mean_len for one in every) / len(every)),
+            masking=sum(one.masking for one in every) / len(every),
+        )
+    length = options.max_len or max(config.expect.max_len, default=128)
+    if options.mean_len > length:
+        raise UserError(f"mean_len={options.mean_len}: must be at most max_len={length}")
+    live = data.curves.get("data.masking_probability")
+    masking = options.masking or (live.peak if live else config.expect.masking_probability) or 0.15
+    return replace(options, max_len=length, masking=masking)
+
+
+def _with_corpus(config: TrainConfig, options: PlanConfig) -> tuple[TrainConfig, PlanConfig]:
     """What the corpus, or else the recipe, says of lengths and masks; and as many steps as the tokens make."""
-    if given and not storage.is_remote(config.data.path):
-        manifest = read_manifest(storage.local_path(config.data.path))
-        check_masking(config.data, manifest)
-        options = corpus_options(options, manifest, config.data)
-    else:
-        length = options.max_len or max(config.expect.max_len, default=128)
-        if options.mean_len > length:
-            raise UserError(f"mean_len={options.mean_len}: must be at most max_len={length}")
-        live = config.data.curves.get("data.masking_probability")
-        masking = options.masking or (live.peak if live else config.expect.masking_probability) or 0.15
-        options = replace(options, max_len=length, masking=masking)
     if options.num_tokens:
-        per_step = config.peak_batch_size * (options.mean_len or options.max_len)
+        parts = [(phase, options_of(phase, options)) for phase in phases_of(config)]
+        per_step = sum(
+            phase.span.steps / config.steps * phase.config.peak_batch_size * (own.mean_len or own.max_len)
+            for phase, own in parts
+        )
         config = replace(config, steps=max(1, round(options.num_tokens / per_step)))
-    return config, options
+    phases = phases_of(config)
+    found = options_of(phases[0], options)
+    return config, found if len(phases) == 1 else replace(options, vocab_size=found.vocab_size)
+
+
+def by_phase(config: TrainConfig, options: PlanConfig) -> list[tuple[Phase, PlanConfig]]:
+    """Each phase with what its corpora say; of a run of one phase `options` know it already."""
+    phases = phases_of(config)
+    return [(phase, options_of(phase, options) if len(phases) > 1 else options) for phase in phases]
 
 
 @cli.overrides_command(TrainConfig)
@@ -426,8 +538,8 @@ def main(arguments: list[str]) -> int:
     config, options = composed(arguments)
     print("\n".join(plan(config, options)))
     count = parameters_of(config.model, options.vocab_size)
-    if options.gpu != CPU:
-        check_memory(config, options, count, options.gpus, gpu_of(options).memory_gib)
+    for phase, own in by_phase(config, options) if options.gpu != CPU else ():
+        check_memory(phase.config, own, count, options.gpus, gpu_of(options).memory_gib)
     return ExitCode.OK
 
 

@@ -8,9 +8,9 @@ from pretrain import dist
 from pretrain.branch import open_branch
 from pretrain.checkpoint.mirror import open_mirror
 from pretrain.config import TrainConfig
-from pretrain.resume import find_snapshot, with_choices_of
+from pretrain.resume import Run, find_snapshot, with_choices_of
 from pretrain.rollback import train_with_rollbacks
-from pretrain.session import Job, open_job, open_session
+from pretrain.session import Job, enter_phase, open_job, open_session
 
 
 def train(config: TrainConfig) -> int:
@@ -32,11 +32,13 @@ def run(job: Job) -> None:
     config, process = job.config, job.process
     assert job.corpus
     mirror = open_mirror(config)
-    snapshot = find_snapshot(config, job.path / "checkpoints", job.corpus, process, mirror)
-    snapshot = snapshot or open_branch(config, job.corpus, process)
+    run = Run(job.phases, job.identity, job.corpus.directory)
+    snapshot = find_snapshot(config, job.path / "checkpoints", run, process, mirror)
+    snapshot = snapshot or open_branch(config, run, process)
     if snapshot:
         job.progress.resume(snapshot)
-        job.config = config = with_choices_of(config, snapshot, precision_is_open=job.precision_is_open)
+        job.set_config(with_choices_of(config, snapshot, precision_is_open=job.precision_is_open))
+        config = job.config
     if job.progress.step >= config.steps:
         process.log.info(
             f"{job.path}: already at step {job.progress.step} of {config.steps}; raise `steps` or name another run"
@@ -51,6 +53,10 @@ def run(job: Job) -> None:
         return
     with open_session(job, snapshot, mirror) as session:
         job.code = train_with_rollbacks(session)
+        while job.code == ExitCode.OK and session.phase.number < len(job.phases):
+            session = enter_phase(session, job)
+            job.code = train_with_rollbacks(session)
+        process.on_main(session.writer.close)
     process.log.info(closing_line(job.path, job.code, job.progress.step, config.steps))
     process.barrier()  # launchers kill the others soon after the first rank that leaves, and rank 0 may need minutes
 

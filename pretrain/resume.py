@@ -1,7 +1,9 @@
 """Going on from a checkpoint: which one, whether it belongs to this run, and its state into the engine."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -14,11 +16,20 @@ from pretrain.config import RESUME_CHECKS, Identity, Precision, TrainConfig, as_
 from pretrain.data.loader import TrainingCorpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
+from pretrain.phases import Phase, phase_before
 from pretrain.run_directory import refuse_lost
 
 
+class Run(NamedTuple):
+    """What a checkpoint must belong to."""
+
+    phases: Sequence[Phase]
+    identity: Identity
+    corpus: Path  # for people
+
+
 def find_snapshot(
-    config: TrainConfig, folder: Path, corpus: TrainingCorpus, process: Process, mirror: Mirror | None
+    config: TrainConfig, folder: Path, run: Run, process: Process, mirror: Mirror | None
 ) -> Snapshot | None:
     """The newest checkpoint that verifies, here or else in the mirror, if it belongs to this data and order."""
     process.on_main(lambda: checkpoint.clear_unfinished(folder))
@@ -29,15 +40,15 @@ def find_snapshot(
     if found is None:
         process.on_main(lambda: refuse_lost(folder.parent))
         return None
-    return load_for(config, found, corpus, process)
+    return load_for(config, found, run, process)
 
 
-def load_for(config: TrainConfig, found: Path, corpus: TrainingCorpus, process: Process) -> Snapshot:
+def load_for(config: TrainConfig, found: Path, run: Run, process: Process) -> Snapshot:
     """The checkpoint `found`. Raises `UserError` where this configuration cannot go on from it on this data."""
     snapshot = checkpoint.load(found)
-    refuse_other_architecture(str(found), snapshot.config_yaml, as_data(asdict(config.model)))
-    now = Identity.of(config, corpus.manifest, corpus.sha256)
-    for change in check_identity(found, snapshot.state.identity, now, corpus.directory, config.resume.allow):
+    model = phase_before(run.phases, snapshot.state.step).config.model
+    refuse_other_architecture(str(found), snapshot.config_yaml, as_data(asdict(model)))
+    for change in check_identity(found, snapshot.state.identity, run.identity, run.corpus, config.resume.allow):
         process.log.warning(f"{found}: {change}; going on from position {snapshot.state.samples}, as resume.allow says")
     return snapshot
 

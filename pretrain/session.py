@@ -4,7 +4,7 @@ Both are opened in `with`, and say at their end how it came: the run's status, t
 """
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,15 +28,15 @@ from pretrain.config import (
     as_data,
     batch_size,
     check_ranks,
-    total_samples,
 )
 from pretrain.curriculum import Curriculum
 from pretrain.data.cache import local_corpus, mark_suspect
 from pretrain.data.live_masks import check_masking
 from pretrain.data.loader import TrainingCorpus
+from pretrain.data.mixture import MixedCorpus
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
-from pretrain.evaluate.baseline import held_out_baseline
+from pretrain.evaluate.baseline import Baseline, mean_baseline
 from pretrain.evaluate.doctor import Doctor
 from pretrain.evaluate.gaps import RunGaps, open_gaps
 from pretrain.evaluate.run_grammar import RunGrammar, open_grammar
@@ -44,6 +44,15 @@ from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
 from pretrain.model.compiler import require_compiler
 from pretrain.model.initialize import initialize
+from pretrain.phases import (
+    Phase,
+    config_of_engine,
+    identity_of,
+    model_to_build,
+    phase_at,
+    phase_before,
+    phases_of,
+)
 from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
 from pretrain.precision import with_precision
 from pretrain.resume import restore
@@ -87,39 +96,61 @@ class Job:
     """This process, from the signals that it heeds to its corpus; on rank 0 also the run's directory and its lock."""
 
     process: Process
-    corpus: TrainingCorpus | None = None
+    phases: tuple[Phase, ...]
+    corpora: tuple[TrainingCorpus, ...] = ()  # of each phase
     directory: RunDirectory | None = None
     code: int = ExitCode.FAILED  # how it ends, unless something better is known
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config, self.path = config, Path(config.runs_root) / config.run
+        self.path = Path(config.runs_root) / config.run
+        self.set_config(config)
         self.precision_is_open = config.precision is Precision.auto
         self.stop, self.progress = StopRequest(), Progress()  # before the process group
         limits = config.watchdog
         self.watchdog = Watchdog(limits.seconds, self.path, dist.environment_rank(), limits.start_seconds)
 
+    def set_config(self, config: TrainConfig) -> None:
+        """Raises `UserError` where its phases are not what they must be."""
+        self.config, self.phases = config, phases_of(config)
+
+    @property
+    def phase(self) -> Phase:
+        """Of the step to come."""
+        return phase_at(self.phases, self.progress.step)
+
+    @property
+    def corpus(self) -> TrainingCorpus | None:
+        """Of the step to come; None before it is open."""
+        return self.corpora[self.phase.number - 1] if self.corpora else None
+
+    @property
+    def identity(self) -> Identity:
+        """Of the whole run."""
+        every = zip(self.phases, self.corpora, strict=True)
+        return identity_of(self.phases, [Identity.of(phase.config, one.manifest, one.sha256) for phase, one in every])
+
     def join(self) -> None:
-        """Meet the other ranks, and open the corpus. Collective."""
-        config, data = self.config, self.config.data
+        """Meet the other ranks, and open the corpora. Collective."""
         self.process = dist.start()
-        self.config = config = with_precision(config, self.process.device)
+        self.set_config(with_precision(self.config, self.process.device))
+        config = self.config
         self.process.on_main(dist.check_hostfile)
         if config.compile:  # before a corpus is copied, which may take hours
             require_compiler(self.process.device, self.process.log.info)
-        check_ranks(config, self.process.world_size)
-        held_out_only = data.access is Access.stream  # the rest is streamed
-        self.corpus = TrainingCorpus(
-            local_corpus(data.path, data.cache_dir, data.cache_gib, held_out_only, lambda: self.stop.requested)
-        )
-        check_masking(data, self.corpus.manifest)
+        for phase in self.phases:
+            check_ranks(phase.config, self.process.world_size)
+        self.corpora = open_corpora(self.phases, lambda: self.stop.requested)
         self.directory = self.process.here_on_main(lambda: RunDirectory(self.path))
-        if not (self.corpus.directory / "tokenizer").is_dir():
-            raise UserError(f"{self.corpus.directory / 'tokenizer'}: not there; copy or prepare the corpus again")
+        tokenizer = self.corpora[0].directory / "tokenizer"
+        if not tokenizer.is_dir():
+            raise UserError(f"{tokenizer}: not there; copy or prepare the corpus again")
 
-    def has_copied(self, error: UserError) -> bool:
-        """Whether the damaged shard that an error tells of is of our own copy of the corpus."""
-        mine = self.corpus and self.config.data.cache_dir and str(self.corpus.directory) in str(error)
-        return isinstance(error, CorruptShard) and bool(mine)
+    def copy_of(self, error: UserError) -> Path | None:
+        """Our own copy of a corpus that the damaged shard is of which an error tells, if it is."""
+        if not isinstance(error, CorruptShard) or not self.config.data.cache_dir:
+            return None
+        own = (one.directory for corpus in self.corpora for one in corpus.corpora)
+        return next((directory for directory in own if str(directory) in str(error)), None)
 
     def leave(self) -> None:
         if self.directory:
@@ -140,8 +171,8 @@ def open_job(config: TrainConfig) -> Iterator[Job]:
         yield job
     except UserError as error:
         job.code = error.exit_code
-        if job.corpus and job.has_copied(error):
-            mark_suspect(job.corpus.directory)
+        if copy := job.copy_of(error):
+            mark_suspect(copy)
             raise CorruptShard(f"{error}: this is a copy, and the same command mends it") from error
         raise
     except BaseException:
@@ -153,9 +184,10 @@ def open_job(config: TrainConfig) -> Iterator[Job]:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """The parts of a run that trains."""
+    """The parts of a run that trains, in one of its phases."""
 
-    config: TrainConfig
+    config: TrainConfig  # of the phase
+    phase: Phase
     path: Path
     process: Process
     corpus: TrainingCorpus
@@ -194,14 +226,16 @@ def open_session(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> 
 
 
 def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Session:
-    config, path, process, corpus, progress = job.config, job.path, job.process, job.corpus, job.progress
+    phase, path, process, corpus, progress = job.phase, job.path, job.process, job.corpus, job.progress
+    config = phase.config
     assert corpus
-    grammar = open_grammar(config, corpus, process)  # a mistake in its files is told before anything is written
+    # Of the first corpus, in whichever phase the run resumes; a mistake in its files is told before any is written.
+    grammar = open_grammar(config, job.corpora[0], process)
     resolved = as_data(asdict(config))
-    config_yaml = yaml.safe_dump(redact(resolved), sort_keys=False, allow_unicode=True)
-    changes = changed(snapshot.config_yaml, config_yaml) if snapshot else {}
-    _describe_run(job, config_yaml, changes)
-    engine, vocab_rows = build_engine(config, corpus, process, snapshot)
+    before = _yaml_of(phase_before(job.phases, progress.step).config)
+    changes = changed(snapshot.config_yaml, before) if snapshot else {}
+    _describe_run(job, _yaml_of(job.config), changes)
+    engine, vocab_rows = build_engine(job.phases, job.corpora, process, snapshot, progress.step)
     wandb_id = snapshot.state.wandb_id if snapshot else None
     if process.is_main:
         telemetry = open_telemetry(
@@ -215,16 +249,19 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
     else:
         telemetry = Telemetry([], None, wandb_id)
     earlier = read_metrics(path / METRICS_NAME) if process.is_main and snapshot else ()
-    baseline = process.here_on_main(lambda: held_out_baseline(corpus.directory, config.eval.max_samples))
+    baseline = process.here_on_main(lambda: baseline_of(corpus, config))
     process.log.info(describe(job, engine))
     if changes:
         process.log.info(describe_changes(changes, progress.step))
-    if snapshot and (jump := learning_rate_jump(snapshot.config_yaml, config, progress.step)):
+    alone = len(job.phases) == 1
+    if snapshot and alone and (jump := learning_rate_jump(snapshot.config_yaml, config, progress.step)):
         process.log.warning(jump)
     _warn_of_corpus(config, corpus, process)
+    _apply(engine, phase, progress.samples)
     peak = peak_flops(torch.cuda.get_device_name()) if process.device.type == "cuda" else None
     return Session(
         config=config,
+        phase=phase,
         path=path,
         process=process,
         corpus=corpus,
@@ -232,18 +269,100 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         telemetry=telemetry,
         doctor=Doctor(baseline, earlier),
         grammar=grammar,
-        gaps=open_gaps(config, corpus, path),
+        gaps=open_gaps(config, job.corpora[0], path),
         throughput=Throughput(peak * process.world_size if peak else None),
         writer=_open_writer(job, mirror),
         mirror=mirror,
         watchdog=job.watchdog,
         stop=job.stop,
         progress=progress,
-        curriculum=Curriculum(config),
+        curriculum=Curriculum(phase),
         vocab_rows=vocab_rows,
-        identity=Identity.of(config, corpus.manifest, corpus.sha256),
-        config_yaml=config_yaml,
+        identity=job.identity,
+        config_yaml=_yaml_of(config),
     )
+
+
+def enter_phase(session: Session, job: Job) -> Session:
+    """The next phase's session: the same model, optimizer and trackers, with the phase's own data. Collective."""
+    phase, corpus, process = job.phase, job.corpus, session.process
+    assert corpus
+    process.log.info(
+        f"phase {phase.number} of {len(job.phases)}, from step {phase.span.first_step}\n"
+        + "\n".join(describe_data(phase, corpus))
+    )
+    if corpus is not session.corpus:
+        _warn_of_corpus(phase.config, corpus, process)
+        session.doctor.change_corpus(process.here_on_main(lambda: baseline_of(corpus, phase.config)))
+    _apply(session.engine, phase, job.progress.samples)
+    return replace(
+        session,
+        config=phase.config,
+        phase=phase,
+        corpus=corpus,
+        curriculum=Curriculum(phase),
+        config_yaml=_yaml_of(phase.config),
+    )
+
+
+def _apply(engine: Engine, phase: Phase, samples: int) -> None:
+    """What the engine has otherwise in this phase, whichever it was made in."""
+    if phase.config.phases is not None:
+        engine.set_rotary(phase.config.model)
+        values = Curriculum(phase).at(samples)
+        engine.set_dropout(values["model.dropout"], values["model.attention_dropout"])
+        engine.set_weight_decay(phase.config.optim.weight_decay)
+
+
+def _yaml_of(config: TrainConfig) -> str:
+    return yaml.safe_dump(redact(as_data(asdict(config))), sort_keys=False, allow_unicode=True)
+
+
+def baseline_of(corpus: TrainingCorpus, config: TrainConfig) -> Baseline | None:
+    """What guessing reaches on its held-out samples."""
+    return mean_baseline([one.directory for one in corpus.corpora], config.eval.max_samples)
+
+
+def open_corpora(phases: Sequence[Phase], stop: Callable[[], bool]) -> tuple[TrainingCorpus, ...]:
+    """The corpus of each phase; one that several read is opened once.
+
+    Raises `UserError` where one does not fit the others, the model or its masks.
+    """
+    found: list[TrainingCorpus] = []
+    for phase in phases:
+        config, data = phase.config, phase.config.data
+        before = next((i for i in range(len(found)) if phases[i].reads_as(phase)), None)
+        corpus = found[before] if before is not None else open_corpus(phase, stop)
+        first, where = found[0] if found else corpus, f"phases: phase {phase.number}: " if len(phases) > 1 else ""
+        if corpus.manifest.tokenizer != first.manifest.tokenizer:
+            raise UserError(
+                f"{where}{corpus.directory} has another tokenizer than {first.directory}, so ids would mean other "
+                f"words; prepare it with tokenizer.path={first.directory / 'tokenizer'}"
+            )
+        if corpus.manifest.objective != first.manifest.objective:
+            raise UserError(
+                f"{where}{corpus.directory} was prepared with objective={corpus.manifest.objective}, "
+                f"{first.directory} with objective={first.manifest.objective}; prepare them alike"
+            )
+        if len(phases) > 1 and corpus.manifest.max_len > config.model.max_positions:
+            raise UserError(
+                f"{where}{corpus.directory} has samples of {corpus.manifest.max_len} tokens, more than "
+                f"model.max_positions={config.model.max_positions}; set that to the longest of the run"
+            )
+        for one in corpus.corpora:
+            check_masking(data, one.manifest)
+        found.append(corpus)
+    return tuple(found)
+
+
+def open_corpus(phase: Phase, stop: Callable[[], bool]) -> TrainingCorpus:
+    """The corpus of a phase, or its mixture."""
+    data = phase.config.data
+    streamed = data.access is Access.stream  # then no more than held-out splits are copied
+    folders = [local_corpus(part.path, data.cache_dir, data.cache_gib, streamed, stop) for part in data.parts]
+    if data.mixture is None:
+        return TrainingCorpus(folders[0])
+    return MixedCorpus(data.parts, folders, data.temperature_curve, phase.config.seed, phase.data_samples)
 
 
 def _describe_run(job: Job, config_yaml: str, changes: Mapping[str, tuple[str, str]]) -> None:
@@ -267,10 +386,12 @@ def _warn_of_corpus(config: TrainConfig, corpus: TrainingCorpus, process: Proces
             f"eval.every={config.eval.every}: {corpus.directory} has no held-out split, so nothing is evaluated; "
             "prepare it with val_fraction=0.01"
         )
-    for finding in diagnosis.warnings(diagnosis.stored(corpus.manifest), ignore=("held_out",)):  # told above, if missed
-        process.log.warning(f"{corpus.directory}: {finding.line}")
-    for mismatch in config.expect.unmet(corpus.manifest):
-        process.log.warning(f"{corpus.directory} was prepared with {mismatch} as the recipe expects")
+    for one in corpus.corpora:
+        findings = diagnosis.warnings(diagnosis.stored(one.manifest), ignore=("held_out",))  # told above, if missed
+        for finding in findings:
+            process.log.warning(f"{one.directory}: {finding.line}")
+        for mismatch in config.expect.unmet(one.manifest):
+            process.log.warning(f"{one.directory} was prepared with {mismatch} as the recipe expects")
 
 
 def _open_writer(job: Job, mirror: Mirror | None) -> checkpoint.Writer:
@@ -293,26 +414,35 @@ def _open_writer(job: Job, mirror: Mirror | None) -> checkpoint.Writer:
 
 
 def build_engine(
-    config: TrainConfig, corpus: TrainingCorpus, process: Process, snapshot: Snapshot | None
+    phases: Sequence[Phase],
+    corpora: Sequence[TrainingCorpus],
+    process: Process,
+    snapshot: Snapshot | None,
+    step: int = 0,
 ) -> tuple[Engine, int]:
-    """The sharded model with the checkpoint's state in it, and the rows of its embedding matrix."""
+    """The sharded model with the checkpoint's state in it, and the rows of its embedding matrix.
+
+    Set up alike in whichever phase the run resumes, at `step`, but for how positions turn.
+    """
+    config, corpus = phases[0].config, corpora[0]
     torch.manual_seed(config.seed)
     facts, objective = corpus.manifest.tokenizer, corpus.manifest.objective
     capability = torch.cuda.get_device_capability(process.device) if process.device.type == "cuda" else None
-    kernel = choose_kernel(config.model, config.precision, capability)
-    module = PackedBert(config.model, facts, max_len=corpus.manifest.max_len, kernel=kernel)
+    model = model_to_build(phases, phase_at(phases, step))
+    kernel = choose_kernel(model, config.precision, capability)
+    module = PackedBert(model, facts, max_len=max(one.manifest.max_len for one in corpora), kernel=kernel)
     if corpus.has_pairs and not module.has_pairs:
         raise UserError(
-            f"model={config.model.name}: {config.model.architecture.value} has no next-sentence head, and "
+            f"model={model.name}: {model.architecture.value} has no next-sentence head, and "
             f"{corpus.directory} was prepared with objective={objective}; prepare with objective=none, or use a BERT"
         )
     if process.device.type == "cuda":
         count = sum(parameter.numel() for parameter in module.parameters())
-        known = replace(config, model=replace(config.model, attention=kernel))
         available_gib = torch.cuda.get_device_properties(process.device).total_memory / GIB
-        check_memory(
-            known, corpus_options(DEFAULTS, corpus.manifest, config.data), count, process.world_size, available_gib
-        )
+        for phase, one in zip(phases, corpora, strict=True):
+            known = replace(phase.config, model=replace(phase.config.model, attention=kernel))
+            options = corpus_options(DEFAULTS, one.manifest, phase.config.data)
+            check_memory(known, options, count, process.world_size, available_gib)
     if config.compile:
         module.compile_layers()
     if snapshot:
@@ -321,21 +451,22 @@ def build_engine(
         own = corpus.directory / "tokenizer"
         notes = initialize(module, config.init_from, facts, own, config.init_allow, config.init_positions)
         process.log.info(notes)
-    engine = Engine(module, config, process)
+    engine = Engine(module, config_of_engine(phases), process)
     if snapshot:
         restore(engine, snapshot, corpus, process)
     return engine, module.vocab_rows
 
 
 def describe(job: Job, engine: Engine) -> str:
-    """What is about to happen, in three lines."""
-    config, process, corpus = job.config, job.process, job.corpus
+    """What is about to happen, in a few lines."""
+    phase, process, corpus = job.phase, job.process, job.corpus
     assert corpus
+    config = phase.config
     accumulation = accumulation_steps(config.peak_batch_size, config.micro_batch_size, process.world_size)
-    samples = sum(corpus.pass_sizes)
-    epochs = total_samples(config) / max(1, samples / corpus.manifest.passes)
     start = f"resuming at step {job.progress.step}" if job.progress.step else "starting"
     end = str(config.steps)
+    if len(job.phases) > 1:
+        end += f" in phase {phase.number} of {len(job.phases)}"
     if config.budget.hours is not None:
         end += f" at most, in {config.budget.hours:g} hours"
     ramp = config.batch_ramp
@@ -345,12 +476,21 @@ def describe(job: Job, engine: Engine) -> str:
     rate = f"{config.optim.kind} at {config.optim.peak_lr:g}"
     if config.optim.rates:
         rate += " at most: optim.lr is a curve, in place of the schedule"
-    return (
+    lines = [
         f"run {job.path}: {start} of {end}, "
-        f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters), "
-        f"{rate}\n"
-        f"data {corpus.directory}: {samples:,} samples of up to {corpus.manifest.max_len} tokens, {epochs:.2f} epochs\n"
+        f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters), {rate}",
+        *describe_data(phase, corpus),
         f"{process.world_size} x {process.device.type}, ZeRO {config.zero.value}, {config.precision.value}: "
         f"global batch {config.peak_batch_size} = {process.world_size} ranks x {accumulation} accumulation steps "
-        f"x micro-batch {config.micro_batch_size}{ramped}"
-    )
+        f"x micro-batch {config.micro_batch_size}{ramped}",
+    ]
+    return "\n".join(lines)
+
+
+def describe_data(phase: Phase, corpus: TrainingCorpus) -> list[str]:
+    """What is read, how large it is, and how often it will be read: a line, and of a mixture one for each corpus."""
+    if len(corpus.corpora) == 1:
+        samples, longest = sum(corpus.pass_sizes), corpus.manifest.max_len
+        epochs = phase.span.samples / max(1, corpus.epoch_samples)
+        return [f"data {corpus.directory}: {samples:,} samples of up to {longest} tokens, {epochs:.2f} epochs"]
+    return [f"data a mixture of {len(corpus.corpora)} corpora", *(f"  {line}" for line in corpus.told())]

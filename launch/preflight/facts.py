@@ -21,6 +21,7 @@ from cloze.corpus.manifest import NAME as MANIFEST_NAME
 from cloze.corpus.manifest import Manifest, is_held_out, read_manifest
 from cloze.errors import UserError
 from pretrain.config import Access, TrainConfig
+from pretrain.phases import phases_of
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "webdataset", "hydra-core", "numpy")
 _SOURCES = ("cloze", "data_prep", "pretrain", "launch", "conf")
@@ -30,21 +31,38 @@ _GPU_FIELDS = ("name", "memory.used", "ecc.errors.uncorrected.volatile.total")  
 def facts(overrides: Sequence[str]) -> dict[str, Any]:
     """What must be equal on all hosts, and what must be good on each. Raises `UserError` for a bad configuration."""
     config = cli.compose("train", TrainConfig, overrides)
-    manifest = storage.local_path(config.data.path) / MANIFEST_NAME
-    remote = storage.is_remote(config.data.path)
+    paths = _corpora(config)
+    told = [path if storage.is_remote(path) else _told(_manifest(path)) for path in paths]
+    here = [_manifest(path) for path in paths if not storage.is_remote(path)]
+    missing = next((str(manifest) for manifest in here if not manifest.exists()), None)
+    corpora = [read_manifest(manifest.parent) for manifest in here] if not missing else []
     return {
         "equal": {
             "python": platform.python_version(),
             **{name: _version(name) for name in _PACKAGES},
             "code": _source_hash(),
             "configuration": _short(repr(config).encode()),
-            "data": config.data.path if remote else _short(manifest.read_bytes()) if manifest.exists() else "missing",
+            "data": ", ".join(told),
         },
-        "data_missing": None if remote or manifest.exists() else str(manifest),
-        "disks": _disks(config, None if remote or not manifest.exists() else read_manifest(manifest.parent)),
+        "data_missing": missing,
+        "disks": _disks(config, corpora),
         "gpus": _gpus(),
         "time": time.time(),  # the last, for it is compared with when it arrives
     }
+
+
+def _corpora(config: TrainConfig) -> list[str]:
+    """The paths of all corpora of the run, each once."""
+    every = [part.path for phase in phases_of(config) for part in phase.config.data.parts]
+    return list(dict.fromkeys(every))
+
+
+def _manifest(path: str) -> Path:
+    return storage.local_path(path) / MANIFEST_NAME
+
+
+def _told(manifest: Path) -> str:
+    return _short(manifest.read_bytes()) if manifest.exists() else "missing"
 
 
 def _version(package: str) -> str:
@@ -67,17 +85,18 @@ def _source_hash() -> str:
     return _short(b"".join(parts))
 
 
-def _disks(config: TrainConfig, corpus: Manifest | None) -> dict[str, tuple[int, int]]:
+def _disks(config: TrainConfig, corpora: Sequence[Manifest]) -> dict[str, tuple[int, int]]:
     """(bytes free, bytes needed) by the key that names the directory."""
-    model, vocabulary = config.model, corpus.tokenizer.vocab_size if corpus else 30_522
+    model, vocabulary = config.model, corpora[0].tokenizer.vocab_size if corpora else 30_522
     products = 3 if model.architecture.is_gated else 2  # of the feed-forward part
     layer = model.hidden_size * (4 * model.hidden_size + products * model.intermediate_size)
     parameters = (vocabulary + model.max_positions) * model.hidden_size + model.num_layers * layer
     checkpoints = 12 * parameters * (config.checkpoint.keep_last + 2)  # one in the making, and its shares
     needed = {"runs_root": (config.runs_root, checkpoints)}
-    if config.data.cache_dir and corpus:
+    if config.data.cache_dir and corpora:
         streamed = config.data.access is Access.stream
-        copied = [shard for shard in corpus.shards if is_held_out(shard.split) or not streamed]
+        shards = (shard for corpus in corpora for shard in corpus.shards)
+        copied = [shard for shard in shards if is_held_out(shard.split) or not streamed]
         needed["data.cache_dir"] = (config.data.cache_dir, sum(shard.bytes for shard in copied))
     return {
         key: (shutil.disk_usage(_existing(storage.local_path(path))).free, size) for key, (path, size) in needed.items()

@@ -25,24 +25,25 @@ class LiveMasks(NamedTuple):
     probability: Curve | None  # None: the corpus' own
     mask_share: Curve
     random_share: Curve
-    total_samples: int  # of the run
+    total_samples: int  # over which the curves go
+    first: int = 0  # position at which they begin
 
     def rates(self, positions_N: npt.NDArray[np.int64], corpus_probability: float) -> MaskRates | None:
         """Of the samples at these run positions; None where all are as the corpus has them."""
-        shares = [min(1.0, position / self.total_samples) for position in positions_N.tolist()]
+        shares = np.clip((positions_N - self.first) / self.total_samples, 0.0, 1.0).tolist()
         own = corpus_probability, MASK_SHARE, RANDOM_SHARE
         curves = self.probability or Curve(((0.0, corpus_probability),)), self.mask_share, self.random_share
         found = MaskRates(*(np.array([curve.at(share) for share in shares]) for curve in curves))
         return None if all((values == value).all() for values, value in zip(found, own, strict=True)) else found
 
 
-def live_masks(data: DataConfig, total_samples: int) -> LiveMasks | None:
+def live_masks(data: DataConfig, total_samples: int, first: int = 0) -> LiveMasks | None:
     """What the configuration asks for; None where it asks for nothing but the corpus' masks."""
     curves = data.curves
     if "data.masking_probability" not in curves and all(set(curves[key].values) == {own} for key, own in _OWN.items()):
         return None
     probability = curves.get("data.masking_probability")
-    return LiveMasks(probability, curves["data.mask_share"], curves["data.random_share"], total_samples)
+    return LiveMasks(probability, curves["data.mask_share"], curves["data.random_share"], total_samples, first)
 
 
 def check_masking(data: DataConfig, manifest: Manifest) -> None:

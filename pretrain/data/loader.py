@@ -7,7 +7,7 @@ Shapes: T tokens, N samples, M masked tokens.
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import chain, count, pairwise, repeat
 from multiprocessing import forkserver, parent_process, resource_tracker
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cloze.corpus.manifest import VAL, Manifest, manifest_sha256, pass_name, read_manifest
 from cloze.corpus.masking import Masks
+from cloze.corpus.ragged import ranges
 from cloze.corpus.shards import Samples, Split, masks_of
 from cloze.errors import UserError
 from pretrain.data.live_masks import LiveMasks
@@ -88,28 +89,60 @@ class TrainingCorpus:
         self.held_out = {split: self.manifest.splits[split].samples for split in self.manifest.held_out}
         self.num_val = self.held_out.get(VAL, 0)
         self.has_pairs = self.manifest.objective != "none"
+        self.averaged: tuple[str, ...] = ()  # held-out splits whose mean stands for all, where there is no `val`
+        self.corpora: tuple[TrainingCorpus, ...] = (self,)  # those that it is made of; several, of a mixture
         self._splits: dict[str, Split] = {}
         self._streamed: Streamed | None = None
-        self.live_masks: LiveMasks | None = None  # of training samples, in place of the corpus' own
+        self._live_masks: LiveMasks | None = None  # of training samples, in place of the corpus' own
+
+    @property
+    def opener(self) -> "Path | Callable[[], TrainingCorpus]":
+        """What another process opens it by."""
+        return self.directory
+
+    @property
+    def epoch_samples(self) -> float:
+        """Samples of a mean pass."""
+        return sum(self.pass_sizes) / self.manifest.passes
 
     def training_batch(self, seed: int, positions_N: I64) -> MicroBatch:
         """The samples at these ascending positions of the run, as one packed micro-batch."""
+        return self._pack(self.training_parts(seed, positions_N, positions_N))
+
+    def training_parts(self, seed: int, own_N: I64, positions_N: I64) -> list[tuple[Samples, Masks]]:
+        """The samples at the ascending positions `own_N` of this corpus' order, an item for each epoch they touch.
+
+        `positions_N` are those of the run, which masks may depend on.
+        """
         parts = []
         if self._streamed:
             start = 0
-            for samples, draw in self._streamed.gather(positions_N):
+            for samples, draw in self._streamed.gather(own_N):
                 end = start + len(samples.ids_N)
                 parts.append(self._with_masks(samples, draw, positions_N[start:end]))
                 start = end
-            return self._pack(parts)
-        place = locate(seed, positions_N, self.pass_sizes)
+            return parts
+        place = locate(seed, own_N, self.pass_sizes)
         visits_N, passes_N = np.divmod(place.epochs_N, self.manifest.passes)
         for epoch in np.unique(place.epochs_N).tolist():  # more than one only where the batch spans epochs
             here = place.epochs_N == epoch
             split, draw = pass_name(int(passes_N[here][0])), int(visits_N[here][0])
             samples = self._split(split).gather(place.samples_N[here], draw)
             parts.append(self._with_masks(samples, draw, positions_N[here]))
-        return self._pack(parts)
+        return parts
+
+    def progress(self, samples: int) -> dict[str, float]:
+        """Metrics, beside the run's own, of where it stands when so many samples are consumed."""
+        del samples
+        return {}
+
+    def told(self) -> list[str]:
+        """A line for each corpus of a mixture."""
+        return []
+
+    def mask_live(self, live_masks: LiveMasks | None) -> None:
+        """Draw masks of training samples so from now on; None: as the corpus has them."""
+        self._live_masks = live_masks
 
     def stream(self, seed: int, streaming: Streaming) -> None:
         """Read training samples by `streaming` from now on, instead of from the directory."""
@@ -133,18 +166,27 @@ class TrainingCorpus:
         return self._splits[split]
 
     def _with_masks(self, samples: Samples, draw: int, positions_N: I64) -> tuple[Samples, Masks]:
-        live, own = self.live_masks, self.manifest.masking.probability
+        live, own = self._live_masks, self.manifest.masking.probability
         return samples, masks_of(samples, self.manifest, draw, live.rates(positions_N, own) if live else None)
 
 
-def pack(parts: list[tuple[Samples, Masks]], token_types: bool = True) -> MicroBatch:
-    """Samples and their masks -> one row of tokens; without `token_types` all are of type 0."""
+def pack(parts: list[tuple[Samples, Masks]], token_types: bool = True, places_N: I64 | None = None) -> MicroBatch:
+    """Samples and their masks -> one row of tokens; without `token_types` all are of type 0.
+
+    `places_N`: which sample of the row each of them becomes, where it is not as they come.
+    """
     tokens_T = _joined([samples.tokens_T for samples, _ in parts])
     lengths_Nx2 = _joined([samples.lengths_Nx2 for samples, _ in parts])
     labels_N = _joined([samples.random_next_N for samples, _ in parts])
     counts_N = _joined([masks.counts_N for _, masks in parts])
     positions_M = _joined([masks.positions_M for _, masks in parts])
     shown_M = _joined([masks.tokens_M for _, masks in parts])
+    if places_N is not None:
+        order_N = np.argsort(places_N)
+        tokens_T = tokens_T[_moved_runs(lengths_Nx2[:, 1], order_N)]
+        moved_M = _moved_runs(counts_N, order_N)
+        positions_M, shown_M = positions_M[moved_M], shown_M[moved_M]
+        lengths_Nx2, labels_N, counts_N = lengths_Nx2[order_N], labels_N[order_N], counts_N[order_N]
 
     first_N, total_N = lengths_Nx2[:, 0], lengths_Nx2[:, 1]
     cu_seqlens = np.concatenate([[0], np.cumsum(total_N)])
@@ -167,6 +209,11 @@ def pack(parts: list[tuple[Samples, Masks]], token_types: bool = True) -> MicroB
         num_tokens=len(tokens_T),
         num_masked=len(mlm_labels_M),
     )
+
+
+def _moved_runs(lengths_N: I64, order_N: I64) -> I64:
+    """Indices that bring runs of these lengths, one after another, into another order."""
+    return ranges((np.cumsum(lengths_N) - lengths_N)[order_N], lengths_N[order_N])
 
 
 def _joined(arrays: Sequence[npt.NDArray[np.integer]]) -> I64:
@@ -245,14 +292,15 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
 
     def __init__(
         self,
-        directory: Path,
+        corpus: Path | Callable[[], TrainingCorpus],
         seed: int,
         layout: Layout,
         first_position: int = 0,
         streaming: Streaming | None = None,
         live_masks: LiveMasks | None = None,
     ) -> None:
-        self.directory, self.seed, self.layout, self.first_position = directory, seed, layout, first_position
+        """`corpus`: its directory, or what opens it, in each process anew."""
+        self.corpus, self.seed, self.layout, self.first_position = corpus, seed, layout, first_position
         self.streaming, self.live_masks = streaming, live_masks
         self._corpus: TrainingCorpus | None = None
 
@@ -266,10 +314,10 @@ class MicroBatches(Dataset[MicroBatch | UserError]):
         """
         try:
             if self._corpus is None:
-                self._corpus = TrainingCorpus(self.directory)
+                self._corpus = TrainingCorpus(self.corpus) if isinstance(self.corpus, Path) else self.corpus()
                 if self.streaming:
                     self._corpus.stream(self.seed, self.streaming)
-                self._corpus.live_masks = self.live_masks
+                self._corpus.mask_live(self.live_masks)
             interleaved = self.streaming is not None
             positions = [
                 micro_batch_positions(index, **self.layout._asdict(), interleaved=interleaved) for index in indices

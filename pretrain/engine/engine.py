@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cloze.errors import UserError
 from pretrain.checkpoint import KINDS, MOMENTS, WEIGHT, Fragment, LossScale
-from pretrain.config import BUCKET_ELEMENTS, Precision, TrainConfig, accumulation_steps, sums_in_fp32
+from pretrain.config import BUCKET_ELEMENTS, ModelConfig, Precision, TrainConfig, accumulation_steps, sums_in_fp32
 from pretrain.data.loader import MicroBatch
 from pretrain.dist import Process
 from pretrain.engine import quirks
@@ -145,6 +145,16 @@ class Engine:
     def set_dropout(self, hidden: float, attention: float) -> None:
         """Of the training forward passes to come, probabilities."""
         self._deepspeed.module.set_dropout(hidden, attention)
+
+    def set_weight_decay(self, value: float) -> None:
+        """Of the steps to come, of the parameters that have some."""
+        for group in self._deepspeed.optimizer.param_groups:
+            if group["weight_decay"]:
+                group["weight_decay"] = value
+
+    def set_rotary(self, model: ModelConfig) -> None:
+        """Of the forward passes to come: how positions turn, where they do."""
+        self._deepspeed.module.set_rotary(model)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ text is worth some tenths of a nat) is the plateau on which fresh encoders stay 
 Knows corpora; knows neither models nor runs.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,12 @@ class Baseline(NamedTuple):
     mlm_loss: float  # entropy of the masked tokens' own frequencies, nats
     mlm_accuracy: float  # share of the most frequent of them
     nsp_accuracy: float  # share of the more frequent label; 1 where there are no pairs
+
+
+def mean_baseline(corpora: Sequence[Path], max_samples: int) -> Baseline | None:
+    """The mean over the corpora that have held-out samples, as a mixture's evaluations are; None without any."""
+    found = [one for corpus in corpora if (one := held_out_baseline(corpus, max_samples))]
+    return Baseline(*(sum(column) / len(found) for column in zip(*found, strict=True))) if found else None
 
 
 def held_out_baseline(corpus: Path, max_samples: int) -> Baseline | None:

@@ -24,6 +24,10 @@ class Doctor:
         verdict = judge(self._evaluations, baseline) if baseline else None
         self._state = verdict.state if verdict else ""
 
+    def change_corpus(self, baseline: Baseline | None) -> None:
+        """Hold what follows against another corpus' guessing."""
+        self._baseline = baseline
+
     def examine(self, metrics: Mapping[str, float], tokens: int) -> tuple[dict[str, float], str | None]:
         """Metrics to log beside an evaluation's, and a line to say where the state of the run turns, else None.
 

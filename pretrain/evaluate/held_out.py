@@ -19,15 +19,21 @@ def evaluate(
 ) -> dict[str, float]:
     """`eval/mlm_loss`, `eval/mlm_accuracy`, `eval/nsp_loss`, `eval/nsp_accuracy`, `eval/loss`; {} without a val split.
 
-    Of the split that a val source NAME made, `eval/NAME/mlm_loss` and so on. Collective; `tick` is called after each
-    micro-batch.
+    Of the split that a val source NAME made, `eval/NAME/mlm_loss` and so on; of a mixture's corpus NAME, too, and
+    without NAME the mean over its corpora. Collective; `tick` is called after each micro-batch.
     """
+    by_split = {
+        split: _evaluate(engine, corpus, split, config, process, tick)
+        for split, samples in corpus.held_out.items()
+        if samples
+    }
     result: dict[str, float] = {}
-    for split, samples in corpus.held_out.items():
-        if samples:
-            place = f"eval/{name}" if (name := val_name(split)) else "eval"
-            found = _evaluate(engine, corpus, split, config, process, tick)
-            result |= {f"{place}/{name}": value for name, value in found.items()}
+    for split, found in by_split.items():
+        place = f"eval/{name}" if (name := val_name(split)) else "eval"
+        result |= {f"{place}/{measure}": value for measure, value in found.items()}
+    averaged = [by_split[split] for split in corpus.averaged if split in by_split]
+    for measure in averaged[0] if averaged else ():
+        result[f"eval/{measure}"] = sum(found[measure] for found in averaged) / len(averaged)
     return result
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+import numpy as np
 
 from cloze.corpus.tokenizer import load_tokenizer
 from pretrain.config import Access, TrainConfig
@@ -20,7 +21,7 @@ from pretrain.evaluate.minimal_pairs import (
     summary,
 )
 from pretrain.evaluate.pair_files import read_paradigms
-from pretrain.evaluate.pll import F64, Metric, Scorer
+from pretrain.evaluate.pll import F64, I64, Metric, Scorer
 
 _METRIC = Metric.within_word_l2r
 
@@ -65,10 +66,16 @@ def open_grammar(config: TrainConfig, corpus: TrainingCorpus, process: Process) 
         return encode_pairs(paradigms, load_tokenizer(corpus.directory / "tokenizer").backend, positions)
 
     pairs = process.on_main(read)
-    place: Path | str = config.data.path if config.data.access is Access.stream else corpus.directory
+    streamed = config.data.access is Access.stream
+
+    def count() -> I64:
+        places = [config.data.parts[0].path] if streamed else [one.directory for one in corpus.corpora]
+        counts = [token_counts(place, one.manifest) for place, one in zip(places, corpus.corpora, strict=True)]
+        return np.sum(counts, axis=0)
+
     return RunGrammar(
         pairs=pairs,
-        frequencies_Px2=process.here_on_main(lambda: frequency_scores(pairs, token_counts(place, corpus.manifest))),
+        frequencies_Px2=process.here_on_main(lambda: frequency_scores(pairs, count())),
         mask_id=corpus.manifest.tokenizer.mask_id,
         max_positions=positions,
         row_tokens=config.micro_batch_size * corpus.manifest.max_len,

@@ -128,7 +128,10 @@ def draw(run: RunData, path: Path) -> bool:
 
 def _manifest(config: Mapping[str, Any], trained: Trained) -> Manifest | None:
     """The corpus's manifest, where the corpus is at hand and is still what was trained on."""
-    folder = Path(config["data"]["path"])
+    path = config["data"]["path"]
+    if path is None:  # a mixture, which the recipe tells of
+        return None
+    folder = Path(path)
     try:
         return read_manifest(folder) if manifest_sha256(folder) == trained.corpus_sha256 else None
     except (UserError, OSError):

@@ -113,6 +113,10 @@ class PackedBert(nn.Module):
                 module.p = attention if name.endswith(self.blueprint.attention_dropout) else hidden
         self.blueprint.set_attention_dropout(self.hf, attention)
 
+    def set_rotary(self, model: ModelConfig) -> None:
+        """Turn positions as `model.extra` says, in fp32, whatever the precision of the weights."""
+        self.blueprint.set_rotary(self.hf, model)
+
     def compile_layers(self, **options: Any) -> None:
         """torch.compile each layer in place (names stay); they share their code: one build for training, one for
         evaluation; the last layer is of a kind of its own, ModernBERT's others of three. Shapes are variables.

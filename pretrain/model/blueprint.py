@@ -141,6 +141,10 @@ class Blueprint(ABC):
         """Where it is a number, not a module."""
         del hf, probability
 
+    def set_rotary(self, hf: Any, model: ModelConfig) -> None:
+        """Turn positions as `model.extra` says, where they turn."""
+        del hf, model
+
     # True of all
 
     def offset(self, hf: Any) -> int:

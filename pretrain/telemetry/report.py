@@ -25,6 +25,8 @@ from cloze.ownership import page_mark, require_own_file
 from cloze.storage import is_remote, local_path
 from cloze.templates import render
 from pretrain.changes import read_changes
+from pretrain.curves import Curve
+from pretrain.mixture import parse_mixture
 from pretrain.telemetry.charts import Lines, as_script, chart_data, told_seconds, training_seconds
 from pretrain.telemetry.metrics_file import METRICS_NAME, MetricsFile
 from pretrain.telemetry.predictions import Predictions, read_predictions
@@ -370,11 +372,46 @@ def _highlights(run: RunData) -> dict[str, str]:
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
             found[label] = str(value)
+    found |= told_mixture(run.config)
+    if isinstance(phases := run.config.get("phases"), list):
+        found["phases"] = "; ".join(_told_phase(phase) for phase in phases)
     gpus = run.environment.get("gpus")
     if "world_size" in run.environment:
         device = gpus[0] if isinstance(gpus, list) and gpus else "CPU"
         found["processes"] = f"{run.environment['world_size']} x {device}"
     return found
+
+
+def told_mixture(config: Mapping[str, Any]) -> dict[str, str]:
+    """The corpora of a mixture and their weights, without the folders they lie in; {} where there is none."""
+    data = config.get("data")
+    if not isinstance(data, Mapping) or not isinstance(mixture := data.get("mixture"), list):
+        return {}
+    try:
+        parts = parse_mixture(mixture)
+    except UserError:  # of another version
+        return {}
+    if all(part.weight is None for part in parts):
+        told = f"{', '.join(part.name for part in parts)}, by their samples to the power of {data.get('temperature')}"
+        return {"mixture": told}
+    return {"mixture": ", ".join(f"{part.name} {_told_curve(part.weight)}" for part in parts if part.weight)}
+
+
+def _told_curve(curve: Curve) -> str:
+    return " → ".join(f"{value:g}" for value in dict.fromkeys(curve.values))
+
+
+def _told_phase(phase: Any) -> str:
+    """Where a phase begins and what it sets, of paths the last part."""
+    if not isinstance(phase, Mapping):
+        return str(phase)
+    found: list[str] = []
+    for key, value in phase.items():
+        if key == "data.mixture":
+            found += told_mixture({"data": {"mixture": value}}).values()
+        elif key != "from":
+            found.append(f"{key} {value.rstrip('/').rpartition('/')[2] if isinstance(value, str) else value}")
+    return f"from {phase.get('from')}: {', '.join(found)}"
 
 
 def duration(seconds: float) -> str:

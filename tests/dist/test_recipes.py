@@ -12,6 +12,7 @@ from cloze.errors import UserError
 from pretrain.checkpoint.mirror import retention_of
 from pretrain.config import Architecture, TrainConfig, total_samples
 from pretrain.optim.schedule import learning_rate
+from pretrain.phases import phases_of
 from tests.support import ROOT, Trainer, make_corpus
 
 RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
@@ -31,6 +32,7 @@ FIGURES = {
     "modernbert": ([[0, 768], [0.0291, 4608]], 382_700, 8e-4, 0.0017, 0.98, 1e-6, 0.0, 0.0, 0.30),
     "modernbert_long": (576, 52_982, 3e-4, 0.0, 0.98, 1e-6, 0.0, 0.0, 0.30),
     "modernbert_decay": (576, 10_596, 3e-4, 0.0, 0.98, 1e-6, 0.0, 0.0, 0.30),
+    "modernbert_phases": ([[0, 768], [0.0291, 4608]], 446_278, 8e-4, 0.0017, 0.98, 1e-6, 0.0, 0.0, 0.30),
     "ettin_17m": ([[0, 768], [0.0735, 4608]], 406_400, 3e-3, 0.0024, 0.98, 1e-6, 0.0, 0.0, 0.30),
     "ettin_32m": ([[0, 768], [0.0588, 4608]], 397_100, 3e-3, 0.0024, 0.98, 1e-6, 0.0, 0.0, 0.30),
     "ettin_68m": ([[0, 768], [0.0441, 4608]], 387_900, 3e-3, 0.0018, 0.98, 1e-6, 0.0, 0.0, 0.30),
@@ -83,6 +85,34 @@ def test_tokens_are_the_published_ones(recipe: str, length: int, billions: int) 
     assert total_samples(composed(recipe)) * length == pytest.approx(billions * 1e9, rel=1e-3)
 
 
+def test_modernbert_in_one_run_is_its_three_phases() -> None:
+    """Step for step the rates, batches and thetas of the three recipes."""
+    whole = phases_of(composed("modernbert_phases"))
+    for phase, name in zip(whole, ("modernbert", "modernbert_long", "modernbert_decay"), strict=True):
+        alone, config, span = composed(name), phase.config, phase.span_of("schedule")
+        assert phase.span.steps == alone.steps
+        assert config.global_batch_size == alone.global_batch_size
+        assert config.optim == alone.optim
+        assert config.schedule == alone.schedule
+        assert (span.first_step, span.steps) == (phase.span.first_step, alone.steps)
+        assert config.expect.max_len == alone.expect.max_len
+        theta = {"global_rope_theta": 160_000.0} if phase.number > 1 else {}  # the architecture's own
+        assert config.model.extra == {"local_rope_theta": 10_000.0, "global_rope_theta": 10_000.0} | theta
+        assert phase.span.samples == pytest.approx(total_samples(alone), rel=1e-3)  # of whole batches
+
+
+def test_modernbert_in_one_run(trainer: Trainer, singles: Path) -> None:
+    small = ("steps=6", "phases.long.from=0.4", "phases.decay.from=0.7", "phases.long.global_batch_size=16")
+    sizes = ("phases.long.micro_batch_size=4", "model.architecture=modernbert", "eval.max_samples=8")
+    own = f"+phases.long.data.path={singles}"
+    result = trainer.run("recipe=modernbert_phases", *small, *sizes, f"data.path={singles}", own)
+    assert result.code == 0, result.stderr
+    assert "phase 3 of 3, from step 4" in result.stderr
+    rates = result.series("train/lr")
+    assert rates[2] == rates[3] == 3e-4
+    assert rates[5] < rates[4] < 3.1e-4
+
+
 def test_lamb_decays_by_the_square_root_from_its_peak() -> None:
     config = composed("lamb_phase1")
     after = [learning_rate(step, config.steps, config.optim, config.schedule) for step in (2001, 4519)]
@@ -106,18 +136,20 @@ def test_phase_two_asks_for_phase_one() -> None:
 def test_bert_goes_on_with_longer_samples(trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """With what its file allows for that, and so do the pages that tell of it."""
     told = {
-        path: re.findall(r"recipe=bert_2018 .*(resume\.allow=[^\s']+)", path.read_text(encoding="utf-8"))
+        path: re.findall(r"recipe=bert_2018 [^']*'phases=\[\{from:([0-9.]+),", path.read_text(encoding="utf-8"))
         for path in (ROOT / "conf/recipe/bert_2018.yaml", ROOT / "docs/recipes.md", ROOT / "docs/tutorial.md")
     }
-    (allowed,) = {allow for found in told.values() for allow in found}
+    assert {share for found in told.values() for share in found} == {"0.9"}
     assert all(told.values())
     (tmp_path / "longer").mkdir()
     make_corpus(tmp_path / "longer", max_len=48, seed=4)
-    overrides = ("recipe=bert_2018", f"runs_root={tmp_path}", "steps=3", "eval.max_samples=8")
-    assert trainer.run(f"data.path={corpus}", *overrides, "stop_at=2").code == 75
-    result = trainer.run(f"data.path={tmp_path / 'longer'}", *overrides, allowed)
+    phases = f"phases=[{{from:0.67,data.path:{tmp_path}/longer,micro_batch_size:2}}]"
+    result = trainer.run(f"data.path={corpus}", "recipe=bert_2018", "steps=3", "eval.max_samples=8", phases)
     assert result.code == 0, result.stderr
-    assert "resuming at step 2 of 3" in result.stderr
+    assert f"phase 2 of 2, from step 2\ndata {tmp_path}/longer" in result.stderr
+    config = composed("bert_2018", "optim.lr=0.003", "schedule.warmup_fraction=0.2")
+    rates = [learning_rate(step, 3, config.optim, config.schedule) for step in range(3)]
+    assert result.series("train/lr") == pytest.approx(rates)  # one schedule over both
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +175,12 @@ ALIKE = ("ettin_32m", "ettin_68m", "ettin_150m", "modernbert_decay")  # but for 
 
 
 @pytest.mark.parametrize(
-    "recipe", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in RECIPES]
+    "recipe",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
+        for name in RECIPES
+        if name != "modernbert_phases"  # has a test of its own
+    ],
 )
 def test_three_steps(trainer: Trainer, corpus: Path, singles: Path, begun: dict[bool, Path], recipe: str) -> None:
     """The corpus is of 24 tokens, with pairs where the model has a head for them: each mismatch is a warning."""

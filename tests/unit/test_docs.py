@@ -96,6 +96,8 @@ def composes(config_name: str, schema: type[Any], arguments: list[str]) -> None:
     required = [*required_keys(config_name, schema)]
     required += ["source.paths"] if config_name == "prep" and source != "docstrings" else []
     filled = [f"{key}={'[x]' if key == 'source.paths' else 'x'}" for key in required if key not in given]
+    corpora = {"data.path", "data.mixture"}
+    filled += ["data.path=x"] if config_name == "train" and not given & corpora else []
     filled += ["init_from=x"] if config_name == "train" and "init_from" not in given else []
     if "executor=array" in arguments and "executor.num_tasks" not in given:
         filled += ["executor.task_index=0", "executor.num_tasks=1"]  # Slurm's
@@ -414,6 +416,24 @@ def test_the_page_of_ones_own_text_runs(
     assert len((workplace / "labels.tsv").read_text().splitlines()) == 61
     for source in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         exec(compile(source, page.name, "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_page_of_languages_runs(
+    workplace: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(os, "environ", os.environ | {"DS_ACCELERATOR": "cpu"})
+    shutil.copytree(workplace / "texts", workplace / "english")
+    page = ROOT / "docs" / "languages.md"
+    assert all(block.is_run for block in blocks(page))
+    for block in blocks(page):
+        for command in block.commands:
+            run(command, trainer, workplace)
+    card = (workplace / "out" / "both" / "README.md").read_text()
+    assert "mine 0.7, en 0.3 → 0.1" in card
+    assert (workplace / "runs/more/checkpoints/step-00000002").is_dir()
 
 
 TASKS = {  # files that docs/finetuning.md names, for a tiny model

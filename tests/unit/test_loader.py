@@ -187,7 +187,7 @@ def test_live_masks_follow_their_curve(tmp_path: Path) -> None:
     own, live = TrainingCorpus(tmp_path), TrainingCorpus(tmp_path)
     positions = np.arange(10, 60)  # over the end of an epoch
     rate = Curve(((0, 0.2), (0.25, 0.2), (0.25, 0.5), (1, 0.1)))
-    live.live_masks = LiveMasks(rate, Curve(((0, 0.8), (0.5, 0.8), (0.5, 0.0))), Curve(((0, 0.1),)), 80)
+    live.mask_live(LiveMasks(rate, Curve(((0, 0.8), (0.5, 0.8), (0.5, 0.0))), Curve(((0, 0.1),)), 80))
     assert same(live.training_batch(1, positions[:10]), own.training_batch(1, positions[:10]))
     assert same(live.val_batch(np.arange(9)), own.val_batch(np.arange(9)))
     mask_id, hidden = own.manifest.tokenizer.mask_id, 0

@@ -16,7 +16,7 @@ from pretrain import plan
 from pretrain.config import Architecture, Attention, ModelConfig, TrainConfig
 from pretrain.model.bert import PackedBert
 from pretrain.plan import activation_bytes, check_memory, composed, corpus_options, draw_schedule, parameters_of
-from tests.support import ROOT, tokenizer_facts
+from tests.support import ROOT, make_corpus, tokenizer_facts
 from tests.unit.test_attention import row_of
 from tests.unit.test_model import small
 
@@ -230,3 +230,41 @@ def test_the_schedule_is_drawn_from_its_first_step_to_its_last() -> None:
     assert bars[4] == "█"
     assert list(bars[:5]) == sorted(bars[:5])
     assert list(bars[4:]) == sorted(bars[4:], reverse=True)
+
+
+@pytest.mark.parametrize("vocabulary", [30_522, 262_144])
+def test_what_the_head_costs(vocabulary: int, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["model=base", f"vocab_size={vocabulary}", "micro_batch_size=64", "zero=0", "precision=bf16"]
+    line = line_of(capsys, "head", *arguments)
+    rows, masked = -(-vocabulary // 8) * 8, round(64 * 128 * 0.15)
+    config, options = composed(arguments)
+    count = parameters_of(config.model, vocabulary)
+    assert config.model.pad_vocab_to == 8
+    assert f"{rows:,} x 768 weights are {rows * 768 / count:.0%} of the model" in line
+    step = plan.stretch_of(*plan.by_phase(config, options)[0], rows, 1.0)
+    assert f"takes {6 * round(256 * 128 * 0.15) * 768 * rows / step.flops:.0%} of a step's FLOPs" in line
+    told = float(re.findall(r"its logits ([\d.]+) GiB", line)[0])
+    assert told == pytest.approx((2 * rows * masked + 8 * min(rows * masked, 2**27)) / 2**30, abs=0.006)
+
+
+def test_a_mixture_and_phases_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, samples, length in (("en", 120, 24), ("de", 20, 24), ("long", 50, 48)):
+        make_corpus(tmp_path / name, samples=samples, max_len=length)
+    mixture = f"[{{path:{tmp_path}/en,weight:[[0,0.8],[1,0.2]]}},{{path:{tmp_path}/de,weight:[[0,0.2],[1,0.8]]}}]"
+    phases = f"phases=[{{from:0.75,data.path:{tmp_path}/long,global_batch_size:8,micro_batch_size:8}}]"
+    given = ["model=tiny", "global_batch_size=16", "micro_batch_size=16", "steps=20", f"data.mixture={mixture}"]
+    assert plan.main([*given, phases]) == 0
+    out = capsys.readouterr().out
+    en, de = [line for line in out.splitlines() if line.startswith("mixture")]
+    assert en.endswith("80% to 20%: en, 1 epochs")  # half of 15 steps of 16 samples
+    assert de.endswith("20% to 80%: de, 6 epochs")
+    (phase,) = [line for line in out.splitlines() if line.startswith("phase")]
+    assert phase.startswith("phase 2     from step 15: 8 samples of ")
+    assert "curve " in out
+    lengths = [composed([f"data.path={tmp_path}/{name}"])[1].mean_len for name in ("en", "de", "long")]
+    mean = round((lengths[0] + lengths[1]) / 2)
+    tokens = 15 * 16 * mean + 5 * 8 * lengths[2]
+    assert f"run         20 steps, {tokens / 1e9:,.1f} G tokens" in out
+    assert plan.main([*given, phases, "tokens=1M", "gpu=cpu"]) == 0
+    steps = int(re.findall(r"run +([\d,]+) steps", capsys.readouterr().out)[0].replace(",", ""))
+    assert steps == pytest.approx(1e6 / (tokens / 20), rel=0.01)

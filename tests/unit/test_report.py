@@ -26,7 +26,16 @@ from pretrain.telemetry.charts import Lines, as_script, chart_data, training_sec
 from pretrain.telemetry.metrics_file import MetricsFile
 from pretrain.telemetry.predictions import Gap, Guess, read_predictions, write_gaps, write_guesses
 from pretrain.telemetry.recipes import differences
-from pretrain.telemetry.report import Table, duration, read_run, thinned, write_report
+from pretrain.telemetry.report import (
+    RunData,
+    Table,
+    duration,
+    read_run,
+    run_facts,
+    thinned,
+    told_mixture,
+    write_report,
+)
 
 VOID = {"meta", "br", "link", "img", "input"}
 EVIL = '<script>alert("x")</script>&'
@@ -366,3 +375,19 @@ def test_curves_of_the_configuration_are_drawn(tmp_path: Path) -> None:
     assert [*charts] == ["model.dropout as it was set", "optim.lr as it was set"]
     first, second = charts["model.dropout as it was set"]["series"]
     assert (first["y"][0], first["y"][-1], second["y"][0], second["y"][-1]) == (0.1, 0, 0.3, 0)
+
+
+def test_a_mixture_and_phases_are_told_without_folders() -> None:
+    mixture = [{"path": "/home/me/en", "weight": 0.7}, {"path": "/home/me/de", "weight": [[0, 0.3], [1, 0.6]]}]
+    phases = [{"from": 0.5, "data.path": "/home/me/long", "optim.lr": 1e-4}, {"from": 0.8, "data.mixture": mixture}]
+    config = {"data": {"path": None, "mixture": mixture}, "phases": phases}
+    run = RunData(
+        label="r", directory=Path("r"), metrics=[{"step": 1}], config=config, config_yaml="", environment={}, told={}
+    )
+    facts = run_facts(run)
+    assert facts["mixture"] == "en 0.7, de 0.3 → 0.6"
+    assert facts["phases"] == "from 0.5: data.path long, optim.lr 0.0001; from 0.8: en 0.7, de 0.3 → 0.6"
+    assert "corpus" not in facts
+    by_size = {"data": {"mixture": [{"path": "a"}, {"path": "b"}], "temperature": 0.3}}
+    assert told_mixture(by_size) == {"mixture": "a, b, by their samples to the power of 0.3"}
+    assert told_mixture({"data": {"mixture": [{"of": "another version"}]}}) == {}
