@@ -16,6 +16,7 @@ from cloze.corpus import diagnosis
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import ORDERLY_ENDS, ExitCode, UserError
 from pretrain import checkpoint, dist
+from pretrain.agreement import agree, agree_on_corpus
 from pretrain.changes import changed, describe_changes, learning_rate_jump, note
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror, retention_of
@@ -98,23 +99,30 @@ class Job:
         limits = config.watchdog
         self.watchdog = Watchdog(limits.seconds, self.path, dist.environment_rank(), limits.start_seconds)
 
+    @dist.translate_peer_loss()
     def join(self) -> None:
-        """Meet the other ranks, and open the corpus. Collective."""
-        config, data = self.config, self.config.data
-        self.process = dist.start()
-        self.config = config = with_precision(config, self.process.device)
-        self.process.on_main(dist.check_hostfile)
+        """Meet the other ranks, agree with them on what is to be trained, and open the corpus. Collective."""
+        self.process = process = dist.start(lambda: self.stop.requested)
+        self.config = config = process.together(lambda: with_precision(self.config, process.device))
+        process.on_main(dist.check_hostfile)
+        agree(process, config)
         if config.compile:  # before a corpus is copied, which may take hours
-            require_compiler(self.process.device, self.process.log.info)
-        check_ranks(config, self.process.world_size)
+            process.together(lambda: require_compiler(process.device, process.log.info))
+        process.together(lambda: check_ranks(config, process.world_size))
+        self.corpus = corpus = process.together(self._open_corpus)
+        self.directory = process.here_on_main(lambda: RunDirectory(self.path))
+        agree_on_corpus(process, corpus.sha256, self.path)
+
+    def _open_corpus(self) -> TrainingCorpus:
+        data = self.config.data
         held_out_only = data.access is Access.stream  # the rest is streamed
-        self.corpus = TrainingCorpus(
+        corpus = TrainingCorpus(
             local_corpus(data.path, data.cache_dir, data.cache_gib, held_out_only, lambda: self.stop.requested)
         )
-        check_masking(data, self.corpus.manifest)
-        self.directory = self.process.here_on_main(lambda: RunDirectory(self.path))
-        if not (self.corpus.directory / "tokenizer").is_dir():
-            raise UserError(f"{self.corpus.directory / 'tokenizer'}: not there; copy or prepare the corpus again")
+        check_masking(data, corpus.manifest)
+        if not (corpus.directory / "tokenizer").is_dir():
+            raise UserError(f"{corpus.directory / 'tokenizer'}: not there; copy or prepare the corpus again")
+        return corpus
 
     def has_copied(self, error: UserError) -> bool:
         """Whether the damaged shard that an error tells of is of our own copy of the corpus."""

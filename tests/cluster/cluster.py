@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import ROOT, TINY, environment, read_metrics
+from tests.support import ROOT, TINY, environment, later_wins, read_metrics
 
 NODES = (1, 2)
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -176,7 +176,7 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         self.run, self.log = folder / "run", folder / "log"
         own = (f"hosts={hosts or cluster.hosts}", f"ssh=ssh -F {cluster.ssh_config}", f"runs_root={folder}", "run=run")
-        command = [sys.executable, "-m", "launch", *own, *TINY, *arguments]
+        command = [sys.executable, "-m", "launch", *later_wins(*own, *TINY, *arguments)]
         self.process = cluster.start(command, self.log, more, at)
 
     def wait_for(self, step: int, seconds: float = 120) -> None:
