@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar, cast
 import psutil
 import torch
 import torch.distributed as torch_dist
+from torch._C._distributed_c10d import HashStore, Store
 
 from cloze.errors import ExitCode, PeerFailed, PeerLost, UserError
 from cloze.log import log
@@ -169,7 +170,7 @@ def _start(requested: Callable[[], bool]) -> Process:
     else:
         device, backend = torch.device("cpu"), "gloo"
 
-    def form(store: torch_dist.Store) -> torch_dist.ProcessGroup:
+    def form(store: Store) -> torch_dist.ProcessGroup:
         torch_dist.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=_CONTROL_TIMEOUT
         )
@@ -178,7 +179,7 @@ def _start(requested: Callable[[], bool]) -> Process:
         return control
 
     alone = ranks.world_size == 1
-    control = form(torch_dist.HashStore()) if alone else Meeting(ranks, form).run(requested)
+    control = form(HashStore()) if alone else Meeting(ranks, form).run(requested)
     return Process(ranks.rank, ranks.world_size, ranks.local_rank, device, control)
 
 

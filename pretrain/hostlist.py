@@ -12,15 +12,20 @@ _PART = re.compile(r"([^\[\]]+)|\[([^\[\]]+)\]")
 
 
 def hosts_of(nodelist: str) -> Iterator[str]:
-    """The hosts in order, as `scontrol show hostnames` prints them: of several brackets the last runs fastest.
+    """The hosts in order, as `scontrol show hostnames` prints them.
 
-    Lazy: the first is found at once, however many there are. Raises `UserError` for what is no such list.
+    Of several brackets the last runs fastest, then the first, the second, …: Slurm 22.05 takes the last but one apart
+    first. Lazy: the first host is found at once, however many there are. Raises `UserError` for what is no such list.
     """
     if not _LIST.fullmatch(nodelist):
         raise UserError(f"{nodelist!r}: not a list of hosts as Slurm writes it; give MASTER_ADDR=HOST, that of rank 0")
     for item in re.findall(_ITEM, nodelist):
         parts = [[text] if text else list(_numbers(numbers, nodelist)) for text, numbers in _PART.findall(item)]
-        yield from map("".join, itertools.product(*parts))
+        brackets = [number for number in range(len(parts)) if len(parts[number]) > 1]
+        slowest_first = [*reversed(brackets[:-1]), *brackets[-1:]]
+        for choice in itertools.product(*(parts[number] for number in slowest_first)):
+            chosen = dict(zip(slowest_first, choice, strict=True))
+            yield "".join(chosen.get(number, part[0]) for number, part in enumerate(parts))
 
 
 def _numbers(text: str, nodelist: str) -> Iterator[str]:

@@ -17,6 +17,11 @@ from typing import Any, Generic, NoReturn, TypeVar
 from uuid import uuid4
 
 import torch.distributed as torch_dist
+from torch._C._distributed_c10d import (  # which torch.distributed has, but no type checker sees
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from cloze.errors import ExitCode, PeerFailed, PeerLost, Stopped, UserError, first_line
 from cloze.log import log
@@ -81,7 +86,7 @@ class _Background(Generic[T]):
 class Meeting(Generic[T]):
     """One rank's way to the others, to what `form(store)` makes of them: the process group."""
 
-    def __init__(self, ranks: Ranks, form: Callable[[torch_dist.Store], T]) -> None:
+    def __init__(self, ranks: Ranks, form: Callable[[Store], T]) -> None:
         self._ranks, self._form = ranks, form
         self._at = f"{ranks.master}:{ranks.port}"
         self._nonce = uuid4().hex
@@ -127,11 +132,11 @@ class Meeting(Generic[T]):
         except torch_dist.DistError as error:
             raise PeerLost(f"{self._at}: rank 0 is gone ({first_line(error)}); what it says tells why") from error
 
-    def _open(self) -> torch_dist.Store:
+    def _open(self) -> Store:
         if self._ranks.rank or not self._store_is_ours:
             self._seen = self._reach()
             return self._client()
-        return torch_dist.TCPStore(
+        return TCPStore(
             _LOOPBACK,
             self._ranks.port,
             is_master=True,
@@ -140,10 +145,8 @@ class Meeting(Generic[T]):
             master_listen_fd=self._listen().detach(),
         )
 
-    def _client(self) -> torch_dist.Store:
-        return torch_dist.TCPStore(
-            self._seen or _LOOPBACK, self._ranks.port, timeout=_STORE_TIMEOUT, wait_for_workers=False
-        )
+    def _client(self) -> Store:
+        return TCPStore(self._seen or _LOOPBACK, self._ranks.port, timeout=_STORE_TIMEOUT, wait_for_workers=False)
 
     def _listen(self) -> socket.socket:
         both = socket.has_dualstack_ipv6()
@@ -173,7 +176,7 @@ class Meeting(Generic[T]):
             if self._leaving.wait(self._pause()):
                 raise Stopped("stopped while waiting")
 
-    def _gather(self, store: torch_dist.Store) -> list[_Card]:
+    def _gather(self, store: Store) -> list[_Card]:
         """As rank 0: open a round, and close it when all are in it."""
         size = self._ranks.world_size
         self._round = uuid4().hex
@@ -202,7 +205,7 @@ class Meeting(Generic[T]):
         store.set(f"{self._round}/all", json.dumps(all_ranks))
         return all_ranks
 
-    def _enter(self, store: torch_dist.Store) -> list[_Card]:
+    def _enter(self, store: Store) -> list[_Card]:
         """As another rank: enter the newest round, until one is closed with us in it."""
         card = json.dumps(self._card())
         while True:
@@ -232,7 +235,7 @@ class Meeting(Generic[T]):
         node = os.environ.get("CROSS_RANK")
         return f"{machine_id()} {node} {os.getppid()}" if node else ""
 
-    def _is_of_other_job(self, store: torch_dist.Store, prefix: str) -> bool:
+    def _is_of_other_job(self, store: Store, prefix: str) -> bool:
         theirs, ours = store.get(f"{prefix}/siblings").decode(), self._siblings()
         return bool(ours) and theirs != ours and theirs.rpartition(" ")[0] == ours.rpartition(" ")[0]
 
@@ -247,7 +250,7 @@ class Meeting(Generic[T]):
             f"{port_remedy(os.environ, self._ranks.port + 1)}"
         )
 
-    def _heed(self, store: torch_dist.Store) -> None:
+    def _heed(self, store: Store) -> None:
         """Leave, where we or another rank of the round was told to."""
         if self._round and store.check([f"{self._round}/end"]):
             self._follow(store, store.get(f"{self._round}/end").decode())
@@ -255,7 +258,7 @@ class Meeting(Generic[T]):
             self._end(store, ExitCode.STOPPED, "stopped while waiting")
             raise Stopped("stopped while waiting")
 
-    def _end(self, store: torch_dist.Store, code: ExitCode, reason: str) -> None:
+    def _end(self, store: Store, code: ExitCode, reason: str) -> None:
         """Have all ranks of the round leave with this code. Raises `PeerFailed` where one of them said so before."""
         if not self._round:
             return
@@ -265,12 +268,12 @@ class Meeting(Generic[T]):
             self._follow(store, first)
         self._take_leave(store)
 
-    def _follow(self, store: torch_dist.Store, end: str) -> NoReturn:
+    def _follow(self, store: Store, end: str) -> NoReturn:
         code, _, reason = end.split(" ", 2)
         self._take_leave(store)
         raise PeerFailed(reason, ExitCode(int(code)))
 
-    def _take_leave(self, store: torch_dist.Store) -> None:
+    def _take_leave(self, store: Store) -> None:
         """Tell that we know; the store ends with rank 0, so it waits until all do."""
         left = f"{self._round}/left"
         store.add(left, 1)
@@ -295,10 +298,10 @@ class Meeting(Generic[T]):
         if _INTERFACE not in os.environ and (name := interface_of(address)):
             os.environ[_INTERFACE] = name
 
-    def _connect(self, store: torch_dist.Store) -> T:
+    def _connect(self, store: Store) -> T:
         """Form the group. What one rank finds wrong it tells: the others would wait for it."""
         watch = self._client()  # the group waits in the other
-        forming = _Background(lambda: self._form(torch_dist.PrefixStore(f"{self._round}/group", store)))
+        forming = _Background(lambda: self._form(PrefixStore(f"{self._round}/group", store)))
         end = time.monotonic() + _GROUP_SECONDS
         while not forming.wait(self._pause()):
             self._heed(watch)
@@ -309,6 +312,6 @@ class Meeting(Generic[T]):
         except RuntimeError as error:
             self._fail(watch, first_line(error))
 
-    def _fail(self, store: torch_dist.Store, reason: str) -> NoReturn:
+    def _fail(self, store: Store, reason: str) -> NoReturn:
         self._end(store, ExitCode.USAGE, reason)
         raise NoConnection(reason)

@@ -24,9 +24,8 @@ def test_what_is_sealed_survives_two_shells_and_pdsh() -> None:
     assert not any("%" in word for word in words)
     code = "import sys; from cloze.arrival import opened; sys.stdout.buffer.write(repr(opened(sys.argv[1:])).encode())"
     quoted = f"'{sys.executable}' -c '{code}' " + " ".join(words)  # the inner shell sees the words bare
-    done = subprocess.run(
-        ["bash", "-c", f"bash -c {subprocess.list2cmdline([quoted])}"], capture_output=True, check=True
-    )
+    twice = ["bash", "-c", f"bash -c {subprocess.list2cmdline([quoted])}"]
+    done = subprocess.run(twice, capture_output=True, check=True)
     assert done.stdout.decode() == repr(ODD)
 
 

@@ -169,8 +169,7 @@ def test_whatever_is_missing_no_traceback_and_no_rank_twice(environment: dict[st
     }
     try:
         ranks, _ = ranks_of(left, data.draw(st.sampled_from([None, SHELL, MPIRUN, SLURMD])))
-    except UserError as error:
-        assert "\n" not in str(error)
+    except UserError:
         return
     if ranks:
         assert isinstance(ranks, Ranks)
@@ -184,12 +183,16 @@ RECORDED = {
     "gpu[003-004,7],login1": "gpu003 gpu004 gpu7 login1",
     "gpu[7,9]": "gpu7 gpu9",
     "a1,b[2-3]": "a1 b2 b3",
-    "rack1-[01-04]-ib": "rack1-01-ib rack1-02-ib rack1-03-ib rack1-04-ib",
     "10.0.0.1": "10.0.0.1",
     "rack[0-1]node[2-3]": "rack0node2 rack0node3 rack1node2 rack1node3",
     "r1i[0-1]n[0-2]": "r1i0n0 r1i0n1 r1i0n2 r1i1n0 r1i1n1 r1i1n2",
     "x[09-11]": "x09 x10 x11",
-    "a[1-2]b[3,5]c[07-08],d": "a1b3c07 a1b3c08 a1b5c07 a1b5c08 a2b3c07 a2b3c08 a2b5c07 a2b5c08 d",
+    "a[1-2]b[3,5]c[07-08],d": "a1b3c07 a1b3c08 a2b3c07 a2b3c08 a1b5c07 a1b5c08 a2b5c07 a2b5c08 d",
+    "a[1-2]b[3-4,7]c[1,2]": "a1b3c1 a1b3c2 a2b3c1 a2b3c2 a1b4c1 a1b4c2 a2b4c1 a2b4c2 a1b7c1 a1b7c2 a2b7c1 a2b7c2",
+    "a[1-2,5]b[3-4]": "a1b3 a1b4 a2b3 a2b4 a5b3 a5b4",
+    "a1b[3,5]c[1-2]": "a1b3c1 a1b3c2 a1b5c1 a1b5c2",
+    "n[8-011]": "n8 n9 n10 n11",
+    "n[3,1]": "n3 n1",
     "n[1]": "n1",
 }
 
@@ -199,33 +202,57 @@ def test_hosts_are_those_of_scontrol(nodelist: str) -> None:
     assert list(hosts_of(nodelist)) == RECORDED[nodelist].split()
 
 
+def test_what_follows_a_bracket_belongs_to_the_name() -> None:
+    """Slurm 22.05 refuses it; others write it."""
+    assert list(hosts_of("rack1-[01-02]-ib,b")) == ["rack1-01-ib", "rack1-02-ib", "b"]
+
+
 def test_the_first_host_of_many_is_found_at_once() -> None:
     assert next(hosts_of("r[0-999]c[0-999]n[0-999]")) == "r0c0n0"
 
 
 _NAME = st.text(string.ascii_lowercase + "-", min_size=1, max_size=4)
-_NUMBERS = st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(1, 3))  # first, how many more, width
+_NUMBERS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=2)
 
 
-@given(st.lists(st.lists(st.tuples(_NAME, st.lists(_NUMBERS, max_size=2)), min_size=1, max_size=3), max_size=3))
-def test_hosts_against_loops(items: list[list[tuple[str, list[tuple[int, int, int]]]]]) -> None:
-    """Written out from a structure, and read back, are all combinations, the last bracket fastest."""
+def expanded(item: list[tuple[str, list[str]]]) -> list[str]:
+    """The hosts of texts, each followed by its numbers, as Slurm recurs: the last bracket but one comes first."""
+    several = [number for number, (_, numbers) in enumerate(item) if len(numbers) > 1]
+    if not several:
+        return ["".join(text + numbers[0] for text, numbers in item)]
+    at = several[-2] if len(several) > 1 else several[0]
+    numbers = item[at][1]
+    if len(several) == 2:
+        pairs = itertools.product(numbers, item[several[1]][1])
+        return [f for one, two in pairs for f in expanded(put(put(item, at, one), several[1], two))]
+    return [found for one in numbers for found in expanded(put(item, at, one))]
+
+
+def put(item: list[tuple[str, list[str]]], at: int, number: str) -> list[tuple[str, list[str]]]:
+    return [*item[:at], (item[at][0], [number]), *item[at + 1 :]]
+
+
+_ITEM = st.lists(st.tuples(_NAME, _NUMBERS), min_size=1, max_size=4, unique_by=lambda part: part[0])
+
+
+@given(st.lists(_ITEM, min_size=1, max_size=3))
+def test_hosts_against_slurm_s_recursion(items: list[list[tuple[str, list[tuple[int, int, int]]]]]) -> None:
+    """Written out from a structure and read back; `numbers` are (first, how many more, width)."""
     written, expected = [], []
     for item in items:
-        text, choices = "", []
-        for name, ranges in item:
-            text += name
-            choices.append([name])
-            if ranges:
-                text += "[" + ",".join(f"{low:0{width}}-{low + more:0{width}}" for low, more, width in ranges) + "]"
-                numbers = [
-                    f"{low + n:0{len(f'{low:0{width}}')}}" for low, more, width in ranges for n in range(more + 1)
-                ]
-                choices.append(numbers)
-        written.append(text)
-        expected += ["".join(parts) for parts in itertools.product(*choices)]
-    if written:
-        assert list(hosts_of(",".join(written))) == expected
+        firsts = [(name, [(low, f"{low:0{width}}", more) for low, more, width in numbers]) for name, numbers in item]
+        written.append(
+            "".join(
+                f"{name}[{','.join(f'{first}-{low + more}' for low, first, more in ranges)}]" for name, ranges in firsts
+            )
+        )
+        expected += expanded(
+            [
+                (name, [f"{low + n:0{len(first)}}" for low, first, more in ranges for n in range(more + 1)])
+                for name, ranges in firsts
+            ]
+        )
+    assert list(hosts_of(",".join(written))) == expected
 
 
 @pytest.mark.parametrize("nodelist", ["", "a,,b", "a[", "a]", "[a[1]]", "a[1-]", "a[2-1]", "a b", "a[x-y]", ","])
