@@ -27,6 +27,7 @@ _TORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
 _LOOPBACK = "127.0.0.1"
 _PORT = 29_500  # where the launcher names no job, by which several on one machine could be told apart
 _FIRST_PORT, _PORTS = 20_000, 12_000  # below those that systems give away
+_MOST_PORT = 65_535
 _FIRST_NAMESPACE = "pid:[4026531836]"  # of processes: Linux's own number for the one outside of containers
 
 
@@ -245,6 +246,8 @@ def _sagemaker_ranks(environment: Environment) -> Ranks | None:
 
 
 def _checked(ranks: Ranks, rank: str, size: str) -> Ranks:
+    if ranks.port > _MOST_PORT:
+        raise UserError(f"MASTER_PORT={ranks.port}: there are ports up to {_MOST_PORT}; name one of those")
     if not ranks.rank < ranks.world_size:
         raise UserError(
             f"{rank}={ranks.rank}: of {size}={ranks.world_size} ranks there are 0 to {ranks.world_size - 1}"

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+from cloze.arrival import sealed
 from tests.cluster.cluster import NODES, Cluster, why_not
 from tests.support import TINY, Trainer, later_wins, read_metrics
 
 STEPS = 60
+NASTY = "['{0..3}','$(id) *','%n','日本']"
 PYTHON, TRAIN = sys.executable, "pretrain/train.py"
 ROOT_MAY = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 NODE_1 = {"MASTER_ADDR": "node1", "MASTER_PORT": "29512", "WORLD_SIZE": "2"}  # as Kubernetes names a service
@@ -139,9 +142,19 @@ def test_losses_are_those_of_one_node(
     cluster: Cluster, corpus: Path, tmp_path: Path, undisturbed: dict[int, float], launcher: str
 ) -> None:
     skip_without(launcher)
-    run = Run(cluster, corpus, tmp_path).by(launcher)
+    run = Run(cluster, corpus, tmp_path)
+    if launcher == "pdsh":
+        run.overrides = sealed([*run.overrides, f"wandb.tags={NASTY}"])  # as `launch quote` prints them
+    run.by(launcher)
     assert {*run.wait()} == {0}, run.output
     assert run.ranks == 2
+    if launcher == "pdsh":
+        assert yaml.safe_load((run.run / "config.yaml").read_text())["wandb"]["tags"] == [
+            "{0..3}",
+            "$(id) *",
+            "%n",
+            "日本",
+        ]
     assert_same(run.losses, undisturbed)
 
 

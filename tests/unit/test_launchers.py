@@ -133,6 +133,7 @@ def test_what_is_left_over_is_told(environment: dict[str, str], names: frozenset
         (DEEPSPEED | {"RANK": "4"}, SHELL, "RANK=4: of WORLD_SIZE=4"),
         (DEEPSPEED | {"RANK": "x"}, SHELL, "RANK=x: is not a whole number"),
         (DEEPSPEED | {"MASTER_PORT": "tcp"}, SHELL, "MASTER_PORT=tcp"),
+        (DEEPSPEED | {"MASTER_PORT": "65536"}, SHELL, "MASTER_PORT=65536: there are ports up to 65535"),
         (OPENMPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_MCA_orte_hnp_uri": ""}, MPIRUN, "-x MASTER_ADDR=HOST"),
         (HYDRA | {"MPI_LOCALNRANKS": "1"}, {"mpiexec"}, "-genv MASTER_ADDR=HOST"),
         (SLURM | {"SLURM_STEP_NODELIST": "gpu[3-1]"}, SLURMD, "3-1 is no range"),
