@@ -209,7 +209,8 @@ class Meeting(Generic[T]):
         """As another rank: enter the newest round, until one is closed with us in it."""
         card = json.dumps(self._card())
         while True:
-            if store.check(["round"]) and (newest := store.get("round").decode()) != self._round:
+            newest = store.get("round").decode() if store.check(["round"]) else self._round
+            if newest != self._round and not store.check([f"{newest}/end"]):
                 key = f"{newest}/rank/{self._ranks.rank}"
                 if self._is_of_other_job(store, newest) or store.compare_set(key, "", card).decode() != card:
                     self._intrude()
