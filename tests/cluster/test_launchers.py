@@ -99,7 +99,8 @@ class Run:
         return self
 
     def torchrun(self, node: int, *options: str) -> "Run":
-        meeting = ("--rdzv-backend=c10d", "--rdzv-endpoint=10.251.7.1:29400", "--nproc-per-node=1")
+        is_host = f"--rdzv-conf=is_host={node == 1},last_call_timeout=2"  # else it asks for node 2's address by name
+        meeting = ("--rdzv-backend=c10d", "--rdzv-endpoint=10.251.7.1:29400", is_host, "--nproc-per-node=1")
         return self.start(node, PYTHON, "-m", "torch.distributed.run", *meeting, *options, TRAIN)
 
     def wait_for(self, step: int) -> None:
@@ -183,7 +184,7 @@ def test_torchrun_with_a_node_that_joins_and_a_rank_that_is_killed(
     """--nnodes=1:2: one rank trains until the other node comes; then one is killed, and both start again."""
     run = Run(cluster, corpus, tmp_path)
     run.overrides = later_wins(*run.overrides, "steps=100000")
-    elastic = ("--nnodes=1:2", "--max-restarts=3", "--rdzv-conf=last_call_timeout=2", "--monitor-interval=0.2")
+    elastic = ("--nnodes=1:2", "--max-restarts=3", "--monitor-interval=0.2")
     run.torchrun(1, *elastic)
     run.wait_for(5)
     assert run.ranks == 1

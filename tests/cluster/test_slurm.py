@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from launch.slurm import seconds_of
 from tests.cluster import slurm as real
 from tests.cluster.cluster import NODES, Cluster, why_not
 from tests.cluster.slurm import Slurm
 from tests.support import ROOT, TINY, Trainer, later_wins, read_metrics
-
-STEPS = 100
-LONG = (f"steps={STEPS}", "checkpoint.every=20")
 
 
 @pytest.fixture(scope="module")
@@ -43,48 +41,53 @@ def losses(run: Path) -> dict[int, float]:
 def test_a_job_that_is_told_to_stop_and_runs_out_of_time(
     cluster: Cluster, slurm: Slurm, trainer: Trainer, corpus: Path, tmp_path: Path
 ) -> None:
-    """Twice it asks to be queued again, and the second time it goes on while its other node is drained."""
-    expected = trainer.run(f"data.path={corpus}", *LONG, ranks=2)
+    """Twice it asks to be queued again, and goes on where it was; then it trains on while a node of it is drained."""
     run = tmp_path / "run"
-    words = later_wins(
-        *TINY, *LONG, f"data.path={corpus}", f"runs_root={tmp_path}", "run=run", "wandb.tags=['$(id) *']"
-    )
+    own = (f"data.path={corpus}", f"runs_root={tmp_path}", "run=run", "wandb.tags=['$(id) *']")
+    words = later_wins(*TINY, "steps=1000000", "checkpoint.every=1000", *own)
     command = [sys.executable, "-m", "launch", "slurm", "nodes=2", "gpus_per_node=1", "time=10", *words]
     submitted = cluster.start(command, tmp_path / "submitted", slurm.environment | {"DS_ACCELERATOR": "cpu"})
-    assert submitted.wait(100) == 0, (tmp_path / "submitted").read_text()
+    assert submitted.wait(200) == 0, (tmp_path / "submitted").read_text()
     job = (tmp_path / "submitted").read_text().split()[-1]
 
-    def trained(step: int) -> bool:
-        assert slurm.job(job)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), log(run)
-        return any(line["step"] >= step for line in read_metrics(run))
+    def trained_until(step: int) -> None:
+        def is_so() -> bool:
+            assert slurm.job(job)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), log(run)
+            return any(line["step"] >= step for line in read_metrics(run))
 
-    slurm.wait_until(lambda: trained(10))
-    known = slurm.job(job)
-    assert (known["JobState"], known["NodeList"], known["Restarts"]) == ("RUNNING", "node[1-2]", "0")
-    for restarts, ask in (
-        (1, ["scancel", "--signal=USR1", job]),
-        (2, ["scontrol", "update", f"JobId={job}", "TimeLimit=1"]),
-    ):
-        slurm.run(*ask)  # the second: 120 s before the end have begun long ago
-        slurm.wait_until(lambda restarts=restarts: slurm.job(job)["Restarts"] == str(restarts))
+        slurm.wait_until(is_so)
+
+    def queued_again(restarts: int) -> int:
+        """Wait for it, and have it start at once; the step at which it stopped."""
+        slurm.wait_until(lambda: slurm.job(job)["Restarts"] == str(restarts))
+        slurm.wait_until(lambda: not left(cluster))
         status = json.loads((run / "status.json").read_text())
         assert status["exit_code"] == 75, log(run)
-        slurm.wait_until(lambda: not left(cluster))
         slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=10")  # else in two minutes
-        step = status["step"]
-        if restarts == 1:
-            slurm.wait_until(lambda step=step: trained(step + 10))
+        return int(status["step"])
+
+    trained_until(10)
+    known = slurm.job(job)
+    assert (known["JobState"], known["NodeList"], known["Restarts"]) == ("RUNNING", "node[1-2]", "0")
+    slurm.run("scancel", "--signal=USR1", job)
+    first = queued_again(1)
+    trained_until(first + 50)
+    minutes = seconds_of(slurm.job(job)["RunTime"]) // 60 + 2  # 1 to 2 from now: those 120 s before the end have begun
+    slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    second = queued_again(2)
     slurm.wait_until(lambda: slurm.job(job)["JobState"] == "RUNNING")
     slurm.run("scontrol", "update", "NodeName=node2", "State=DRAIN", "Reason=test")
-    slurm.wait_until(lambda: slurm.job(job)["JobState"] not in ("RUNNING", "COMPLETING"))
-    known = slurm.job(job)
-    assert (known["JobState"], known["ExitCode"], known["Restarts"]) == ("COMPLETED", "0:0", "2"), log(run)
+    trained_until(second + 10)
     assert "DRAIN" in slurm.run("scontrol", "show", "node", "node2")
+    slurm.run("scancel", job)
+    slurm.wait_until(lambda: slurm.job(job)["JobState"] == "CANCELLED")
+    slurm.wait_until(lambda: not left(cluster))
     slurm.run("scontrol", "update", "NodeName=node2", "State=RESUME")
     assert json.loads((run / "environment.json").read_text())["world_size"] == 2
     assert "$(id) *" in (run / "config.yaml").read_text()
-    assert losses(run) == pytest.approx(dict(enumerate(expected.series("train/loss"), 1)), rel=1e-4)
-    assert not left(cluster)
+    expected = trainer.run(f"data.path={corpus}", "steps=1000000", f"stop_at={first + 50}", ranks=2, timeout=250)
+    steps = range(1, first + 51)
+    assert [losses(run)[step] for step in steps] == pytest.approx(expected.series("train/loss"), rel=1e-4)
 
 
 def log(run: Path) -> str:
