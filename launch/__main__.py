@@ -1,19 +1,20 @@
-"""Entry: `python -m launch [check|slurm] [hosts=FILE] … <training overrides>` trains on one machine or many."""
+"""Entry: `python -m launch [check|slurm|quote] [hosts=FILE] … <training overrides>` trains on one machine or many."""
 
 import sys
 from collections.abc import Sequence
 
 from cloze import cli
 from cloze.errors import ExitCode
+from launch.command import plain_deepspeed
 from launch.job import dry_run, job_of
 from launch.options import HELP, NAMES, parse
 from launch.supervise import supervise
 from pretrain.config import TrainConfig
 
-_WHAT = ("check", "slurm")
+_WHAT = ("check", "slurm", "quote")
 
 
-@cli.overrides_command(TrainConfig)
+@cli.overrides_command(TrainConfig, once=True)
 def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(HELP)
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str]) -> int:
         from launch.slurm import submit
 
         return submit(options, config)
+    if what == "quote":
+        print(plain_deepspeed(options.overrides, options.hosts))
+        return ExitCode.OK
     job = job_of(options, config)
     if what == "check":
         from launch.preflight.check import check, measuring

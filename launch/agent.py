@@ -11,7 +11,6 @@ it is found whatever became of its parents; an agent first ends what an earlier 
 """
 
 import io
-import ipaddress
 import json
 import os
 import signal
@@ -31,6 +30,7 @@ from cloze import ownership
 from cloze.errors import ExitCode, UserError, first_line
 from cloze.log import log
 from launch.command import Command, NodeStart, free_port, node_command, this_machine
+from pretrain.machine import interface_of
 
 CRASHED = 1  # a rank was killed or raised: another start may help
 ENDED = 2  # the ranks were ended as launch asked
@@ -191,18 +191,6 @@ def _processes_of(job_id: str) -> list[psutil.Process]:
             if process.environ().get(_JOB_VARIABLE) == job_id and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
-
-
-def interface_of(address: str) -> str | None:
-    """The network interface that has this address: gloo would take the one that the host's name resolves to."""
-    wanted = ipaddress.ip_address(address)
-    interfaces: Mapping[str, Any] = psutil.net_if_addrs()
-    for name, addresses in interfaces.items():
-        for entry in addresses:
-            with suppress(ValueError):
-                if ipaddress.ip_address(entry.address.partition("%")[0]) == wanted:
-                    return name
-    return None
 
 
 def perform(task: Task, job_id: str, requested: Callable[[str], bool]) -> int:

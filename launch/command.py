@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloze.arrival import checksum, sealed
 from cloze.errors import UserError, first_line
 
 TRAINING_MODULE = "pretrain.train"
@@ -121,6 +122,12 @@ def forwarded(environment: Mapping[str, str], more: Sequence[str] = ()) -> dict[
     return {key: value for key, value in environment.items() if key.startswith(prefixes) and key != _VISIBLE}
 
 
+def plain_deepspeed(overrides: Sequence[str], hosts: Path | None) -> str:
+    """What to type to have deepspeed's own launcher train: its pdsh hands the overrides to a shell on every host."""
+    hostfile = [f"--hostfile={hosts}"] if hosts and read_hostfile(hosts) else []
+    return shlex.join(["deepspeed", *hostfile, "pretrain/train.py", *sealed(overrides)])
+
+
 def node_command(start: NodeStart, machine: Machine) -> Command:
     """What runs the ranks of one node: deepspeed's own node launcher, which is what its runner starts on each host.
 
@@ -140,14 +147,16 @@ def node_command(start: NodeStart, machine: Machine) -> Command:
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, machine.cpus // procs))
     world_info = base64.urlsafe_b64encode(json.dumps(world).encode()).decode()
-    world_size = (f"world_size={sum(map(len, world.values()))}",) if start.module == TRAINING_MODULE else ()
+    arguments = tuple(start.overrides)
+    if start.module == TRAINING_MODULE:
+        arguments = (f"world_size={sum(map(len, world.values()))}", *arguments)
+        arguments += (checksum(arguments),)
     return Command(
         arguments=(
             *(sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world_info}"),
             *(f"--node_rank={start.node_rank}", f"--master_addr={start.master}", f"--master_port={start.port}"),
             *("--log_level", "critical", "--no_local_rank", "--module", start.module),
-            *world_size,
-            *start.overrides,
+            *arguments,
         ),
         environment=environment,
     )

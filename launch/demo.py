@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from cloze import cli, ownership
+from cloze.arrival import later_wins
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
 from cloze.errors import ExitCode, TrainingError, UserError
 from cloze.log import log, verbosity
@@ -107,7 +108,7 @@ class Demo:
         steps: list[tuple[str, tuple[str, ...]]] = [
             ("prepare docstrings as shards", ("data_prep", "source=docstrings", f"out={paths.shards}", *plan.prep)),
             ("verify the shards", ("data_prep.verify", str(paths.shards))),
-            ("pretrain with DeepSpeed ZeRO-1", ("launch", *train, *plan.train, *self._overrides)),
+            ("pretrain with DeepSpeed ZeRO-1", ("launch", *later_wins([*train, *plan.train, *self._overrides]))),
             ("export to Hugging Face", ("pretrain.export", str(paths.run), str(paths.model), "--force")),
         ]
         if (paths.shards / MANIFEST_NAME).exists():

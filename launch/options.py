@@ -12,6 +12,7 @@ LOST_AFTER_SECONDS = 30.0  # ranks then outlive a lost peer by that and twice an
 
 HELP = """python -m launch [check] [hosts=FILE] [option=value ...] [key=value ...]
 python -m launch slurm nodes=N gpus_per_node=N time=H:MM:SS [option=value ...] [key=value ...]
+python -m launch quote [hosts=FILE] [key=value ...]
 
 Trains with one process per GPU (or up to two on a CPU) on this machine, with slots=N processes on each host of a
 hostfile, or as a Slurm job. key=value are training's own overrides; they reach it as they stand, no shell reads them.
@@ -27,7 +28,8 @@ Ctrl-C or SIGTERM stops after the step at hand with a checkpoint (exit 75); the 
   --dry-run       print the deepspeed command of each host (of Slurm: the script) and stop
 
 `check` trains nothing: it compares the hosts (versions, code, configuration, data, clocks, disks, GPUs), sums over all
-ranks and measures the links between hosts.
+ranks and measures the links between hosts. `quote` prints the command for plain `deepspeed` whose overrides survive the
+shells that its pdsh hands them to, and that tells where one did not.
 """
 
 

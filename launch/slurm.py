@@ -14,9 +14,10 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from cloze.arrival import checksum
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
 from cloze.log import log, verbosity
@@ -31,7 +32,6 @@ _MARK = "# Written by python -m launch slurm"
 
 _STOP_SECONDS_BEFORE = 120  # the ranks get SIGUSR1 so long before their time is up
 _LEAST_SECONDS = 600  # of a job: less leaves nothing to train in
-_FIRST_PORT, _PORTS = 20_000, 20_000
 
 
 def script(options: Options, config: TrainConfig, folder: Path) -> str:
@@ -56,9 +56,8 @@ def script(options: Options, config: TrainConfig, folder: Path) -> str:
         f"--output={_pattern(folder)}/slurm-%j.log",
         *map(shlex.quote, options.sbatch),
     ]
-    task = shlex.join(
-        [sys.executable, "-m", "launch.slurm", f"world_size={ranks}", *options.overrides, *verbosity()],
-    )
+    words = [f"world_size={ranks}", *options.overrides]
+    task = shlex.join([sys.executable, "-m", "launch.slurm", *words, checksum(words), *verbosity()])
     status = shlex.quote(str(folder.absolute() / STATUS_NAME))
     stopped = f"""[ "$code" = 0 ] && grep -q '"exit_code": {ExitCode.STOPPED.value},' {status}"""
     requeue = f'if [ "$code" = {ExitCode.STOPPED.value} ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
@@ -116,34 +115,11 @@ def submit(options: Options, config: TrainConfig) -> int:
     return ExitCode.OK
 
 
-def rank_variables(slurm: Mapping[str, str]) -> dict[str, str]:
-    """torch's names for what Slurm says of a task. Raises `UserError` outside of a Slurm step."""
-    try:
-        return {
-            "RANK": slurm["SLURM_PROCID"],
-            "LOCAL_RANK": slurm["SLURM_LOCALID"],
-            "WORLD_SIZE": slurm["SLURM_NTASKS"],
-            "MASTER_ADDR": first_host(slurm["SLURM_STEP_NODELIST"]),
-            "MASTER_PORT": str(_FIRST_PORT + int(slurm["SLURM_JOB_ID"]) % _PORTS),
-        }
-    except KeyError as error:
-        raise UserError(f"{error.args[0]} is not set: srun starts this, from the script of `launch slurm`") from error
-
-
-def first_host(nodelist: str) -> str:
-    """The first name of Slurm's compressed list: `gpu[003-004,7],login1` gives gpu003."""
-    match = re.match(r"([^\[,]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
-    assert match
-    return "".join(part or "" for part in match.groups())
-
-
 def main(overrides: Sequence[str]) -> None:
     """Become the training process of this Slurm task. An orderly stop ends with 0: see above."""
-    try:
-        os.environ.update(rank_variables(os.environ))
-    except UserError as error:
-        log.error(str(error))
-        sys.exit(error.exit_code)
+    if "SLURM_STEP_NODELIST" not in os.environ:
+        log.error("SLURM_STEP_NODELIST is not set: srun starts this, from the script of `launch slurm`")
+        sys.exit(ExitCode.USAGE)
     sys.argv[1:] = overrides
     try:
         runpy.run_module(TRAINING_MODULE, run_name="__main__", alter_sys=True)

@@ -2,11 +2,9 @@
 
 import argparse
 import atexit
-import functools
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,15 +14,19 @@ from typing import NamedTuple, TypeVar, cast
 import psutil
 import torch
 import torch.distributed as torch_dist
+from torch._C._distributed_c10d import HashStore, Store
 
-from cloze.errors import PeerLost, UserError
+from cloze.errors import ExitCode, PeerFailed, PeerLost, UserError
 from cloze.log import log
+from pretrain.launchers import ALONE, adopt
+from pretrain.rendezvous import Meeting
 
 T = TypeVar("T")
 
 _GONE = re.compile(r"(?i)connection (?:was )?(?:closed|reset|refused)|broken pipe|remote process exited|socket closed")
 _SILENT = logging.Logger("silent", logging.CRITICAL + 1)
 _CONTROL_TIMEOUT = timedelta(days=1)  # the watchdog acts long before
+_STARTED: list["Process"] = []
 
 
 class Process(NamedTuple):
@@ -59,8 +61,31 @@ class Process(NamedTuple):
         torch_dist.all_gather(parts, tensor, group=self.control)
         return [part.tolist() for part in parts]
 
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's (picklable) value, by rank: for what is rare, or small."""
+        found = [value] * self.world_size
+        torch_dist.all_gather_object(found, value, group=self.control)
+        return found
+
     def barrier(self) -> None:
         self.add([0])
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank. Where it raises `UserError` all leave: the first rank that met one tells it."""
+        mistake: UserError | None = None
+        try:
+            result = action()
+        except UserError as error:
+            mistake = error
+        codes = [int(code) for (code,) in self.gather([mistake.exit_code if mistake else 0])]
+        if not any(codes):
+            return result
+        finish()
+        first = next(rank for rank, code in enumerate(codes) if code)
+        if mistake and first == self.rank:
+            mistake.one_rank_only = True  # whoever it is must speak
+            raise mistake
+        raise PeerFailed("another rank tells why", ExitCode(codes[first]))
 
     def here_on_main(self, action: Callable[[], T]) -> T | None:
         """Like `on_main` for a result that stays on rank 0; the other ranks get None."""
@@ -120,32 +145,42 @@ def check_hostfile() -> None:
                 )
 
 
-@functools.cache
-def start() -> Process:
+def start(requested: Callable[[], bool] = lambda: False) -> Process:
     """Join the process group that the launcher's environment describes; alone, a group of one.
 
     Once for all runs of a process (--multirun has several): DeepSpeed does not outlive the group that it met first.
+    Raises `UserError` where the ranks cannot meet, `Stopped` when that is `requested` before they have.
     """
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = str(port)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if not _STARTED:
+        _STARTED.append(_start(requested))
+    return _STARTED[0]
+
+
+def _start(requested: Callable[[], bool]) -> Process:
+    ranks = adopt() or ALONE
+    os.environ.update(ranks.environment)
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        if local_rank >= torch.cuda.device_count():
+        if ranks.local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"local rank {local_rank}: this node has {torch.cuda.device_count()} GPUs; start that many processes"
+                f"local rank {ranks.local_rank}: this node has {torch.cuda.device_count()} GPUs; start that many "
+                "processes"
             )
-        torch.cuda.set_device(local_rank)
-        device, backend = torch.device("cuda", local_rank), "nccl"
+        torch.cuda.set_device(ranks.local_rank)
+        device, backend = torch.device("cuda", ranks.local_rank), "nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-    torch_dist.init_process_group(backend, timeout=_CONTROL_TIMEOUT)
-    control = torch_dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
-    assert isinstance(control, torch_dist.ProcessGroup)
-    return Process(torch_dist.get_rank(), torch_dist.get_world_size(), local_rank, device, control)
+
+    def form(store: Store) -> torch_dist.ProcessGroup:
+        torch_dist.init_process_group(
+            backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=_CONTROL_TIMEOUT
+        )
+        control = torch_dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
+        assert isinstance(control, torch_dist.ProcessGroup)
+        return control
+
+    alone = ranks.world_size == 1
+    control = form(HashStore()) if alone else Meeting(ranks, form).run(requested)
+    return Process(ranks.rank, ranks.world_size, ranks.local_rank, device, control)
 
 
 def finish() -> None:

@@ -16,6 +16,7 @@ from cloze.corpus import diagnosis
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import ORDERLY_ENDS, ExitCode, UserError
 from pretrain import checkpoint, dist
+from pretrain.agreement import agree, agree_on_corpus
 from pretrain.changes import changed, describe_changes, learning_rate_jump, note
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror, retention_of
@@ -129,21 +130,32 @@ class Job:
         every = zip(self.phases, self.corpora, strict=True)
         return identity_of(self.phases, [Identity.of(phase.config, one.manifest, one.sha256) for phase, one in every])
 
+    @dist.translate_peer_loss()
     def join(self) -> None:
-        """Meet the other ranks, and open the corpora. Collective."""
-        self.process = dist.start()
-        self.set_config(with_precision(self.config, self.process.device))
+        """Meet the other ranks, agree with them on what is to be trained, and open the corpora. Collective."""
+        self.process = process = dist.start(lambda: self.stop.requested)
+        process.together(lambda: self.set_config(with_precision(self.config, process.device)))
         config = self.config
-        self.process.on_main(dist.check_hostfile)
+        process.on_main(dist.check_hostfile)
+        agree(process, config)
         if config.compile:  # before a corpus is copied, which may take hours
-            require_compiler(self.process.device, self.process.log.info)
+            process.together(lambda: require_compiler(process.device, process.log.info))
+        process.together(self._check_ranks)
+        self.corpora = process.together(self._open_corpora)
+        self.directory = process.here_on_main(lambda: RunDirectory(self.path))
+        digests = list(dict.fromkeys(corpus.sha256 for corpus in self.corpora))
+        agree_on_corpus(process, ", ".join(digest[:12] for digest in digests), self.path)
+
+    def _check_ranks(self) -> None:
         for phase in self.phases:
             check_ranks(phase.config, self.process.world_size)
-        self.corpora = open_corpora(self.phases, lambda: self.stop.requested)
-        self.directory = self.process.here_on_main(lambda: RunDirectory(self.path))
-        tokenizer = self.corpora[0].directory / "tokenizer"
+
+    def _open_corpora(self) -> tuple[TrainingCorpus, ...]:
+        corpora = open_corpora(self.phases, lambda: self.stop.requested)
+        tokenizer = corpora[0].directory / "tokenizer"
         if not tokenizer.is_dir():
             raise UserError(f"{tokenizer}: not there; copy or prepare the corpus again")
+        return corpora
 
     def copy_of(self, error: UserError) -> Path | None:
         """Our own copy of a corpus that the damaged shard is of which an error tells, if it is."""

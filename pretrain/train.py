@@ -12,9 +12,10 @@ if __package__ in (None, ""):  # started as a file: its own folder is on sys.pat
 
 from cloze import cli
 from pretrain.config import TrainConfig
+from pretrain.launchers import adopt
 
 
-@cli.hydra_command("train", TrainConfig)
+@cli.hydra_command("train", TrainConfig, launched=adopt)
 def main(config: TrainConfig) -> int:
     """One process of a run. Returns the exit code."""
     from pretrain.process import train

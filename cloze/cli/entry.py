@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cloze import arrival
 from cloze.cli.commands import COMMANDS, examples
 from cloze.cli.composition import HYDRA, compose, fill, refuse_one_run_for_all, refuse_renamed
 from cloze.cli.explanation import explain, no_such_option
@@ -35,36 +36,48 @@ _HYDRA_SETTINGS = (
 
 
 def hydra_command(
-    config_name: str, schema: type[C], positional: Sequence[str] = ()
+    config_name: str,
+    schema: type[C],
+    positional: Sequence[str] = (),
+    launched: Callable[[], object] | None = None,
 ) -> Callable[[Callable[[C], int]], Main]:
     """Make `main(config)` a `main(overrides)` that composes `conf/{config_name}.yaml` into a `schema` object.
 
     `--local_rank=N`, which the `deepspeed` launcher puts into argv, is dropped (DeepSpeed issue 5357). `--help` prints
     the groups and keys of `schema`; `--cfg job`, `--multirun` and Hydra's other flags work as usual. Words that are no
-    `key=value` stand for the keys `positional`, in their order.
+    `key=value` stand for the keys `positional`, in their order. A command that launchers start on many hosts is
+    `launched`: that is called before anything is composed, and the arguments must have arrived as they were typed.
     """
 
     def with_schema(main: Callable[[C], int]) -> Main:
         def run(overrides: list[str]) -> int:
-            overrides = _with_keys(_without_local_rank(overrides), positional)
+            overrides = _without_local_rank(overrides)
+            overrides = _with_keys(arrival.opened(overrides) if launched else overrides, positional)
             if "--help" in overrides or "-h" in overrides:
                 print(help_text(config_name, schema, overrides))
                 return ExitCode.OK
+            if launched:
+                launched()
             if any(override.startswith("-") for override in overrides):
                 return _by_hydra(overrides, config_name, schema, main)
             return main(compose(config_name, schema, overrides))  # in half the time
 
-        return overrides_command(schema)(run)
+        return overrides_command(schema, once=launched is not None)(run)
 
     return with_schema
 
 
-def overrides_command(schema: type[Any]) -> Callable[[Callable[[list[str]], int]], Main]:
-    """Make `main(overrides)`, which may raise, one that returns an exit code and knows `--verbose` and `--quiet`."""
+def overrides_command(schema: type[Any], *, once: bool = False) -> Callable[[Callable[[list[str]], int]], Main]:
+    """Make `main(overrides)`, which may raise, one that returns an exit code and knows `--verbose` and `--quiet`.
+
+    `once`: a command line gives a key one value; in a list from Python the last one counts.
+    """
 
     def with_schema(main: Callable[[list[str]], int]) -> Main:
         def run(overrides: Sequence[str] | None = None) -> int:
             with _process(overrides) as given:
+                if once and overrides is None:
+                    return guarded(lambda: main(_given_once(_with_verbosity(given))), schema)
                 return guarded(lambda: main(_with_verbosity(given)), schema)
 
         return run
@@ -169,6 +182,11 @@ def _process(arguments: Sequence[str] | None) -> Iterator[list[str]]:
     outlive_terminal()
     yield sys.argv[1:]
     sys.stdout.flush()
+
+
+def _given_once(arguments: list[str]) -> list[str]:
+    arrival.refuse_given_twice(arguments)
+    return arguments
 
 
 def _with_verbosity(arguments: list[str]) -> list[str]:

@@ -86,6 +86,10 @@ def compare(found: Mapping[str, Mapping[str, Any]], slots: Mapping[str, int | No
             for host, facts in good.items()
             if facts["equal"][name] != right
         ]
+    first: dict[str, str] = {}
+    for host, facts in good.items():
+        if (other := first.setdefault(facts["machine"], host)) != host:
+            faults.append(f"{host}: is {other} under another name; name it once in the hostfile, with all its slots")
     clocks = sorted(facts["clock"] for facts in good.values())
     kinds = Counter(gpu["name"] for facts in good.values() for gpu in facts["gpus"] if "error" not in gpu)
     for host, facts in good.items():

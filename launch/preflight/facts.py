@@ -4,10 +4,8 @@ Imports no torch: a wrong one is among the things to find.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -20,7 +18,9 @@ from cloze import cli, storage
 from cloze.corpus.manifest import NAME as MANIFEST_NAME
 from cloze.corpus.manifest import Manifest, is_held_out, read_manifest
 from cloze.errors import UserError
+from pretrain.agreement import source_hash, versions
 from pretrain.config import Access, TrainConfig
+from pretrain.machine import machine_id
 from pretrain.phases import phases_of
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "webdataset", "hydra-core", "numpy")
@@ -38,15 +38,15 @@ def facts(overrides: Sequence[str]) -> dict[str, Any]:
     corpora = [read_manifest(manifest.parent) for manifest in here] if not missing else []
     return {
         "equal": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
-            "code": _source_hash(),
+            **versions(_PACKAGES),
+            "code": source_hash(_SOURCES),
             "configuration": _short(repr(config).encode()),
             "data": ", ".join(told),
         },
         "data_missing": missing,
         "disks": _disks(config, corpora),
         "gpus": _gpus(),
+        "machine": machine_id(),
         "time": time.time(),  # the last, for it is compared with when it arrives
     }
 
@@ -65,24 +65,8 @@ def _told(manifest: Path) -> str:
     return _short(manifest.read_bytes()) if manifest.exists() else "missing"
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
-
-
 def _short(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
-
-
-def _source_hash() -> str:
-    parts = []
-    for package in _SOURCES:
-        root = Path(__file__).resolve().parents[2] / package
-        files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
-        parts += [f"{package}/{path.relative_to(root)}\0".encode() + path.read_bytes() for path in files]
-    return _short(b"".join(parts))
 
 
 def _disks(config: TrainConfig, corpora: Sequence[Manifest]) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,6 @@ then as likely as a silence, and each rank may meet another one.
 """
 
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +22,10 @@ from cloze import cli
 from cloze.errors import ExitCode, PeerFailed, UserError, first_line
 from cloze.log import log
 from pretrain import dist
+from pretrain.agreement import sees_one_folder
 from pretrain.config import TrainConfig
 from pretrain.dist import Process
+from pretrain.rendezvous import NoConnection
 from pretrain.watchdog import Watchdog
 
 _ROUNDS = 5
@@ -89,7 +90,7 @@ def main(runs_root: Path, hosts: Sequence[str]) -> int:
 
 
 def measure(network: Network, runs_root: Path, hosts: Sequence[str]) -> None:
-    process = dist.start()
+    process = joined(network)
     on_gpu, size = process.device.type == "cuda", process.world_size
     node = int(os.environ["CROSS_RANK"])
     raise_everywhere(process, shared_folder_fault(process, runs_root, hosts[node]))
@@ -117,6 +118,16 @@ def measure(network: Network, runs_root: Path, hosts: Sequence[str]) -> None:
         )
 
 
+def joined(network: Network) -> Process:
+    """The group, or the end of this process where there is none to be had."""
+    try:
+        return dist.start()
+    except NoConnection as error:
+        network.leave(error.reason)
+    except PeerFailed as error:
+        network.leave(str(error))
+
+
 def raise_everywhere(process: Process, fault: str | None) -> None:
     """Where any rank has a fault, rank 0 raises it, and the others leave without a word. Collective."""
     faults = [fault] * process.world_size
@@ -127,18 +138,7 @@ def raise_everywhere(process: Process, fault: str | None) -> None:
 
 def shared_folder_fault(process: Process, runs_root: Path, host: str) -> str | None:
     """Every rank writes its share of a checkpoint, rank 0 reads them: they must see one file system. Collective."""
-
-    def write() -> tuple[Path, str]:
-        runs_root.mkdir(parents=True, exist_ok=True)
-        written = secrets.token_hex(8)
-        token = runs_root / f".cloze-check-{written}"  # a name that is nobody else's
-        token.write_text(written)
-        return token, token.read_text()
-
-    token, written = process.on_main(write)
-    seen = token.exists() and token.read_text() == written
-    process.barrier()
-    process.on_main(token.unlink)
+    seen = sees_one_folder(process, runs_root)
     return None if seen else f"runs_root={runs_root}: {host} does not see what the first host writes there; share it"
 
 

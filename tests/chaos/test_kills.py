@@ -24,7 +24,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from tests.support import ROOT, TINY, Job, Trainer, environment, free_port, read_metrics
+from tests.support import ROOT, TINY, Job, Trainer, environment, free_port, later_wins, read_metrics
 
 STEPS, LAUNCHED_STEPS = 150, 75  # 8 and 4 epochs
 KILLS_PER_STAGE = {"in a save": 5, "of a rank": 4, "of the group": 3}
@@ -175,7 +175,7 @@ def test_killed_launchers_leave_nothing_behind(trainer: Trainer, corpus: Path, t
         launcher = (sys.executable, "-m", "launch", "procs=2") if victim == "python -m launch" else by_deepspeed
         with (tmp_path / "output").open("wb") as output:
             process = subprocess.Popen(
-                [*launcher, *TINY, *place, *command],
+                [*launcher, *later_wins(*TINY, *place, *command)],
                 cwd=ROOT,
                 env=environment() | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": SITE} | chaos.environment(),
                 stdout=output,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import ROOT, TINY, environment, read_metrics
+from tests.support import ROOT, TINY, environment, later_wins, read_metrics
 
 NODES = (1, 2)
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -42,10 +42,14 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """node1 and node2, each with one slot in `hosts`."""
+    """node1 and node2, each with one slot in `hosts`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Where they are `named`, each knows its own name, and that resolves as Debian has it: to 127.0.1.1 on node 1, and on
+    node 2 not at all.
+    """
+
+    def __init__(self, folder: Path, *, named: bool = False) -> None:
+        self.folder, self.named = folder, named
         self.names = {node: f"cloze{os.getpid()}-{node}" for node in NODES}
         self.hosts = folder / "hosts"
         self.hosts.write_text("".join(f"node{node} slots=1\n" for node in NODES))
@@ -54,6 +58,11 @@ class Cluster:
         self._started: list[subprocess.Popen[bytes]] = []
         for name in self.names.values():
             _run("ip", "netns", "add", name)
+        if named:
+            for node, own in ((1, "127.0.1.1 node1\n10.251.7.2 node2\n"), (2, "10.251.7.1 node1\n")):
+                hosts = self._own_etc(node) / "hosts"
+                hosts.parent.mkdir(parents=True)
+                hosts.write_text(f"127.0.0.1 localhost\n{own}")
         links = {node: f"cz{os.getpid()}-{node}"[-15:] for node in NODES}
         _run("ip", "link", "add", links[1], "type", "veth", "peer", "name", links[2])
         for node, name in self.names.items():
@@ -64,6 +73,16 @@ class Cluster:
         self._keys()
         for node in NODES:
             self.start_sshd(node)
+
+    def _own_etc(self, node: int) -> Path:
+        """What `ip netns exec` puts over /etc."""
+        return Path("/etc/netns") / self.names[node]
+
+    def _enter(self, node: int) -> list[str]:
+        """What comes before a command that a node shall run."""
+        enter = ["ip", "netns", "exec", self.names[node]]
+        name = ["unshare", "--uts", "sh", "-c", f'hostname node{node} && exec "$@"', "sh"]
+        return [*enter, *name] if self.named else enter
 
     def inside(self, node: int, *command: str) -> None:
         _run("ip", "netns", "exec", self.names[node], *command)
@@ -99,7 +118,7 @@ class Cluster:
         sshd = shutil.which("sshd", path=_PATH)
         assert sshd
         self._sshd[node] = subprocess.Popen(
-            ["ip", "netns", "exec", self.names[node], sshd, "-D", "-f", str(config)], stdin=subprocess.DEVNULL
+            [*self._enter(node), sshd, "-D", "-f", str(config)], stdin=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 10
         ssh = ["ip", "netns", "exec", self.names[node], "ssh", "-F", str(self.ssh_config), f"node{node}", "true"]
@@ -144,7 +163,7 @@ class Cluster:
         self, command: Sequence[str], log: Path, more: Mapping[str, str] | None = None, node: int = 1
     ) -> subprocess.Popen[bytes]:
         """Start a command on a node, its output into `log`."""
-        full = ["ip", "netns", "exec", self.names[node], *command]
+        full = [*self._enter(node), *command]
         env = environment() | {"DS_ACCELERATOR": "cpu", "PATH": _PATH} | dict(more or {})
         del env["PYTHONPATH"]  # the working directory is enough, as on a real cluster
         with log.open("wb") as file:
@@ -159,6 +178,7 @@ class Cluster:
             process.wait()
         for name in self.names.values():
             _run("ip", "netns", "delete", name)
+            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
 
 class Training:
@@ -176,7 +196,7 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         self.run, self.log = folder / "run", folder / "log"
         own = (f"hosts={hosts or cluster.hosts}", f"ssh=ssh -F {cluster.ssh_config}", f"runs_root={folder}", "run=run")
-        command = [sys.executable, "-m", "launch", *own, *TINY, *arguments]
+        command = [sys.executable, "-m", "launch", *later_wins(*own, *TINY, *arguments)]
         self.process = cluster.start(command, self.log, more, at)
 
     def wait_for(self, step: int, seconds: float = 120) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.cluster import NODES, Cluster, Training, why_not
-from tests.support import TINY, Trainer, read_metrics
+from tests.support import TINY, Trainer, later_wins, read_metrics
 
 STEPS = 160
 LONG = (f"steps={STEPS}", "checkpoint.every=20", "checkpoint.keep_last=2", "watchdog.seconds=0")
@@ -212,7 +212,7 @@ def test_check_finds_what_differs(cluster: Cluster, corpus: Path, tmp_path: Path
 def test_plain_deepspeed(cluster: Cluster, trainer: Trainer, corpus: Path, tmp_path: Path) -> None:
     """DeepSpeed's own launcher over pdsh trains as well; without its hostfile it would train here, and is refused."""
     here = trainer.run(f"data.path={corpus}", "steps=5", ranks=2)
-    arguments = (*TINY, f"data.path={corpus}", f"runs_root={tmp_path}", "run=run", "steps=5")
+    arguments = later_wins(*TINY, f"data.path={corpus}", f"runs_root={tmp_path}", "run=run", "steps=5")
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "ssh").write_text(f'#!/bin/bash\nexec {shutil.which("ssh")} -F {cluster.ssh_config} "$@"\n')

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pretrain import checkpoint
-from tests.support import ROOT, read_metrics
+from tests.support import ROOT, later_wins, read_metrics
 
 ODD = "['{0..3}','$(id)','%n','it s','日本']"  # as tags, since a list of strings is what they are
 TINY = (
@@ -28,7 +28,12 @@ TINY = (
 
 def launch(folder: Path, *overrides: str, more: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", **(more or {})}
-    command = [sys.executable, "-m", "launch", "procs=2", f"runs_root={folder}", "run=a b", *TINY, *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        *later_wins("procs=2", f"runs_root={folder}", "run=a b", *TINY, *overrides),
+    ]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -55,7 +60,7 @@ def test_trains_on_two_processes_and_tells_errors_once(corpus: Path, tmp_path: P
 def test_a_terminal_that_is_closed_costs_no_progress(corpus: Path, tmp_path: Path) -> None:
     """The shell and the kernel both send SIGHUP, and writing to the terminal fails from then on."""
     overrides = (f"data.path={corpus}", f"runs_root={tmp_path}", "run=r", "steps=1000000")
-    command = [sys.executable, "-m", "launch", "procs=1", *TINY, *overrides]
+    command = [sys.executable, "-m", "launch", "procs=1", *later_wins(*TINY, *overrides)]
     pid, terminal = pty.fork()
     if pid == 0:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, also where the tests run under nohup
@@ -147,7 +152,7 @@ def test_a_slurm_script_trains_and_asks_to_be_queued_again(
         "SLURM_JOB_ID": "7", "RUN": str(run), "NUMBER": number,
     }  # fmt: skip
     own = (f"runs_root={tmp_path}", "run=slurmed", "steps=100000", f"wandb.tags={ODD}")
-    overrides = (f"data.path={corpus}", *TINY, *own)
+    overrides = later_wins(f"data.path={corpus}", *TINY, *own)
     command = [sys.executable, "-m", "launch", "slurm", "nodes=2", "gpus_per_node=1", "time=10", *overrides]
     subprocess.run(command, check=True, env=environment)
     done = subprocess.run(

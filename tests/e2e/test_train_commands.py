@@ -26,7 +26,7 @@ from pretrain.config import TrainConfig
 from pretrain.data.loader import TrainingCorpus
 from pretrain.export import __main__ as export
 from pretrain.model.bert import PackedBert
-from tests.support import ROOT, TINY, environment, free_port, make_corpus, read_metrics
+from tests.support import ROOT, TINY, environment, free_port, later_wins, make_corpus, read_metrics
 
 DEEPSPEED = (str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2")
 BY_FILE = (*DEEPSPEED, "--master_port", "{port}", str(ROOT / "pretrain" / "train.py"))
@@ -41,8 +41,9 @@ class Command:
         self.cwd, self.stderr = cwd, cwd / "stderr"
         argv = [part.format(port=free_port()) for part in command]
         with (cwd / "stdout").open("w") as out, self.stderr.open("w") as err:
+            argv += later_wins(*TINY, *overrides)
             self.process = subprocess.Popen(
-                [*argv, *TINY, *overrides], cwd=cwd, env=environment(), stdout=out, stderr=err, start_new_session=True
+                argv, cwd=cwd, env=environment(), stdout=out, stderr=err, start_new_session=True
             )
 
     def wait(self, timeout: float = 100.0) -> int:

@@ -17,14 +17,14 @@ from pretrain.config import Attention, TrainConfig, ZeroStage
 from pretrain.plan import DEFAULTS, GIB, corpus_options, memory, shape_of
 from tests.dist.test_lamb import LAMB, LONG, STEPS, plain_lamb
 from tests.dist.test_stages import Plain
-from tests.support import ROOT, TINY, Result, environment, make_corpus, read_metrics
+from tests.support import ROOT, TINY, Result, environment, later_wins, make_corpus, read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def run(folder: Path, *overrides: str, before: str = "") -> Result:
     """A run of one process, after `before`, which is Python; overrides come after `TINY`."""
-    argv = [*TINY, f"runs_root={folder}", "run=run", *overrides]
+    argv = later_wins(*TINY, f"runs_root={folder}", "run=run", *overrides)
     program = f"import runpy, sys; sys.argv = ['train.py', *{argv!r}]\n{before}\n"
     program += "runpy.run_module('pretrain.train', run_name='__main__', alter_sys=True)"
     devices = {key: value for key, value in os.environ.items() if key == "CUDA_VISIBLE_DEVICES"}

@@ -47,6 +47,7 @@ SCHEMAS: dict[str, tuple[str, type[Any]]] = {
     "pretrain.words": ("words", WordsConfig),
 }
 OTHER_PROGRAMS = {"cd", "curl", "git", "grep", "pytest", "ray", "ssh", "wandb", ".venv/bin/pre-commit"}
+LAUNCHERS = {"deepspeed", "torchrun", "accelerate", "srun", "mpirun"}
 NOT_RUN = "<!-- not run"
 
 
@@ -118,7 +119,7 @@ def check(command: list[str]) -> None:
             assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
     elif program == "sbatch":
         check(shlex.split(arguments[arguments.index("--wrap") + 1]))
-    elif program == "deepspeed":
+    elif program in LAUNCHERS:
         first = next(i for i, one in enumerate(arguments) if one.endswith((".py", "pretrain.train")))
         assert arguments[first] in ("pretrain/train.py", "pretrain.train")
         composes("train", TrainConfig, overrides_of(arguments[first + 1 :]))
@@ -138,7 +139,7 @@ def check_module(module: str, arguments: list[str]) -> None:
     if module in SCHEMAS:
         composes(*SCHEMAS[module], overrides_of(arguments))
     elif module == "launch":
-        words = arguments[1:] if arguments[:1] in (["check"], ["slurm"]) else arguments
+        words = arguments[1:] if arguments[:1] in (["check"], ["slurm"], ["quote"]) else arguments
         composes(
             "train",
             TrainConfig,

@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from cloze.arrival import checksum
 from cloze.cli import compose
 from cloze.errors import UserError
 from launch.__main__ import main
@@ -23,7 +25,7 @@ from launch.nodes import LOST
 from launch.options import Options, parse
 from launch.preflight.check import compare, table
 from launch.preflight.facts import facts
-from launch.slurm import first_host, script, seconds_of
+from launch.slurm import script, seconds_of
 from launch.supervise import most_hosts, outcome
 from pretrain.config import TrainConfig
 from tests.support import environment
@@ -124,7 +126,7 @@ def test_the_printed_command_is_what_a_shell_would_run(monkeypatch: pytest.Monke
     assert str(shown).startswith("env -u CUDA_VISIBLE_DEVICES A='b c' printf ")
     ran = subprocess.run(["bash", "-c", str(shown)], capture_output=True, check=True)
     assert tuple(ran.stdout.decode().split("\0")[:-1]) == ODD
-    assert shlex.split(str(command(*ODD)))[-len(ODD) :] == list(ODD)
+    assert shlex.split(str(command(*ODD)))[-len(ODD) - 1 : -1] == list(ODD), "the last is their checksum"
 
 
 @pytest.mark.parametrize(
@@ -158,10 +160,13 @@ def test_dry_run_and_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert main(["--dry-run", "procs=3", "run=a b", "data.path=x"]) == 0
     printed = capsys.readouterr().out
-    assert printed.endswith("--module pretrain.train world_size=3 'run=a b' data.path=x\n")
+    seal = checksum(["world_size=3", "run=a b", "data.path=x"])
+    assert printed.endswith(f"--module pretrain.train world_size=3 'run=a b' data.path=x {seal}\n")
     for word in ("--quiet", "--verbose"):
         assert main([word, "--dry-run", "procs=3", "run=a b", "data.path=x"]) == 0
-        assert capsys.readouterr().out.endswith(f"world_size=3 'run=a b' data.path=x {word}\n"), "ranks speak alike"
+        assert capsys.readouterr().out.endswith(f"world_size=3 'run=a b' data.path=x {word} {seal}\n"), (
+            "ranks speak alike"
+        )
     assert main(["run=a", "check", "--dry-run", "procs=3", "data.path=x"]) == 0
     assert capsys.readouterr().out.endswith("--module launch.preflight.speed runs localhost\n"), (
         "of what check would run"
@@ -342,7 +347,7 @@ def test_a_slurm_script_says_what_slurm_must_do(tmp_path: Path) -> None:
     ):
         assert f"#SBATCH {directive}\n" in text
     assert "srun --kill-on-bad-exit=1 " in text
-    assert " world_size=32 optim.lr=1e-3\n" in text
+    assert " world_size=32 optim.lr=1e-3 --checksum=" in text
     assert subprocess.run(["bash", "-n"], input=text.encode(), check=False).returncode == 0
     assert "--cpus-per-task=3\n" in text
     assert "scontrol requeue" in text
@@ -379,25 +384,16 @@ def test_slurms_times(time: str, seconds: int) -> None:
     assert seconds_of(time) == seconds
 
 
-@pytest.mark.parametrize(
-    ("nodelist", "first"),
-    [
-        ("gpu1", "gpu1"),
-        ("gpu[003-004,7],login1", "gpu003"),
-        ("gpu[7,9]", "gpu7"),
-        ("a1,b[2-3]", "a1"),
-        ("rack1-[01-04]-ib", "rack1-01-ib"),
-        ("10.0.0.1", "10.0.0.1"),
-    ],
-)
-def test_the_first_host_of_slurms_list(nodelist: str, first: str) -> None:
-    assert first_host(nodelist) == first
-
-
 def host_facts(**changes: Any) -> dict[str, Any]:
     equal = {"python": "3.11", "torch": "2.13", "deepspeed": "0.19", "code": "c", "configuration": "f", "data": "d"}
     gpu = {"name": "H200", "memory.used": "3", "ecc.errors.uncorrected.volatile.total": "0"}
-    good = {"data_missing": None, "disks": {"runs_root": (2**40, 2**35)}, "gpus": [gpu, gpu], "clock": 0.1}
+    good = {
+        "data_missing": None,
+        "disks": {"runs_root": (2**40, 2**35)},
+        "gpus": [gpu, gpu],
+        "clock": 0.1,
+        "machine": uuid4(),
+    }
     return good | {key: changes[key] for key in changes if key in good} | {"equal": equal | changes.get("equal", {})}
 
 
@@ -435,6 +431,12 @@ def test_the_host_that_differs_is_named(changes: dict[str, Any], fault: str | No
     for line in faults:
         assert str(fault) in line
     assert len(table(found).splitlines()) == 4
+
+
+def test_one_machine_under_two_names_is_found() -> None:
+    found = {"a": host_facts(machine="m"), "b": host_facts(), "a.cluster": host_facts(machine="m")}
+    (fault,) = compare(found, dict.fromkeys(found, 2))
+    assert fault.startswith("a.cluster: is a under another name; name it once in the hostfile")
 
 
 def test_gpus_that_are_broken_on_every_host_are_not_taken_for_none(
