@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import psutil
 import torch
@@ -59,6 +59,12 @@ class Process(NamedTuple):
         torch_dist.all_gather(parts, tensor, group=self.control)
         return [part.tolist() for part in parts]
 
+    def everywhere(self, value: T) -> list[T]:
+        """Every rank's (picklable) value, by rank."""
+        found: list[Any] = [None] * self.world_size
+        torch_dist.all_gather_object(found, value, group=self.control)
+        return found
+
     def barrier(self) -> None:
         self.add([0])
 
@@ -85,17 +91,22 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def translate_peer_loss() -> Iterator[None]:
-    """A collective that fails because another process is gone is one line, not our traceback."""
+def translate_peer_loss(told: Callable[[], str]) -> Iterator[None]:
+    """A collective that fails because another process is gone is one line, with what is `told` of it."""
     try:
         yield
     except RuntimeError as error:
-        if not _GONE.search(str(error)):
+        if not is_peer_loss(error):
             raise
         raise PeerLost(
-            "another rank is gone: what it says, or the system's log, tells why; the same command goes on from the "
-            "last checkpoint"
+            f"another rank is gone{told()}: what it says, or the system's log, tells why; the same command "
+            "goes on from the last checkpoint"
         ) from error
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return isinstance(error, RuntimeError) and bool(_GONE.search(str(error)))
 
 
 def environment_rank() -> int:

@@ -25,9 +25,9 @@ from cloze import ownership
 from cloze.errors import ORDERLY_ENDS, DiskError, UserError
 from cloze.files import json_object, write_whole
 from cloze.ownership import RUN
+from cloze.redact import redact_overrides
 from pretrain.checkpoint.format import list_checkpoints, step_of, verify
 from pretrain.precision import cpu_name
-from pretrain.telemetry.redact import redact_overrides
 
 _OURS = ("config.yaml", "environment.json", "metrics.jsonl", "status.json", "tokenizer", "wandb_id", "skipped.jsonl")
 _PACKAGES = ("cloze", "torch", "deepspeed", "transformers", "tokenizers", "webdataset", "hydra-core", "numpy", "wandb")

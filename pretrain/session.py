@@ -15,10 +15,12 @@ import yaml
 from cloze.corpus import diagnosis
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import ORDERLY_ENDS, ExitCode, UserError
+from cloze.redact import redact
 from pretrain import checkpoint, dist
 from pretrain.changes import changed, describe_changes, learning_rate_jump, note
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror, retention_of
+from pretrain.comparison import Comparison
 from pretrain.config import (
     Access,
     Identity,
@@ -44,12 +46,12 @@ from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
 from pretrain.model.compiler import require_compiler
 from pretrain.model.initialize import initialize
+from pretrain.peers import Peers, this_process
 from pretrain.plan import DEFAULTS, GIB, check_memory, corpus_options
 from pretrain.precision import with_precision
 from pretrain.resume import restore
 from pretrain.run_directory import RunDirectory
 from pretrain.telemetry.metrics_file import METRICS_NAME
-from pretrain.telemetry.redact import redact
 from pretrain.telemetry.report import read_metrics
 from pretrain.telemetry.sinks import Telemetry, open_telemetry
 from pretrain.telemetry.throughput import Throughput, peak_flops
@@ -87,6 +89,7 @@ class Job:
     """This process, from the signals that it heeds to its corpus; on rank 0 also the run's directory and its lock."""
 
     process: Process
+    peers: Peers
     corpus: TrainingCorpus | None = None
     directory: RunDirectory | None = None
     code: int = ExitCode.FAILED  # how it ends, unless something better is known
@@ -103,6 +106,7 @@ class Job:
         config, data = self.config, self.config.data
         self.process = dist.start()
         self.config = config = with_precision(config, self.process.device)
+        self.peers = Peers(self.process.everywhere(this_process()))
         self.process.on_main(dist.check_hostfile)
         if config.compile:  # before a corpus is copied, which may take hours
             require_compiler(self.process.device, self.process.log.info)
@@ -160,6 +164,7 @@ class Session:
     process: Process
     corpus: TrainingCorpus
     engine: Engine
+    comparison: Comparison
     telemetry: Telemetry
     doctor: Doctor  # rank 0's alone knows the baseline
     grammar: RunGrammar | None
@@ -185,7 +190,9 @@ def open_session(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> 
     except UserError as error:
         job.code = error.exit_code
         raise
-    except Exception:  # a collective fails when another rank is gone
+    except Exception as error:  # a collective fails when another rank is gone
+        if dist.is_peer_loss(error):
+            job.code = ExitCode.STUCK  # as it will be told: the trackers are told it first
         session.writer.shorten_patience()
         raise
     finally:
@@ -229,6 +236,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         process=process,
         corpus=corpus,
         engine=engine,
+        comparison=Comparison(engine, corpus, config, process, progress.step),
         telemetry=telemetry,
         doctor=Doctor(baseline, earlier),
         grammar=grammar,
