@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cloze.errors import DiskError, UserError
-from cloze.files import write_whole
+from cloze.files import parsed, write_whole
 from cloze.log import log
 from cloze.redact import redact
 from pretrain.config import TrainConfig, WandbMode
@@ -103,8 +103,8 @@ def _lines_through(path: Path, resume_step: int | None) -> list[bytes]:
     last = -1
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            step = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+            step = int(parsed(line)["step"])
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         if line.endswith(b"}\n") and last < step <= resume_step:
             kept.append(line)

@@ -52,7 +52,8 @@ class RunId:
     def __init__(self, folder: Path, from_checkpoint: str | None = None) -> None:
         """Raises `OSError`."""
         self._path = folder / WANDB_ID_NAME
-        words = self._path.read_text(encoding="utf-8").split() if self._path.exists() else []
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        words = [word for word in text.split() if re.fullmatch(r"[\w-]{1,128}", word)]
         kept, self._given_up = (words[0], words[1:]) if words else ("", [])
         if from_checkpoint in self._given_up:
             from_checkpoint = None

@@ -203,7 +203,8 @@ def read_run(folder: Path) -> None:
     table(listed(folder))
     write_report([run], folder / "report.html")
     saved_step(run)
-    refuse_lost(run)
+    if checkpoint.newest_verified(run / "checkpoints", lambda _: None) is None:
+        refuse_lost(run)
     RunId(run)
 
 
