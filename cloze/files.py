@@ -16,10 +16,18 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+def parsed(text: str | bytes) -> Any:
+    """As `json.loads`. Raises ValueError whatever is wrong: also of nesting so deep that Python gives up."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def json_object(path: Path) -> dict[str, Any]:
     """The object in a file; {} where there is none that can be read, of which whoever needs it complains."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return body if isinstance(body, dict) else {}

@@ -10,15 +10,17 @@ import socket
 import sys
 from typing import TextIO
 
+from cloze.redact import redact_text
+
 VERBOSE, QUIET = "--verbose", "--quiet"
 
 
 class _Formatter(logging.Formatter):
-    """`level: rank N on HOST: text`, of which only what says something is there."""
+    """`level: rank N on HOST: text`, of which only what says something is there, and no secret."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return f"{level}{_speaker()}{super().format(record)}"
+        return f"{level}{_speaker()}{redact_text(super().format(record))}"
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

@@ -42,7 +42,10 @@ def is_remote(path: str) -> bool:
 
 
 def local_path(path: str) -> Path:
-    return Path(path.removeprefix("file://")).expanduser()
+    try:
+        return Path(path.removeprefix("file://")).expanduser()
+    except RuntimeError as error:  # of `~` without a home, `~somebody` without such a user
+        raise UserError(f"{path}: {first_line(error)}; write the whole path") from error
 
 
 def on_disk(path: str) -> Path:

@@ -9,6 +9,7 @@ from cloze.corpus import diagnosis
 from cloze.corpus.manifest import NAME, SplitStatistics
 from cloze.errors import ExitCode, UserError
 from cloze.log import log
+from cloze.redact import redact_text
 from data_prep.config import ArrayConfig, PrepConfig
 from data_prep.executors.base import Executor, executor_of
 from data_prep.plan import Plan, abandon, claimed, clear_up, finished_manifest, make_plan
@@ -34,7 +35,7 @@ def main(config: PrepConfig) -> int:
     with disk_errors(plan), claimed(plan) as complete:
         if complete:
             clear_up(plan)
-            print(f"{plan.config.out} is complete: nothing to do")
+            print(f"{redact_text(plan.config.out)} is complete: nothing to do")
             _summarize(plan, None)
             return ExitCode.OK
         with _opened(executor_of(plan)) as executor:
@@ -151,7 +152,7 @@ def _summarize(plan: Plan, seconds: float | None) -> None:
     train = f"deepspeed pretrain/train.py data.path={plan.remote} data.cache_dir=…"
     rows.append(("next", train if plan.remote else f"python -m data_prep.verify {plan.out}"))
     for name, value in rows:
-        print(f"{name:28} {value}")
+        print(f"{name:28} {redact_text(value)}")
     diagnosis.tell(diagnosis.stored(manifest), plan.config.diagnosis.ignore)
 
 

@@ -136,7 +136,7 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
     mode: WandbMode = doc("disabled, auto (online with a key, else offline), online or offline")
-    project: str = doc("W&B project; the run is named after `out`")
+    project: str | None = doc("W&B project; null: WANDB_PROJECT, else cloze; the run is named after `out`")
     entity: str | None = doc("W&B user or team")
     tags: list[str] = doc("W&B tags")
 

@@ -5,7 +5,6 @@ Metrics bear their seed (`seed-1/train_loss`), over the optimizer steps of that 
 
 import math
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,9 +14,8 @@ from typing import Any
 from cloze.errors import ExitCode, UserError
 from finetune.config import FinetuneConfig, facts
 from pretrain.config import WandbConfig, WandbMode
-from pretrain.telemetry.sinks import HarmlessSink, Sink, TensorBoardSink, WandbSink
-
-WANDB_ID = "wandb_id"  # of an unfinished run, so that it goes on as the same one
+from pretrain.telemetry.sinks import HarmlessSink, Sink, TensorBoardSink
+from pretrain.telemetry.wandb_sink import RunId, WandbSink
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,7 @@ class Tracker:
             self._sinks.append(HarmlessSink("TensorBoard", make_board, lost))
         if config.wandb.mode is not WandbMode.disabled:
             tracked = _Tracked(Path(config.out).name, WandbConfig(**asdict(config.wandb), artifact=False))
-            path = folder / WANDB_ID
-            run_id = path.read_text(encoding="utf-8").strip() if path.exists() else secrets.token_hex(4)
-            path.write_text(f"{run_id}\n", encoding="utf-8")
+            run_id = RunId(folder)  # an unfinished one goes on as the same
             make = lambda: WandbSink(tracked, folder, run_id, facts(config))  # noqa: E731
             self._sinks.append(HarmlessSink("W&B", make, lost))
 

@@ -60,7 +60,7 @@ def job_of(options: Options, config: TrainConfig) -> Job:
         return True
 
     def alert(story: str) -> None:
-        from pretrain.telemetry.sinks import raise_alert
+        from pretrain.telemetry.wandb_sink import raise_alert
 
         raise_alert(config, run_dir, story)
 

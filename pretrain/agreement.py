@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloze.errors import DiskError, UserError
+from cloze.redact import redact
 from pretrain.config import TrainConfig, as_data
 from pretrain.machine import machine_id
-from pretrain.telemetry.redact import redact
 
 if TYPE_CHECKING:
     from pretrain.dist import Process

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from cloze.errors import UserError
+from cloze.files import parsed
 from pretrain.config import TrainConfig
 from pretrain.optim.schedule import learning_rate
 
@@ -102,7 +103,7 @@ def read_changes(folder: Path) -> dict[str, str]:
         return {}
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parsed(line)
             told_of = ", ".join(f"{key} {a} -> {b}" for key, (a, b) in row["changed"].items())
             found[f"{row['step']:,}"] = told_of
         except (ValueError, KeyError, TypeError, AttributeError):  # a torn line

@@ -405,6 +405,20 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChecksConfig:
+    weights_every: int = doc(
+        "optimizer steps between two looks whether all ranks hold the same weights, also before checkpoints; 0: never"
+    )
+    arithmetic_every: int = doc(
+        "optimizer steps between two looks whether all ranks compute the same from one micro-batch; 0: never"
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("weights_every", "arithmetic_every"):
+            require(getattr(self, key) >= 0, f"checks.{key}={getattr(self, key)}: cannot be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
     seconds: int = doc("without progress for so long, write every thread's stack and exit 71; 0 never does")
     start_seconds: int = doc(
@@ -420,7 +434,7 @@ class WatchdogConfig:
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
     mode: WandbMode = doc("auto (online with a key, else offline), online, offline or disabled")
-    project: str = doc("W&B project")
+    project: str | None = doc("W&B project; null: WANDB_PROJECT, else cloze")
     entity: str | None = doc("W&B user or team")
     tags: list[str] = doc("W&B tags")
     artifact: bool = doc("also send the newest checkpoint as an artifact when the run ends")
@@ -484,6 +498,7 @@ class TrainConfig:
     resume: ResumeConfig
     budget: BudgetConfig
     guard: GuardConfig
+    checks: ChecksConfig
     watchdog: WatchdogConfig
     wandb: WandbConfig
     deepspeed: DeepSpeedConfig

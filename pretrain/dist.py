@@ -110,17 +110,22 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def translate_peer_loss() -> Iterator[None]:
-    """A collective that fails because another process is gone is one line, not our traceback."""
+def translate_peer_loss(told: Callable[[], str]) -> Iterator[None]:
+    """A collective that fails because another process is gone is one line, with what is `told` of it."""
     try:
         yield
     except RuntimeError as error:
-        if not _GONE.search(str(error)):
+        if not is_peer_loss(error):
             raise
         raise PeerLost(
-            "another rank is gone: what it says, or the system's log, tells why; the same command goes on from the "
-            "last checkpoint"
+            f"another rank is gone{told()}: what it says, or the system's log, tells why; the same command "
+            "goes on from the last checkpoint"
         ) from error
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return isinstance(error, RuntimeError) and bool(_GONE.search(str(error)))
 
 
 def environment_rank() -> int:

@@ -42,6 +42,8 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
             metrics.stopwatch.mark()
             last = number == len(micro_batches) - 1
             session.engine.backward(batch.to(session.process.device), metrics.loss_of, last=last)
+        if is_due(progress.step + 1, config.checks.weights_every):  # before the step, which sends most of them anew
+            session.comparison.weights(progress.step)
         rate, look = rate_of(session.phase, progress, values), is_due(progress.step + 1, config.log.layers_every)
         if look and session.engine.layers:
             session.engine.layers.watch(session.engine.loss_scale.value)
@@ -49,6 +51,9 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         if look and session.engine.layers:
             session.telemetry.log(progress.step, session.engine.layers.read() | axes_of(progress))
 
+        if is_due(progress.step, config.checks.arithmetic_every):
+            with session.throughput.pause():
+                session.comparison.arithmetic(progress.step)
         if is_due(progress.step, config.log.every):
             metrics.log()
         held_out, grammar = (is_due(progress.step, n) for n in (config.eval.every, config.eval.grammar_every))
@@ -167,6 +172,8 @@ def axes_of(progress: Progress) -> dict[str, float]:
 
 def save(session: Session) -> int:
     """Take a checkpoint of this step, which is written in the background; returns the step."""
+    if session.config.checks.weights_every:
+        session.comparison.weights(session.progress.step)
     state = TrainingState(
         step=session.progress.step,
         samples=session.progress.samples,

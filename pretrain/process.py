@@ -26,9 +26,13 @@ def train(config: TrainConfig) -> int:
     return int(job.code)
 
 
-@dist.translate_peer_loss()
 def run(job: Job) -> None:
     """Resume if there is something to resume, build the parts, train."""
+    with dist.translate_peer_loss(job.peers.told):
+        _run(job)
+
+
+def _run(job: Job) -> None:
     config, process = job.config, job.process
     assert job.corpus
     mirror = open_mirror(config)

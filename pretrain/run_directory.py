@@ -24,11 +24,11 @@ import yaml
 from cloze import ownership
 from cloze.arrival import opened
 from cloze.errors import ORDERLY_ENDS, DiskError, UserError
-from cloze.files import json_object, write_whole
+from cloze.files import json_object, parsed, write_whole
 from cloze.ownership import RUN
+from cloze.redact import redact_overrides
 from pretrain.checkpoint.format import list_checkpoints, step_of, verify
 from pretrain.precision import cpu_name
-from pretrain.telemetry.redact import redact_overrides
 
 _OURS = ("config.yaml", "environment.json", "metrics.jsonl", "status.json", "tokenizer", "wandb_id", "skipped.jsonl")
 _PACKAGES = ("cloze", "torch", "deepspeed", "transformers", "tokenizers", "webdataset", "hydra-core", "numpy", "wandb")
@@ -73,8 +73,8 @@ class RunDirectory:
     def ranks_before(self) -> int | None:
         """How many ranks the last start had, if there was one."""
         try:
-            return int(json.loads((self.path / "environment.json").read_bytes())["world_size"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return int(parsed((self.path / "environment.json").read_bytes())["world_size"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
     def write_status(self, exit_code: int, step: int, verdict: str | None = None) -> None:
@@ -105,13 +105,15 @@ def saved_step(path: Path) -> int:
     """
     known = ownership.marked(path, RUN) or {}
     steps = [step_of(each) for each in list_checkpoints(path / "checkpoints")]
-    if "saved_step" in known:
-        return int(max(known["saved_step"], *steps, 0))
+    if type(known.get("saved_step")) is int:
+        return max(known["saved_step"], *steps, 0)
     status = json_object(path / "status.json")
-    if status.get("exit_code") in ORDERLY_ENDS:
-        steps.append(int(status.get("step", 0)))
-    with suppress(OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError):
-        last = json.loads((path / "metrics.jsonl").read_bytes().splitlines()[-1])["step"]
+    if type(status.get("exit_code")) is int and status["exit_code"] in ORDERLY_ENDS and type(status.get("step")) is int:
+        steps.append(status["step"])
+    with suppress(
+        OSError, ValueError, KeyError, TypeError, IndexError, ZeroDivisionError, yaml.YAMLError, RecursionError
+    ):
+        last = parsed((path / "metrics.jsonl").read_bytes().splitlines()[-1])["step"]
         every = yaml.safe_load((path / "config.yaml").read_bytes())["checkpoint"]["every"]
         steps.append(last // every * every - every if every and last > 2 * every else 0)
     return max(steps, default=0)

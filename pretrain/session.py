@@ -15,11 +15,13 @@ import yaml
 from cloze.corpus import diagnosis
 from cloze.corpus.shards import CorruptShard
 from cloze.errors import ORDERLY_ENDS, ExitCode, UserError
+from cloze.redact import redact
 from pretrain import checkpoint, dist
 from pretrain.agreement import agree, agree_on_corpus
 from pretrain.changes import changed, describe_changes, learning_rate_jump, note
 from pretrain.checkpoint import Snapshot
 from pretrain.checkpoint.mirror import Mirror, retention_of
+from pretrain.comparison import Comparison
 from pretrain.config import (
     Access,
     Identity,
@@ -45,6 +47,7 @@ from pretrain.model.attention import choose_kernel
 from pretrain.model.bert import PackedBert
 from pretrain.model.compiler import require_compiler
 from pretrain.model.initialize import initialize
+from pretrain.peers import Peers, this_process
 from pretrain.phases import (
     Phase,
     config_of_engine,
@@ -59,7 +62,6 @@ from pretrain.precision import with_precision
 from pretrain.resume import restore
 from pretrain.run_directory import RunDirectory
 from pretrain.telemetry.metrics_file import METRICS_NAME
-from pretrain.telemetry.redact import redact
 from pretrain.telemetry.report import read_metrics
 from pretrain.telemetry.sinks import Telemetry, open_telemetry
 from pretrain.telemetry.throughput import Throughput, peak_flops
@@ -97,6 +99,7 @@ class Job:
     """This process, from the signals that it heeds to its corpus; on rank 0 also the run's directory and its lock."""
 
     process: Process
+    peers: Peers
     phases: tuple[Phase, ...]
     corpora: tuple[TrainingCorpus, ...] = ()  # of each phase
     directory: RunDirectory | None = None
@@ -136,6 +139,7 @@ class Job:
         self.process = process = dist.start(lambda: self.stop.requested)
         process.together(lambda: self.set_config(with_precision(self.config, process.device)))
         config = self.config
+        self.peers = Peers(process.gather_objects(this_process()))
         process.on_main(dist.check_hostfile)
         agree(process, config)
         if config.compile:  # before a corpus is copied, which may take hours
@@ -204,6 +208,7 @@ class Session:
     process: Process
     corpus: TrainingCorpus
     engine: Engine
+    comparison: Comparison
     telemetry: Telemetry
     doctor: Doctor  # rank 0's alone knows the baseline
     grammar: RunGrammar | None
@@ -229,7 +234,9 @@ def open_session(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> 
     except UserError as error:
         job.code = error.exit_code
         raise
-    except Exception:  # a collective fails when another rank is gone
+    except Exception as error:  # a collective fails when another rank is gone
+        if dist.is_peer_loss(error):
+            job.code = ExitCode.STUCK  # as it will be told: the trackers are told it first
         session.writer.shorten_patience()
         raise
     finally:
@@ -278,6 +285,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         process=process,
         corpus=corpus,
         engine=engine,
+        comparison=Comparison(engine, corpus, config, process, progress.step),
         telemetry=telemetry,
         doctor=Doctor(baseline, earlier),
         grammar=grammar,

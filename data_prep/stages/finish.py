@@ -21,6 +21,7 @@ from cloze.corpus.manifest import (
     write_manifest,
 )
 from cloze.errors import UserError
+from cloze.redact import redact_text
 from cloze.storage import put
 from data_prep.config import Objective
 from data_prep.plan import Plan, clear_up
@@ -79,7 +80,7 @@ def _source_statistics(source: Source, tallies: Sequence[Mapping[str, Any]]) -> 
     dropped = sum((Counter(tally["dropped"]) for tally in tallies), Counter[str]())
     return {
         "kind": source.kind,
-        "paths": list(source.paths),
+        "paths": [redact_text(path) for path in source.paths],
         "weight": source.weight,
         "read": read,
         "kept": read - dropped.total(),
@@ -128,7 +129,7 @@ def finish(plan: Plan, facts: TokenizerFacts) -> Manifest:
         passes=config.passes,
         source={
             "kind": "+".join(source.kind for source in plan.training_sources),
-            "paths": [path for source in plan.training_sources for path in source.paths],
+            "paths": [redact_text(path) for source in plan.training_sources for path in source.paths],
             "files": len(plan.training_files),
             "bytes": sum(file.bytes for file in plan.training_files),
             "plan_sha256": plan.sha256(),

@@ -5,6 +5,8 @@ On a machine without checkpoints the newest whole one is fetched back.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePath
 
 from cloze import ownership, storage
@@ -15,7 +17,7 @@ from pretrain.config import TrainConfig
 
 
 class Mirror:
-    """The checkpoints of one run below `url`. Raises `UserError` where that cannot be reached."""
+    """The checkpoints of one run below `url`. Raises `UserError` where that cannot be reached, tried several times."""
 
     def __init__(self, url: str, retention: Retention) -> None:
         try:
@@ -34,11 +36,12 @@ class Mirror:
             _remove(remote)
         storage.make_folder(remote)
         for name in (*FILES, MANIFEST):
-            storage.upload(path / name, f"{remote}/{name}")
+            storage.patiently(partial(storage.upload, path / name, f"{remote}/{name}"))
             tick()
         older = {step: there for step, there in steps.items() if step < step_of(path)}
         for step in self._retention.removes([*older, step_of(path)]):
-            _remove(older[step])
+            with suppress(storage.Unreachable):  # the next one tries again
+                _remove(older[step])
 
     def remove_after(self, step: int) -> None:
         """Remove the checkpoints of later steps: of a future that was given up."""
@@ -58,28 +61,30 @@ class Mirror:
 
     def _pull(self, folder: Path, report: Callable[[str], None]) -> Path | None:
         for remote in reversed(self._steps().values()):
-            there = storage.listed(remote)
+            there = storage.patiently(partial(storage.listed, remote))
             if MANIFEST not in there:
                 continue
             final = folder / PurePath(remote).name
-            partial = folder / f"{TEMPORARY}{final.name}"
-            if partial.exists():
-                ownership.clear(partial, CHECKPOINT)
-            partial.mkdir(parents=True)
+            unfinished = folder / f"{TEMPORARY}{final.name}"
+            if unfinished.exists():
+                ownership.clear(unfinished, CHECKPOINT)
+            unfinished.mkdir(parents=True)
             for name in there.intersection((*FILES, MANIFEST)):
-                storage.fetch(f"{remote}/{name}", partial / name)
-            if faults := verify(partial):
+                with suppress(storage.Missing):  # a listing may tell of what is no more: then it does not verify
+                    storage.fetch(f"{remote}/{name}", unfinished / name)
+            if faults := verify(unfinished):
                 report(f"{remote}: damaged ({faults[0]}); trying the one before it")
-                ownership.clear(partial, CHECKPOINT)
+                ownership.clear(unfinished, CHECKPOINT)
                 continue
             if final.exists():  # a damaged one
                 ownership.clear(final, CHECKPOINT)
-            return partial.rename(final)
+            return unfinished.rename(final)
         return None
 
     def _steps(self) -> dict[int, str]:
         """Where each step's checkpoint lies, whole or not, ascending."""
-        steps = {step_of(PurePath(name)): f"{self._url}/{name}" for name in storage.listed(self._url)}
+        names = storage.patiently(lambda: storage.listed(self._url))
+        steps = {step_of(PurePath(name)): f"{self._url}/{name}" for name in names}
         return {step: steps[step] for step in sorted(steps) if step >= 0}
 
 

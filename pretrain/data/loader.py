@@ -5,13 +5,14 @@ Shapes: T tokens, N samples, M masked tokens.
 """
 
 import os
+import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain, count, pairwise, repeat
 from multiprocessing import forkserver, parent_process, resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +23,21 @@ from cloze.corpus.manifest import VAL, Manifest, manifest_sha256, pass_name, rea
 from cloze.corpus.masking import Masks
 from cloze.corpus.ragged import ranges
 from cloze.corpus.shards import Samples, Split, masks_of
-from cloze.errors import UserError
+from cloze.errors import DiskError, UserError
 from pretrain.data.live_masks import LiveMasks
 from pretrain.data.order import locate, micro_batch_positions
 from pretrain.data.stream import Streamed
 from pretrain.watchdog import STOP_SIGNALS
 
+T = TypeVar("T")
 I64 = npt.NDArray[np.int64]
 
 IGNORED = -100  # the label of positions that do not count
 TOKENS_MULTIPLE = 256  # `bounded` fills a row up to a multiple of it
 _MASKED_MULTIPLE = 64
 _LENGTH_MULTIPLE = 16
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # through which loader processes hand over what they made
+_LITTLE_MIB = 8
 CHUNK_SAMPLES = 512  # read, masked and packed at a time: numpy's cost per call is then nothing beside the work
 
 
@@ -154,8 +158,21 @@ class TrainingCorpus:
         return self._pack([(samples, masks_of(samples, self.manifest, 0))])
 
     def sample_batch(self) -> MicroBatch:
-        """Some sample, for passes whose result does not count."""
-        return self.training_batch(0, np.zeros(1, np.int64))
+        """A sample that is made up, for passes whose result does not count: no shard need be here."""
+        facts = self.manifest.tokenizer
+        return MicroBatch(
+            input_ids_T=torch.tensor([facts.cls_id, facts.mask_id, facts.sep_id]),
+            position_ids_T=torch.arange(3),
+            token_type_ids_T=torch.zeros(3, dtype=torch.int64),
+            cu_seqlens=torch.tensor([0, 3], dtype=torch.int32),
+            masked_index_M=torch.tensor([1]),
+            mlm_labels_M=torch.tensor([facts.unk_id]),
+            nsp_labels_N=torch.tensor([0]),
+            max_seqlen=3,
+            tokens_squared=9,
+            num_tokens=3,
+            num_masked=1,
+        )
 
     def _pack(self, parts: list[tuple[Samples, Masks]]) -> MicroBatch:
         return pack(parts, self.manifest.tokenizer.token_types)
@@ -357,7 +374,9 @@ def training_steps(
     size = next(sizes, 0)
     if not size:
         return
-    for item in chain.from_iterable(loader):  # no name for the iterator: a traceback would keep its processes alive
+    for item in _with_reasons(
+        chain.from_iterable(loader)
+    ):  # no name for the iterator: a traceback would keep its processes alive
         if isinstance(item, UserError):
             raise item
         step.append(item)
@@ -366,6 +385,39 @@ def training_steps(
             step, size = [], next(sizes, 0)
             if not size:
                 return
+
+
+def _with_reasons(items: Iterable[T]) -> Iterator[T]:
+    """The items. Raises `UserError` where a loader process is gone, or has no room to hand over what it made."""
+    try:
+        yield from items
+    except (RuntimeError, OSError) as error:
+        told = str(error)
+        if not re.search(r"exited unexpectedly|killed by signal|shared memory|shm|[Tt]oo many open files", told):
+            raise
+        lost = _loader_lost(told)
+    lost.one_rank_only = True
+    raise lost
+
+
+def _loader_lost(told: str) -> UserError:
+    """Why, as far as this machine tells it."""
+    if "open files" in told:
+        return UserError(
+            "data.workers: a loader process could not hand over its batches (too many open files); raise the limit "
+            "(ulimit -n 4096), or set data.workers=0"
+        )
+    room = os.statvfs(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
+    free_mib = room.f_bavail * room.f_frsize / 2**20 if room else 0.0
+    if re.search("shared memory|shm|Bus error", told) or free_mib < _LITTLE_MIB:
+        return DiskError(
+            f"{SHARED_MEMORY}: no room for the loader's batches ({free_mib:.0f} MiB are free); give the container more "
+            "(docker run --shm-size=1g), or set data.workers=0"
+        )
+    return UserError(
+        "data.workers: a loader process is gone, perhaps killed for want of memory (dmesg, or the container's limit, "
+        "tells); the same command goes on, with fewer data.workers if it comes again"
+    )
 
 
 def _end_with_parent(worker: int) -> None:

@@ -198,6 +198,21 @@ class Engine:
                 result.append(Fragment(self._names[number], kind, partition.start, values))
         return result
 
+    def replicated(self) -> dict[str, Tensor]:
+        """What every rank holds alike, to the bit, by name, where it lies. Not collective.
+
+        At stage 0 fp32 weights and moments; at 1 and 2 the weights that the model computes with, which are sent around
+        anew in each step; at 3 those of them that DeepSpeed leaves whole since they are small. All else is on one rank.
+        """
+        whole = [(name, p) for name, p in self._parameters() if self.stage < 3 or quirks.stays_whole(p)]
+        found = {name: parameter.detach() for name, parameter in whole}
+        if self.stage == 0:
+            state = self._inner.state
+            found |= {
+                f"{name}.{kind}": state[p][kind] for name, p in whole for kind in MOMENTS if kind in state.get(p, ())
+            }
+        return found
+
     def load_full_state(
         self,
         weights: Mapping[str, Tensor],

@@ -165,6 +165,12 @@ def whole_shape(parameter: Any, stage: int) -> torch.Size:
 
 
 @quirk("0.19.8")
+def stays_whole(parameter: Any) -> bool:
+    """Stage 3 keeps parameters below a threshold whole on every rank, and gathers them after each step."""
+    return bool(parameter.ds_persist) and parameter.numel() == parameter.ds_numel
+
+
+@quirk("0.19.8")
 def partition_of_flat_group(parameter: Any, optimizer: torch.optim.Optimizer) -> Partition | None:
     """Stages 1 and 2 flatten a whole group of parameters and cut that. None: no element is on this rank."""
     mapping = parameter._hp_mapping

@@ -4,17 +4,19 @@ Lines are taken once. Of a long file every second, fourth, eighth … row of tra
 long as there are few of them; the newest row always. Knows nothing of what the metrics mean.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloze.errors import UserError
+from cloze.files import parsed
 
 METRICS_NAME = "metrics.jsonl"
 ROLLED_BACK_NAME = "metrics.rolled-back.jsonl"
 
+_MOST_STEPS = 2**53
+_LARGEST = 1e300
 _MOST_ROWS = 6_000  # of training, and as many of evaluations
 _BITE_BYTES = 1 << 23
 _EVALUATION = b'"eval/'
@@ -34,7 +36,7 @@ class _Kept:
     def offer(self, number: int, line: bytes) -> None:
         """The next line; it is parsed if it is kept."""
         self._seen += 1
-        if (self._seen - 1) % self._every or (row := _parsed(line)) is None:
+        if (self._seen - 1) % self._every or (row := row_of(line)) is None:
             return
         self.rows.append((number, row))
         if len(self.rows) > _MOST_ROWS:
@@ -86,7 +88,7 @@ class MetricsFile:
                 newest = line
                 at += len(line) + 1
         if newest:
-            self._newest, self._mark = _parsed(newest) or self._newest, newest[:_MARK_BYTES]
+            self._newest, self._mark = row_of(newest) or self._newest, newest[:_MARK_BYTES]
 
     @property
     def rows(self) -> list[Row]:
@@ -104,14 +106,21 @@ def newest_rows(path: Path, most_bytes: int = 1 << 18) -> list[Row]:
             lines = file.read().split(b"\n")
     except OSError:
         return []
-    rows = (_parsed(line) for line in lines[1 if start else 0 :])
+    rows = (row_of(line) for line in lines[1 if start else 0 :])
     return [row for row in rows if row is not None]
 
 
-def _parsed(line: bytes) -> Row | None:
-    """The row in a line; None where it is torn, or no row."""
+def row_of(line: str | bytes) -> Row | None:
+    """The row in a line: its step, and of each name a finite number, or None; None where it is torn, or no row."""
     try:
-        row = json.loads(line)
+        row = parsed(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < _MOST_STEPS:
+        return None
+    return {name: value for name, value in row.items() if value is None or is_number(value)}
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one that can be counted, drawn and compared: of a file that anybody may have written."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST

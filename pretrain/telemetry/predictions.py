@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cloze.files import parsed
+
 PREDICTIONS_NAME = "predictions.jsonl"
 _MOST_BYTES = 1 << 24
 
@@ -58,14 +60,14 @@ def read_predictions(folder: Path) -> Predictions:
         return Predictions([], [])
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parsed(line)
             if "gaps" in row:
                 gaps, guesses = [Gap(*map(str, gap)) for gap in row["gaps"]], {}
             else:
                 step, found = int(row["step"]), [Guess(str(token), float(share)) for token, share in row["guesses"]]
                 if len(found) == len(gaps):
                     guesses = {known: each for known, each in guesses.items() if known < step} | {step: found}
-        except (ValueError, KeyError, TypeError, AttributeError):  # a torn line
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):  # a torn line
             continue
     return Predictions(gaps, sorted(guesses.items()))
 

@@ -20,7 +20,7 @@ import yaml
 from cloze.corpus import diagnosis
 from cloze.corpus.manifest import read_manifest
 from cloze.errors import DiskError, UserError, first_line
-from cloze.files import write_whole
+from cloze.files import parsed, write_whole
 from cloze.ownership import page_mark, require_own_file
 from cloze.storage import is_remote, local_path
 from cloze.templates import render
@@ -28,7 +28,7 @@ from pretrain.changes import read_changes
 from pretrain.curves import Curve
 from pretrain.mixture import parse_mixture
 from pretrain.telemetry.charts import Lines, as_script, chart_data, told_seconds, training_seconds
-from pretrain.telemetry.metrics_file import METRICS_NAME, MetricsFile
+from pretrain.telemetry.metrics_file import METRICS_NAME, MetricsFile, Row, row_of
 from pretrain.telemetry.predictions import Predictions, read_predictions
 from pretrain.telemetry.recipes import differences, differing
 from pretrain.telemetry.standing import Standing, standing_of
@@ -57,7 +57,7 @@ class RunData:
 
     def series(self, name: str, axis: str = "step") -> tuple[list[int], list[float]]:
         """Steps (or what else is the `axis`) and values of one metric; null becomes NaN."""
-        points = [(row[axis], row[name]) for row in self.metrics if name in row and axis in row]
+        points = [(row[axis], row[name]) for row in self.metrics if name in row and row.get(axis) is not None]
         return [at for at, _ in points], [math.nan if value is None else float(value) for _, value in points]
 
     def named(self, name: str) -> list[str]:
@@ -77,8 +77,8 @@ def read_run(directory: Path, label: str, metrics: MetricsFile | None = None) ->
     config_yaml = _text(directory / "config.yaml")
     try:
         config = yaml.load(config_yaml, Loader=_LOADER)  # noqa: S506 (both are safe ones)
-        environment = json.loads(_text(directory / "environment.json") or "{}")
-    except (yaml.YAMLError, ValueError) as error:
+        environment = parsed(_text(directory / "environment.json") or "{}")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{directory}: config.yaml or environment.json is damaged ({first_line(error)})") from error
     return RunData(
         label=label,
@@ -93,23 +93,15 @@ def read_run(directory: Path, label: str, metrics: MetricsFile | None = None) ->
 
 def _verdict(directory: Path) -> dict[str, str]:
     try:
-        found = json.loads(_text(directory / "status.json") or "{}").get("verdict")
+        found = parsed(_text(directory / "status.json") or "{}").get("verdict")
     except (ValueError, AttributeError):
         return {}
     return {"verdict": found} if isinstance(found, str) else {}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[Row]:
     """The objects of a metrics.jsonl, without a line that a live run has half written. [] where there is none."""
-    rows = []
-    for line in _text(path).splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    return [row for line in _text(path).splitlines() if (row := row_of(line))]
 
 
 def _text(path: Path) -> str:
@@ -260,10 +252,10 @@ def _gauge(run: RunData, standing: Standing) -> list[tuple[str, float, float]]:
 def vocabulary_size(directory: Path) -> int:
     """Of the tokenizer in a run's directory; 0 where there is none."""
     try:
-        body = json.loads((directory / "tokenizer" / "tokenizer.json").read_bytes())
+        body = parsed((directory / "tokenizer" / "tokenizer.json").read_bytes())
         added = {token["content"] for token in body.get("added_tokens", ())}
         return len({*body["model"]["vocab"]} | added)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0
 
 
@@ -289,9 +281,11 @@ def _findings(run: RunData) -> list[tuple[str, str]]:
     """(level, line) of the diagnosis of the run's corpus, where it still lies where it lay."""
     data = run.config.get("data")
     path = data.get("path") if isinstance(data, Mapping) else None
-    if not isinstance(path, str) or is_remote(path) or not (local_path(path) / "manifest.json").is_file():
+    if not isinstance(path, str) or is_remote(path):
         return []
     try:
+        if not (local_path(path) / "manifest.json").is_file():
+            return []
         found = diagnosis.stored(read_manifest(local_path(path)))
     except UserError:
         return []
@@ -319,7 +313,8 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], l
 def run_facts(run: RunData) -> dict[str, str]:
     """What people compare of a run, in words and figures."""
     last = run.metrics[-1]
-    facts = {"steps": f"{last['step']:,}" + (f" of {run.config['steps']:,}" if "steps" in run.config else "")}
+    steps = run.config.get("steps")
+    facts = {"steps": f"{last['step']:,}" + (f" of {steps:,}" if isinstance(steps, int) else "")}
     for name in ("samples", "tokens"):
         _, counts = run.series(name)
         if counts:
@@ -347,7 +342,7 @@ def run_facts(run: RunData) -> dict[str, str]:
     _, speeds = run.series("throughput/tokens_per_second")
     if speeds:
         facts["median tokens per second"] = f"{sorted(speeds)[len(speeds) // 2]:,.0f}"
-    times = [row["time"] for row in run.metrics if "time" in row]
+    times = [row["time"] for row in run.metrics if row.get("time") is not None]
     if len(times) > 1:
         facts["time from first to last logged step"] = duration(times[-1] - times[0])
     return {**facts, **_highlights(run), **run.told}

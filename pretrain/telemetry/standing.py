@@ -21,7 +21,7 @@ from cloze.errors import ExitCode
 from cloze.files import json_object
 from pretrain.evaluate.baseline import Baseline
 from pretrain.evaluate.plateau import Evaluation, Verdict, judge
-from pretrain.telemetry.metrics_file import METRICS_NAME, Row, newest_rows
+from pretrain.telemetry.metrics_file import METRICS_NAME, Row, is_number, newest_rows
 
 _ALIVE_SECONDS = 120.0  # since the last row: a run whose lock is on another machine
 _PAUSE = 20.0  # times the usual gap between rows: the run stood still
@@ -75,12 +75,14 @@ def standing_of(directory: Path, rows: Sequence[Row] | None = None, now: float |
     environment = json_object(directory / "environment.json")
     last = rows[-1] if rows else {}
     evaluation = next((row for row in reversed(rows) if "eval/mlm_loss" in row), {})
-    seen = max(_changed(directory / METRICS_NAME), _changed(directory / "environment.json"), status.get("time") or 0)
+    seen = max(
+        _changed(directory / METRICS_NAME), _changed(directory / "environment.json"), _number(status.get("time")) or 0
+    )
     state = _state(directory, status, environment, now - seen if seen else math.inf)
     verdict = _verdict(evaluation, state, status)
-    found = re.search(r"^steps: (\d+)$", config, re.MULTILINE)
+    found = re.search(r"^steps: ([0-9]{1,15})$", config, re.MULTILINE)
     steps = int(found[1]) if found else None
-    speeds = [row["throughput/tokens_per_second"] for row in rows[-32:] if row.get("throughput/tokens_per_second")]
+    speeds = [speed for row in rows[-32:] if (speed := _number(row.get("throughput/tokens_per_second")))]
     going = state == "running"
     advice, command = _advice(directory, state, verdict, environment, status)
     return Standing(
@@ -88,7 +90,7 @@ def standing_of(directory: Path, rows: Sequence[Row] | None = None, now: float |
         directory=directory,
         state=state,
         learning=_learning(verdict, last),
-        step=int(last.get("step", status.get("step", 0))),
+        step=_whole(last.get("step", status.get("step"))) or 0,
         steps=steps,
         tokens=_whole(last.get("tokens")),
         loss=_latest(rows, "train/loss"),
@@ -158,7 +160,7 @@ def _verdict(evaluation: Row, state: str, status: Mapping[str, Any]) -> Verdict 
     loss, baseline = _number(evaluation.get("eval/mlm_loss")), _number(evaluation.get("eval/frequencies_loss"))
     found = None
     if evaluation and baseline is not None:
-        tokens = int(evaluation.get("tokens") or 0)
+        tokens = _whole(evaluation.get("tokens")) or 0
         found = judge([Evaluation(tokens, math.nan if loss is None else loss)], Baseline(baseline, 0.0, 0.0))
         left = _number(evaluation.get("eval/left_plateau_tokens"))
         if found and found.state == "left" and left is not None:
@@ -229,7 +231,7 @@ def _remaining(rows: Sequence[Row], steps: int | None, config: str, now: float) 
         return None
     pace, last = median(paces), recent[-1]
     left = max(0.0, (steps - last["step"]) * pace - min(now - last["time"], 60.0))
-    if budget := re.search(r"^budget:\n  hours: ([\d.]+)$", config, re.MULTILINE):
+    if budget := re.search(r"^budget:\n  hours: ([0-9]+(?:\.[0-9]+)?)$", config, re.MULTILINE):
         left = min(left, max(0.0, float(budget[1]) * 3600 - last["step"] * pace))
     return float(left)
 
@@ -239,11 +241,11 @@ def _latest(rows: Sequence[Row], name: str) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return float(value) if is_number(value) else None
 
 
 def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) else None
+    return int(value) if is_number(value) else None
 
 
 def _changed(path: Path) -> float:

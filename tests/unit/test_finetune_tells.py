@@ -484,7 +484,7 @@ def test_trackers_get_losses_and_scores_of_every_seed(
         runs.append(given)
         return Run()
 
-    fake = SimpleNamespace(init=init, Settings=lambda **_: None)
+    fake = SimpleNamespace(init=init, Settings=lambda **_: None, termsetup=lambda *_: None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     own = ["epochs=2", "num_seeds=2", "log.tensorboard=true", "wandb.mode=offline", "wandb.tags=[a]"]

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
+from cloze import storage
 from cloze.errors import UserError
 from pretrain import checkpoint
 from pretrain.checkpoint import Retention, Writer, WriterOptions
@@ -99,6 +101,64 @@ def test_what_is_not_whole_there_is_passed_over(url: str, tmp_path: Path, damage
     assert mirror(url).pull(tmp_path / "new", said.append) == tmp_path / "new" / "step-00000001"
     assert [("step-00000002" in text) for text in said] == [True] * (damage != "no manifest")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["step-00000001"]
+
+
+def test_a_store_that_throttles_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Two of three requests are answered 503: each is made again, and the checkpoint arrives whole."""
+    monkeypatch.setattr(storage, "_PAUSE_SECONDS", 0.0)
+    count = 0
+
+    def throttled(real: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*given: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count % 3:
+                raise storage.Unreachable("503 SlowDown")
+            return real(*given)
+
+        return ask
+
+    for name in ("upload", "listed"):
+        monkeypatch.setattr(storage, name, throttled(getattr(storage, name)))
+    mirror(url).push(checkpoint.write(tmp_path / "old", make_snapshot(3)))
+    found = mirror(url).pull(tmp_path / "new", told)
+    assert found is not None
+    assert same(checkpoint.load(found), make_snapshot(3))
+
+
+def test_a_listing_that_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """It tells of a checkpoint that is no more: told, and the one before it is taken."""
+    mirror(url).push(checkpoint.write(tmp_path / "old", make_snapshot(3)))
+    real = storage.listed
+
+    def lying(place: str) -> set[str]:
+        return real(place.replace("00000005", "00000003")) | ({"step-00000005"} if place == url else set())
+
+    monkeypatch.setattr(storage, "listed", lying)
+    said: list[str] = []
+    assert mirror(url).pull(tmp_path / "new", said.append) == tmp_path / "new" / "step-00000003"
+    assert len(said) == 1
+    assert "step-00000005: damaged (MANIFEST.json: unreadable" in said[0]
+
+
+def test_an_upload_that_is_cut_off_leaves_the_one_before_it_the_newest(tmp_path: Path, url: str) -> None:
+    """As by preemption, which kills after 30 s. The same step is sent again from the beginning."""
+
+    class Killed(Exception):
+        pass
+
+    def kill() -> None:
+        raise Killed
+
+    mirror(url).push(checkpoint.write(tmp_path / "old", make_snapshot(3)))
+    newer = checkpoint.write(tmp_path / "old", make_snapshot(4))
+    with pytest.raises(Killed):
+        mirror(url).push(newer, kill)
+    assert mirror(url).pull(tmp_path / "a", told) == tmp_path / "a" / "step-00000003"
+    mirror(url).push(newer)
+    found = mirror(url).pull(tmp_path / "b", told)
+    assert found == tmp_path / "b" / "step-00000004"
+    assert same(checkpoint.load(found), make_snapshot(4))
 
 
 def test_a_place_that_nobody_knows() -> None:

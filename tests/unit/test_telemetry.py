@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,20 +20,19 @@ from hypothesis import strategies as st
 from cloze.cli import compose
 from cloze.errors import DiskError, UserError
 from cloze.log import log
+from cloze.redact import redact, redact_overrides
 from pretrain.config import TrainConfig
 from pretrain.dist import Process
 from pretrain.telemetry.console import Console
-from pretrain.telemetry.redact import redact, redact_overrides
 from pretrain.telemetry.sinks import (
     HarmlessSink,
     JsonlSink,
     Telemetry,
     TensorBoardSink,
-    WandbSink,
     open_telemetry,
-    raise_alert,
     sink_of_your_own,
 )
+from pretrain.telemetry.wandb_sink import RunId, WandbSink, raise_alert, wandb_mode
 
 
 def config(*overrides: str) -> TrainConfig:
@@ -126,6 +125,8 @@ def test_redact_hides_secrets_and_nothing_else() -> None:
         "nothing_token": None,
         "url": "s3://bucket/prefix?versionId=3",
         "mail": "a@b.c",
+        "web": "http://127.0.0.1:8765/a@v1?page=2#top",
+        "hub": "hub:org/books@v1:train",
         "list": [1, {"monkey": "yes", "keyboard": 1}],
     }
     assert redact(clear) == clear
@@ -136,6 +137,9 @@ def test_redact_hides_secrets_and_nothing_else() -> None:
         "path": "s3://me:hunter2@host/books",
         "odd": "postgresql+psycopg://me:hun/ter2hunter2@host/db",
         "git": "https://hunter2@github.com/x",
+        "at": "https://me:hunter2@hunter2@host/x",
+        "tags": ["file:///x?token=hunter2", "https://h:80/#access_token=hunter2", "gs://b?auth=hunter2"],
+        "text": "the key hf_hunter2hunter2hunter2hunter2",
         "signed": "https://h/x?a=1&X-Amz-Signature=hunter2&b=2",
     }
     text = json.dumps(redact(hidden))
@@ -146,6 +150,14 @@ def test_redact_hides_secrets_and_nothing_else() -> None:
     assert redact_overrides(["run=a=b", "+store.secret=x=y", "plain", "d=s3://a:b@c"]) == [
         "run=a=b", "+store.secret=[redacted]", "plain", "d=s3://[redacted]@c",
     ]  # fmt: skip
+
+
+def test_no_line_that_is_printed_tells_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    for say in (log.info, log.warning, log.error):
+        say("r: empty; looking into checkpoint.upload=%s and %s", "file:///x?token=hunter2", "s3://me:hunter2@host/b")
+    printed = capsys.readouterr().err
+    assert "hunter2" not in printed
+    assert printed.count("checkpoint.upload=file:///x?token=[redacted] and s3://[redacted]@host/b\n") == 3
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
@@ -256,7 +268,7 @@ def test_a_failed_run_alerts_and_its_newest_checkpoint_is_an_artifact(tmp_path: 
     newest.mkdir(parents=True)
     (newest / "state.json").write_text("{}")
     (tmp_path / "checkpoints" / "LATEST").write_text(newest.name + "\n")
-    sink = WandbSink(config("wandb.artifact=true"), tmp_path, "abc", {})
+    sink = WandbSink(config("wandb.artifact=true"), tmp_path, RunId(tmp_path, "abc"), {})
     sink.log(1, {"x": 1.0})
     sink.close(70)
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
@@ -309,7 +321,9 @@ def test_a_sink_of_ones_own_gets_everything_and_does_no_harm(
 
 def fake_wandb(monkeypatch: pytest.MonkeyPatch, **members: Any) -> None:
     module = ModuleType("wandb")
-    vars(module).update({"Settings": dict, "setup": lambda settings: None, "login": lambda **_: False, **members})
+    settings = SimpleNamespace(settings=SimpleNamespace(mode="online"))
+    base = {"Settings": dict, "setup": lambda _: settings, "termsetup": lambda *_: None, "login": lambda **_: False}
+    vars(module).update(base | members)
     monkeypatch.setitem(sys.modules, "wandb", module)
 
 
@@ -343,7 +357,7 @@ def test_wandb_faults_cost_one_line_and_never_the_run(
 
     fake_wandb(monkeypatch, init=init)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    sink = HarmlessSink("W&B", lambda: WandbSink(config(), tmp_path, "abc", {}))
+    sink = HarmlessSink("W&B", lambda: WandbSink(config(), tmp_path, RunId(tmp_path, "abc"), {}))
     for step in range(3):
         sink.log(step, {"x": 1.0})
     sink.close(0)
@@ -366,7 +380,7 @@ def test_wandb_that_cannot_be_reached_goes_on_offline(
 
     run = FakeRun("")
     fake_wandb(monkeypatch, init=init, login=lambda **_: True, teardown=lambda: modes.append("teardown"))
-    sink = WandbSink(config("wandb.mode=online"), tmp_path, "abc", {}, [{"step": 1}])
+    sink = WandbSink(config("wandb.mode=online"), tmp_path, RunId(tmp_path, "abc"), {}, [{"step": 1}])
     sink.close(0)
     assert modes == ["online", "teardown", "offline"]
     assert run.calls.count("log") == 1, "the steps before are in this one"
@@ -387,10 +401,91 @@ def test_wandb_that_does_not_take_all_in_time_says_how_to_send_the_rest(
     settings: list[dict[str, Any]] = []
     init = lambda **given: settings.append(given["settings"]) or Slow("")  # noqa: E731
     fake_wandb(monkeypatch, init=init, login=lambda **_: True)
-    for artifact in ("false", "true"):
-        WandbSink(config("wandb.mode=online", f"wandb.artifact={artifact}"), tmp_path, "abc", {}).close(0)
-    assert capsys.readouterr().err.count("wandb sync runs/r/wandb/offline\n") == 2
-    assert settings[1]["finish_timeout"] > 10 * settings[0]["finish_timeout"], "a checkpoint takes longer"
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "7")
+    WandbSink(config("wandb.mode=online"), tmp_path, RunId(tmp_path, "abc"), {}).close(0)
+    assert capsys.readouterr().err.count("wandb sync runs/r/wandb/offline\n") == 1
+    assert settings[0]["finish_timeout"] < 30, "who preempts us kills after 30 s"
+    assert "init_timeout" not in settings[0], "W&B has its own variable"
+
+
+@pytest.mark.parametrize("silent", ["", "retrying request", "use `wandb sync`"])
+def test_a_checkpoint_is_waited_for_where_somebody_takes_it(
+    silent: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waited: list[float] = []
+
+    class Sending(FakeRun):
+        url = "https://w.b/r"
+
+        def log_artifact(self, *_: Any, **__: Any) -> Any:
+            return SimpleNamespace(wait=lambda timeout: waited.append(timeout))
+
+    newest = tmp_path / "checkpoints" / "step-00000002"
+    newest.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "LATEST").write_text(newest.name + "\n")
+    listeners: list[Any] = []
+    hear = lambda _, listener: listeners.append(listener)  # noqa: E731
+    fake_wandb(monkeypatch, init=lambda **_: Sending(""), login=lambda **_: True, termsetup=hear)
+    own = config("wandb.mode=online", "wandb.artifact=true")
+    sink = WandbSink(own, tmp_path, RunId(tmp_path, "abc"), {})
+    if silent:
+        listeners[-1].info(silent)
+        listeners[-1].warning(silent)
+    sink.close(0)
+    assert len(waited) == (0 if silent else 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode", "expected"),
+    [
+        ({"WANDB_MODE": "dryrun"}, "auto", "offline"),
+        ({"WANDB_MODE": "offline"}, "auto", "offline"),
+        ({"WANDB_MODE": "disabled"}, "auto", "disabled"),
+        ({"WANDB_DISABLED": "true"}, "auto", "disabled"),
+        ({"WANDB_DISABLED": "false"}, "auto", "online"),
+        ({"WANDB_MODE": "run"}, "auto", "online"),
+        ({"WANDB_MODE": "online"}, "offline", "offline"),
+        ({"WANDB_MODE": "offline"}, "online", "online"),
+        ({}, "auto", "online"),
+    ],
+)
+def test_variables_of_wandb_mean_what_it_says(
+    variables: dict[str, str], mode: str, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a key. What the configuration names comes first."""
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    known = {"WANDB_API_KEY": "0" * 40, "WANDB_CONFIG_DIR": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    for name, value in (known | variables).items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()
+    try:
+        assert wandb_mode(config(f"wandb.mode={mode}")) == expected
+    finally:
+        wandb.teardown()
+
+
+def test_names_come_from_the_configuration_then_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+    fake_wandb(monkeypatch, init=lambda **given: asked.append(given) or FakeRun(""), login=lambda **_: True)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+
+    def started(folder: str, *own: str) -> tuple[str, ...]:
+        (tmp_path / folder).mkdir()
+        WandbSink(config("wandb.mode=offline", *own), tmp_path / folder, RunId(tmp_path / folder), {})
+        return asked[-1]["project"], asked[-1]["name"], asked[-1]["id"]
+
+    assert started("a")[:2] == ("cloze", "r")
+    for name, value in {"WANDB_PROJECT": "theirs", "WANDB_NAME": "shown", "WANDB_RUN_ID": "known"}.items():
+        monkeypatch.setenv(name, value)
+    assert started("b") == ("theirs", "shown", "known")
+    tags = "wandb.tags=[a,'https://me:hunter2@host/x?token=hunter3']"
+    assert started("c", "wandb.project=ours", tags)[0] == "ours"
+    assert asked[-1]["tags"] == ["a", "https://[redacted]@host/x?token=[redacted]"]
 
 
 @pytest.mark.parametrize(("key", "alerts"), [(True, ["alert", "finish"]), (False, [])])
@@ -422,12 +517,22 @@ def test_wandb_not_installed_or_disabled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    HarmlessSink("W&B", lambda: WandbSink(config(), tmp_path, "abc", {})).log(1, {"x": 1.0})
+    HarmlessSink("W&B", lambda: WandbSink(config(), tmp_path, RunId(tmp_path, "abc"), {})).log(1, {"x": 1.0})
     assert "pip install 'cloze[wandb]'" in capsys.readouterr().err
     telemetry = open_telemetry(config("wandb.mode=disabled"), tmp_path, resume_step=None, wandb_id="kept", resolved={})
     telemetry.close(0)
     assert telemetry.wandb_id == "kept"
     assert capsys.readouterr().err == ""
+
+
+def test_an_id_that_was_given_up_is_not_taken_again(tmp_path: Path) -> None:
+    """Also where the run is killed before a checkpoint has the new one."""
+    run_id = RunId(tmp_path, "old")
+    run_id.renew()
+    assert run_id.value != "old"
+    assert RunId(tmp_path, "old").value == run_id.value
+    assert RunId(tmp_path).value == run_id.value
+    assert RunId(tmp_path, "moved").value == "moved"
 
 
 def test_wandb_id_comes_from_the_checkpoint_then_from_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Secrets out of what is written down or sent: configurations, command lines, messages."""
+"""Secrets out of what is printed, written down or sent: lines, configurations, command lines, names of sources."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,14 @@ _SECRET_ANYWHERE = frozenset(
 )
 _SECRET_LAST = frozenset({"key", "keys", "token", "auth", "authorization", "bearer", "cookie", "dsn"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_URL_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/@]*:[^\s@]*|[^\s/@]+)@")
-_URL_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:key|token|secret|sig|signature|password|credential)=)[^&\s]+")
+_PORT = r"(?![0-9]+(?:/|$))"  # what follows a host's colon, unless it is a password
+_URL_USER = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/@:]*:{_PORT}[^\s'\"]*|[^\s/@:]+)@")
+_PARAMETERS = "key|token|secret|sig|signature|password|passwd|pwd|credential|auth|apikey"
+_URL_QUERY = re.compile(rf"(?i)([?&#][^=&#\s]*(?:{_PARAMETERS})=)[^&#\s'\"`]+")
+# Keys that are known by their look: Hugging Face's, GitHub's, AWS', OpenAI's, Slack's.
+_KEY = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{24,}|gh[opsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|sk-[\w-]{24,}|xox[abp]-[\w-]{10,})"
+)
 
 
 def redact(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,8 +41,8 @@ def redact_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def redact_text(text: str) -> str:
-    """`text` with the credentials of any URL in it replaced."""
-    return _URL_QUERY.sub(rf"\1{REDACTED}", _URL_USER.sub(rf"\1{REDACTED}@", text))
+    """`text` with the credentials of any URL in it replaced, and keys that are known by their look."""
+    return _KEY.sub(REDACTED, _URL_QUERY.sub(rf"\1{REDACTED}", _URL_USER.sub(rf"\1{REDACTED}@", text)))
 
 
 def _redact_value(value: Any) -> Any:
