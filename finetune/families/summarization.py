@@ -41,9 +41,11 @@ def documents(dataset: Dataset) -> list[Document]:
 
 def _document(row: Row) -> Document:
     sentences, summary = row.columns.get("sentences"), row.columns.get("summary")
-    if not (isinstance(sentences, list) and sentences and summary):
+    if not (isinstance(sentences, list) and sentences and isinstance(summary, str | list) and summary):
         raise BadRow(f"sentences (a list) and summary are needed, there are {', '.join(row.columns)}")
     text = summary if isinstance(summary, str) else " ".join(map(str, summary))
+    if not text.strip() or not any(str(sentence).strip() for sentence in sentences):
+        raise BadRow("its summary or its sentences are blank")
     return Document(tuple(map(str, sentences)), text)
 
 
