@@ -52,7 +52,14 @@ def read_rows(text: str, path: str, columns: Columns) -> list[Row]:
     """JSON by its suffix, else a table. Raises `UserError` for a file that is neither."""
     if is_json(path):
         return json_rows(text, columns.named or ())
-    return table_rows(text, columns.default_header, columns.layouts, quoted=suffix(path) == ".csv")
+    quoted = suffix(path) == ".csv" or _is_csv_by_another_name(text.partition("\n")[0], columns.layouts)
+    return table_rows(text, columns.default_header, columns.layouts, quoted=quoted)
+
+
+def _is_csv_by_another_name(header: str, layouts: Sequence[Layout]) -> bool:
+    """Whether the columns that are looked for stand in a header without tabs, apart by something else."""
+    names = {name.strip(' "') for name in header.split(delimiter(header))}
+    return "\t" not in header and any(len(layout) > 1 and {*layout} <= names for layout in layouts)
 
 
 def is_json(path: str) -> bool:

@@ -99,7 +99,8 @@ def _layout(dataset: Dataset, config: TaskConfig) -> Layout:
 def _missing(layouts: Sequence[Layout], row: Row) -> str:
     wanted = " or ".join(", ".join(names) for names in layouts)
     there = ", ".join(filter(None, row.columns)) or "none"
-    numbered = " (of a table without a header by number: [1,2])" if row.place == "line 2" else ""
+    numbers = ",".join(str(number) for number in range(1, 1 + min(map(len, layouts), default=2)))
+    numbered = f" (of a table without a header by number: [{numbers}])" if row.place == "line 2" else ""
     return f"the columns {wanted} are needed, there are {there}; data.columns names others{numbered}"
 
 

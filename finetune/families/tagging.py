@@ -35,6 +35,7 @@ from finetune.tasks import IGNORED, EvaluationSet, Family, Prepared, Scores, Tas
 _LAYOUTS = tuple((words, tags) for words in ("words", "tokens") for tags in ("tags", "ner_tags", "labels"))
 _WORDS = ("words", "tokens")  # columns of lists, where they are asked about
 _TAG = re.compile(r"O|[BIES]-.+")
+_BARE = re.compile(r"(?!O$)[A-Za-z]+")  # PER, of a scheme that does not tell where entities begin
 _NUMBER = re.compile(r"\d+([-.]\d+)?")  # 3, and CoNLL-U's 3-4 and 3.1
 _GAPS = re.compile("[ \t]+")  # not all white space: U+3000 may be a word
 
@@ -146,6 +147,8 @@ def sentences(dataset: Dataset, config: DataConfig, known: Collection[str] | Non
     def parse(row: Row) -> Sentence:
         nonlocal num_repaired
         words, tags = _lists(row, layout, config.labels)
+        if config.repair_tags:
+            tags = [f"I-{tag}" if _BARE.fullmatch(tag) else tag for tag in tags]
         if config.repair_tags and any(_tag_fault(a, b, closed) for a, b in pairwise(["O", *tags, "O"])):
             tags = _spelled(entities(tags), len(tags), closed)
             num_repaired += 1
@@ -153,7 +156,10 @@ def sentences(dataset: Dataset, config: DataConfig, known: Collection[str] | Non
             lines = row.columns.get("lines")
             place = f"{dataset.name}: " + (f"line {[*lines, lines[-1] + 1][number]}" if lines else row.place)
             if fault := _tag_fault(before, tag, closed):
-                raise UserError(f"{place}: {fault}; or repair all such by data.repair_tags=true")
+                remedy = "; or repair all such by data.repair_tags=true" * bool(
+                    _TAG.fullmatch(tag) or _BARE.fullmatch(tag)
+                )
+                raise UserError(f"{place}: {fault}{remedy}")
             if number < len(tags):
                 require_known(tag, known, place)
         return Sentence(tuple(words), tuple(tags))
