@@ -147,11 +147,11 @@ def sentences(dataset: Dataset, config: DataConfig, known: Collection[str] | Non
     def parse(row: Row) -> Sentence:
         nonlocal num_repaired
         words, tags = _lists(row, layout, config.labels)
-        if config.repair_tags:
-            tags = [f"I-{tag}" if _BARE.fullmatch(tag) else tag for tag in tags]
         if config.repair_tags and any(_tag_fault(a, b, closed) for a, b in pairwise(["O", *tags, "O"])):
-            tags = _spelled(entities(tags), len(tags), closed)
-            num_repaired += 1
+            inside = [f"I-{tag}" if _BARE.fullmatch(tag) else tag for tag in tags]
+            if all(map(_TAG.fullmatch, inside)):
+                tags = _spelled(entities(inside), len(tags), closed)
+                num_repaired += 1
         for number, (before, tag) in enumerate(pairwise(["O", *tags, "O"])):
             lines = row.columns.get("lines")
             place = f"{dataset.name}: " + (f"line {[*lines, lines[-1] + 1][number]}" if lines else row.place)

@@ -69,7 +69,7 @@ def test_two_ranks_learn_what_one_process_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_two_ranks_go_on_within_a_seed(tmp_path: Path) -> None:
-    """Rank 0 dies behind a checkpoint, in the middle of an epoch: the same weights to the bit, each rank's dropout too."""
+    """Rank 0 dies behind a checkpoint within an epoch: the same weights to the bit, each rank's dropout too."""
     write_tiny_bert(tmp_path / "model")
     write_pairs(tmp_path)
     own = ["batch_size=6", "epochs=2", "dropout=0.1"]
