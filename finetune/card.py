@@ -34,7 +34,8 @@ def write_card(folder: Path, config: FinetuneConfig, body: Mapping[str, Any]) ->
     family, name = config.definition.family, Path(config.out).name
     texts = '"A text.", "Another one."' if body.get("pairs") else '"A text."'
     head = {"name": name, "model": Path(config.model).name, "task": config.task, "tag": family.tag}
-    parts = [_HEAD.format(**head, code=family.usage.format(name=name, texts=texts))]
+    usage = family.pooled_usage if body.get("pooled_head") else family.usage
+    parts = [_HEAD.format(**head, code=usage.format(name=name, texts=texts))]
     parts.append("## Scores\n\n" + scores_table(body))
     parts += [f"**Seed {seed}: the model {wrong}.**\n" for seed, wrong in body.get("verdicts", {}).items()]
     if "distilled" in body:

@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from cloze.encodings import codec_of, guessed
-from cloze.errors import UserError, first_line
+from cloze.errors import UserError
 from cloze.log import log
+from finetune import packed, typed_rows
 from finetune.readers import Row
 from finetune.tasks import TaskConfig
 
 T = TypeVar("T")
+
+_PARQUET = b"PAR1"  # how such a file begins
 
 
 class BadRow(Exception):
@@ -128,35 +129,33 @@ def sha256(config: TaskConfig) -> dict[str, str]:
 
 
 def _read(source: str, name: str, config: TaskConfig) -> Dataset:
-    if source.startswith("hub:"):
-        rows = _hub_rows(source, name)
-    else:
-        text = _text(source, name, config.data.encoding)
-        try:
-            rows = config.definition.family.read(text, source, config.columns)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
+    try:
+        rows = typed_rows.hub_rows(source) if source.startswith("hub:") else _file_rows(source, config)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     if not rows:
         raise UserError(f"{name}: holds no examples")
     return Dataset(name=name, rows=rows, max_bad_fraction=config.data.max_bad_fraction)
 
 
-def _text(path: str, name: str, encoding: str | None) -> str:
-    try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            data: bytes = file.read()
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
-    except (OSError, EOFError, ValueError, ImportError) as error:
-        raise UserError(f"{name}: cannot be read ({first_line(error)}); a text file is needed") from error
+def _file_rows(path: str, config: TaskConfig) -> list[Row]:
+    data = b"".join(packed.blocks(path))
+    if data.startswith(_PARQUET):
+        return typed_rows.parquet_rows(data, tuple(config.data.columns or ()))
+    return config.definition.family.read(_text(data, config.data.encoding), path, config.columns)
+
+
+def _text(data: bytes, encoding: str | None) -> str:
     codec = codec_of(data[:4], encoding or "auto")
     try:
-        text = data.decode(codec).removeprefix("\ufeff").replace("\r\n", "\n")
+        text = data.decode(codec).removeprefix("\ufeff").replace("\r\n", "\n").replace("\n\ufeff", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         looks = guessed([each for each in data.split(b"\n") if not _is_utf_8(each)])
         remedy = f"set data.encoding={looks}, which it looks like" if looks else "set data.encoding"
-        raise UserError(f"{name}: line {line}: is not {codec.upper()}; {remedy}") from None
+        if b"\0" in data and looks is None:
+            remedy = "it is no text; write it as .csv, .tsv, .jsonl or .parquet"
+        raise UserError(f"line {line}: is not {codec.upper()}; {remedy}") from None
     return text if "\n" in text else text.replace("\r", "\n")  # old Macs end lines so
 
 
@@ -166,32 +165,6 @@ def _is_utf_8(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _hub_rows(source: str, name: str) -> list[Row]:
-    """Rows of `hub:NAME@CONFIG:SPLIT`, or of a directory in the hub's format; numbered labels become their names."""
-    try:
-        from datasets import ClassLabel, disable_progress_bars, load_dataset
-    except ModuleNotFoundError:
-        raise UserError(f"{name}: needs datasets: pip install 'cloze[hub]'") from None
-    where, _, split = source.removeprefix("hub:").rpartition(":")
-    where, _, subset = where.partition("@")
-    if not where or not split:
-        raise UserError(f"{name}: NAME and SPLIT are needed: hub:NAME:SPLIT, or hub:NAME@CONFIG:SPLIT")
-    disable_progress_bars()
-    try:
-        data = load_dataset(where, subset or None, split=split)
-    except (OSError, ValueError, RuntimeError) as error:  # the last for a data set that is a script
-        raise UserError(f"{name}: {first_line(error)}; name a file with data.train and data.dev") from error
-    names = {key: kind.int2str for key, kind in data.features.items() if isinstance(kind, ClassLabel)}
-    of_lists = {key: getattr(kind, "feature", None) for key, kind in data.features.items()}
-    tags = {key: kind.int2str for key, kind in of_lists.items() if isinstance(kind, ClassLabel)}
-    rows = []
-    for number, row in enumerate(data):
-        labels = {key: to_name(row[key]) if row[key] >= 0 else "-" for key, to_name in names.items()}
-        labels |= {key: [to_name(one) for one in row[key]] for key, to_name in tags.items()}
-        rows.append(Row(f"row {number}", {**row, **labels}))
-    return rows
 
 
 def named_label(label: str, names: Sequence[str] | None) -> str:
@@ -211,8 +184,8 @@ def label_names(train: Dataset, labels: Sequence[str], config: TaskConfig) -> li
     return [*config.definition.labels] or [*(config.data.labels or ())] or names
 
 
-def require_two(dataset: Dataset, labels: Sequence[str], why: str) -> None:
-    """Raises `UserError` where all labels are the same."""
+def require_two(dataset: Dataset, labels: Sequence[str] | Sequence[float], why: str) -> None:
+    """Raises `UserError` where all labels, or all numbers, are the same."""
     if len({*labels}) == 1:
         raise UserError(f"{dataset.name}: every label is {labels[0]!r}: {why}; add examples of the others")
 

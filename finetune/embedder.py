@@ -5,6 +5,7 @@ package itself is not needed. Shapes: N texts, T tokens, H width.
 """
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Embedder(nn.Module):
     """`forward` gives `{"vectors": [N, H]}`, not normalized, of a padded batch."""
 
     base_model_prefix = "encoder"
+    more_modules: Mapping[str, str] = {}  # of sentence-transformers, behind the pooling: folders by kind
 
     def __init__(self, encoder: Any, pooling: Pooling, max_len: int) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class Embedder(nn.Module):
         (folder / _POOLING).mkdir()
         pooling = {"word_embedding_dimension": self.config.hidden_size, "include_prompt": True}
         pooling |= {f"pooling_mode_{name}": mode is self.pooling for mode, name in _MODES.items()}
-        kinds = {"Transformer": "", "Pooling": _POOLING}
+        kinds = {"Transformer": "", "Pooling": _POOLING, **self.more_modules}
         modules = [
             {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for number, (kind, path) in enumerate(kinds.items())
@@ -65,15 +67,15 @@ class Embedder(nn.Module):
             write_whole(folder / name, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def pooling_of(folder: Path) -> Pooling | None:
+def pooling_of(folder: Path, more: Collection[str] = ("Normalize",)) -> Pooling | None:
     """The pooling of a directory of sentence-transformers; None for a model without one.
 
-    Raises `UserError` where it has modules besides, or a pooling, that this does not know.
+    Raises `UserError` where it has modules besides, other than `more`, or a pooling, that this does not know.
     """
     if not (folder / _MODULES).is_file():
         return None
     kinds = [str(module["type"]).rpartition(".")[2] for module in _json(folder / _MODULES)]
-    if kinds[:2] != ["Transformer", "Pooling"] or {*kinds[2:]} - {"Normalize"}:
+    if kinds[:2] != ["Transformer", "Pooling"] or {*kinds[2:]} - {*more}:
         raise UserError(f"model={folder}: its modules are {', '.join(kinds)}; Transformer and Pooling are known here")
     told = _json(folder / _POOLING / "config.json")
     modes = {name for mode, name in _MODES.items() if told.get("pooling_mode") == mode.value}

@@ -56,13 +56,14 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     lr: float | None = doc("peak learning rate of AdamW; null: by the size of the model, and told")
+    head_lr: float | None = doc("that of what stands above the layers, the pooler and the head; null: lr")
     crf_lr: float = doc("that of a CRF's own weights (head=crf): at the encoder's they would hardly move")
     weight_decay: float = doc("decoupled weight decay; biases and LayerNorm have none")
     warmup_fraction: float = doc("share of the steps in which the learning rate rises; then it falls linearly to 0")
     layer_decay: float = doc("the learning rate of each layer is that of the layer above times this; 1: all the same")
 
     def __post_init__(self) -> None:
-        for key in ("lr", "crf_lr"):
+        for key in ("lr", "head_lr", "crf_lr"):
             value = getattr(self, key)
             require(value is None or value > 0, f"optim.{key}={value}: must be positive")
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: cannot be negative")

@@ -39,6 +39,8 @@ def load_model(config: TaskConfig, auto_class: Any, names: Sequence[str] | None 
         for name, value in shape.to_dict().items():
             if "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
                 setattr(shape, name, config.dropout)
+    if config.pooling is not None and hasattr(shape, "classifier_pooling"):  # ModernBERT's
+        shape.classifier_pooling = config.pooling.value
     kind = auto_class.__name__.removeprefix("AutoModel")
     before = described.get("id2label", {"0": "", "1": ""})
     head_is_there = any(name.endswith(kind) for name in described.get("architectures") or [])
@@ -60,8 +62,10 @@ def load_model(config: TaskConfig, auto_class: Any, names: Sequence[str] | None 
     return model.eval()
 
 
-def load_teacher(config: TaskConfig, auto_class: Any, names: Sequence[str] | None, tokenizer: Any) -> Any:
-    """The model that distill.teacher names, or None. It must know the same tokens and, if any, `names`."""
+def load_teacher(
+    config: TaskConfig, auto_class: Any, names: Sequence[str] | None, tokenizer: Any, load: Any = load_pretrained
+) -> Any:
+    """The model that distill.teacher names, by `load`, or None. It must know the same tokens and, if any, `names`."""
     if config.distill.teacher is None:
         return None
     folder, key = Path(config.distill.teacher), "distill.teacher"
@@ -69,7 +73,7 @@ def load_teacher(config: TaskConfig, auto_class: Any, names: Sequence[str] | Non
         raise UserError(
             f"{key}={folder}: has another vocabulary than model={config.model}; both need the same tokenizer"
         )
-    teacher = load_pretrained(auto_class, folder, key, purpose="a teacher")
+    teacher = load(auto_class, folder, key, purpose="a teacher")
     if names is not None and [teacher.config.id2label[i] for i in range(teacher.config.num_labels)] != list(names):
         shown = ", ".join(teacher.config.id2label.values())
         raise UserError(f"{key}={folder}: its labels are {shown}; data.train has {', '.join(names)}")

@@ -26,6 +26,7 @@ from finetune.keys import (
 )
 from finetune.predictor import Predictor, Trained
 from finetune.readers import Columns, Layout, Row, read_rows
+from pretrain.evaluate.frozen_config import Pooling
 
 Scores = dict[str, float]
 Features = Sequence[dict[str, Any]]
@@ -55,6 +56,17 @@ class TaskConfig(ABC):
     top_sentences: int = doc("sentences in a summary (summarization)")
     dropout: float | None = doc("of hidden states and attention while fine-tuning; null: what the model has")
     head: Head = doc("of token classification: linear or crf")
+    pooling: Pooling | None = doc(
+        "what the head of a classification or regression reads: cls, or the mean of the tokens' states; null: what the "
+        "model's own head does, [CLS] of most"
+    )
+    head_epochs: int = doc(
+        "epochs in which pooler and head learn alone, before all learns (Kumar et al. 2022); 0: none"
+    )
+    reinit_layers: int = doc(
+        "the pooler and so many of the highest layers begin with new random weights (Zhang et al. 2021); 0: the pooler "
+        "alone; -1: none"
+    )
     freeze_layers: int = doc("embeddings and so many lowest layers keep their weights; -1: everything is trained")
     optim: OptimConfig
     embedding: EmbeddingConfig
@@ -71,7 +83,9 @@ class TaskConfig(ABC):
         require(self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
         require(0 <= self.seed < 2**32 - self.num_seeds, f"seed={self.seed}: must be in [0, 2^32)")
         require(self.patience >= 0, f"patience={self.patience}: cannot be negative")
-        require(self.freeze_layers >= -1, f"freeze_layers={self.freeze_layers}: must be at least -1")
+        for key in ("freeze_layers", "reinit_layers"):
+            require(getattr(self, key) >= -1, f"{key}={getattr(self, key)}: must be at least -1")
+        require(self.head_epochs >= 0, f"head_epochs={self.head_epochs}: cannot be negative")
         require(self.dropout is None or 0 <= self.dropout < 1, f"dropout={self.dropout}: must be in [0, 1)")
         self._techniques_fit()
 
@@ -94,7 +108,10 @@ class TaskConfig(ABC):
         why = "head=crf" if crf else f"task={self.task}"
         own_loss = crf or "loss" not in useful
         require(self.loss.is_plain or not own_loss, f"loss: {why} has a loss of its own; leave loss.* at its defaults")
+        pools = "pooling" in useful or self.pooling is None
+        require(pools, f"pooling: task={self.task} is no classification or regression; leave it null")
         vectors = "embedding" in useful
+        require(not (vectors and self.head_epochs), f"head_epochs: task={self.task} has no head; leave it 0")
         unset = self.embedding.pooling is None and self.embedding.temperature is None
         require(vectors or unset, f"embedding: task={self.task} makes no vectors; leave embedding.* null")
         distills = self.distill.teacher is not None
@@ -110,6 +127,8 @@ class TaskConfig(ABC):
         )
         frozen = self.lora.rank > 0 and self.freeze_layers >= 0
         require(not frozen, "lora.rank: freezes the whole encoder already; leave freeze_layers at -1")
+        anew = self.lora.rank > 0 and self.reinit_layers >= 0
+        require(not anew, "lora.rank: would leave new random weights as they are; leave reinit_layers at -1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +170,7 @@ class Family:
     # of a row what must not be on both sides where data.dev is cut from data.train
     text: Callable[[Row, Columns], Any] = lambda row, columns: row.columns
     usage: str = ""  # for the card: code that loads the model {name} and answers about {texts}
+    pooled_usage: str = ""  # the same, where the head is not one of transformers'
     tag: str = "feature-extraction"  # the hub's name of such models
     predictor: Callable[[Trained, Row], Predictor] | None = None  # for rows like the first; None: vectors
     options: frozenset[str] = frozenset()  # keys, not all tasks': loss head data.mismatched …

@@ -6,6 +6,7 @@ A family of tasks gives a `Prepared`: its data as features, a way to make its mo
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,18 @@ from transformers.trainer_callback import PrinterCallback
 from cloze.errors import TrainingError
 from cloze.files import write_whole
 from cloze.log import log
-from finetune import resume
+from finetune import ranks, resume
 from finetune.card import write_card
 from finetune.config import FinetuneConfig, facts
 from finetune.data import sha256
 from finetune.keys import Adversary, Head, Precision
-from finetune.ranks import as_rank, world_size
 from finetune.rates import settled, tell_rate
 from finetune.side_by_side import teacher_and_student
 from finetune.tasks import Prepared, Scores
 from finetune.techniques import losses
 from finetune.techniques.adversary import add_adversarial_gradients
 from finetune.techniques.distillation import Teacher
-from finetune.techniques.layers import freeze, parameter_groups
+from finetune.techniques.layers import freeze, head_alone, parameter_groups, reinitialize
 from finetune.techniques.lora import with_lora
 from finetune.tracking import Tracker, tracking
 from finetune.verdict import UNK_WARNED, unk_share, verdict
@@ -41,6 +41,7 @@ from pretrain.export.hugging_face import be_quiet, refuse_occupied
 PREDICTIONS = "test-predictions.jsonl"  # in `out`, where data.test is given
 
 _SECONDS = 10.0  # between two lines of progress
+_STEPS_OF_RANKS = 8  # between two times that ranks ask rank 0 whether to save, which is a wait
 _CHECKPOINT_SECONDS = 300.0  # between two checkpoints of a seed; with early stopping there is one after each epoch
 _PROJECTION = "projection.safetensors"  # of a teacher's states, in a checkpoint: no part of the model
 
@@ -66,14 +67,17 @@ class _Checkpoints(TrainerCallback):
         self.teacher, self.saved = teacher, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if time.monotonic() > self.saved + _CHECKPOINT_SECONDS:
+        if ranks.world_size() > 1 and state.global_step % _STEPS_OF_RANKS:
+            return
+        if ranks.agreed(time.monotonic() > self.saved + _CHECKPOINT_SECONDS):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.teacher is not None:
-            save_file(self.teacher.project.state_dict(), folder / _PROJECTION)
-        resume.seal(folder)
+        if ranks.all_have(folder.is_dir()) and ranks.is_first():  # now all have written their part
+            if self.teacher is not None:
+                save_file(self.teacher.project.state_dict(), folder / _PROJECTION)
+            resume.seal(folder)
         self.saved = time.monotonic()
 
 
@@ -147,7 +151,7 @@ def run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] | 
     if (there := resume.finished(config)) is not None:  # before ranks part: they all see it
         log.info(f"out={config.out}: is finished with these settings; remove it to learn anew")
         return resume.means(there)
-    with as_rank(config) as own:
+    with ranks.as_rank(config) as own:
         return _run(own, prepare)
 
 
@@ -165,11 +169,14 @@ def _run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] |
     with resume.Seeds(out, resume.settings_of(config, read)) as seeds:
         beside = _beside(prepared)
         with tracking(config, seeds.folder) as tracker:
+            learned = ranks.agreed(seeds.learned)
             for seed in range(config.seed, config.seed + config.num_seeds):
-                if seed in seeds.learned:
+                if seed in learned:
                     log.info(f"seed {seed}  is learned already")
                 else:
                     _learn(config, prepared, seed, seeds, beside["guessing"], tracker)
+        if not ranks.is_first():
+            return resume.means(resume.summary(seeds.learned or learned, None))
         body = {**resume.summary(seeds.learned, seeds.best), "score": config.definition.score}
         body |= {**beside, **prepared.facts, "train_examples": len(prepared.train)}
         body |= {"config": facts(config), "sha256": read}
@@ -210,7 +217,7 @@ def _learn(
     config: FinetuneConfig, prepared: Prepared, seed: int, seeds: resume.Seeds, guessing: Scores, tracker: Tracker
 ) -> None:
     """Train with one seed, answer every set, and keep what came of it."""
-    model, answers = _train(config, prepared, seed, seeds.checkpoints, tracker)
+    model, answers = _train(config, prepared, seed, ranks.agreed(seeds.checkpoints), tracker)
     found: dict[str, Any] = {"scores": _scores(prepared, answers)}
     score = config.definition.score
     tracker.log_scores(seed, found["scores"])
@@ -236,6 +243,8 @@ def _train(
     """The trained model and its answers by the sets' names."""
     set_seed(seed)
     model = prepared.make_model()
+    if config.reinit_layers >= 0:
+        reinitialize(model, config.reinit_layers, model.config.num_hidden_layers)
     if config.freeze_layers >= 0:
         freeze(model, config.freeze_layers, model.config.num_hidden_layers)
     if config.lora.rank:
@@ -243,6 +252,10 @@ def _train(
     if config.loss.r_drop:
         losses.require_dropout(model)
     dev, own = prepared.dev, checkpoints / f"seed-{seed}"
+    there = ranks.agreed(resume.newest_whole(own) if ranks.is_first() else None)
+    there = there if there is not None and ranks.all_have(there.is_dir()) else None
+    if config.head_epochs and there is None:
+        _learn_head(config, prepared, seed, model, own)
     trainer = TaskTrainer(
         config,
         prepared,
@@ -255,9 +268,7 @@ def _train(
         callbacks=[_Progress(seed, tracker), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    there = resume.newest_whole(own) if world_size() == 1 else None
-    if world_size() == 1:
-        trainer.add_callback(_Checkpoints(trainer.teacher))
+    trainer.add_callback(_Checkpoints(trainer.teacher))
     if there is not None:
         log.info(f"seed {seed}  goes on at step {there.name.rpartition('-')[2]}")
         if trainer.teacher is not None:
@@ -274,8 +285,27 @@ def _train(
     return model.merge_and_unload() if config.lora.rank else model, answers
 
 
+def _learn_head(config: FinetuneConfig, prepared: Prepared, seed: int, model: Any, folder: Path) -> None:
+    """Let pooler and head learn alone; `model` has them when this returns. Nothing of it is kept on disk."""
+    log.info(f"seed {seed}  pooler and head learn alone, epochs: {config.head_epochs}")
+    plain = replace(config.adversary, kind=Adversary.none)  # it disturbs the embeddings, which rest
+    alone = replace(config, epochs=config.head_epochs, patience=0, adversary=plain)
+    with head_alone(model, model.config.num_hidden_layers):
+        trainer = TaskTrainer(
+            alone,
+            prepared,
+            model=model,
+            args=_arguments(alone, prepared, folder, seed),
+            train_dataset=prepared.train,
+            data_collator=prepared.collate,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    set_seed(seed)
+
+
 def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
-    devices = world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+    devices = ranks.world_size() if ranks.world_size() > 1 else max(1, torch.cuda.device_count())
     steps = -(-len(prepared.train) // (config.batch_size * devices)) * config.epochs
     often = "epoch" if config.patience else "no"
     return TrainingArguments(
@@ -292,7 +322,6 @@ def _arguments(config: FinetuneConfig, prepared: Prepared, folder: Path, seed: i
         eval_strategy=often,
         save_strategy=often,
         save_total_limit=2,  # the one before stays until the new one is sealed
-        save_only_model=world_size() > 1,
         load_best_model_at_end=bool(config.patience),
         metric_for_best_model=config.definition.score,
         greater_is_better=True,

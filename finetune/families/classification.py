@@ -51,9 +51,12 @@ def examples(dataset: Dataset, config: TaskConfig, known: Collection[str] | None
             raise BadRow(_missing([layout], row))
         values = [row.columns[name] for name in layout]
         for name, value in zip(layout, values, strict=True):
-            if isinstance(value, list | dict) or (name == layout[-1] and value in (None, "")):
+            if isinstance(value, list | dict) or (
+                name == layout[-1] and not str("" if value is None else value).strip()
+            ):
                 raise BadRow(f"{name} is {json.dumps(value)[:40]}; a text is needed there")
         *texts, label = ["" if value is None else str(value) for value in values]
+        label = label.strip()
         if config.definition.family is CLASSIFICATION:
             label = re.sub(r"^(-?\d+)\.0+$", r"\1", label)  # pandas makes floats of a column with gaps
         if label in config.definition.unlabelled:
@@ -96,7 +99,8 @@ def _layout(dataset: Dataset, config: TaskConfig) -> Layout:
 def _missing(layouts: Sequence[Layout], row: Row) -> str:
     wanted = " or ".join(", ".join(names) for names in layouts)
     there = ", ".join(filter(None, row.columns)) or "none"
-    numbered = " (of a table without a header by number: [1,2])" if row.place == "line 2" else ""
+    numbers = ",".join(str(number) for number in range(1, 1 + min(map(len, layouts), default=2)))
+    numbered = f" (of a table without a header by number: [{numbers}])" if row.place == "line 2" else ""
     return f"the columns {wanted} are needed, there are {there}; data.columns names others{numbered}"
 
 
@@ -124,6 +128,7 @@ def prepare(config: TaskConfig) -> Prepared:
     from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
     from finetune.models import load_encoder_tokenizer, load_model, load_teacher
+    from finetune.pooled_classifier import load_trained, pooled_classifier, pooling_beside
 
     train_set, dev_set = both_sets(config)
     train = examples(train_set, config)
@@ -140,28 +145,38 @@ def prepare(config: TaskConfig) -> Prepared:
         if (train[0].second is None) != (dataset[0].second is None):
             raise UserError(f"data.{name}: one of data.train and data.{name} has pairs, the other sentences")
     share = majority([example.label for example in dev])
+    if not names:
+        require_two(train_set, [float(example.label) for example in train], "there is nothing to learn")
+        require_two(dev_set, [float(example.label) for example in dev], "scores would say nothing")
     if names:
         require_two(dev_set, [example.label for example in dev], "scores would say nothing")
         if share > _UNBALANCED:
             many = f"{dev_set.name}: {share:.1%} of the examples have one label"
             log.warning(f"{many}: accuracy says little, look at macro_f1 and matthews")
     tokenizer = load_encoder_tokenizer(config)
+    pooling = pooling_beside(config)
+
+    def make_model() -> Any:
+        if pooling is not None:
+            return pooled_classifier(config, pooling, names or None)
+        return load_model(config, AutoModelForSequenceClassification, **head)
 
     def questioned(dataset: Sequence[Example], name: str) -> EvaluationSet:
         return _evaluation_set(dataset, names, _encoded(dataset, names, tokenizer, config.max_len, name))
 
     return Prepared(
         tokenizer=tokenizer,
-        make_model=lambda: load_model(config, AutoModelForSequenceClassification, **head),
+        make_model=make_model,
         train=_encoded(train, names, tokenizer, config.max_len, train_set.name),
         dev=questioned(dev, dev_set.name),
         more={name: questioned(dataset, f"data.{name}") for name, dataset in more.items()},
         collate=DataCollatorWithPadding(tokenizer),
         num_labels=len(names) or None,
-        teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer),
+        teacher=load_teacher(config, AutoModelForSequenceClassification, names or None, tokenizer, load_trained),
         facts={
             "columns": list(_layout(train_set, config)),
             "pairs": train[0].second is not None,
+            **({"pooled_head": pooling.value} if pooling is not None else {}),
             **({"labels": names, "majority": share} if names else {}),
         },
     )
@@ -271,20 +286,34 @@ model = AutoModelForSequenceClassification.from_pretrained("{name}").eval()
 with torch.no_grad():
     logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logits[0]
 """
+_POOLED = """import torch
+from transformers import AutoTokenizer
+
+from finetune.pooled_classifier import load_pooled  # transformers' own head reads [CLS], this one the mean
+
+tokenizer, model = AutoTokenizer.from_pretrained("{name}"), load_pooled("{name}")
+with torch.no_grad():
+    logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logits[0]
+"""
+_LABEL = "print(model.config.id2label[int(logits.argmax())], float(logits.softmax(-1).max()))\n"
+_NUMBER = "print(float(logits))\n"
 CLASSIFICATION = Family(
     prepare=prepare,
     predictor=predictor,
     text=_texts,
-    usage=_LOADING + "print(model.config.id2label[int(logits.argmax())], float(logits.softmax(-1).max()))\n",
+    usage=_LOADING + _LABEL,
+    pooled_usage=_POOLED + _LABEL,
     tag="text-classification",
-    options=frozenset({"loss", "data.mismatched"}),
+    options=frozenset({"loss", "data.mismatched", "pooling"}),
 )
 REGRESSION = Family(
     prepare=prepare,
     predictor=partial(predictor, is_regression=True),
     text=_texts,
-    usage=_LOADING + "print(float(logits))\n",
+    usage=_LOADING + _NUMBER,
+    pooled_usage=_POOLED + _NUMBER,
     tag="text-classification",
+    options=frozenset({"pooling"}),
 )
 
 _glue = partial(Task, family=CLASSIFICATION, suite="glue")

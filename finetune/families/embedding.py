@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloze.errors import UserError
-from finetune.data import BadRow, Dataset, both_sets, more_sets
+from finetune.data import BadRow, Dataset, both_sets, more_sets, require_two
 from finetune.readers import Columns, Layout, Row, read_rows, suffix
 from finetune.tasks import EvaluationSet, Family, Prepared, Scores, Task, TaskConfig
 
@@ -198,11 +198,13 @@ class Finding:
 
 def _questions(dataset: Dataset, config: TaskConfig) -> Similarity | Finding:
     if config.task == "embedding":
-        return Similarity(*judged(dataset))
-    pairs = [texts[:2] for texts in groups(dataset, config)]
-    if len(pairs[0]) < 2:
+        pairs, numbers = judged(dataset)
+        require_two(dataset, numbers, "scores would say nothing")
+        return Similarity(pairs, numbers)
+    found = [texts[:2] for texts in groups(dataset, config)]
+    if len(found[0]) < 2:
         raise UserError(f"{dataset.name}: pairs are needed, anchor and positive; single texts cannot be scored")
-    return Finding(pairs)
+    return Finding(found)
 
 
 def _different(pairs: Sequence[Texts]) -> tuple[list[str], npt.NDArray[np.int64]]:

@@ -133,6 +133,10 @@ def prepare(config: TaskConfig) -> Prepared:
     train, dev = questions(train_set), questions(dev_set, need_places=False)
     more = {name: questions(dataset, need_places=False) for name, dataset in more_sets(config).items()}
     tokenizer = load_encoder_tokenizer(config)
+    train, dev = (_shortened(own, tokenizer, config, one.name) for own, one in ((train, train_set), (dev, dev_set)))
+    more = {name: _shortened(own, tokenizer, config, f"data.{name}") for name, own in more.items()}
+    if not any(question.answers for question in train):
+        raise UserError(f"{train_set.name}: no question has an answer: there is nothing to learn; add some that have")
     train_features, _, _ = windows(train, tokenizer, config.max_len, config.stride)
     with_none = any(not question.answers for question in train)
 
@@ -151,6 +155,24 @@ def prepare(config: TaskConfig) -> Prepared:
         teacher=load_teacher(config, AutoModelForQuestionAnswering, None, tokenizer),
         facts={"dev_windows": len(asked.features), "has_no_answer": with_none},
     )
+
+
+def _shortened(dataset: Sequence[Question], tokenizer: Any, config: TaskConfig, name: str) -> list[Question]:
+    """The questions, of which the longest are cut to leave room for a context, and told.
+
+    Raises `UserError` where they are more than data.max_bad_fraction: then `max_len` is too short for these data.
+    """
+    stripped = [one.question.strip() for one in dataset]
+    asked, cut = _fitting(stripped, tokenizer, config.max_len, config.stride)
+    if cut and (len(cut) > max(1, config.data.max_bad_fraction * len(dataset)) or len(cut) == len(dataset)):
+        longest = max(len(ids) for ids in tokenizer([stripped[n] for n in cut], add_special_tokens=False).input_ids)
+        raise UserError(
+            f"max_len={config.max_len}: a question has {longest} tokens; raise max_len, or lower stride={config.stride}"
+        )
+    if cut:
+        room = f"leave no room for a context at max_len={config.max_len}, and are cut"
+        log.warning(f"{name}: {len(cut)} of {len(dataset)} questions {room}")
+    return [one._replace(question=text) for one, text in zip(dataset, asked, strict=True)]
 
 
 def _evaluation_set(
@@ -203,7 +225,9 @@ def predictor(trained: Trained, first: Row) -> Predictor:
 
 def _encoded(rows: Sequence[Row], columns: tuple[str, str], trained: Trained) -> Encoded:
     found = texts(rows, columns)
-    asked, cut = _fitting([question.strip() for question, _ in found], trained)
+    asked, cut = _fitting(
+        [question.strip() for question, _ in found], trained.tokenizer, trained.max_len, trained.stride
+    )
     dataset = [Question("", q, context, (), None) for q, (_, context) in zip(asked, found, strict=True)]
     features, owners, offsets = windows(dataset, trained.tokenizer, trained.max_len, trained.stride)
 
@@ -244,14 +268,12 @@ def _shares(logits_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.asarray(powers_T / powers_T.sum())
 
 
-def _fitting(asked: Sequence[str], trained: Trained) -> tuple[list[str], list[int]]:
+def _fitting(asked: Sequence[str], tokenizer: Any, max_len: int, stride: int) -> tuple[list[str], list[int]]:
     """Questions, of which the longest leave room for a context; and which were cut."""
-    room = trained.max_len - trained.stride - 4
+    room = max_len - stride - 4
     if room < 1:
-        raise UserError(
-            f"max_len={trained.max_len}: no room for a question beside a stride of {trained.stride}; raise it"
-        )
-    encoded = trained.tokenizer(list(asked), add_special_tokens=False, return_offsets_mapping=True)
+        raise UserError(f"max_len={max_len}: no room for a question beside a stride of {stride}; raise it")
+    encoded = tokenizer(list(asked), add_special_tokens=False, return_offsets_mapping=True)
     fitting = [
         text[: own[room - 1][1]] if len(own) > room else text
         for text, own in zip(asked, encoded.offset_mapping, strict=True)
@@ -264,9 +286,6 @@ def windows(
 ) -> tuple[list[dict[str, Any]], list[int], list[Offsets]]:
     """Features of question and window, the question that each belongs to, and where its context's tokens stand."""
     pairs = [question.question.strip() for question in dataset], [question.context for question in dataset]
-    longest = max(len(ids) for ids in tokenizer(pairs[0], add_special_tokens=False).input_ids)
-    if longest + 3 + stride >= max_len:
-        raise UserError(f"max_len={max_len}: a question has {longest} tokens; raise max_len, or lower stride={stride}")
     encoded = tokenizer(
         *pairs, truncation="only_second", max_length=max_len, stride=stride,
         return_overflowing_tokens=True, return_offsets_mapping=True,

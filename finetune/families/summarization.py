@@ -4,6 +4,7 @@ After BertSum (Liu 2019). A document is JSON with `sentences` and `summary`; whi
 greedily what raises ROUGE most (Nallapati et al. 2017, section 3.1).
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -41,9 +42,13 @@ def documents(dataset: Dataset) -> list[Document]:
 
 def _document(row: Row) -> Document:
     sentences, summary = row.columns.get("sentences"), row.columns.get("summary")
-    if not (isinstance(sentences, list) and sentences and summary):
+    if not (isinstance(sentences, list) and sentences and "summary" in row.columns):
         raise BadRow(f"sentences (a list) and summary are needed, there are {', '.join(row.columns)}")
-    text = summary if isinstance(summary, str) else " ".join(map(str, summary))
+    text = " ".join(map(str, summary)) if isinstance(summary, list) else summary
+    if not (isinstance(text, str) and text.strip()):
+        raise BadRow(f"summary is {json.dumps(summary)[:40]}; a text is needed there, or a list of texts")
+    if not any(str(sentence).strip() for sentence in sentences):
+        raise BadRow("its sentences are blank")
     return Document(tuple(map(str, sentences)), text)
 
 

@@ -29,12 +29,15 @@ from finetune.data import (
 )
 from finetune.keys import DataConfig, Head, Init
 from finetune.predictor import Encoded, Predictor, Trained, chosen, empty, pieces, strings_of, text_of
-from finetune.readers import Columns, Row, json_rows, suffix
+from finetune.readers import Columns, Row, is_json, json_rows
 from finetune.tasks import IGNORED, EvaluationSet, Family, Prepared, Scores, Task, TaskConfig
 
 _LAYOUTS = tuple((words, tags) for words in ("words", "tokens") for tags in ("tags", "ner_tags", "labels"))
 _WORDS = ("words", "tokens")  # columns of lists, where they are asked about
 _TAG = re.compile(r"O|[BIES]-.+")
+_BARE = re.compile(r"(?!O$)[A-Za-z]+")  # PER, of a scheme that does not tell where entities begin
+_NUMBER = re.compile(r"\d+([-.]\d+)?")  # 3, and CoNLL-U's 3-4 and 3.1
+_GAPS = re.compile("[ \t]+")  # not all white space: U+3000 may be a word
 
 Entity = tuple[str, int, int]  # type, first word, word after the last
 _Tagger = Callable[[npt.NDArray[np.float32]], list[str]]  # of the emissions of a sentence's words: [W, L]
@@ -49,8 +52,9 @@ class _Conll:
     """How the lines of a file are cut into columns."""
 
     def __init__(self, text: str, columns: Sequence[str] | None) -> None:
-        self._tabs = "\t" in text
-        lines = [line for line in text.split("\n") if not self.is_gap(line) and not self.is_comment(line)]
+        every = [line for line in text.split("\n") if line.strip()]
+        self._tabs = 2 * sum("\t" in line for line in every) > len(every)
+        lines = [line for line in every if not self.is_gap(line) and not self.is_comment(line)]
         counts = Counter(len(self._cells(line)) for line in lines)
         self.width = max(counts, key=lambda width: counts[width], default=0)
         self._word, self._tag = 0, -1
@@ -64,7 +68,7 @@ class _Conll:
             self._word, self._tag = numbers[0] - 1, numbers[1] - 1
 
     def _cells(self, line: str) -> list[str]:
-        return line.rstrip().split("\t") if self._tabs else line.split()
+        return line.rstrip().split("\t") if self._tabs else _GAPS.split(line.strip(" \t"))
 
     def is_gap(self, line: str) -> bool:
         """Whether it ends a sentence."""
@@ -94,17 +98,38 @@ def conll_rows(text: str, path: str, columns: Columns) -> list[Row]:
 
     Raises `UserError` where the first column only numbers the words, and data.columns does not say which one has them.
     """
-    if suffix(path) in (".json", ".jsonl"):
-        return json_rows(text)
+    if is_json(path):
+        return json_rows(text, columns.named or ())
+    if (piped := _piped_rows(text)) is not None:
+        return piped
     conll = _Conll(text, columns.named)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if not conll.is_comment(line)]
     blocks = groupby(lines, key=lambda numbered: conll.is_gap(numbered[1]))
     rows = [conll.row(list(block)) for is_gap, block in blocks if not is_gap]
     firsts = [row.columns["words"] for row in rows if not row.fault]
-    numbered = all(words == [str(place) for place in range(1, len(words) + 1)] for words in firsts)
+    numbered = all(map(_NUMBER.fullmatch, (word for words in firsts for word in words)))
     if conll.width > 2 and columns.named is None and numbered and any(len(words) > 1 for words in firsts):
         raise UserError("the first column numbers the words; data.columns=[2,3] says where words and tags are")
     return rows
+
+
+def _piped_rows(text: str) -> list[Row] | None:
+    """Of WikiNER's layout: a sentence on each line, of word|part of speech|tag; None for another."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        cells = [token.split("|") for token in _GAPS.split(line.strip(" \t")) if token]
+        if not cells:
+            continue
+        if len(cells[0]) < 2 or not _TAG.fullmatch(cells[0][-1]):
+            return None
+        whole = [cell for cell in cells if len(cell) > 1 and cell[0]]
+        fault = None if len(whole) == len(cells) else "a token is not word|tag"
+        words, tags = (
+            ["|".join(cell[: max(1, len(cell) - len(cells[0]) + 1)]) for cell in whole],
+            [cell[-1] for cell in whole],
+        )
+        rows.append(Row(f"line {number}", {} if fault else {"words": words, "tags": tags}, fault))
+    return rows or None
 
 
 def sentences(dataset: Dataset, config: DataConfig, known: Collection[str] | None = None) -> list[Sentence]:
@@ -123,13 +148,18 @@ def sentences(dataset: Dataset, config: DataConfig, known: Collection[str] | Non
         nonlocal num_repaired
         words, tags = _lists(row, layout, config.labels)
         if config.repair_tags and any(_tag_fault(a, b, closed) for a, b in pairwise(["O", *tags, "O"])):
-            tags = _spelled(entities(tags), len(tags), closed)
-            num_repaired += 1
+            inside = [f"I-{tag}" if _BARE.fullmatch(tag) else tag for tag in tags]
+            if all(map(_TAG.fullmatch, inside)):
+                tags = _spelled(entities(inside), len(tags), closed)
+                num_repaired += 1
         for number, (before, tag) in enumerate(pairwise(["O", *tags, "O"])):
             lines = row.columns.get("lines")
             place = f"{dataset.name}: " + (f"line {[*lines, lines[-1] + 1][number]}" if lines else row.place)
             if fault := _tag_fault(before, tag, closed):
-                raise UserError(f"{place}: {fault}; or repair all such by data.repair_tags=true")
+                remedy = "; or repair all such by data.repair_tags=true" * bool(
+                    _TAG.fullmatch(tag) or _BARE.fullmatch(tag)
+                )
+                raise UserError(f"{place}: {fault}{remedy}")
             if number < len(tags):
                 require_known(tag, known, place)
         return Sentence(tuple(words), tuple(tags))
@@ -324,7 +354,7 @@ def conll_stream(lines: Iterable[str], columns: Sequence[str]) -> Iterator[Row]:
         by_column = [list(column) for column in zip(*cells, strict=True)]
         if len(by_column) < word:
             raise UserError(f"line {number}: {len(by_column)} columns, and words in column {word}; set columns")
-        is_numbered = by_column[0] == [str(place) for place in range(1, len(cells) + 1)]
+        is_numbered = all(map(_NUMBER.fullmatch, by_column[0]))
         if is_first and is_numbered and not columns and len(by_column) > 1 < len(cells):
             raise UserError("the first column numbers the words; columns=[2] says where the words are")
         is_first = False
@@ -337,7 +367,7 @@ def _conll_sentences(lines: Iterable[str]) -> Iterator[tuple[int, list[str], lis
     comments: list[str] = []
     cells: list[list[str]] = []
     for number, line in enumerate(itertools.chain(lines, [""]), 1):
-        own = line.split("\t") if "\t" in line else line.split()
+        own = line.split("\t") if "\t" in line else _GAPS.split(line.strip(" "))
         is_comment = not cells and len(own) > 1 and line.startswith("#") and not _TAG.fullmatch(own[-1].strip())
         if not line.strip() or own[0] == "-DOCSTART-" or is_comment:
             if cells:
@@ -360,7 +390,9 @@ def prepare(config: TaskConfig) -> Prepared:
 
     train_set, dev_set = both_sets(config)
     train = sentences(train_set, config.data)
-    names = label_names(train_set, [tag for s in train for tag in s.tags], config)
+    tags = [tag for s in train for tag in s.tags]
+    require_two(train_set, tags, "there is nothing to learn")
+    names = label_names(train_set, _with_siblings(tags), config)
     known = {*names}
     dev = sentences(dev_set, config.data, known)
     more = {name: sentences(dataset, config.data, known) for name, dataset in more_sets(config).items()}
@@ -389,6 +421,13 @@ def prepare(config: TaskConfig) -> Prepared:
         teacher=load_teacher(config, AutoModelForTokenClassification, names, tokenizer),
         facts={"labels": names, "head": config.head.value},
     )
+
+
+def _with_siblings(tags: Sequence[str]) -> list[str]:
+    """With I-LOC where B-LOC is there: a type that is known in one word may have two in data.dev."""
+    prefixes = "BIES" if any(tag[:2] in ("E-", "S-") for tag in tags) else "BI"
+    kinds = dict.fromkeys(tag[2:] for tag in tags if tag != "O")
+    return [*tags, *(f"{prefix}-{kind}" for kind in kinds for prefix in prefixes)]
 
 
 def _evaluation_set(

@@ -15,8 +15,9 @@ import transformers
 
 from cloze.errors import UserError, first_line
 from finetune.keys import Precision
+from finetune.pooled_classifier import load_trained
 from finetune.predictor import Arrays, Encoded, Feature, Predictor, Trained
-from pretrain.export.hugging_face import be_quiet, load_pretrained
+from pretrain.export.hugging_face import be_quiet
 
 Batch = dict[str, npt.NDArray[np.int64]]
 Run = Callable[[Batch], Arrays]
@@ -33,8 +34,7 @@ def loaded(trained: Trained, predictor: Predictor, precision: Precision) -> tupl
         raise UserError(f"model={trained.folder}: is {own}, and task={trained.task} needs …{head}; name another model")
     if trained.onnx:
         return _onnx(trained.onnx, predictor.outputs), _CPU_TOKENS
-    purpose = "predicting"
-    model = load_pretrained(getattr(transformers, predictor.auto_class), trained.folder, purpose=purpose)
+    model = load_trained(getattr(transformers, predictor.auto_class), trained.folder, purpose="predicting")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     bf16 = precision is Precision.bf16

@@ -4,37 +4,23 @@ Knows no tasks. `finetune.readers` reads the files of training, which are small,
 that goes in must come out.
 """
 
-import bz2
 import codecs
 import csv
-import gzip
 import itertools
 import json
-import lzma
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import zstandard
+from collections.abc import Iterable, Iterator, Sequence
 
 from cloze.encodings import codec_of
-from cloze.errors import UserError, first_line
-from cloze.storage import open_input
-from finetune.readers import Row, delimiter, suffix, table_header
+from cloze.errors import UserError
+from finetune import packed
+from finetune.readers import Row, csv_cells, delimiter, refuse_twins, suffix, table_header
 
 MAX_CHARACTERS = 64 * 2**20  # of a line, or of a JSON object: bounds memory
 
-_BLOCK_BYTES = 2**18
-_ZSTD_BYTES = 2**12  # compressed; they may become thousands of times as many
-_ZSTD_WINDOW_BYTES = 2**31  # the most that `zstd --ultra --long=31` makes
 _DECODER = json.JSONDecoder()
 _LONGEST_WORD = 16  # in characters, of what JSON has besides strings and numbers: -Infinity, \\u1234
 _JSON_GAP = re.compile(r"[\s,\ufeff]*")
-_OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file), ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile
-}  # fmt: skip
 _SUFFIXES = {
     ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "text",
     ".conll": "conll", ".bio": "conll", ".iob": "conll", ".iob2": "conll",
@@ -68,7 +54,7 @@ def blocks(path: str, encoding: str | None = None) -> Iterator[str]:
 
     Without an encoding it is what a byte order mark says, or UTF-8. Raises `UserError` with the line that is not.
     """
-    found = _bytes(path)
+    found = packed.blocks(path)
     head = next(found, b"")
     codec = encoding or codec_of(head, "auto")
     decoder, num_lines, is_first, is_mac = codecs.getincrementaldecoder(codec)(), 1, True, False
@@ -83,36 +69,6 @@ def blocks(path: str, encoding: str | None = None) -> Iterator[str]:
             text, is_mac, is_first = text.removeprefix("\ufeff"), "\r" in text[:-1] and "\n" not in text, False
         num_lines += text.count("\n")
         yield text.replace("\r", "\n") if is_mac else text
-
-
-def _bytes(path: str) -> Iterator[bytes]:
-    """What is in a file, decompressed, in pieces, none of them empty."""
-    ending = Path(path).suffix.lower()
-    try:
-        with open_input(path) as file:
-            if ending == ".zst":
-                yield from _unpacked(file)
-                return
-            with _OPENERS[ending](file) if ending in _OPENERS else file as plain:
-                while data := plain.read(_BLOCK_BYTES):
-                    yield data
-    except FileNotFoundError:
-        raise UserError("no such file") from None
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise UserError(f"cannot be read ({first_line(error)}); a whole file is needed") from error
-
-
-def _unpacked(file: BinaryIO) -> Iterator[bytes]:
-    """All frames of a zstd file. The library's own reader takes a torn frame's end for the file's."""
-    frame: Any = None
-    while data := file.read(_ZSTD_BYTES):
-        while data:
-            frame = frame or zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
-            if text := frame.decompress(data):
-                yield text
-            data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise EOFError("it ends in the middle of its compressed data")
 
 
 def lines(texts: Iterable[str]) -> Iterator[str]:
@@ -139,8 +95,7 @@ def table_rows(
     cells = (_csv_cells if quoted else _tsv_cells)(itertools.chain([first], found), first)
     _, names = next(cells)
     header, is_there = table_header(names, default_header, layouts)
-    if twice := next((name for name in header if header.count(name) > 1), None):
-        raise UserError(f"line 1: two columns are called {twice!r}; rename one")
+    refuse_twins(header)
     for number, row in cells if is_there else itertools.chain([(1, names)], cells):
         if row in ([], [""]):  # an empty line
             if len(header) > 1:
@@ -158,11 +113,7 @@ def _tsv_cells(found: Iterator[str], first: str) -> Iterator[tuple[int, list[str
 
 def _csv_cells(found: Iterator[str], first: str) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(max(MAX_CHARACTERS, csv.field_size_limit()))  # the module's own is 131,072 characters
-    reader = csv.reader((f"{line}\n" for line in found), delimiter=delimiter(first))
-    try:
-        yield from ((reader.line_num, cells) for cells in reader)
-    except csv.Error as error:
-        raise UserError(f"line {reader.line_num}: {error}; mend it") from None
+    return csv_cells(found, delimiter(first))
 
 
 def json_rows(texts: Iterable[str]) -> Iterator[Row]:
@@ -182,7 +133,7 @@ def json_rows(texts: Iterable[str]) -> Iterator[Row]:
         try:
             value, end = _DECODER.raw_decode(text, place)
         except ValueError as error:
-            longer = "".join(itertools.islice(more, 1 + (len(text) - place) // _BLOCK_BYTES))
+            longer = "".join(itertools.islice(more, 1 + (len(text) - place) // packed.BLOCK_BYTES))
             if not longer and place == len(text) and not is_array:
                 return
             fault = getattr(error, "msg", str(error))

@@ -41,6 +41,7 @@ from pretrain.model.saved import saved_model
 
 TOLERANCE = 1e-4  # largest difference of two fp32 logits; the two forwards add in different orders
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_OTHER_TOKENIZERS = ("vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")  # of older directories
 _PAIR_HEAD = ("cls.seq_relationship.", "bert.pooler.")  # what many a published masked-LM has not
 _PARITY_TEXTS = (
     ("The model reads both sides of a missing word.", "It was trained to guess what belongs there."),
@@ -106,7 +107,7 @@ def loading(folder: Path, key: str = "model") -> Iterator[None]:
     """Whatever is wrong with the files of `folder` becomes a `UserError`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}={folder}: cannot be loaded ({first}); export it again") from error
 
@@ -118,7 +119,7 @@ def load_tokenizer(folder: Path, key: str = "model", *, split_into_words: bool =
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{key}={folder}: no config.json there; name a directory made by `python -m pretrain.export`")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES + _OTHER_TOKENIZERS):
         raise UserError(f"{key}={folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); export the model again")
     with loading(folder, key):
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -151,6 +151,15 @@ def test_a_tokenizer_of_roberta_s_kind(tmp_path: Path) -> None:
     assert body["config"]["max_len"] == 64
 
 
+def test_a_tokenizer_in_roberta_s_older_files(tmp_path: Path) -> None:
+    """vocab.json and merges.txt alone, as its first directories have it."""
+    roberta = write_tiny_roberta(tmp_path / "roberta", 66)
+    expected = AutoTokenizer.from_pretrained(roberta)("ann met rome").input_ids
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (roberta / name).unlink()
+    assert load_encoder_tokenizer(config(tmp_path, roberta))("ann met rome").input_ids == expected
+
+
 def test_a_long_text_of_roberta_s_is_cut_to_its_positions(tmp_path: Path) -> None:
     roberta = write_tiny_roberta(tmp_path / "roberta", 66)
     ((best,),) = fill_masks(roberta, ["ann <mask> " + "in " * 90], top=2)

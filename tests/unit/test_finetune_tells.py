@@ -257,6 +257,7 @@ def test_killed_in_the_third_seed_it_goes_on_there(
     ("own", "last"),
     [
         (["dropout=0.3"], 2),  # in the middle of an epoch
+        (["dropout=0.3", "head_epochs=1"], 2),  # the head has learned, and does not again
         (["patience=3", "distill.hidden=1", "distill.teacher=wide"], 1),  # at the end of one; a projection learns, too
     ],
 )

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from cloze import cli
 from cloze.errors import UserError
-from finetune import suite
-from finetune.config import SuiteConfig
+from finetune import predict, suite
+from finetune import train as training
+from finetune.config import FinetuneConfig, SuiteConfig
+from finetune.families import SUITES
+from finetune.tasks import Prepared
 from pretrain.export.card import CARD, _section
 from tests.support import ROOT
+from tests.unit.test_finetune_data import GLUE
 from tests.unit.tiny_bert import write_tiny_bert
 
 OWN = ["suite=glue", "num_seeds=2", "epochs=1", "batch_size=8", "lr=1e-3"]
@@ -182,3 +187,75 @@ def test_the_command_line_of_the_suite(tmp_path: Path) -> None:
     assert re.search(r"^python -m finetune\.suite ", told.stdout)
     refused = run("finetune.suite", "model=none", "out=o", "suite=superglue", cwd=tmp_path)
     assert (refused.returncode, refused.stderr) == (64, "error: suite=superglue: no such suite; there are glue, clue\n")
+
+
+NINE: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[str, str]]] = {
+    # columns of the texts and of the label in GLUE's own rows, and its names for a bad and for a good text
+    "cola": ((3,), (1,), ("0", "1")), "sst2": ((0,), (1,), ("0", "1")), "mrpc": ((3, 4), (0,), ("0", "1")),
+    "stsb": ((7, 8), (9,), ("0.500", "4.500")), "qqp": ((3, 4), (5,), ("0", "1")),
+    "mnli": ((8, 9), (10, 11), ("contradiction", "entailment")),
+    "qnli": ((1, 2), (3,), ("not_entailment", "entailment")), "rte": ((1, 2), (3,), ("not_entailment", "entailment")),
+    "wnli": ((1, 2), (3,), ("0", "1")),
+}  # fmt: skip
+
+
+def write_nine(data: Path) -> None:
+    """GLUE's nine tasks under its own names of folders, files and columns, sixteen examples each, and test files."""
+    for task, (folder, names, header, row, _) in GLUE.items():
+        texts, labels, spelled = NINE[task]
+        rows = []
+        for number in range(16):
+            own = {
+                **dict.fromkeys(texts, f"{('bad', 'good')[number % 2]} film"),
+                **dict.fromkeys(labels, spelled[number % 2]),
+            }
+            rows.append([own.get(place, cell) for place, cell in enumerate(row)])
+        (data / folder).mkdir()
+        for name in names:
+            text = ["\t".join(one) for one in ([header] if header else []) + rows]
+            (data / folder / f"{name}.tsv").write_text("\n".join(text) + "\n")
+        columns = [header[place] if header else "sentence" for place in texts]
+        test = [
+            "\t".join(["index", *columns]),
+            *("\t".join([str(n), *(rows[n][place] for place in texts)]) for n in range(5)),
+        ]
+        (data / folder / "test.tsv").write_text("\n".join(test) + "\n")
+
+
+@pytest.mark.slow
+def test_glue_from_its_own_files_to_its_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the second seed of the third task it goes on there; then a submission from each model."""
+    write_nine(tmp_path)
+    model, own = write_tiny_bert(tmp_path / "model", layers=1), ["baseline=false"]
+    learned: list[tuple[str, int]] = []
+    original = training._train
+
+    def train(config: FinetuneConfig, prepared: Prepared, seed: int, *rest: Any) -> Any:
+        if len(learned) == 5 and not going_on:
+            raise KeyboardInterrupt
+        learned.append((config.task, seed))
+        return original(config, prepared, seed, *rest)
+
+    monkeypatch.setattr(training, "_train", train)
+    going_on = False
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(settings(tmp_path, model, tmp_path / "out", *own))
+    going_on = True
+    assert suite.run(settings(tmp_path, model, tmp_path / "out", *own)) == 0
+    assert learned == [(task, seed) for task in SUITES["glue"] for seed in (1, 2)], "each once"
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:] if line.startswith("| ")] == [
+        *[*SUITES["glue"]][:6], "mnli, mismatched",
+        *[*SUITES["glue"]][6:], "average",
+    ]  # fmt: skip
+    for task, (folder, *_) in GLUE.items():
+        written = tmp_path / f"{folder}.tsv"
+        given = [f"in={tmp_path}/{folder}/test.tsv", f"out={written}", "format=glue"]
+        assert predict.main([f"model={tmp_path}/out/{task}-pretrained", *given]) == 0
+        head, *rows = [line.split("\t") for line in written.read_text().splitlines()]
+        assert head == ["index", "prediction"]
+        assert [row[0] for row in rows] == ["0", "1", "2", "3", "4"]
+        if task == "stsb":
+            assert all(0 <= float(row[1]) <= 5 and re.fullmatch(r"\d\.\d{3}", row[1]) for row in rows)
+        else:
+            assert {row[1] for row in rows} <= {*NINE[task][2], *(("neutral",) if task == "mnli" else ())}
