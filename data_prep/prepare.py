@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from cloze.corpus import diagnosis
 from cloze.corpus.manifest import NAME, SplitStatistics
 from cloze.errors import ExitCode, UserError
-from cloze.log import log
+from cloze.log import closing, log
 from data_prep.config import ArrayConfig, PrepConfig
 from data_prep.executors.base import Executor, executor_of
 from data_prep.plan import Plan, abandon, claimed, clear_up, finished_manifest, make_plan
@@ -148,11 +148,14 @@ def _summarize(plan: Plan, seconds: float | None) -> None:
     if seconds is not None:
         text = documents["bytes"] / MB
         rows.append(("speed", f"{text:,.1f} MB of text in {seconds:.1f} s: {text / seconds:.1f} MB/s"))
-    train = f"deepspeed pretrain/train.py data.path={plan.remote} data.cache_dir=…"
-    rows.append(("next", train if plan.remote else f"python -m data_prep.verify {plan.out}"))
     for name, value in rows:
         print(f"{name:28} {value}")
     diagnosis.tell(diagnosis.stored(manifest), plan.config.diagnosis.ignore)
+    if plan.remote:
+        train = ("python", "-m", "launch", f"data.path={plan.remote}", "data.cache_dir=cache", f"run={plan.out.name}")
+        closing(f"{plan.remote}: finished, and uploaded", *train)
+    else:
+        closing(f"{plan.out}: finished", "python", "-m", "data_prep.verify", str(plan.out))
 
 
 def _described(split: SplitStatistics, objective: str) -> str:

@@ -12,6 +12,7 @@ from cloze.corpus.tokenizer import load_tokenizer, save_tokenizer
 from cloze.corpus.vocabulary import extended
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
+from cloze.log import closing
 from cloze.ownership import require_own_file
 from cloze.storage import on_disk
 
@@ -40,6 +41,8 @@ def main(options: Namespace) -> int:
     print(f"{out}: {len(page) / 1e3:,.0f} kB")
     if options.extend:
         print(_extend(options.directory, options.extend, options.words))
+    words = (f"data.path={options.directory}", f"run={options.directory.resolve().name}", "model=tiny")
+    closing(f"{out}: open it in a browser", "python", "-m", "launch", *words)
     return ExitCode.OK
 
 

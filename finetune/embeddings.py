@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError, first_line
-from cloze.log import log
+from cloze.log import closing, log
 from finetune.config import EmbeddingsConfig
 from finetune.data import Dataset
 from finetune.families.embedding import JUDGED, judged
@@ -60,6 +60,7 @@ def run(config: EmbeddingsConfig) -> int:
         name = f"{data.name}, {len(data.documents):,} documents, {len(data.queries):,} queries"
         names = ["ndcg@10", "recall@1", "recall@10", "recall@100"]
         print(_table(name, names, _retrieval(data, models, config)))
+    closing(f"model={config.model}: scored; nothing is saved")
     return ExitCode.OK
 
 

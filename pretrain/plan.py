@@ -18,6 +18,7 @@ import torch
 from cloze import cli, storage
 from cloze.corpus.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
 from cloze.errors import ExitCode, UserError
+from cloze.log import closing
 from cloze.schema import doc
 from pretrain.config import (
     BUCKET_ELEMENTS,
@@ -428,6 +429,7 @@ def main(arguments: list[str]) -> int:
     count = parameters_of(config.model, options.vocab_size)
     if options.gpu != CPU:
         check_memory(config, options, count, options.gpus, gpu_of(options).memory_gib)
+    closing("nothing is started; the same keys but for those of the plan train, with data.path=… run=…")
     return ExitCode.OK
 
 

@@ -8,6 +8,7 @@ import sys
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
+from cloze.log import closing
 from pretrain.evaluate.frozen_config import WordsConfig
 
 
@@ -19,6 +20,7 @@ def run(config: WordsConfig) -> int:
         print(report(config), end="")
     except ModuleNotFoundError as error:
         raise UserError(f"words need {error.name}: pip install 'cloze[finetune]'") from None
+    closing(f"model={config.model}: looked at; nothing is saved")
     return ExitCode.OK
 
 
