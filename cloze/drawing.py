@@ -28,6 +28,7 @@ class Line(NamedTuple):
     ys: Sequence[Value]
     kind: str = "train"  # train, eval, rule: a class of the style sheet
     colour: int = 0
+    rough: bool = False  # whether it may leap: an axis need not show where it leaps to
 
 
 class Dot(NamedTuple):
@@ -45,7 +46,7 @@ def lines(title: str, given: Sequence[Line], *, percent: bool = False, log: bool
     if not places:
         return ""
     xs = _wide(min(places), max(places))
-    ys = _domain([[y for _, y in points] for points in known], log)
+    ys = _domain([(sorted(y for _, y in points), line) for points, line in zip(known, given, strict=True)], log)
     frame = _Frame(xs, ys, percent=percent, log_y=log)
     body = [*frame.axes()]
     for line, points in zip(given, known, strict=True):
@@ -63,7 +64,8 @@ def dots(title: str, given: Sequence[Dot], *, percent: bool = False, log_x: bool
         return ""
     low, high = min(dot.x for dot in given), max(dot.x for dot in given)
     xs = (low / 1.3, high * 1.3) if log_x else _wide(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    frame = _Frame(xs, _domain([[dot.y for dot in given]], False), percent=percent, log_x=log_x)
+    ys = _domain([(sorted(dot.y for dot in given), Line([], []))], False)
+    frame = _Frame(xs, ys, percent=percent, log_x=log_x)
     body = [*frame.axes()]
     for dot in given:
         x, y = frame.x(dot.x), frame.y(dot.y)
@@ -212,13 +214,19 @@ def _wide(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 1, high + 1)
 
 
-def _domain(values: Sequence[Sequence[float]], log: bool) -> tuple[float, float]:
-    """What an axis shows: of long lines nearly all; a line far beyond the others does not count."""
-    spans = []
-    for each in filter(None, map(sorted, values)):
-        cut = round(_CUT * (len(each) - 1)) if len(each) > _LONG else 0
-        spans.append((each[cut], each[-1 - cut]))
-    least = min(abs(high) for _, high in spans)
+def _domain(given: Sequence[tuple[Sequence[float], Line]], log: bool) -> tuple[float, float]:
+    """What an axis shows of (values in order, their line): nearly all; what is far beyond the usual does not count."""
+    spans, usual = [], []
+    for values, line in given:
+        if not values:
+            continue
+        cut = round(_CUT * (len(values) - 1)) if len(values) > _LONG else 0
+        low, high, middle = values[cut], values[-1 - cut], values[len(values) // 2]
+        if line.rough and len(values) > _LONG and low >= 0 and not log:
+            high = min(high, max(low, _BEYOND * middle))
+        spans.append((low, high))
+        usual += [abs(high)] if line.kind != "rule" else []
+    least = min(usual, default=0.0)
     counted = [span for span in spans if log or least == 0 or abs(span[1]) <= _BEYOND * least] or spans
     low, high = min(span[0] for span in counted), max(span[1] for span in counted)
     if high - low <= abs(high) * 1e-9:

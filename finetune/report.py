@@ -118,8 +118,9 @@ def _page(folder: Path, out: Path, body: Mapping[str, Any]) -> str:
     rows, losses = _rows(folder / PREDICTIONS), json_object(folder / LOSSES)
     own = body["by_seed"][_best(body)][score]
     random = _random_weights(body, others)
+    verdicts = {str(seed): wrong for seed, wrong in body.get("verdicts", {}).items()}
     trouble = [f"seed {seed}: the model {wrong}; more epochs, another optim.lr or another model may help"
-               for seed, wrong in body.get("verdicts", {}).items()]  # fmt: skip
+               for seed, wrong in verdicts.items()]  # fmt: skip
     seeds = [(seed, number % 8) for number, seed in enumerate(losses)]
     drawn = [drawing.Line(*_pairs(losses[seed]), "train", colour) for seed, colour in seeds]
     command = ("python", "-m", "finetune.predict", str(out), "texts.txt", "labels.tsv")
@@ -132,6 +133,7 @@ def _page(folder: Path, out: Path, body: Mapping[str, Any]) -> str:
         about=f"{config.task}, from {Path(config.model).name}"
         + (" at random" if config.init.value == "random" else ""),
         trouble=trouble,
+        is_bad=str(body["model_of_seed"]) in verdicts,
         command=shlex.join(command),
         figures=[*_figures(body, own, random)],
         score=score,

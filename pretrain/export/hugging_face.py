@@ -8,6 +8,7 @@ model card is written beside it (card.py).
 import json
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -117,7 +118,12 @@ def load_tokenizer(folder: Path, key: str = "model", *, split_into_words: bool =
     `split_into_words`: for words of their own, as if a blank stood before each.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{key}={folder}: no config.json there; name a directory made by `python -m pretrain.export`")
+        there = ownership.told(folder)
+        if there in (ownership.RUN.told, ownership.CHECKPOINT.told):
+            command = shlex.join(("python", "-m", "pretrain.export", str(folder), f"out/{folder.resolve().name}"))
+            raise UserError(f"{key}={folder}: is {there}, not yet a model; make one: {command}")
+        fault = f"is {there}, no model" if there else "no config.json there"
+        raise UserError(f"{key}={folder}: {fault}; name a directory made by `python -m pretrain.export`")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(f"{key}={folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); export the model again")
     with loading(folder, key):

@@ -136,7 +136,7 @@ def drawn(data: Mapping[str, Any], axis: str) -> list[Drawn]:
     axis, found = "step" if axis == "seconds" else axis, []
     for chart in data["charts"]:
         lines = [
-            Line(_thin(places), _thin(one["y"]), one["kind"], one["colour"])
+            Line(_thin(places), _thin(one["y"]), one["kind"], one["colour"], rough=one["smooth"])
             for one in chart["series"]
             if (places := data["grids"][one["grid"]].get(chart.get("axis", axis)))
         ]

@@ -203,10 +203,12 @@ def _outcomes(runs: Sequence[RunData], apart: Sequence[tuple[str, Sequence[str]]
     """(what, by which key, drawing) of the runs' last losses, for every number in which they differ."""
     for name, label in (("eval/mlm_loss", "held-out MLM loss"), ("train/mlm_loss", "training MLM loss")):
         last = [values[-1] if (values := run.series(name)[1]) else math.nan for run in runs]
-        if all(map(math.isfinite, last)):
-            for key, values in apart:
-                if svg := drawing.over_key(f"{label} by {key}", values, last, [run.label for run in runs]):
-                    yield label, key, svg
+        known = [number for number, value in enumerate(last) if math.isfinite(value)]  # others diverged
+        for key, values in apart if len(known) > 1 else ():
+            of = [[column[number] for number in known] for column in (values, last, [run.label for run in runs])]
+            if svg := drawing.over_key(f"{label} by {key}", *of):
+                yield label, key, svg
+        if known:
             return
 
 
@@ -353,10 +355,9 @@ def run_facts(run: RunData) -> dict[str, str]:
     for label, name in labels:
         _, values = run.series(name)
         form = ".1%" if name.endswith("accuracy") else ".3f"
-        if len(values) > 1:
-            facts[label] = f"{values[0]:{form}} → {values[-1]:{form}}"
-        elif values:
-            facts[label] = f"{values[0]:{form}}"
+        ends = values[:: max(1, len(values) - 1)][:2]  # the first and the last
+        if ends:
+            facts[label] = " → ".join(f"{value:{form}}" if math.isfinite(value) else "not finite" for value in ends)
     _, speeds = run.series("throughput/tokens_per_second")
     if speeds:
         facts["median tokens per second"] = f"{sorted(speeds)[len(speeds) // 2]:,.0f}"

@@ -187,7 +187,7 @@ def test_a_fresh_process_says_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pretrain.train", *TINY, "run=r", "data.path=d", "stepz=3"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 64
-    assert done.stderr == "error: stepz: no such key (did you mean steps?); --help lists them all\n"
+    assert done.stderr == "error: stepz: no such key (did you mean steps?); write steps=3, or see --help\n"
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -259,7 +259,10 @@ def test_a_kind_owns_its_keys(drawing: Callable[..., DrawingConfig]) -> None:
         ),
         (["shape.width=1"], "shape.width: of no use to shape=circle, whose keys are kind, colour, radius"),
         (["+shape.width=1"], "shape.width: of no use to shape=circle, whose keys are kind, colour, radius"),
-        (["shape.radus=1"], "shape.radus: no such key (did you mean shape.radius?); --help lists them all"),
+        (
+            ["shape.radus=1"],
+            "shape.radus: no such key (did you mean shape.radius?); write shape.radius=1, or see --help",
+        ),
         (["shape=disc"], "shape=disc: no such option; there are box, circle"),
         (["shape.kind=boxx"], "shape.kind=boxx: no such kind (did you mean box?); there are circle, box"),
         (["shape.radius=-1"], "shape.radius=-1.0: must be positive"),

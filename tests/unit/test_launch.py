@@ -182,7 +182,7 @@ def test_a_mistyped_option_is_one_of_launchs(capsys: pytest.CaptureFixture[str])
     )
     assert (done.returncode, done.stderr) == (
         64,
-        "error: host: no such key (did you mean hosts?); --help lists them all\n",
+        "error: host: no such key (did you mean hosts?); write hosts=h, or see --help\n",
     )
 
 
