@@ -93,6 +93,8 @@ def read_judged(path: str) -> tuple[list[tuple[str, ...]], list[float]]:
     name = f"sts={path}"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file; correct the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read ({first_line(error)}); a UTF-8 text is needed") from None
     rows = table_rows(text, JUDGED[0], JUDGED, quoted=suffix(path) == ".csv")
@@ -150,7 +152,7 @@ def _cell(found: Interval | tuple[float, float]) -> str:
     return f"{found[0]:.1f} ± {found[1]:.1f}"
 
 
-main = cli.hydra_command("embeddings", EmbeddingsConfig)(run)
+main = cli.hydra_command("embeddings", EmbeddingsConfig, positional=("model",))(run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ from pretrain.evaluate import results
 from pretrain.evaluate.config import GrammarConfig
 
 
-@cli.hydra_command("grammar", GrammarConfig)
+@cli.hydra_command("grammar", GrammarConfig, positional=("model",))
 def main(config: GrammarConfig) -> int:
     """Print the tables, and write `out`."""
     from pretrain.evaluate.grammar import score  # here: torch takes seconds, and --help none of them

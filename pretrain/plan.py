@@ -424,6 +424,7 @@ def main(arguments: list[str]) -> int:
         ]
         print(cli.help_text("train", TrainConfig, arguments, own, _NOT_NEEDED))
         return ExitCode.OK
+    cli.refuse_options(TrainConfig, arguments, [field.name for field in fields(PlanConfig)])
     config, options = composed(arguments)
     print("\n".join(plan(config, options)))
     count = parameters_of(config.model, options.vocab_size)

@@ -25,7 +25,7 @@ def run(config: ProbesConfig) -> int:
     return ExitCode.OK
 
 
-main = cli.hydra_command("probes", ProbesConfig)(run)
+main = cli.hydra_command("probes", ProbesConfig, positional=("model",))(run)
 
 if __name__ == "__main__":
     sys.exit(main())

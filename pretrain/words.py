@@ -24,7 +24,7 @@ def run(config: WordsConfig) -> int:
     return ExitCode.OK
 
 
-main = cli.hydra_command("words", WordsConfig)(run)
+main = cli.hydra_command("words", WordsConfig, positional=("model",))(run)
 
 if __name__ == "__main__":
     sys.exit(main())

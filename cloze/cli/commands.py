@@ -108,6 +108,29 @@ COMMANDS = {
         "out/sst2",
         "out/sst2 --out sst2.html",
     ),
+    "finetune.grid": _module(
+        "finetune.grid",
+        "Fine-tuned models as a table in Markdown: what varies, and the scores.",
+        "out/grid",
+        "out/a out/b",
+    ),
+    "finetune.compress": _module(
+        "finetune.compress",
+        "A fine-tuned or pretrained model as ONNX, whole and in int8, scored beside it.",
+        "out/sst2 out/sst2-onnx",
+    ),
+    "finetune.probe": _module(
+        "finetune.probe",
+        "Fills gaps, or compares texts, without any fine-tuning.",
+        "out/books 'The [MASK] sat on the mat.'",
+        "out/books 'A cat sat.' 'A dog sat.' 'It rains.'",
+    ),
+    "pretrain.card": _module(
+        "pretrain.card",
+        "The card (README.md) of an exported model, anew from its run.",
+        "runs/books out/books",
+        "runs/books out/books --language en --license cc-by-sa-4.0",
+    ),
     "pretrain.runs": _module(
         "pretrain.runs",
         "The runs under a directory: their state, what differs between two, one of them live, or all in a browser.",

@@ -1,8 +1,10 @@
 """Running a command: arguments in, exit code out. A user's mistake is one line on stderr."""
 
 import argparse
+import difflib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +100,14 @@ class _Parser(argparse.ArgumentParser):
     """What it cannot read is one line, as everywhere."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].lower()}{message[1:]}; {self.prog} --help tells what there is")
+        unknown = re.match(r"unrecognized arguments: (--?)(\S+)", message)
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        close = [option for option in options if unknown and option[2:].startswith(unknown[2])]
+        close = close or difflib.get_close_matches(f"--{unknown[2]}", options, 1) if unknown else []
+        command = COMMANDS.get(self.prog.removeprefix("python -m "))
+        usage = f"; such as: {examples(command)[0]}" if command and "required" in message else ""
+        hint = f" (did you mean {close[0]}?)" if close else usage
+        raise UserError(f"{message[0].lower()}{message[1:]}{hint}; {self.prog} --help tells what there is")
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:

@@ -289,7 +289,11 @@ def _locate(run: Path) -> tuple[Path, Path]:
         if found is None:
             raise UserError(f"{run}: has no checkpoint that verifies; train first")
     elif faults := checkpoint.verify(run):
-        raise UserError(f"{run}: neither a run directory nor a whole checkpoint ({faults[0]})")
+        there = f"is {told}, " if (told := ownership.told(run)) not in ("", ownership.CHECKPOINT.told) else ""
+        why = "" if there or not run.exists() else f" ({faults[0]})"
+        raise UserError(
+            f"{run}: {there}neither a run directory nor a whole checkpoint{why}; python -m pretrain.runs lists the runs"
+        )
     else:
         found = run
     tokenizer = found.parent.parent / "tokenizer"
