@@ -56,7 +56,7 @@ def verbosity() -> tuple[str, ...]:
 
 def closing(line: str, *command: str) -> None:
     """The last line of a command: where it stands, what is saved, and the `command` to go on with, to paste."""
-    log.info("; next: ".join(filter(None, (line, shlex.join(command)))))
+    log.info("; ".join(filter(None, (line, f"next: {shlex.join(command)}" if command else ""))))
 
 
 def _logger() -> logging.Logger:

@@ -9,6 +9,7 @@ from cloze.corpus import diagnosis
 from cloze.corpus.manifest import NAME, SplitStatistics
 from cloze.errors import ExitCode, UserError
 from cloze.log import closing, log
+from cloze.patience import telling
 from data_prep.config import ArrayConfig, PrepConfig
 from data_prep.executors.base import Executor, executor_of
 from data_prep.plan import Plan, abandon, claimed, clear_up, finished_manifest, make_plan
@@ -52,12 +53,14 @@ def _prepare(plan: Plan, executor: Executor) -> None:
         _run(plan, executor, SAMPLE)
     if not executor.leads:
         executor.wait_for(tokenizer_directory(plan))
-    facts = make_tokenizer(plan)
+    with telling("tokenizer: training"):
+        facts = make_tokenizer(plan)
     log.info(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}")
     if executor.leads and not has_short_cuts(plan):
         log.info("tokenizer: its pipeline is not one that is encoded by short cuts; `tokenizers` encodes: slower")
     if executor.leads and plan.text_bytes > _LONG_BYTES:
-        refuse_unfit(plan, early_findings(plan))
+        with telling("a first look"):
+            refuse_unfit(plan, early_findings(plan))
     _run(plan, executor, MAP)
     if executor.leads:
         with _refusal(plan):  # of bad input before any shard is made of it
@@ -67,7 +70,8 @@ def _prepare(plan: Plan, executor: Executor) -> None:
         _run(plan, executor, NEAR)
     _run(plan, executor, REDUCE)
     if executor.leads:
-        finish(plan, facts)
+        with telling("finishing"):
+            finish(plan, facts)
     else:
         executor.wait_for(plan.out / NAME)
 
@@ -128,7 +132,8 @@ def _progress(stage: Stage, total: int) -> Iterator[Callable[[int], None]]:
             told = done
             log.info(f"{stage.name}: {done}/{total} tasks, {time.perf_counter() - started:.1f} s")
 
-    yield advance
+    with telling(lambda: f"{stage.name}: {done}/{total} tasks"):
+        yield advance
 
 
 def _summarize(plan: Plan, seconds: float | None) -> None:

@@ -14,6 +14,7 @@ from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
 from cloze.log import closing
 from cloze.ownership import require_own_file
+from cloze.patience import telling
 from cloze.storage import on_disk
 
 REPORT_NAME = "report.html"
@@ -32,7 +33,8 @@ def main(options: Namespace) -> int:
     """Write the page beside the manifest, or where `--out` says."""
     out: Path = options.out or options.directory / REPORT_NAME
     require_own_file(out, (PAGE_MARK, EARLIER_MARK), "--out ")
-    page = report(options.directory).encode()
+    with telling(f"{options.directory}: reading"):
+        page = report(options.directory).encode()
     try:
         write_whole(out, page)
     except OSError as error:

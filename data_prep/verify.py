@@ -9,6 +9,7 @@ from cloze.corpus.manifest import read_manifest
 from cloze.corpus.verify import faults
 from cloze.errors import ExitCode
 from cloze.log import closing, log
+from cloze.patience import telling
 from cloze.storage import on_disk
 
 PARSER = parser("data_prep.verify", "Check a finished corpus: every checksum, count and mask.")
@@ -20,9 +21,10 @@ def main(options: Namespace) -> int:
     """Print the faults, or that there is none."""
     directory: Path = options.directory
     found = 0
-    for fault in faults(directory):
-        found += 1
-        log.error(fault)
+    with telling(f"{directory}: checking"):
+        for fault in faults(directory):
+            found += 1
+            log.error(fault)
     if found:
         return ExitCode.USAGE
     manifest = read_manifest(directory)

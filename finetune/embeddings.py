@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cloze import cli
 from cloze.errors import ExitCode, UserError, first_line
 from cloze.log import closing, log
+from cloze.patience import telling
 from finetune.config import EmbeddingsConfig
 from finetune.data import Dataset
 from finetune.families.embedding import JUDGED, judged
@@ -55,11 +56,13 @@ def run(config: EmbeddingsConfig) -> int:
     models = _Models((encoder, *random), pooling)
     for path, (texts, scores) in pairs.items():
         name = f"{Path(path).name}, {len(texts):,} pairs"
-        print(_table(name, ["Spearman"], _similarity(texts, scores, models, config.seed)))
+        with telling(name):
+            print(_table(name, ["Spearman"], _similarity(texts, scores, models, config.seed)))
     for data in sets:
         name = f"{data.name}, {len(data.documents):,} documents, {len(data.queries):,} queries"
         names = ["ndcg@10", "recall@1", "recall@10", "recall@100"]
-        print(_table(name, names, _retrieval(data, models, config)))
+        with telling(name):
+            print(_table(name, names, _retrieval(data, models, config)))
     closing(f"model={config.model}: scored; nothing is saved")
     return ExitCode.OK
 

@@ -26,7 +26,7 @@ def found(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
         own = {path.parent: metrics(path.parent) for path in sorted(folder.rglob("metrics.json"))}
         here = {path: body for path, body in own.items() if body is not None and ".unfinished" not in str(path)}
         if not here:
-            raise UserError(f"{folder}: holds no model that `python -m finetune` wrote")
+            raise UserError(f"{folder}: holds no model that `python -m finetune` wrote; name its out")
         bodies |= here
     return bodies
 

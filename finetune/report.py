@@ -87,7 +87,7 @@ def write_page(folder: Path, out: Path, page: Path | None = None) -> Path:
     """Write the page of the model in `folder`, which is or becomes `out`. Raises `UserError`, `DiskError`."""
     body = metrics(folder)
     if body is None:
-        raise UserError(f"{folder}: holds no model that `python -m finetune` wrote")
+        raise UserError(f"{folder}: holds no model that `python -m finetune` wrote; name its out")
     page = page or folder / NAME
     require_own_file(page, (PAGE_MARK,), "--out ")
     try:

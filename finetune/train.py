@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from cloze.errors import TrainingError
 from cloze.files import write_whole
 from cloze.log import log
+from cloze.patience import telling
 from finetune import report, resume
 from finetune.card import write_card
 from finetune.config import FinetuneConfig, facts
@@ -166,7 +167,8 @@ def _run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] |
     if config.max_len < asked.max_len:
         fit = f"model={config.model} has positions for {config.max_len} tokens: so many are used"
         log.warning(f"max_len={asked.max_len}: {fit}")
-    prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
+    with telling("reading the data"):
+        prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
     prepared.tokenizer.model_max_length = config.max_len
     tell_rate(asked, config)
     with resume.Seeds(out, resume.settings_of(config, read)) as seeds:
@@ -297,7 +299,8 @@ def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: P
     answers: dict[str, Sequence[Any]] = {}
     wrong = None
     for name, each in {"dev": dev, **prepared.more}.items():
-        predictions = trainer.predict(each.features).predictions
+        with telling(f"seed {seed}  answers data.{name}"):
+            predictions = trainer.predict(each.features).predictions
         arrays = predictions if isinstance(predictions, tuple) else [predictions]
         if not all(np.isfinite(array).all() for array in arrays):
             raise TrainingError(f"optim.lr={config.optim.lr}: training with seed {seed} diverged; lower it")

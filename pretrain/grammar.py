@@ -8,6 +8,7 @@ import sys
 
 from cloze import cli
 from cloze.errors import ExitCode
+from cloze.patience import telling
 from pretrain.evaluate import results
 from pretrain.evaluate.config import GrammarConfig
 
@@ -18,7 +19,8 @@ def main(config: GrammarConfig) -> int:
     from pretrain.evaluate.grammar import score  # here: torch takes seconds, and --help none of them
 
     results.refuse_foreign(config.out, results.GRAMMAR)
-    body, lines = score(config)
+    with telling(f"model={config.model}: scoring"):
+        body, lines = score(config)
     print("\n".join(lines))
     results.write(config.out, body)
     return ExitCode.OK

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
 import psutil
-import torch
 
 from cloze import cli, storage
 from cloze.corpus.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
@@ -38,7 +37,6 @@ from pretrain.config import (
 from pretrain.curves import Curve
 from pretrain.data.live_masks import check_masking
 from pretrain.optim.schedule import learning_rate
-from pretrain.precision import with_precision
 from pretrain.telemetry.throughput import GPUS, Gpu, training_flops
 
 GIB = 2**30
@@ -234,6 +232,8 @@ def corpus_options(options: PlanConfig, manifest: Manifest, data: DataConfig | N
 
 def parameters_of(model: ModelConfig, vocab_size: int, max_len: int = 1) -> int:
     """Counted on a model without storage. Raises `UserError` where its positions do not suffice."""
+    import torch  # here, and below: it takes seconds, and --help none of them
+
     from pretrain.model.bert import PackedBert
 
     facts = TokenizerFacts(fingerprint="", vocab_size=vocab_size, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
@@ -296,6 +296,8 @@ def gpu_of(options: PlanConfig) -> Gpu:
 @functools.cache
 def _this_machine() -> Gpu:
     """TFLOP/s of large matrix products, the best of some tries."""
+    import torch
+
     best = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.rand(_MATRIX, _MATRIX).to(dtype)
@@ -384,7 +386,10 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     share = config.peak_batch_size // options.gpus
     if "micro_batch_size" not in given and share and config.micro_batch_size > share:  # nobody insists on it
         config = replace(config, micro_batch_size=share)
+    import torch
+
     from pretrain.model.attention import choose_kernel
+    from pretrain.precision import with_precision
 
     if options.gpu == CPU:
         config = with_precision(config, torch.device("cpu"))

@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 from cloze.errors import ORDERLY_ENDS, DiskError, ExitCode, UserError, first_line
 from cloze.files import write_whole
 from cloze.log import log
+from pretrain.changes import read_changes
 from pretrain.config import TrainConfig, WandbConfig, WandbMode
 from pretrain.telemetry.console import Console
 from pretrain.telemetry.metrics_file import METRICS_NAME, ROLLED_BACK_NAME
@@ -431,6 +432,8 @@ def open_telemetry(
     """
     metrics = run_dir / METRICS_NAME
     sinks: list[Sink] = [JsonlSink(metrics, resume_step)]
+    if stretches := read_changes(run_dir):  # what its starts did otherwise, beside what it does now
+        resolved = {**resolved, "stretches": stretches}
     if config.log.tensorboard:
         sinks.append(HarmlessSink("TensorBoard", lambda: TensorBoardSink(run_dir / "tensorboard", resume_step)))
     own = {name: partial(sink_of_your_own(name), run_dir, resume_step, redact(resolved)) for name in config.log.sinks}

@@ -64,6 +64,9 @@ TYPED = {
     "probes": ["data=probes", "sample=3"],
     "words": ["words=king", "tops=3"],
 }  # fmt: skip
+_AGAIN = re.compile(
+    "no such|not a |is a list|keys of its own|several|has no value"
+)  # what else is asked for is further
 FILLED = {"warmup_fraction": "0.1", "steps": "9", "batch_tokens": "3", "freeze_layers": "1"}  # what only a user knows
 
 
@@ -118,7 +121,7 @@ def test_what_it_says_to_write_is_taken(name: str) -> None:
             mended = [filled(word) for word in words]
             keys = {word.partition("=")[0] for word in mended}
             after = refused(name, [*(one for one in base if one.partition("=")[0] not in keys), *mended])
-            assert after is None, f"{typed}\n{line}\n{mended}\n{after}"
+            assert after is None or not _AGAIN.search(after), f"{typed}\n{line}\n{mended}\n{after}"
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -155,7 +158,9 @@ def run(module: str, *arguments: str) -> tuple[int, list[str]]:
     """Exit code, and the lines of stderr."""
     told = io.StringIO()
     with redirect_stderr(told), redirect_stdout(io.StringIO()):
-        code = import_module(module).main(list(arguments))
+        found = import_module(module)
+        main = found.main if hasattr(found, "main") else import_module(f"{module}.__main__").main
+        code = main(list(arguments))
     return code, told.getvalue().splitlines()
 
 
