@@ -6,6 +6,7 @@ named, and its host where the job has several. What a script may read (a path, a
 
 import logging
 import os
+import shlex
 import socket
 import sys
 from typing import TextIO
@@ -53,6 +54,11 @@ def verbosity() -> tuple[str, ...]:
     """The arguments that make another command of ours speak as much as this one."""
     level = log.getEffectiveLevel()
     return (VERBOSE,) if level <= logging.DEBUG else (QUIET,) if level >= logging.WARNING else ()
+
+
+def closing(line: str, *command: str) -> None:
+    """The last line of a command: where it stands, what is saved, and the `command` to go on with, to paste."""
+    log.info("; ".join(filter(None, (line, f"next: {shlex.join(command)}" if command else ""))))
 
 
 def _logger() -> logging.Logger:

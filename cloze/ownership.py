@@ -194,6 +194,16 @@ def clear(path: Path, kind: Kind) -> Path | None:
     return path.rename(next(path.with_name(name) for name in names if not path.with_name(name).exists()))
 
 
+def told(path: Path) -> str:
+    """What lies there, for people: "a file", "a run of Cloze", …; "" where that is nothing, or nobody knows."""
+    if path.is_file():
+        return "a file"
+    if not path.is_dir():
+        return ""
+    known = next((kind.told for kind in (CORPUS, RUN, EXPORT, CHECKPOINT) if is_of(path, kind)), "")
+    return known or ("a model" if (path / "config.json").is_file() else "")
+
+
 def page_mark(what: str) -> str:
     """For the head of an HTML page that we write."""
     return f'<meta name="generator" content="Cloze: {what}">'

@@ -9,6 +9,7 @@ from cloze.cli import command, parser
 from cloze.corpus.manifest import pass_name
 from cloze.corpus.peek import peek
 from cloze.errors import ExitCode
+from cloze.log import closing
 from cloze.storage import on_disk
 
 PARSER = parser(
@@ -28,6 +29,7 @@ def main(options: Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     for text in peek(options.directory, options.split, max(0, options.n), abs(options.seed)):
         console.print(text)
+    closing("", "python", "-m", "data_prep.report", str(options.directory))
     return ExitCode.OK
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from cloze.corpus import diagnosis
 from cloze.corpus.manifest import NAME, SplitStatistics
 from cloze.errors import ExitCode, UserError
-from cloze.log import log
+from cloze.log import closing, log
+from cloze.patience import telling
 from cloze.redact import redact_text
 from data_prep.config import ArrayConfig, PrepConfig
 from data_prep.executors.base import Executor, executor_of
@@ -53,12 +54,14 @@ def _prepare(plan: Plan, executor: Executor) -> None:
         _run(plan, executor, SAMPLE)
     if not executor.leads:
         executor.wait_for(tokenizer_directory(plan))
-    facts = make_tokenizer(plan)
+    with telling("tokenizer: training"):
+        facts = make_tokenizer(plan)
     log.info(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}")
     if executor.leads and not has_short_cuts(plan):
         log.info("tokenizer: its pipeline is not one that is encoded by short cuts; `tokenizers` encodes: slower")
     if executor.leads and plan.text_bytes > _LONG_BYTES:
-        refuse_unfit(plan, early_findings(plan))
+        with telling("a first look"):
+            refuse_unfit(plan, early_findings(plan))
     _run(plan, executor, MAP)
     if executor.leads:
         with _refusal(plan):  # of bad input before any shard is made of it
@@ -68,7 +71,8 @@ def _prepare(plan: Plan, executor: Executor) -> None:
         _run(plan, executor, NEAR)
     _run(plan, executor, REDUCE)
     if executor.leads:
-        finish(plan, facts)
+        with telling("finishing"):
+            finish(plan, facts)
     else:
         executor.wait_for(plan.out / NAME)
 
@@ -129,7 +133,8 @@ def _progress(stage: Stage, total: int) -> Iterator[Callable[[int], None]]:
             told = done
             log.info(f"{stage.name}: {done}/{total} tasks, {time.perf_counter() - started:.1f} s")
 
-    yield advance
+    with telling(lambda: f"{stage.name}: {done}/{total} tasks"):
+        yield advance
 
 
 def _summarize(plan: Plan, seconds: float | None) -> None:
@@ -149,11 +154,14 @@ def _summarize(plan: Plan, seconds: float | None) -> None:
     if seconds is not None:
         text = documents["bytes"] / MB
         rows.append(("speed", f"{text:,.1f} MB of text in {seconds:.1f} s: {text / seconds:.1f} MB/s"))
-    train = f"deepspeed pretrain/train.py data.path={plan.remote} data.cache_dir=…"
-    rows.append(("next", train if plan.remote else f"python -m data_prep.verify {plan.out}"))
     for name, value in rows:
         print(f"{name:28} {redact_text(value)}")
     diagnosis.tell(diagnosis.stored(manifest), plan.config.diagnosis.ignore)
+    if plan.remote:
+        train = ("python", "-m", "launch", f"data.path={plan.remote}", "data.cache_dir=cache", f"run={plan.out.name}")
+        closing(f"{plan.remote}: finished, and uploaded", *train)
+    else:
+        closing(f"{plan.out}: finished", "python", "-m", "data_prep.verify", str(plan.out))
 
 
 def _described(split: SplitStatistics, objective: str) -> str:

@@ -18,6 +18,7 @@ from cloze.corpus.ragged import offsets
 from cloze.corpus.shards import token_dtype
 from cloze.corpus.tokenizer import CorpusTokenizer
 from cloze.errors import ExitCode, UserError
+from cloze.log import closing
 from data_prep.config import Objective
 from data_prep.plan import Plan, given_tokenizer
 from data_prep.stages.buckets import Documents, documents_table
@@ -73,6 +74,9 @@ def preview(plan: Plan) -> int:
     print(f"{read:,} documents, {size / 1e6:,.1f} MB of about {plan.text_bytes / 1e6:,.1f} MB looked at")
     print(f"to expect: shards of about {shards:,.0f} MB, {hours:,.2f} core hours, {worker:,.0f} MB of memory a worker")
     diagnosis.tell(look.findings, plan.config.diagnosis.ignore)
+    closing(
+        f"out={plan.config.out}: nothing is written; the same command without preview={plan.config.preview} prepares it"
+    )
     return ExitCode.OK
 
 

@@ -12,7 +12,9 @@ from cloze.corpus.tokenizer import load_tokenizer, save_tokenizer
 from cloze.corpus.vocabulary import extended
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
+from cloze.log import closing
 from cloze.ownership import require_own_file
+from cloze.patience import telling
 from cloze.storage import on_disk
 
 REPORT_NAME = "report.html"
@@ -31,7 +33,8 @@ def main(options: Namespace) -> int:
     """Write the page beside the manifest, or where `--out` says."""
     out: Path = options.out or options.directory / REPORT_NAME
     require_own_file(out, (PAGE_MARK, EARLIER_MARK), "--out ")
-    page = report(options.directory).encode()
+    with telling(f"{options.directory}: reading"):
+        page = report(options.directory).encode()
     try:
         write_whole(out, page)
     except OSError as error:
@@ -40,6 +43,8 @@ def main(options: Namespace) -> int:
     print(f"{out}: {len(page) / 1e3:,.0f} kB")
     if options.extend:
         print(_extend(options.directory, options.extend, options.words))
+    words = (f"data.path={options.directory}", f"run={options.directory.resolve().name}", "model=tiny")
+    closing(f"{out}: open it in a browser", "python", "-m", "launch", *words)
     return ExitCode.OK
 
 

@@ -1,6 +1,5 @@
 """`python -m data_prep.verify DIR`: is a corpus what its manifest says? One line per fault, exit 64 if there is any."""
 
-import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -9,7 +8,8 @@ from cloze.cli import command, parser
 from cloze.corpus.manifest import read_manifest
 from cloze.corpus.verify import faults
 from cloze.errors import ExitCode
-from cloze.log import log
+from cloze.log import closing, log
+from cloze.patience import telling
 from cloze.storage import on_disk
 
 PARSER = parser("data_prep.verify", "Check a finished corpus: every checksum, count and mask.")
@@ -21,22 +21,17 @@ def main(options: Namespace) -> int:
     """Print the faults, or that there is none."""
     directory: Path = options.directory
     found = 0
-    for fault in faults(directory):
-        found += 1
-        log.error(fault)
+    with telling(f"{directory}: checking"):
+        for fault in faults(directory):
+            found += 1
+            log.error(fault)
     if found:
         return ExitCode.USAGE
     manifest = read_manifest(directory)
     samples = sum(split.samples for split in manifest.splits.values())
     print(f"{directory} is sound: {len(manifest.shards)} shards, {samples:,} samples, every checksum, count and mask")
-    words = (
-        "deepspeed",
-        "pretrain/train.py",
-        f"data.path={directory}",
-        f"run={directory.resolve().name}",
-        "model=tiny",
-    )
-    log.info(f"next: {shlex.join(words)}")
+    words = (f"data.path={directory}", f"run={directory.resolve().name}", "model=tiny")
+    closing("", "python", "-m", "launch", *words)
     return ExitCode.OK
 
 

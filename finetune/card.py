@@ -40,10 +40,10 @@ def write_card(folder: Path, config: FinetuneConfig, body: Mapping[str, Any]) ->
     parts += [f"**Seed {seed}: the model {wrong}.**\n" for seed, wrong in body.get("verdicts", {}).items()]
     if "distilled" in body:
         parts.append("## Beside its teacher\n\n" + _distilled(body["distilled"], body["score"]))
-    parts.append("## Data\n\n" + table(("", "", "[UNK]"), [*_data(config, body)]))
+    parts.append("## Data\n\n" + table(("", "", "[UNK]"), [*data_rows(config, body)]))
     if "labels" in body:
         parts.append(f"Labels: {', '.join(f'`{label}`' for label in body['labels'])}.\n")
-    parts.append("## Training\n\n" + table(("key", ""), [*_changed(config)]))
+    parts.append("## Training\n\n" + table(("key", ""), [*changed_settings(config)]))
     parts.append(_LIMITS.format(max_len=config.max_len))
     (folder / CARD).write_text("\n".join(parts), encoding="utf-8")
 
@@ -78,7 +78,7 @@ def _distilled(both: Mapping[str, Mapping[str, Any]], score: str) -> str:
     return table(["model", "parameters", "MB", "examples/s", score, "same answer"], rows)
 
 
-def _data(config: FinetuneConfig, body: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def data_rows(config: FinetuneConfig, body: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Name, source without the folders of somebody's machine, share of [UNK]."""
     for name, share in body["unk_share"].items():
         source = getattr(config.data, name)
@@ -92,7 +92,7 @@ def _data(config: FinetuneConfig, body: Mapping[str, Any]) -> Iterator[tuple[str
         yield name, f"{told}{many}", f"{share:.1%}"
 
 
-def _changed(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
+def changed_settings(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
     """The rate, and what was set otherwise than by default."""
     always = ("optim.lr", "batch_size", "epochs", "max_len", "seed", "num_seeds")
     before = dict(flat(defaults()))

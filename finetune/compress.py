@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
+from cloze.log import closing
+from cloze.patience import telling
 
 PARSER = cli.parser("finetune.compress", "Fine-tuned or pretrained model -> ONNX and int8, scored beside it.")
 PARSER.add_argument("model", type=Path, help="directory that `python -m finetune` or pretrain.export wrote")
@@ -23,9 +25,11 @@ def main(options: Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"needs {error.name}: pip install 'cloze[finetune]'") from None
     changes = {name: path for name in ("train", "dev") if (path := getattr(options, name))}
-    body = compress(options.model, options.out, changes, options.max_loss)
+    with telling(f"{options.model}: compressing"):
+        body = compress(options.model, options.out, changes, options.max_loss)
     print(*lines({name: body[name] for name in ("pytorch", "onnx", "onnx_int8")}, body["score"]), sep="\n")
     print(f"{options.out}: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in body["bytes"].items()))
+    closing(f"{options.out}: saved; finetune.predict takes it as model=, an .onnx file in it, too")
     return ExitCode.OK
 
 

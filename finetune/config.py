@@ -14,12 +14,16 @@ from finetune.tasks import Task, TaskConfig
 from pretrain.evaluate.frozen_config import Pooling
 
 
+def _meant(task: str | None) -> str:
+    return cli.nearest(str(task).lower(), [*TASKS], "task")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TaskConfig):
     task: str = doc("what is learned: " + " ".join(TASKS))
 
     def __post_init__(self) -> None:
-        require(self.task in TASKS, f"task={self.task}: no such task; there are {', '.join(TASKS)}")
+        require(self.task in TASKS, f"task={self.task}: no such task{_meant(self.task)}; there are {', '.join(TASKS)}")
         super().__post_init__()
 
     @property
@@ -76,7 +80,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         known = self.task is None or self.task in TASKS
-        require(known, f"task={self.task}: no such task; there are {', '.join(TASKS)}")
+        require(known, f"task={self.task}: no such task{_meant(self.task)}; there are {', '.join(TASKS)}")
         require(self.max_len is None or self.max_len >= 5, f"max_len={self.max_len}: must be at least 5")
         known = self.encoding is None or codec_named(self.encoding) is not None
         require(known, f"encoding={self.encoding}: no such encoding; gb18030 and latin-1 are some")

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError, first_line
-from cloze.log import log
+from cloze.log import closing, log
+from cloze.patience import telling
 from finetune.config import EmbeddingsConfig
 from finetune.data import Dataset
 from finetune.families.embedding import JUDGED, judged
@@ -55,11 +56,14 @@ def run(config: EmbeddingsConfig) -> int:
     models = _Models((encoder, *random), pooling)
     for path, (texts, scores) in pairs.items():
         name = f"{Path(path).name}, {len(texts):,} pairs"
-        print(_table(name, ["Spearman"], _similarity(texts, scores, models, config.seed)))
+        with telling(name):
+            print(_table(name, ["Spearman"], _similarity(texts, scores, models, config.seed)))
     for data in sets:
         name = f"{data.name}, {len(data.documents):,} documents, {len(data.queries):,} queries"
         names = ["ndcg@10", "recall@1", "recall@10", "recall@100"]
-        print(_table(name, names, _retrieval(data, models, config)))
+        with telling(name):
+            print(_table(name, names, _retrieval(data, models, config)))
+    closing(f"model={config.model}: scored; nothing is saved")
     return ExitCode.OK
 
 
@@ -92,6 +96,8 @@ def read_judged(path: str) -> tuple[list[tuple[str, ...]], list[float]]:
     name = f"sts={path}"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file; correct the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read ({first_line(error)}); a UTF-8 text is needed") from None
     rows = table_rows(text, JUDGED[0], JUDGED, quoted=suffix(path) == ".csv")
@@ -149,7 +155,7 @@ def _cell(found: Interval | tuple[float, float]) -> str:
     return f"{found[0]:.1f} ± {found[1]:.1f}"
 
 
-main = cli.hydra_command("embeddings", EmbeddingsConfig)(run)
+main = cli.hydra_command("embeddings", EmbeddingsConfig, positional=("model",))(run)
 
 if __name__ == "__main__":
     sys.exit(main())

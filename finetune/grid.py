@@ -5,10 +5,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
+from cloze.log import closing
 from finetune.config import flat
 from finetune.resume import metrics
 from finetune.tables import legend, of_seeds, shown
@@ -25,13 +26,25 @@ def found(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
         own = {path.parent: metrics(path.parent) for path in sorted(folder.rglob("metrics.json"))}
         here = {path: body for path, body in own.items() if body is not None and ".unfinished" not in str(path)}
         if not here:
-            raise UserError(f"{folder}: holds no model that `python -m finetune` wrote")
+            raise UserError(f"{folder}: holds no model that `python -m finetune` wrote; name its out")
         bodies |= here
     return bodies
 
 
-def markdown(bodies: Mapping[Path, Mapping[str, Any]]) -> str:
-    """A row for each model, the best median first. Raises `UserError` where they have learned different tasks."""
+class Grid(NamedTuple):
+    """What was tried: a row for each model, the best median first."""
+
+    score: str  # by which they are ranked
+    keys: Sequence[str]  # that vary
+    paths: Sequence[Path]
+    values: Sequence[Sequence[str]]  # of the keys
+    scores: Sequence[float]  # medians
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def grid_of(bodies: Mapping[Path, Mapping[str, Any]]) -> Grid:
+    """What varies among models, and what it gave. Raises `UserError` where they have learned different tasks."""
     every = [*bodies.values()]
     if len(tasks := sorted({body["config"]["task"] for body in every})) > 1:
         raise UserError(f"there are models of several tasks ({', '.join(tasks)}), whose scores do not compare")
@@ -42,19 +55,35 @@ def markdown(bodies: Mapping[Path, Mapping[str, Any]]) -> str:
     ranked = sorted(
         zip(bodies, every, settings, strict=True), key=lambda one: -statistics.median(of_seeds(one[1], score))
     )
+    values = [[str(own.get(key)) for key in keys] for _, _, own in ranked]
     rows = [
-        [path.name, *(str(own.get(key)) for key in keys), *(shown(name, of_seeds(body, name)) for name in names)]
-        for path, body, own in ranked
+        [path.name, *own, *(shown(name, of_seeds(body, name)) for name in names)]
+        for (path, body, _), own in zip(ranked, values, strict=True)
     ]
-    head = ["model", *keys, *(f"{name}, %" for name in names)]
-    guessing = shown(score, [every[0]["guessing"][score]])
+    return Grid(
+        score=score,
+        keys=keys,
+        paths=[path for path, _, _ in ranked],
+        values=values,
+        scores=[statistics.median(of_seeds(body, score)) for _, body, _ in ranked],
+        head=["model", *keys, *(f"{name}, %" for name in names)],
+        rows=rows,
+    )
+
+
+def markdown(bodies: Mapping[Path, Mapping[str, Any]]) -> str:
+    """A row for each model, the best median first. Raises `UserError` where they have learned different tasks."""
+    grid, every = grid_of(bodies), [*bodies.values()]
+    guessing = shown(grid.score, [every[0]["guessing"][grid.score]])
     seeds = legend(max(len(body["by_seed"]) for body in every))
-    return f"{table(head, rows)}\nScores: {seeds}; guessing the commonest answer gives {guessing}.\n"
+    return f"{table(grid.head, grid.rows)}\nScores: {seeds}; guessing the commonest answer gives {guessing}.\n"
 
 
 @cli.command(PARSER)
 def main(options: Namespace) -> int:
-    print(markdown(found(options.folders)), end="")
+    bodies = found(options.folders)
+    print(markdown(bodies), end="")
+    closing(f"{len(bodies)} models; nothing is saved")
     return ExitCode.OK
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
-from cloze.log import log
+from cloze.log import closing, log
 from cloze.storage import is_remote, stamp
 from finetune.config import PredictConfig
 from finetune.families import TASKS
@@ -32,6 +32,7 @@ def run(config: PredictConfig) -> int:
     """Write `config.out` and tell how many rows it has."""
     num_rows = predict(config)
     print(f"{config.out}: {num_rows} rows")
+    closing(f"{config.out}: finished, every row of {config.in_} with its answer")
     return ExitCode.OK
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloze import cli
 from cloze.errors import ExitCode
+from cloze.log import closing
 from pretrain.export.positions import num_positions
 
 if TYPE_CHECKING:  # torch and transformers take seconds, and --help none of them
@@ -85,6 +86,7 @@ def main(options: Namespace) -> int:
         states_NH = mean_states(options.model, plain)
         for text, row in zip(plain, states_NH @ states_NH.T, strict=True):
             print("  ".join(f"{value:5.2f}" for value in row.tolist()) + f"  {text}")
+    closing(f"{options.model}: looked at; nothing is saved")
     return ExitCode.OK
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +81,27 @@ def means(body: Mapping[str, Any]) -> dict[str, float]:
     return {name: body[name] for name in next(iter(body["by_seed"].values()))}
 
 
+def standing(out: str) -> str:
+    """Where an interrupted fine-tuning into `out` stands, and what the same command does."""
+    folder = _unfinished(Path(out))
+    learned = sorted((ownership.marked(folder, _KIND) or {}).get("seeds", {}), key=int)
+    begun = [(path.name, there) for path in folder.glob("checkpoints/seed-*") if (there := newest_whole(path))]
+    told = [f"{_many('seed', learned)} learned"] if learned else []
+    told += [f"{name.replace('-', ' ')} saved at step {there.name.rpartition('-')[2]}" for name, there in begun]
+    if told:
+        return f"out={out}: interrupted; {', '.join(told)}; the same command goes on there"
+    return f"out={out}: interrupted before there was anything to save; the same command begins anew"
+
+
+def _many(what: str, names: Sequence[str]) -> str:
+    """`seeds 1, 2 are`."""
+    return f"{what} {names[0]} is" if len(names) == 1 else f"{what}s {', '.join(names)} are"
+
+
+def _unfinished(out: Path) -> Path:
+    return out.with_name(f".{out.name}.unfinished")
+
+
 def seal(checkpoint: Path) -> None:
     """From now on a checkpoint counts: all of it is on disk, also after a crash. Raises OSError."""
     for path in filter(Path.is_file, checkpoint.rglob("*")):
@@ -101,7 +122,7 @@ class Seeds:
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         """Raises `UserError` where another process is at it, or seeds of other settings are there."""
         self._out, self._settings = out, dict(settings)
-        self.folder = out.with_name(f".{out.name}.unfinished")
+        self.folder = _unfinished(out)
         self.checkpoints = self.folder / "checkpoints"
         self.learned: dict[int, dict[str, Any]] = {}
         self.best: int | None = None

@@ -17,8 +17,9 @@ import numpy as np
 from cloze import cli
 from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
+from cloze.log import closing
 from cloze.ownership import require_own_file
-from finetune import resume
+from finetune import report, resume
 from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig, SuiteConfig
 from finetune.families import SUITES, TASKS
@@ -45,6 +46,8 @@ def run(config: SuiteConfig) -> int:
         for init in Init if config.baseline else (Init.pretrained,):
             wanted = replace(own, init=init, out=str(out / f"{task}-{init.value}"))
             results.setdefault(task, {})[init.value] = _result(task, wanted)
+        pretrained = out / f"{task}-{Init.pretrained.value}"
+        report.write_page(pretrained, pretrained)  # random weights are beside it now
     text = markdown(results, [task for task in names if task not in settings])
     write_whole(out / "results.md", text.encode())
     write_whole(out / "results.json", (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
@@ -53,6 +56,7 @@ def run(config: SuiteConfig) -> int:
     print(
         f"{out}: results.md and results.json" + (f"; the table is in {config.model}/README.md, too" if in_card else "")
     )
+    closing(f"{out}: finished; the model and the page (report.html) of each task lie in its folders")
     return ExitCode.OK
 
 

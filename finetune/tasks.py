@@ -142,6 +142,8 @@ class EvaluationSet:
     score: Callable[[Sequence[Any]], Scores]
     shown: Sequence[dict[str, Any]]  # texts and right answers, for the file of answers
     guess: Sequence[Any]  # what is commonest, or comes first, for each: an answer that takes no model
+    # of predictions and answers how wrong each answer is: 0 is right; None: nobody says
+    wrong: Callable[[Any, Sequence[Any]], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

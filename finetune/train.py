@@ -5,10 +5,10 @@ A family of tasks gives a `Prepared`: its data as features, a way to make its mo
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import accelerate  # noqa: F401  # Trainer asks for it, and only when a run begins
 import numpy as np
@@ -21,14 +21,16 @@ from transformers.trainer_callback import PrinterCallback
 from cloze.errors import TrainingError
 from cloze.files import write_whole
 from cloze.log import log
-from finetune import ranks, resume
+from cloze.patience import telling
+from finetune import ranks, report, resume
 from finetune.card import write_card
 from finetune.config import FinetuneConfig, facts
 from finetune.data import sha256
 from finetune.keys import Adversary, Head, Precision
 from finetune.rates import settled, tell_rate
 from finetune.side_by_side import teacher_and_student
-from finetune.tasks import Prepared, Scores
+from finetune.stopping import Stop
+from finetune.tasks import EvaluationSet, Prepared, Scores
 from finetune.techniques import losses
 from finetune.techniques.adversary import add_adversarial_gradients
 from finetune.techniques.distillation import Teacher
@@ -61,15 +63,18 @@ class _Progress(TrainerCallback):
 
 
 class _Checkpoints(TrainerCallback):
-    """Every few minutes all that a seed's training needs to go on to the same weights: whole, or not at all."""
+    """Every few minutes all that a seed's training needs to go on to the same weights: whole, or not at all.
 
-    def __init__(self, teacher: Teacher | None) -> None:
-        self.teacher, self.saved = teacher, time.monotonic()
+    Where a stop is asked for, once more, and then it is one.
+    """
+
+    def __init__(self, teacher: Teacher | None, stop: Stop) -> None:
+        self.teacher, self.stop, self.saved = teacher, stop, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if ranks.world_size() > 1 and state.global_step % _STEPS_OF_RANKS:
             return
-        if ranks.agreed(time.monotonic() > self.saved + _CHECKPOINT_SECONDS):
+        if ranks.agreed(self.stop.requested or time.monotonic() > self.saved + _CHECKPOINT_SECONDS):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -79,6 +84,8 @@ class _Checkpoints(TrainerCallback):
                 save_file(self.teacher.project.state_dict(), folder / _PROJECTION)
             resume.seal(folder)
         self.saved = time.monotonic()
+        if ranks.agreed(self.stop.requested):
+            raise KeyboardInterrupt
 
 
 class TaskTrainer(Trainer):
@@ -163,7 +170,8 @@ def _run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] |
     if config.max_len < asked.max_len:
         fit = f"model={config.model} has positions for {config.max_len} tokens: so many are used"
         log.warning(f"max_len={asked.max_len}: {fit}")
-    prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
+    with telling("reading the data"):
+        prepared, read = (prepare or config.definition.family.prepare)(config), sha256(config)
     prepared.tokenizer.model_max_length = config.max_len
     tell_rate(asked, config)
     with resume.Seeds(out, resume.settings_of(config, read)) as seeds:
@@ -185,7 +193,10 @@ def _run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] |
             prepared.tokenizer.save_pretrained(folder)
             text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
             write_whole(folder / "metrics.json", text.encode())
+            losses = {seed: found.get("losses", []) for seed, found in sorted(seeds.learned.items())}
+            write_whole(folder / report.LOSSES, json.dumps(losses).encode())
             write_card(folder, config, body)
+            report.write_page(folder, out)
 
         seeds.publish(write)
     return resume.means(body)
@@ -217,8 +228,9 @@ def _learn(
     config: FinetuneConfig, prepared: Prepared, seed: int, seeds: resume.Seeds, guessing: Scores, tracker: Tracker
 ) -> None:
     """Train with one seed, answer every set, and keep what came of it."""
-    model, answers = _train(config, prepared, seed, ranks.agreed(seeds.checkpoints), tracker)
-    found: dict[str, Any] = {"scores": _scores(prepared, answers)}
+    learned = _train(config, prepared, seed, ranks.agreed(seeds.checkpoints), tracker)
+    model, answers = learned.model, learned.answers
+    found: dict[str, Any] = {"scores": _scores(prepared, answers), "losses": learned.losses}
     score = config.definition.score
     tracker.log_scores(seed, found["scores"])
     if prepared.teacher is not None:
@@ -229,18 +241,35 @@ def _learn(
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
+        _write_rows(folder / report.PREDICTIONS, _with_answers(prepared.dev, answers["dev"], learned.wrong))
         if (test := prepared.more.get("test")) is not None:
-            rows = [{**row, "predicted": one} for row, one in zip(test.shown, answers["test"], strict=True)]
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / PREDICTIONS).write_text(text, encoding="utf-8")
+            _write_rows(folder / PREDICTIONS, _with_answers(test, answers["test"], None))
 
     seeds.keep(seed, found, score, write)
 
 
-def _train(
-    config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path, tracker: Tracker
-) -> tuple[Any, dict[str, Sequence[Any]]]:
-    """The trained model and its answers by the sets' names."""
+def _with_answers(
+    asked: EvaluationSet, answers: Sequence[Any], wrong: Sequence[float] | None
+) -> Iterator[dict[str, Any]]:
+    for number, (row, answer) in enumerate(zip(asked.shown, answers, strict=True)):
+        yield {**row, "predicted": answer} | ({"wrong": round(wrong[number], 6)} if wrong is not None else {})
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+class _Learned(NamedTuple):
+    """What came of one seed."""
+
+    model: Any
+    answers: dict[str, Sequence[Any]]  # by the sets' names
+    wrong: Sequence[float] | None  # how wrong each of data.dev is, where somebody says
+    losses: list[tuple[int, float]]  # by step
+
+
+def _train(config: FinetuneConfig, prepared: Prepared, seed: int, checkpoints: Path, tracker: Tracker) -> _Learned:
+    """Train with one seed, and answer every set."""
     set_seed(seed)
     model = prepared.make_model()
     if config.reinit_layers >= 0:
@@ -268,21 +297,28 @@ def _train(
         callbacks=[_Progress(seed, tracker), *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Checkpoints(trainer.teacher))
+    stop = Stop()
+    trainer.add_callback(_Checkpoints(trainer.teacher, stop))
     if there is not None:
         log.info(f"seed {seed}  goes on at step {there.name.rpartition('-')[2]}")
         if trainer.teacher is not None:
             trainer.teacher.project.load_state_dict(load_file(there / _PROJECTION))
-    trainer.train(resume_from_checkpoint=str(there) if there else None)
+    with stop.heard():
+        trainer.train(resume_from_checkpoint=str(there) if there else None)
     trainer.compute_metrics = None  # of data.dev alone
-    answers = {}
+    answers: dict[str, Sequence[Any]] = {}
+    wrong = None
     for name, each in {"dev": dev, **prepared.more}.items():
-        predictions = trainer.predict(each.features).predictions
+        with telling(f"seed {seed}  answers data.{name}"):
+            predictions = trainer.predict(each.features).predictions
         arrays = predictions if isinstance(predictions, tuple) else [predictions]
         if not all(np.isfinite(array).all() for array in arrays):
             raise TrainingError(f"optim.lr={config.optim.lr}: training with seed {seed} diverged; lower it")
         answers[name] = each.decide(predictions, model)
-    return model.merge_and_unload() if config.lora.rank else model, answers
+        if each is dev and dev.wrong is not None:
+            wrong = dev.wrong(predictions, answers[name])
+    history = [(row["step"], round(row["loss"], 5)) for row in trainer.state.log_history if "loss" in row]
+    return _Learned(model.merge_and_unload() if config.lora.rank else model, answers, wrong, history)
 
 
 def _learn_head(config: FinetuneConfig, prepared: Prepared, seed: int, model: Any, folder: Path) -> None:

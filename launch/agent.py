@@ -43,6 +43,7 @@ _POLL_SECONDS = 0.1
 _LEFTOVERS_SECONDS = 2.0  # the same for what ranks that have ended left behind
 _FINISH_SECONDS = 60.0  # for the other ranks of the node to end after the first one
 _SIGTERMED = (-signal.SIGTERM, 256 - signal.SIGTERM)  # the launcher itself, or its rank whose code it passes on
+_BY_SIGNAL = 128  # the launcher's codes above are of ranks that a signal ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +114,16 @@ def run(command: Command, status: Path | None, requested: Callable[[str], bool],
         launcher_ended = process.poll() is not None and process.returncode >= 0  # and with it all ranks
         end_processes(job_id, requested, _LEFTOVERS_SECONDS if launcher_ended else GRACE_SECONDS)
     code = true_exit_code(status, process.wait(), stop_requested=forwarded and not requested("kill"))
+    if requested("kill") and code == ExitCode.STUCK:  # the ranks died of us
+        code = CRASHED
     return ENDED if code == CRASHED and requested("end") else code
 
 
 def true_exit_code(status: Path | None, launcher_code: int, *, stop_requested: bool) -> int:
-    """What the launcher says if that is a code of ours, else an orderly end that training wrote down, else `CRASHED`.
+    """What the launcher says if that is a code of ours, else what training wrote down, else `CRASHED`.
 
-    Training writes 70 for whatever it raises: only the launcher knows whether it was a failure that it foresaw. Ranks
+    Training writes 70 for whatever it raises: only the launcher knows whether it was a failure that it foresaw. Where a
+    rank was killed (`kill -9`, out of memory), the others write 71 and rank 0 itself writes nothing: both are 71. Ranks
     that our SIGTERM killed, since they had not begun, count as stopped: the same command goes on.
     """
     if launcher_code in set(ExitCode):
@@ -127,11 +131,13 @@ def true_exit_code(status: Path | None, launcher_code: int, *, stop_requested: b
     try:
         written = int(json.loads(status.read_bytes())["exit_code"]) if status else None
     except FileNotFoundError:
-        written = ExitCode.STOPPED if stop_requested and launcher_code in _SIGTERMED else None
+        killed = launcher_code > _BY_SIGNAL and not stop_requested
+        asked = stop_requested and launcher_code in _SIGTERMED
+        written = ExitCode.STOPPED if asked else ExitCode.STUCK if killed else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning(f"{status}: unreadable ({first_line(error)}); calling the run failed")
         written = None
-    return written if written in (ExitCode.OK, ExitCode.STOPPED) else CRASHED
+    return written if written in (ExitCode.OK, ExitCode.STOPPED, ExitCode.STUCK) else CRASHED
 
 
 class _Ranks:

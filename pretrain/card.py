@@ -12,6 +12,7 @@ import yaml
 
 from cloze import cli, ownership
 from cloze.errors import DiskError, ExitCode, UserError
+from cloze.log import closing
 from pretrain.export.card import CARD, write_card
 from pretrain.export.card_facts import Options, Trained
 from pretrain.telemetry.metrics_file import METRICS_NAME
@@ -43,6 +44,7 @@ def main(options: Namespace) -> int:
     except OSError as error:
         raise DiskError(f"{options.model}: {error.strerror}; free space and run the same command again") from error
     print(options.model / CARD)
+    closing(f"{options.model / CARD}: written; read it before you publish the model")
     return ExitCode.OK
 
 

@@ -673,7 +673,10 @@ def padded_vocab_size(vocab_size: int, multiple: int) -> int:
 def check_ranks(config: TrainConfig, world_size: int) -> None:
     """Raises `UserError` where so many ranks are not those insisted on, or cannot share every batch of the run."""
     if config.world_size not in (None, world_size):
-        raise UserError(f"world_size={config.world_size}: there are {world_size} ranks; correct it, or the hostfile")
+        raise UserError(
+            f"world_size={config.world_size}: there are {world_size} ranks; correct it, or the "
+            f"hostfile; python -m launch procs={config.world_size} starts so many here"
+        )
     unit, stretch = config.batch_unit, config.micro_batch_size * world_size
     if not config.batch_sizes.is_constant and unit % stretch:
         raise UserError(

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
 import psutil
-import torch
 
 from cloze import cli, storage
 from cloze.corpus.manifest import Manifest, TokenizerFacts, pass_name, read_manifest
 from cloze.errors import ExitCode, UserError
+from cloze.log import closing
 from cloze.schema import doc
 from pretrain.config import (
     BUCKET_ELEMENTS,
@@ -236,6 +236,8 @@ def corpus_options(options: PlanConfig, manifest: Manifest, data: DataConfig | N
 
 def parameters_of(model: ModelConfig, vocab_size: int, max_len: int = 1) -> int:
     """Counted on a model without storage. Raises `UserError` where its positions do not suffice."""
+    import torch  # here, and below: it takes seconds, and --help none of them
+
     from pretrain.model.bert import PackedBert
 
     facts = TokenizerFacts(fingerprint="", vocab_size=vocab_size, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
@@ -381,6 +383,8 @@ def gpu_of(options: PlanConfig) -> Gpu:
 @functools.cache
 def _this_machine() -> Gpu:
     """TFLOP/s of large matrix products, the best of some tries."""
+    import torch
+
     best = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.rand(_MATRIX, _MATRIX).to(dtype)
@@ -470,6 +474,8 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     share = config.peak_batch_size // options.gpus
     if "micro_batch_size" not in given and share and config.micro_batch_size > share:  # nobody insists on it
         config = replace(config, micro_batch_size=share)
+    import torch
+
     from pretrain.model.attention import choose_kernel
 
     if options.gpu == CPU:
@@ -535,11 +541,13 @@ def main(arguments: list[str]) -> int:
         ]
         print(cli.help_text("train", TrainConfig, arguments, own, _NOT_NEEDED))
         return ExitCode.OK
+    cli.refuse_options(TrainConfig, arguments, [field.name for field in fields(PlanConfig)])
     config, options = composed(arguments)
     print("\n".join(plan(config, options)))
     count = parameters_of(config.model, options.vocab_size)
     for phase, own in by_phase(config, options) if options.gpu != CPU else ():
         check_memory(phase.config, own, count, options.gpus, gpu_of(options).memory_gib)
+    closing("nothing is started; the same keys but for those of the plan train, with data.path=… run=…")
     return ExitCode.OK
 
 

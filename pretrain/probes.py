@@ -7,6 +7,7 @@ import sys
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
+from cloze.patience import telling
 from pretrain.evaluate import results
 from pretrain.evaluate.frozen_config import ProbesConfig
 
@@ -17,7 +18,8 @@ def run(config: ProbesConfig) -> int:
     try:  # here: transformers takes seconds, and --help none of them
         from pretrain.evaluate.probing import as_data, markdown, run_probes
 
-        found = run_probes(config)
+        with telling(f"model={config.model}: probing"):
+            found = run_probes(config)
     except ModuleNotFoundError as error:
         raise UserError(f"probes need {error.name}: pip install 'cloze[finetune]'") from None
     print(markdown(found), end="")
@@ -25,7 +27,7 @@ def run(config: ProbesConfig) -> int:
     return ExitCode.OK
 
 
-main = cli.hydra_command("probes", ProbesConfig)(run)
+main = cli.hydra_command("probes", ProbesConfig, positional=("model",))(run)
 
 if __name__ == "__main__":
     sys.exit(main())

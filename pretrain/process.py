@@ -45,7 +45,8 @@ def _run(job: Job) -> None:
         config = job.config
     if job.progress.step >= config.steps:
         process.log.info(
-            f"{job.path}: already at step {job.progress.step} of {config.steps}; raise `steps` or name another run"
+            f"{job.path}: already at step {job.progress.step} of {config.steps}; raise steps, or name another run; "
+            f"next: {export_command(job.path)}"
         )
         job.code = ExitCode.OK
         return
@@ -67,8 +68,12 @@ def _run(job: Job) -> None:
 
 def closing_line(path: Path, code: int, step: int, steps: int) -> str:
     """Where an orderly run stands at its end, what is saved, and what to do next."""
-    run, out = shlex.quote(str(path)), shlex.quote(f"out/{path.name}")
     saved = f"step {step} of {steps} is saved in {path / 'checkpoints'}"
     if code == ExitCode.STOPPED:
         return f"{path}: stopped; {saved}; the same command goes on"
-    return f"{path}: finished; {saved}; next: python -m pretrain.export {run} {out}"
+    return f"{path}: finished; {saved}; next: {export_command(path)}"
+
+
+def export_command(path: Path) -> str:
+    """What makes a model of the run, as a shell takes it."""
+    return shlex.join(("python", "-m", "pretrain.export", str(path), f"out/{path.name}"))

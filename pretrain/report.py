@@ -8,6 +8,7 @@ from pathlib import Path
 from cloze.cli import command, parser
 from cloze.errors import ExitCode
 from cloze.log import log
+from cloze.patience import telling
 from pretrain.telemetry.charts import AXES
 from pretrain.telemetry.report import COMPARISON_NAME, REPORT_NAME, write_report
 
@@ -26,7 +27,9 @@ def main(options: Namespace) -> int:
     """Write the page; its path goes to stdout."""
     first = options.run_dirs[0]
     usual = first / REPORT_NAME if len(options.run_dirs) == 1 else first.resolve().parent / COMPARISON_NAME
-    print(write_report(options.run_dirs, options.out or usual, axis=options.x))
+    with telling("reading"):
+        page = write_report(options.run_dirs, options.out or usual, axis=options.x)
+    print(page)
     log.info("open it in a browser; live pages of all runs: " + shlex.join([*_SERVE, "--root", str(first.parent)]))
     return ExitCode.OK
 

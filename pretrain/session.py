@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import yaml
@@ -104,12 +105,15 @@ class Job:
     corpora: tuple[TrainingCorpus, ...] = ()  # of each phase
     directory: RunDirectory | None = None
     code: int = ExitCode.FAILED  # how it ends, unless something better is known
+    _on_guard: ClassVar[list[Watchdog]] = []  # of a job that failed: until the process ends, or the next job begins
 
     def __init__(self, config: TrainConfig) -> None:
         self.path = Path(config.runs_root) / config.run
         self.set_config(config)
         self.precision_is_open = config.precision is Precision.auto
         self.stop, self.progress = StopRequest(), Progress()  # before the process group
+        while self._on_guard:
+            self._on_guard.pop().close()
         limits = config.watchdog
         self.watchdog = Watchdog(limits.seconds, self.path, dist.environment_rank(), limits.start_seconds)
 
@@ -176,6 +180,7 @@ class Job:
             self.watchdog.close()
         else:
             self.watchdog.tick()  # still on guard: a thread that hangs, as in an upload, would hold up the end
+            self._on_guard.append(self.watchdog)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ a mistake in the command line, do not wait for torch.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # started as a file: its own folder is on sys.path where the repository should be
@@ -15,7 +16,13 @@ from pretrain.config import TrainConfig
 from pretrain.launchers import adopt
 
 
-@cli.hydra_command("train", TrainConfig, launched=adopt)
+def tell_sweep(configs: Sequence[TrainConfig]) -> None:
+    from pretrain.sweep import tell
+
+    tell(configs)
+
+
+@cli.hydra_command("train", TrainConfig, launched=adopt, after_sweep=tell_sweep)
 def main(config: TrainConfig) -> int:
     """One process of a run. Returns the exit code."""
     from pretrain.process import train

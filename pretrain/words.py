@@ -8,6 +8,7 @@ import sys
 
 from cloze import cli
 from cloze.errors import ExitCode, UserError
+from cloze.log import closing
 from pretrain.evaluate.frozen_config import WordsConfig
 
 
@@ -19,10 +20,11 @@ def run(config: WordsConfig) -> int:
         print(report(config), end="")
     except ModuleNotFoundError as error:
         raise UserError(f"words need {error.name}: pip install 'cloze[finetune]'") from None
+    closing(f"model={config.model}: looked at; nothing is saved")
     return ExitCode.OK
 
 
-main = cli.hydra_command("words", WordsConfig)(run)
+main = cli.hydra_command("words", WordsConfig, positional=("model",))(run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,10 +9,11 @@ class Command(NamedTuple):
     start: str  # without arguments
     about: str  # what it does, in two lines at most
     examples: tuple[str, ...]  # arguments
+    goes_on: bool = False  # the same command after an interruption: else it begins anew
 
 
-def _module(name: str, about: str, *examples: str) -> Command:
-    return Command(f"python -m {name}", about, examples)
+def _module(name: str, about: str, *examples: str, goes_on: bool = False) -> Command:
+    return Command(f"python -m {name}", about, examples, goes_on)
 
 
 # By the name of the configuration, or of the module where a command takes arguments.
@@ -23,6 +24,7 @@ COMMANDS = {
         "source=text 'source.paths=[books/*.txt]' out=shards/books",
         "source=jsonl 'source.paths=[pile.jsonl.zst]' source.field=text out=shards/pile max_len=512",
         "source=text 'source.paths=[books/*.txt]' out=shards/books preview=100",
+        goes_on=True,
     ),
     "train": Command(
         "deepspeed pretrain/train.py",
@@ -33,6 +35,7 @@ COMMANDS = {
             "data.path=shards/books run=books model=small recipe=fast precision=bf16",
             "data.path=shards/books 'run=sweep-${optim.lr}' optim.lr=1e-4,3e-4 --multirun",
         ),
+        goes_on=True,
     ),
     "plan": _module(
         "pretrain.plan",
@@ -75,6 +78,7 @@ COMMANDS = {
         "model=out/books suite=glue out=out/glue",
         "model=out/books suite=glue 'tasks=[cola,sst2]' out=out/glue num_seeds=2",
         "model=out/books suite=clue out=out/clue baseline=false",
+        goes_on=True,
     ),
     "predict": _module(
         "finetune.predict",
@@ -82,6 +86,7 @@ COMMANDS = {
         "out/sst2 texts.txt labels.tsv",
         "model=out/sst2 in=texts.jsonl out=labels.jsonl probabilities=true",
         "out/ner sentences.txt tags.conll",
+        goes_on=True,
     ),
     "embeddings": _module(
         "finetune.embeddings",
@@ -96,6 +101,35 @@ COMMANDS = {
         "runs/books",
         "runs/books runs/other",
         "runs/books runs/other --x tokens --out compared.html",
+    ),
+    "finetune.report": _module(
+        "finetune.report",
+        "One HTML page about a fine-tuned model: its scores beside others', what it takes for what, its worst errors.",
+        "out/sst2",
+        "out/sst2 --out sst2.html",
+    ),
+    "finetune.grid": _module(
+        "finetune.grid",
+        "Fine-tuned models as a table in Markdown: what varies, and the scores.",
+        "out/grid",
+        "out/a out/b",
+    ),
+    "finetune.compress": _module(
+        "finetune.compress",
+        "A fine-tuned or pretrained model as ONNX, whole and in int8, scored beside it.",
+        "out/sst2 out/sst2-onnx",
+    ),
+    "finetune.probe": _module(
+        "finetune.probe",
+        "Fills gaps, or compares texts, without any fine-tuning.",
+        "out/books 'The [MASK] sat on the mat.'",
+        "out/books 'A cat sat.' 'A dog sat.' 'It rains.'",
+    ),
+    "pretrain.card": _module(
+        "pretrain.card",
+        "The card (README.md) of an exported model, anew from its run.",
+        "runs/books out/books",
+        "runs/books out/books --language en --license cc-by-sa-4.0",
     ),
     "pretrain.runs": _module(
         "pretrain.runs",

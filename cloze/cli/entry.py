@@ -1,8 +1,10 @@
 """Running a command: arguments in, exit code out. A user's mistake is one line on stderr."""
 
 import argparse
+import difflib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +41,9 @@ def hydra_command(
     config_name: str,
     schema: type[C],
     positional: Sequence[str] = (),
+    *,
     launched: Callable[[], object] | None = None,
+    after_sweep: Callable[[Sequence[C]], None] = lambda configs: None,
 ) -> Callable[[Callable[[C], int]], Main]:
     """Make `main(config)` a `main(overrides)` that composes `conf/{config_name}.yaml` into a `schema` object.
 
@@ -47,6 +51,7 @@ def hydra_command(
     the groups and keys of `schema`; `--cfg job`, `--multirun` and Hydra's other flags work as usual. Words that are no
     `key=value` stand for the keys `positional`, in their order. A command that launchers start on many hosts is
     `launched`: that is called before anything is composed, and the arguments must have arrived as they were typed.
+    `after_sweep` is told what the jobs of a sweep were that began.
     """
 
     def with_schema(main: Callable[[C], int]) -> Main:
@@ -59,26 +64,33 @@ def hydra_command(
             if launched:
                 launched()
             if any(override.startswith("-") for override in overrides):
-                return _by_hydra(overrides, config_name, schema, main)
+                return _by_hydra(overrides, config_name, schema, main, after_sweep)
             return main(compose(config_name, schema, overrides))  # in half the time
 
-        return overrides_command(schema, once=launched is not None)(run)
+        return overrides_command(schema, once=launched is not None, goes_on=_goes_on(config_name))(run)
 
     return with_schema
 
 
-def overrides_command(schema: type[Any], *, once: bool = False) -> Callable[[Callable[[list[str]], int]], Main]:
+def _goes_on(config_name: str) -> bool:
+    return config_name in COMMANDS and COMMANDS[config_name].goes_on
+
+
+def overrides_command(
+    schema: type[Any], *, once: bool = False, goes_on: bool = False
+) -> Callable[[Callable[[list[str]], int]], Main]:
     """Make `main(overrides)`, which may raise, one that returns an exit code and knows `--verbose` and `--quiet`.
 
-    `once`: a command line gives a key one value; in a list from Python the last one counts.
+    `once`: a command line gives a key one value; in a list from Python the last one counts. `goes_on`: what the same
+    command does after Ctrl-C; else it begins anew.
     """
 
     def with_schema(main: Callable[[list[str]], int]) -> Main:
         def run(overrides: Sequence[str] | None = None) -> int:
             with _process(overrides) as given:
                 if once and overrides is None:
-                    return guarded(lambda: main(_given_once(_with_verbosity(given))), schema)
-                return guarded(lambda: main(_with_verbosity(given)), schema)
+                    return guarded(lambda: main(_given_once(_with_verbosity(given))), schema, goes_on=goes_on)
+                return guarded(lambda: main(_with_verbosity(given)), schema, goes_on=goes_on)
 
         return run
 
@@ -100,7 +112,14 @@ class _Parser(argparse.ArgumentParser):
     """What it cannot read is one line, as everywhere."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].lower()}{message[1:]}; {self.prog} --help tells what there is")
+        unknown = re.match(r"unrecognized arguments: (--?)(\S+)", message)
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        close = [option for option in options if unknown and option[2:].startswith(unknown[2])]
+        close = close or difflib.get_close_matches(f"--{unknown[2]}", options, 1) if unknown else []
+        command = COMMANDS.get(self.prog.removeprefix("python -m "))
+        usage = f"; such as: {examples(command)[0]}" if command and "required" in message else ""
+        hint = f" (did you mean {close[0]}?)" if close else usage
+        raise UserError(f"{message[0].lower()}{message[1:]}{hint}; {self.prog} --help tells what there is")
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -146,7 +165,7 @@ def _refuse_empty_arguments(argv: Sequence[str]) -> None:
             raise UserError(f"{named}: empty (is a variable of the shell unset?); give it a value")
 
 
-def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
+def guarded(action: Callable[[], int], schema: type[Any] | None = None, *, goes_on: bool = False) -> int:
     """Run `action`; a user's mistake becomes one line on stderr and an exit code. No schema: no keys."""
     try:
         return int(action())
@@ -161,7 +180,7 @@ def guarded(action: Callable[[], int], schema: type[Any] | None = None) -> int:
         _complain(explain(error, schema))
         return int(ExitCode.USAGE)
     except KeyboardInterrupt:
-        _complain("interrupted; run the same command again to go on")
+        _complain("interrupted; the same command " + ("goes on" if goes_on else "begins anew"))
         return int(ExitCode.STOPPED)
     except SystemExit as stop:  # argparse's, of --help
         return int(stop.code or 0)
@@ -215,9 +234,13 @@ def _with_keys(arguments: Sequence[str], positional: Sequence[str]) -> list[str]
     return [*named, *arguments[len(named) :]]
 
 
+_FAIL_FAST = "--fail-fast"  # ours: the first job of a sweep that fails ends it
+_SWEEPS = {"--multirun", "-m"}
+_NEXT_AFTER = (ExitCode.OK, ExitCode.USAGE, ExitCode.FAILED)  # else the next job would meet the same end
+
 # Hydra's flags that are of use here, and how many words follow each
 _FLAGS = {
-    **dict.fromkeys(("--multirun", "-m", "--resolve", "--hydra-help", "--version", "--run", "-r"), 0),
+    **dict.fromkeys((*_SWEEPS, _FAIL_FAST, "--resolve", "--hydra-help", "--version", "--run", "-r"), 0),
     **dict.fromkeys(
         ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-name", "-cn"), 1
     ),
@@ -238,30 +261,59 @@ def refuse_options(schema: type[Any], arguments: Sequence[str], own: Sequence[st
         raise UserError(no_such_option(f"{argument}={value}" if value else argument, names, groups(schema)))
 
 
-def _by_hydra(arguments: list[str], config_name: str, schema: type[C], main: Callable[[C], int]) -> int:
-    """Let Hydra obey its flags."""
+def _by_hydra(
+    arguments: list[str],
+    config_name: str,
+    schema: type[C],
+    main: Callable[[C], int],
+    after_sweep: Callable[[Sequence[C]], None],
+) -> int:
+    """Let Hydra obey its flags. A sweep goes on after a job that fails, unless told otherwise, and ends with a stop."""
     refuse_options(schema, arguments)
-    arguments = as_meant(schema, arguments, sweep=bool({"--multirun", "-m"} & {*arguments}))
+    sweeps, fail_fast = bool(_SWEEPS & {*arguments}), _FAIL_FAST in arguments
+    arguments = as_meant(schema, [one for one in arguments if one != _FAIL_FAST], sweep=sweeps)
     refuse_renamed(schema, arguments)
     refuse_one_run_for_all(config_name, schema, arguments)
+    configs: list[C] = []
     codes: list[int] = []
-    composed = False
+    composed, num_left = False, 0
+
+    def job(config: DictConfig) -> int:
+        configs.append(fill(config, schema))
+        return main(configs[-1])
 
     @hydra.main(version_base=HYDRA, config_path=str(root(schema)), config_name=config_name)
     def task(config: DictConfig) -> None:
-        nonlocal composed
+        nonlocal composed, num_left
         composed = True
-        codes.append(guarded(lambda: main(fill(config, schema)), schema))
+        if codes and codes[-1] not in (_NEXT_AFTER[:1] if fail_fast else _NEXT_AFTER):
+            num_left += 1
+        else:
+            codes.append(guarded(lambda: job(config), schema, goes_on=_goes_on(config_name)))
 
-    sweeps = "${runs_root}" if "runs_root" in {field.name for field in fields(schema)} else "runs"  # type: ignore[arg-type]
+    folder = "${runs_root}" if "runs_root" in {field.name for field in fields(schema)} else "runs"  # type: ignore[arg-type]
     try:
-        with _as_process(_with_settings(arguments, [*_HYDRA_SETTINGS, f"hydra.sweep.dir={sweeps}"])):
+        with _as_process(_with_settings(arguments, [*_HYDRA_SETTINGS, f"hydra.sweep.dir={folder}"])):
             task()
     except ValueError as error:  # Hydra's, of an override such as `model=3`
         if composed:
             raise
         raise UserError(explain(error, schema)) from error
+    if sweeps and os.environ.get("RANK", "0") == "0":
+        after_sweep(configs)
+        log.info(_end_of_sweep(codes, num_left))
     return max(codes, default=ExitCode.OK)
+
+
+def _end_of_sweep(codes: Sequence[int], num_left: int) -> str:
+    """Which jobs did not finish."""
+    total = len(codes) + num_left
+    told = [f"job {n} of {total} ended with exit code {code}" for n, code in enumerate(codes, 1) if code]
+    told += [f"{num_left} not begun"] if num_left else []
+    again = "; the same command goes on" if told else ""
+    return (
+        f"sweep: {sum(not code for code in codes)} of {total} jobs finished{''.join(f', {one}' for one in told)}{again}"
+    )
 
 
 def _with_settings(arguments: list[str], settings: list[str]) -> list[str]:

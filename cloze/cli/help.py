@@ -54,7 +54,8 @@ def help_text(
     lines += ["", "Keys (key=value; default in brackets):", *_by_section(rest, needless)]
     lines += [
         "",
-        "--cfg job prints the composed configuration, --multirun sweeps, --hydra-help tells Hydra's own flags.",
+        "--cfg job prints the composed configuration; --multirun sweeps, with --fail-fast until a job fails;",
+        "--hydra-help tells Hydra's own flags.",
     ]
     codes = ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
     return "\n".join([*lines, f"Exit codes: {codes} (docs/faults.md)."])

@@ -13,16 +13,18 @@ class Meaning(NamedTuple):
     """A key of ours that says what another tool's word says."""
 
     key: str
-    value: str = "{}"  # to paste after `=`; {} is what was typed, … what only the user knows
+    value: str = "{}"  # to paste after `=`; {} is what was typed, … what only the user knows; "": the note alone helps
     note: str = ""  # where the two are not the same thing
 
 
 _BATCH_NOTE = "accumulation follows from global_batch_size and micro_batch_size"
 _EPOCHS = Meaning("steps", "…", "a pass has samples / global_batch_size steps; python -m pretrain.plan tells")
 _SAVED_AT = Meaning("run", "…", "the same name resumes the run; runs_root is the directory of all runs")
-_LENGTH = Meaning("data.path", "…", "the length is the corpus': prepare it with python -m data_prep max_len=512")
+_LENGTH = Meaning("data.path", "", "the length is the corpus': prepare it with python -m data_prep max_len={}")
+_MASKS = Meaning("data.path", "", "masks are drawn with the corpus: prepare it with python -m data_prep masking={}")
+_DEVICES = Meaning("world_size", "", "the devices are found, and CUDA_VISIBLE_DEVICES tells which to take")
 _WARMUP = Meaning("schedule.warmup_fraction", "…", "a share of the steps: 10,000 of 100,000 are 0.1")
-_RANKS = Meaning("world_size", note="starts nothing by itself: python -m launch procs=N does")
+_RANKS = Meaning("world_size", "", "processes are started by python -m launch procs={}, with the same overrides")
 _LESS = "…"
 
 # word: of all tools, lower case, underscores
@@ -148,6 +150,8 @@ SYNONYMS: dict[str, tuple[Meaning, ...]] = {
     "gradient_checkpointing": (Meaning("model.activation_checkpointing"),),
     "recompute_activations": (Meaning("model.activation_checkpointing"),),
     "lora_r": (Meaning("lora.rank"),),
+    "lora.r": (Meaning("lora.rank"),),
+    "r": (Meaning("lora.rank"),),
     "lora_rank": (Meaning("lora.rank"),),
     "lora_alpha": (Meaning("lora.alpha"),),
     # data and masking
@@ -163,6 +167,9 @@ SYNONYMS: dict[str, tuple[Meaning, ...]] = {
         Meaning("data.dev_fraction", _LESS),
     ),
     "test_file": (Meaning("data.test"),),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "dev_file", "eval_file"), (Meaning("data.dev"),)),
+    **dict.fromkeys(("seeds", "n_seeds"), (Meaning("num_seeds"),)),
+    **dict.fromkeys(("freeze", "freeze_encoder"), (Meaning("freeze_layers", _LESS, "so many of the lowest layers"),)),
     "input": (Meaning("source.paths", "[{}]"), Meaning("in"), Meaning("data.path")),
     "input_file": (Meaning("source.paths", "[{}]"), Meaning("in"), Meaning("data.path")),
     "input_files": (Meaning("source.paths", "[{}]"), Meaning("in")),
@@ -177,6 +184,8 @@ SYNONYMS: dict[str, tuple[Meaning, ...]] = {
     "tokenizer_name": (Meaning("tokenizer.path"),),
     "tokenizer_name_or_path": (Meaning("tokenizer.path"),),
     "vocab_size": (Meaning("tokenizer.vocab_size"),),
+    "tokenizer_type": (Meaning("tokenizer.kind"),),
+    "dedup": (Meaning("clean.near_duplicates", _LESS, "a likeness: 0.8"),),
     "do_lower_case": (Meaning("tokenizer.lowercase"),),
     "lowercase": (Meaning("tokenizer.lowercase"),),
     "mlm_probability": (Meaning("data.masking_probability"), Meaning("masking.probability"), Meaning("masking")),
@@ -188,6 +197,11 @@ SYNONYMS: dict[str, tuple[Meaning, ...]] = {
     "max_predictions_per_seq": (Meaning("masking.max_predictions"),),
     "mask_whole_words": (Meaning("masking", "whole_word"),),
     "do_whole_word_mask": (Meaning("masking", "whole_word"),),
+    "masking": (_MASKS,),
+    "device": (_DEVICES,),
+    "no_cuda": (_DEVICES,),
+    "use_cpu": (_DEVICES,),
+    "accelerator": (_DEVICES,),
     "nsp": (Meaning("objective", "nsp"), Meaning("loss.nsp_weight", _LESS)),
     "dataloader_num_workers": (Meaning("data.workers"), Meaning("executor.workers")),
     "num_workers": (Meaning("data.workers"), Meaning("executor.workers")),
@@ -222,6 +236,7 @@ SYNONYMS: dict[str, tuple[Meaning, ...]] = {
     "keep_interval_updates": (Meaning("checkpoint.keep_last"),),
     "report_to": (Meaning("wandb.mode", "auto"),),
     "wandb_project": (Meaning("wandb.project"),),
+    "wandb": (Meaning("wandb.mode", "auto"),),
     "project": (Meaning("wandb.project"),),
     "tensorboard_dir": (Meaning("log.tensorboard", "true"),),
     "tensorboard": (Meaning("log.tensorboard"),),
@@ -250,7 +265,21 @@ SYNONYMS: dict[str, tuple[Meaning, ...]] = {
     "num_nodes": (Meaning("nodes"),),
 }
 
-# option of a group that another tool calls so: (group, word)
+# section: the key of it that is meant where the section itself is given a value
+SECTIONS = {
+    "wandb": "wandb.mode",
+    "lora": "lora.rank",
+    "eval": "eval.every",
+    "checkpoint": "checkpoint.every",
+    "log": "log.every",
+    "budget": "budget.hours",
+    "data": "data.path",
+    "tokenizer": "tokenizer.path",
+    "distill": "distill.teacher",
+    "adversary": "adversary.kind",
+}
+
+# option of a group, or value of a key, that another tool calls so: (group or key, word)
 OPTIONS: dict[tuple[str, str], str] = {
     ("recipe", "bert"): "bert_2018",
     ("recipe", "original"): "bert_2018",
@@ -279,6 +308,21 @@ OPTIONS: dict[tuple[str, str], str] = {
     ("source", "hf"): "hub",
     ("executor", "slurm"): "array",
     ("executor", "multiprocessing"): "local",
+    **dict.fromkeys([("precision", word) for word in ("float16", "half", "16", "16_mixed")], "fp16"),
+    **dict.fromkeys([("precision", word) for word in ("bfloat16", "bf16_mixed", "amp")], "bf16"),
+    **dict.fromkeys([("precision", word) for word in ("float32", "float", "32", "full")], "fp32"),
+    **dict.fromkeys([("wandb.mode", word) for word in ("off", "none", "no", "false")], "disabled"),
+    **dict.fromkeys([("wandb.mode", word) for word in ("on", "yes", "true")], "online"),
+    ("objective", "mlm"): "none",
+    ("tokenizer.kind", "sentencepiece"): "unigram",
+    ("tokenizer.kind", "bert"): "wordpiece",
+    ("task", "sentiment"): "sst2",
+    ("task", "text_classification"): "classification",
+    ("task", "token_classification"): "ner",
+    ("task", "pos"): "ner",
+    ("task", "qa"): "squad",
+    ("task", "question_answering"): "squad",
+    ("task", "sts"): "stsb",
     ("masking", "wwm"): "whole_word",
     ("masking", "whole_words"): "whole_word",
     ("masking", "spanbert"): "span",

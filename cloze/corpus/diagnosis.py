@@ -224,7 +224,7 @@ def unknown_tokens(
         refuse_above=0.5,
         meaning=f"{share:.2%} of the tokens are [UNK]",
         remedy="the vocabulary lacks what this text is written in: leave tokenizer.path out, so that one is trained on "
-        "it, or raise tokenizer.vocab_size or tokenizer.limit_alphabet",
+        "it, or raise tokenizer.vocab_size or tokenizer.limit_alphabet; where one was, there is too little text",
         where=where,
         examples=tuple(f"{word[:24]!r} {count:,}" for word, count in words[:10]),
     )

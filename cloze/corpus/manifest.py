@@ -19,6 +19,7 @@ import numpy.typing as npt
 from cloze.corpus.masking import STRATEGIES, Masking, MaskRates, Masks, MaskVocabulary, Unmasked, draw_masks
 from cloze.errors import UserError
 from cloze.files import write_whole
+from cloze.ownership import told
 
 FORMAT = "cloze-shards"
 VERSIONS = 1, 2, 3  # that are read; the lowest one that does is written
@@ -219,7 +220,11 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / NAME
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        if (other := told(directory)) and not (directory / ".work").is_dir():
+            raise UserError(
+                f"{directory}: is {other}, no corpus; name a directory that `python -m data_prep` finished"
+            ) from None
         hint = (
             "its preparation is unfinished: run the same data_prep command again"
             if (directory / ".work").is_dir()

@@ -1,20 +1,23 @@
 """One self-contained HTML page to look at a finished corpus with.
 
-Lengths, tokens per source, drops by reason, use of the vocabulary, what masks and pairs are against what was asked for,
-and decoded samples. Needs no network to make or to read; bars are CSS, so that they follow the reader's theme.
+What is the matter with it first, then samples as a person reads them, lengths, tokens per source, scripts, drops by
+reason, words, use of the vocabulary, and what masks and pairs are against what was asked for. Needs no network to make
+or to read, and no script; bars are CSS and SVG, so that they follow the reader's theme.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from cloze.corpus.diagnosis import Finding, Level, from_manifest, from_shards, stored
+from cloze import drawing
+from cloze.corpus.diagnosis import Finding, Level, from_manifest, from_shards, shares_of_scripts, stored
 from cloze.corpus.manifest import Manifest, pass_name, read_manifest
 from cloze.corpus.masking import num_predictions
-from cloze.corpus.peek import peek
+from cloze.corpus.peek import Sample, read_samples
 from cloze.corpus.ragged import Ints
 from cloze.corpus.shards import Split
 from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
@@ -27,6 +30,8 @@ EARLIER_MARK = "--bar: #4a7ebb"  # of pages made before they bore one
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
 _BINS = 32
 _SAMPLES = 20
+_GRAVEST = (Level.refusal, Level.warning, Level.note)
+_LETTERS = 1.15, 0.85  # rem: of the commonest word more than the rarest shown
 _ADDED = (100, 1000, 10_000)  # words, whose savings are told
 
 
@@ -44,39 +49,75 @@ def report(directory: Path) -> str:
     """The page. Raises `UserError` if the corpus is unfinished or damaged."""
     manifest = read_manifest(directory)
     tokenizer = load_tokenizer(directory / "tokenizer")
+    findings = sorted(of_corpus(directory, manifest), key=lambda finding: _GRAVEST.index(finding.level))
+    found = words_of(directory, manifest, tokenizer)
+    scripts = _scripts(findings)
     sections: list[Section] = [
-        ("Corpus", _overview(manifest)),
-        ("Diagnosis", [_findings(of_corpus(directory, manifest))]),
         ("Sources", [_sources(manifest)]),
+        *([("Scripts", [scripts])] if scripts.rows else []),
         ("Dropped and repaired documents", [_drops(manifest)]),
-        ("Lengths", [_lengths(manifest)]),
-        *_looked_at(directory, manifest, tokenizer),
+        ("Splits", _splits(manifest)),
+        *_looked_at(directory, manifest, tokenizer, found),
     ]
-    samples = _decoded(directory, manifest)
+    levels = [finding.level for finding in findings]
+    num_refusals, num_warnings = levels.count(Level.refusal), levels.count(Level.warning)
+    edges, counts = _histogram(manifest)
+    most = _scale(counts)
+    title = directory.resolve().name
     return render(
-        __file__, "report.html", mark=PAGE_MARK, title=directory.resolve().name, sections=sections, samples=samples
+        __file__,
+        "report.html",
+        mark=PAGE_MARK,
+        title=f"Cloze: {title}",
+        name=title,
+        kind=f"{manifest.objective} · {manifest.masking.strategy} {manifest.masking.probability:.0%} · up to "
+        f"{manifest.max_len} tokens a sample",
+        verdict=_verdict(num_refusals, num_warnings),
+        num_refusals=num_refusals,
+        num_warnings=num_warnings,
+        figures=_figures(manifest),
+        findings=findings,
+        samples=_read_samples(directory, manifest),
+        first_pass=pass_name(0),
+        lengths=_lengths(edges, counts, most),
+        lengths_cut=any(count > most for count in counts),
+        lengths_drawn=drawing.bars("lengths of the samples", edges, counts, most),
+        sections=sections,
+        words=_sized(found.common),
     )
 
 
-def _overview(manifest: Manifest) -> list[Table]:
+def _verdict(num_refusals: int, num_warnings: int) -> str:
+    if num_refusals:
+        return f"unfit in {num_refusals} ways" if num_refusals > 1 else "unfit in one way"
+    return f"{num_warnings} warning" + "s" * (num_warnings > 1) if num_warnings else "nothing stands out"
+
+
+def _figures(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """(what, how much, beside it) of the first screen."""
+    train = manifest.splits[pass_name(0)]
+    held_out = sum(manifest.splits[name].samples for name in manifest.held_out)
+    documents = manifest.documents
     size = sum(shard.bytes for shard in manifest.shards)
-    tokens = sum(split.tokens for split in manifest.splits.values())
-    width = 2 if manifest.tokenizer.vocab_size <= 0x10000 else 4
-    facts = Table(
-        ("", ""),
-        [
-            ("objective", manifest.objective),
-            ("masking", f"{manifest.masking.strategy}, {manifest.masking.probability:.0%}"),
-            ("tokenizer", f"{manifest.tokenizer.vocab_size:,} tokens, {manifest.tokenizer.fingerprint[:12]}"),
-            ("longest sample", f"{manifest.max_len} tokens"),
-            (
-                "shards",
-                f"{len(manifest.shards)}, {size / 1e6:,.1f} MB: {size / max(1, width * tokens):.3f} x the tokens",
-            ),
-        ],
-    )
-    rows = [(name, split.samples, split.tokens) for name, split in manifest.splits.items()]
-    return [facts, Table(("split", "samples", "tokens"), rows)]
+    return [
+        ("samples in a pass", f"{train.samples:,}", f"{held_out:,} held out"),
+        ("tokens in a pass", f"{train.tokens:,}", f"mean length {train.tokens / max(1, train.samples):.1f}"),
+        ("passes", f"{manifest.passes}", f"{manifest.baked_draws} mask draws in the shards"),
+        ("documents kept", f"{documents['kept']:,}", f"of {documents['read']:,} read"),
+        ("vocabulary", f"{manifest.tokenizer.vocab_size:,}", f"tokenizer {manifest.tokenizer.fingerprint[:12]}"),
+        ("shards", f"{len(manifest.shards):,}", f"{size / 1e6:,.1f} MB"),
+    ]
+
+
+def _sized(words: Sequence[tuple[str, int]]) -> list[tuple[str, int, float]]:
+    """(word, how often, size of its letters): the commonest the largest."""
+    most = max((times for _, times in words), default=1)
+    return [(word, times, _LETTERS[1] + _LETTERS[0] * (times / most) ** 0.5) for word, times in words]
+
+
+def _read_samples(directory: Path, manifest: Manifest) -> list[Sample]:
+    splits = [pass_name(0), *manifest.held_out]
+    return [one for name in splits for one in read_samples(directory, name, -(-_SAMPLES // len(splits)), 0)]
 
 
 def of_corpus(directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
@@ -84,23 +125,6 @@ def of_corpus(directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
     if manifest.diagnosis:
         return stored(manifest)
     return (*from_manifest(manifest), *from_shards(directory, manifest))
-
-
-def _findings(findings: Iterable[Finding]) -> Table:
-    """Warnings first, each with what it was seen in and what to do."""
-    order = [Level.refusal, Level.warning, Level.note]
-    rows = [
-        (
-            finding.level.value,
-            finding.name,
-            finding.meaning,
-            ", ".join(finding.examples),
-            finding.where or "",
-            "" if finding.level is Level.note else finding.remedy,
-        )
-        for finding in sorted(findings, key=lambda finding: order.index(finding.level))
-    ]
-    return Table(("", "finding", "what it is", "examples", "first seen", "what to do"), rows)
 
 
 def _sources(manifest: Manifest) -> Table:
@@ -136,20 +160,32 @@ def _drops(manifest: Manifest) -> Table:
     return Table(("", "reason", "documents", ""), rows)
 
 
-def _lengths(manifest: Manifest) -> Table:
+def _histogram(manifest: Manifest) -> tuple[list[int], list[int]]:
+    """Edges of bins of lengths (one more than bins), and the samples in each."""
     histogram = np.asarray(manifest.splits[pass_name(0)].length_histogram)
     step = -(-len(histogram) // _BINS)
-    counts = [int(histogram[start : start + step].sum()) for start in range(0, len(histogram), step)]
-    most = _scale(counts)
+    edges = [*range(0, len(histogram), step), len(histogram)]
+    return edges, [int(histogram[low:high].sum()) for low, high in pairwise(edges)]
+
+
+def _lengths(edges: Sequence[int], counts: Sequence[int], most: int) -> Table:
     rows = [
-        (
-            f"{i * step} to {min((i + 1) * step, len(histogram)) - 1}" + (", bar cut" if count > most else ""),
-            count,
-            min(1.0, count / most),
-        )
-        for i, count in enumerate(counts)
+        (f"{low} to {high - 1}" + (", bar cut" if count > most else ""), count, min(1.0, count / most))
+        for (low, high), count in zip(pairwise(edges), counts, strict=True)
     ]
     return Table(("tokens", f"samples of {pass_name(0)}", ""), rows)
+
+
+def _scripts(findings: Iterable[Finding]) -> Table:
+    """Whose letters the text has, as far as preparation counted them."""
+    shares = shares_of_scripts(findings)
+    most = max(shares.values(), default=1.0) or 1.0
+    return Table(("script", "of the letters", ""), [(name, f"{one:.1%}", one / most) for name, one in shares.items()])
+
+
+def _splits(manifest: Manifest) -> list[Table]:
+    rows = [(name, split.samples, split.tokens) for name, split in manifest.splits.items()]
+    return [Table(("split", "samples", "tokens"), rows)]
 
 
 def words_of(directory: Path, manifest: Manifest, tokenizer: CorpusTokenizer) -> Cutting:
@@ -170,7 +206,7 @@ def _scale(counts: Sequence[int]) -> int:
     return max(1, min(most, 3 * second or most))
 
 
-def _looked_at(directory: Path, manifest: Manifest, tokenizer: CorpusTokenizer) -> list[Section]:
+def _looked_at(directory: Path, manifest: Manifest, tokenizer: CorpusTokenizer, found: Cutting) -> list[Section]:
     """What only the samples themselves can tell: vocabulary, words, masks and pairs."""
     split = Split(directory, manifest, pass_name(0))
     facts = manifest.tokenizer
@@ -204,7 +240,7 @@ def _looked_at(directory: Path, manifest: Manifest, tokenizer: CorpusTokenizer) 
     targets = Table(("", "found", "asked for"), pairs)
     return [
         ("Vocabulary", _vocabulary(uses, manifest, tokenizer.backend)),
-        ("Words", _words(words_of(directory, manifest, tokenizer))),
+        ("Words, and how they are cut", _words(found)),
         ("Masks and pairs against their targets", [targets]),
     ]
 
@@ -237,8 +273,3 @@ def _words(cutting: Cutting) -> list[Table]:
     top = cutting.cut[:20]
     rows = [(word.text, word.times, word.pieces, word.saved / max(1, top[0].saved)) for word in top]
     return [Table(("", ""), facts), Table(("most tokens by being cut", "times", "pieces", ""), rows)]
-
-
-def _decoded(directory: Path, manifest: Manifest) -> list[str]:
-    splits = [pass_name(0), *manifest.held_out]
-    return [text.plain for name in splits for text in peek(directory, name, _SAMPLES // len(splits), 0)]

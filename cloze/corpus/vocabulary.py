@@ -19,6 +19,7 @@ from cloze.corpus.kinds.bpe import METASPACE, SPACE
 from cloze.corpus.tokenizer import CorpusTokenizer, checked, description
 
 _SPACES = f" {SPACE}{METASPACE}"
+_COMMON = 60  # words that are listed
 _FEWEST = 2  # times that a word must come to be worth a row
 
 Tokens = npt.NDArray[np.integer]
@@ -44,6 +45,7 @@ class Cutting(NamedTuple):
     pieces: int  # of those words
     tokens: int  # of all text, special ones not counted
     cut: list[CutWord]  # which could be added, those first that would save most
+    common: list[tuple[str, int]]  # the commonest words, whole or cut, and how often they come
 
     def saved(self, count: int) -> float:
         """The share of the tokens that the first `count` words would save."""
@@ -74,6 +76,7 @@ def cutting(parts: Iterable[Tokens], tokenizer: CorpusTokenizer) -> Cutting:
         counts.update(data[begin:end] for begin, end in pairwise(edges))
         tokens += int((~special_V[tokens_T]).sum())
     found: Counter[tuple[str, int]] = Counter()
+    common: Counter[str] = Counter()
     words = pieces = 0
     for key, count in counts.items():
         ids = np.frombuffer(key, np.uint32)
@@ -81,12 +84,15 @@ def cutting(parts: Iterable[Tokens], tokenizer: CorpusTokenizer) -> Cutting:
             continue
         words += count
         pieces += count * len(ids)
+        if count >= _FEWEST and facts.unk_id not in ids:
+            common[tokenizer.backend.decode(ids.tolist()).strip()] += count
         if count >= _FEWEST and len(ids) > 1 and spaced_V[ids[0]] and facts.unk_id not in ids:
             text = tokenizer.backend.decode(ids.tolist()).strip()
             if text.isprintable() and " " not in text and "\ufffd" not in text and any(map(str.isalpha, text)):
                 found[text, len(ids)] += count
     cut = [CutWord(text, count, size) for (text, size), count in found.items()]
-    return Cutting(words, pieces, tokens, sorted(cut, key=lambda word: (-word.saved, word.text)))
+    cut.sort(key=lambda word: (-word.saved, word.text))
+    return Cutting(words, pieces, tokens, cut, common.most_common(_COMMON))
 
 
 def extended(tokenizer: CorpusTokenizer, words: Sequence[str]) -> CorpusTokenizer:

@@ -68,7 +68,9 @@ class DocstringSource(FileSource, kind="docstrings"):
 
 def _python_files(directory: Path) -> Iterator[Path]:
     if not directory.is_dir():
-        raise UserError(f"source.paths: {directory}: no such directory of Python code; correct the path")
+        other = "it is a file, and source=docstrings reads Python code; for text add source=text"
+        fault = other if Path(directory).is_file() else "no such directory of Python code; correct the path"
+        raise UserError(f"source.paths: {directory}: {fault}")
     for folder, names, filenames in os.walk(directory):
         passed_over = _NO_PROSE if Path(folder) != directory else (*_NO_PROSE, "site-packages")
         names[:] = sorted(name for name in names if name not in passed_over)

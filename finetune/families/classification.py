@@ -199,13 +199,25 @@ def _evaluation_set(
             return scores(right, given, len(names))
         return correlations(np.asarray(gold), np.asarray(answers))
 
+    def wrong(predicted_NL: Any, answers: Sequence[Any]) -> list[float]:
+        """How sure it is of a wrong label; of numbers by how much they are off."""
+        if not names:
+            return [abs(answer - right) for answer, right in zip(answers, gold, strict=True)]
+        powers_NL = np.exp(predicted_NL.astype(np.float64) - predicted_NL.max(-1, keepdims=True))
+        sure_N = powers_NL.max(-1) / powers_NL.sum(-1)
+        return [
+            float(sure) if answer != right else 0.0 for sure, answer, right in zip(sure_N, answers, gold, strict=True)
+        ]
+
     guess = Counter(gold).most_common(1)[0][0] if names else float(np.mean(np.asarray(gold, dtype=float)))
     texts = [
         {"sentence": example.first} if example.second is None else dict(zip(_PAIR, example[:2], strict=False))
         for example in dataset
     ]
     shown = [{**text, "label": label} for text, label in zip(texts, gold, strict=True)]
-    return EvaluationSet(features=features, decide=decide, score=score, shown=shown, guess=[guess] * len(dataset))
+    return EvaluationSet(
+        features=features, decide=decide, score=score, shown=shown, guess=[guess] * len(dataset), wrong=wrong
+    )
 
 
 def predictor(trained: Trained, first: Row, *, is_regression: bool = False) -> Predictor:

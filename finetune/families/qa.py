@@ -196,6 +196,10 @@ def _evaluation_set(
         score=lambda answers: answer_scores(answers, [question.answers for question in dataset]),
         shown=[{"id": one.id, "question": one.question, "answers": [*one.answers]} for one in dataset],
         guess=[""] * len(dataset),
+        wrong=lambda _, answers: [
+            1 - answer_scores([answer], [question.answers])["f1"]
+            for answer, question in zip(answers, dataset, strict=True)
+        ],
     )
 
 

@@ -460,7 +460,13 @@ def _evaluation_set(
         score=lambda answers: entity_scores(gold, answers),
         shown=[{"words": [*s.words], "tags": [*s.tags]} for s in dataset],
         guess=[[commonest] * len(tags) for tags in gold],
+        wrong=lambda _, answers: [_share_wrong(*pair) for pair in zip(gold, answers, strict=True)],
     )
+
+
+def _share_wrong(gold: Sequence[str], given: Sequence[str]) -> float:
+    """Of the tags of a sentence."""
+    return sum(a != b for a, b in zip(gold, given, strict=True)) / max(1, len(gold))
 
 
 def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Scores:

@@ -1,13 +1,12 @@
 """`python -m pretrain.checkpoint runs/x` lists and verifies."""
 
-import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from cloze.cli import command, parser
 from cloze.errors import ExitCode, UserError
-from cloze.log import log
+from cloze.log import closing
 from pretrain.checkpoint.format import list_checkpoints, verify
 
 PARSER = parser("pretrain.checkpoint", "List and verify checkpoints.")
@@ -29,7 +28,7 @@ def main(options: Namespace) -> int:
         sound = sound if faults else path
     if sound:
         run = sound.parents[1]
-        log.info(f"next: {shlex.join(['python', '-m', 'pretrain.export', str(run), f'out/{run.resolve().name}'])}")
+        closing("", "python", "-m", "pretrain.export", str(run), f"out/{run.resolve().name}")
     return ExitCode.USAGE if damaged else ExitCode.OK
 
 

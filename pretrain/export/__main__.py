@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cloze import cli
 from cloze.errors import ExitCode
+from cloze.log import closing
+from cloze.patience import telling
 
 PARSER = cli.parser("pretrain.export", "Checkpoint -> Hugging Face.")
 PARSER.add_argument("run", type=Path, help="run directory, or one checkpoint of it")
@@ -23,10 +25,12 @@ def main(options: Namespace) -> int:
     )
 
     hugging_face.be_quiet()
-    difference = hugging_face.export(options.run, options.out, force=options.force)
+    with telling(f"{options.run}: exporting"):
+        difference = hugging_face.export(options.run, options.out, force=options.force)
     print(f"{options.out}: exported; logits equal the trainer's (largest difference {difference:.1e})")
     if options.push:
         print(f"pushed to {card.push(options.out, options.push, private=not options.public)}")
+    closing(f"{options.out}: saved", "python", "-m", "pretrain.words", f"model={options.out}")
     return ExitCode.OK
 
 

@@ -8,6 +8,7 @@ model card is written beside it (card.py).
 import json
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -118,7 +119,12 @@ def load_tokenizer(folder: Path, key: str = "model", *, split_into_words: bool =
     `split_into_words`: for words of their own, as if a blank stood before each.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{key}={folder}: no config.json there; name a directory made by `python -m pretrain.export`")
+        there = ownership.told(folder)
+        if there in (ownership.RUN.told, ownership.CHECKPOINT.told):
+            command = shlex.join(("python", "-m", "pretrain.export", str(folder), f"out/{folder.resolve().name}"))
+            raise UserError(f"{key}={folder}: is {there}, not yet a model; make one: {command}")
+        fault = f"is {there}, no model" if there else "no config.json there"
+        raise UserError(f"{key}={folder}: {fault}; name a directory made by `python -m pretrain.export`")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES + _OTHER_TOKENIZERS):
         raise UserError(f"{key}={folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); export the model again")
     with loading(folder, key):
@@ -284,7 +290,11 @@ def _locate(run: Path) -> tuple[Path, Path]:
         if found is None:
             raise UserError(f"{run}: has no checkpoint that verifies; train first")
     elif faults := checkpoint.verify(run):
-        raise UserError(f"{run}: neither a run directory nor a whole checkpoint ({faults[0]})")
+        there = f"is {told}, " if (told := ownership.told(run)) not in ("", ownership.CHECKPOINT.told) else ""
+        why = "" if there or not run.exists() else f" ({faults[0]})"
+        raise UserError(
+            f"{run}: {there}neither a run directory nor a whole checkpoint{why}; python -m pretrain.runs lists the runs"
+        )
     else:
         found = run
     tokenizer = found.parent.parent / "tokenizer"

@@ -217,8 +217,7 @@ def list_page() -> str:
     folder = Path(__file__).parent / "templates"
     script = (folder / "runs.js").read_text(encoding="utf-8")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{script_hash(script)}'; connect-src 'self'"
-    style = (Path(__file__).parents[1] / "telemetry" / "templates" / "report.css").read_text(encoding="utf-8")
-    return render(__file__, "runs.html", policy=policy, style=style, script=script, head=HEAD)
+    return render(__file__, "runs.html", title="Cloze: runs", mark="", policy=policy, script=script, head=HEAD)
 
 
 def list_data(standings: Sequence[tuple[str, Standing]]) -> dict[str, Any]:

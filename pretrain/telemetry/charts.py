@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cloze import drawing
+from cloze.drawing import Line
 from pretrain.curves import Curve, shares_that_tell, written_curves
 from pretrain.telemetry.metrics_file import ROLLED_BACK_NAME, Row
 from pretrain.telemetry.standing import stretches
@@ -21,6 +23,7 @@ AXES = ("step", "samples", "tokens", "seconds")
 _MOST_POINTS = 500  # of a line: a screen has not many more columns
 _ALL_POINTS = 26_000  # of a page, so that it stays below 500 kB
 _GIVEN_POINTS = 100  # of a curve that the configuration gives
+_DRAWN_POINTS = 100  # of a line of a picture
 _MOST_MARKS = 60
 _TAIL_BYTES = 1 << 20  # of what was rolled back
 
@@ -117,6 +120,39 @@ def chart_data(runs: Sequence[Lines]) -> dict[str, Any]:
     given = list(_given_charts(runs, grids))
     marks = [mark for number, run in enumerate(runs) for mark in _marks(number, run, clocks[number])]
     return {"charts": [*found.values(), *given], "grids": grids.written, "marks": marks}
+
+
+class Drawn(NamedTuple):
+    """A chart for readers without scripts: what stands above it, (its lines' names, looks and colours), the SVG."""
+
+    title: str
+    unit: str
+    legend: list[tuple[str, str, int]]
+    svg: str
+
+
+def drawn(data: Mapping[str, Any], axis: str) -> list[Drawn]:
+    """The charts of `chart_data` as pictures, over `axis`, in few points."""
+    axis, found = "step" if axis == "seconds" else axis, []
+    for chart in data["charts"]:
+        lines = [
+            Line(_thin(places), _thin(one["y"]), one["kind"], one["colour"], rough=one["smooth"])
+            for one in chart["series"]
+            if (places := data["grids"][one["grid"]].get(chart.get("axis", axis)))
+        ]
+        if svg := drawing.lines(chart["title"], lines, percent=chart["percent"], log=chart["log"]):
+            legend = [(one["name"], one["kind"], one["colour"] % 8) for one in chart["series"]]
+            found.append(Drawn(chart["title"], chart["unit"], legend, svg))
+    return found
+
+
+def _thin(values: Sequence[float | None]) -> list[float | None]:
+    """Means of neighbours, where there are more than a small picture has room for."""
+    size = -(-len(values) // _DRAWN_POINTS)
+    if size <= 1:
+        return list(values)
+    groups = [[one for one in values[at : at + size] if one is not None] for at in range(0, len(values), size)]
+    return [sum(group) / len(group) if group else None for group in groups]
 
 
 def as_script(data: Mapping[str, Any]) -> str:

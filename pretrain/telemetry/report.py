@@ -10,13 +10,14 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from cloze import drawing
 from cloze.corpus import diagnosis
 from cloze.corpus.manifest import read_manifest
 from cloze.errors import DiskError, UserError, first_line
@@ -27,7 +28,7 @@ from cloze.templates import render
 from pretrain.changes import read_changes
 from pretrain.curves import Curve
 from pretrain.mixture import parse_mixture
-from pretrain.telemetry.charts import Lines, as_script, chart_data, told_seconds, training_seconds
+from pretrain.telemetry.charts import Lines, as_script, chart_data, drawn, told_seconds, training_seconds
 from pretrain.telemetry.metrics_file import METRICS_NAME, MetricsFile, Row, row_of
 from pretrain.telemetry.predictions import Predictions, read_predictions
 from pretrain.telemetry.recipes import differences, differing
@@ -162,6 +163,8 @@ def report_page(runs: Sequence[RunData], tables: Sequence[Table] = (), axis: str
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     one = len(runs) == 1
     known = differences(runs[0].config) if one and runs[0].config else None
+    apart = [] if one else differing([run.config for run in runs])
+    data = _data(runs)
     return render(
         __file__,
         "report.html",
@@ -169,9 +172,9 @@ def report_page(runs: Sequence[RunData], tables: Sequence[Table] = (), axis: str
         title="Cloze: " + ", ".join(run.label for run in runs),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{script_hash(script)}'; connect-src "
         + ("'self'" if live else "'none'"),
-        style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=script,
-        data=as_script(_data(runs)),
+        data=as_script(data),
+        drawn=drawn(data, axis),
         axis=axis,
         live=live,
         written=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
@@ -182,11 +185,25 @@ def report_page(runs: Sequence[RunData], tables: Sequence[Table] = (), axis: str
         facts=[(name, [column.get(name, "") for column in facts]) for name in names],
         tables=tables,
         known=known,
-        differing=[] if one else differing([run.config for run in runs]),
+        differing=apart,
+        outcomes=[*_outcomes(runs, apart)],
         predictions=[(run.label, *_shown(found)) for run in runs if (found := read_predictions(run.directory)).guesses],
         findings=_findings(runs[0]) if one else [],
         files=[file for run in runs for file in _files(run)],
     )
+
+
+def _outcomes(runs: Sequence[RunData], apart: Sequence[tuple[str, Sequence[str]]]) -> Iterator[tuple[str, str, str]]:
+    """(what, by which key, drawing) of the runs' last losses, for every number in which they differ."""
+    for name, label in (("eval/mlm_loss", "held-out MLM loss"), ("train/mlm_loss", "training MLM loss")):
+        last = [values[-1] if (values := run.series(name)[1]) else math.nan for run in runs]
+        known = [number for number, value in enumerate(last) if math.isfinite(value)]  # others diverged
+        for key, values in apart if len(known) > 1 else ():
+            of = [[column[number] for number in known] for column in (values, last, [run.label for run in runs])]
+            if svg := drawing.over_key(f"{label} by {key}", *of):
+                yield label, key, svg
+        if known:
+            return
 
 
 def fresh(runs: Sequence[RunData]) -> dict[str, Any]:
@@ -335,10 +352,9 @@ def run_facts(run: RunData) -> dict[str, str]:
     for label, name in labels:
         _, values = run.series(name)
         form = ".1%" if name.endswith("accuracy") else ".3f"
-        if len(values) > 1:
-            facts[label] = f"{values[0]:{form}} → {values[-1]:{form}}"
-        elif values:
-            facts[label] = f"{values[0]:{form}}"
+        ends = values[:: max(1, len(values) - 1)][:2]  # the first and the last
+        if ends:
+            facts[label] = " → ".join(f"{value:{form}}" if math.isfinite(value) else "not finite" for value in ends)
     _, speeds = run.series("throughput/tokens_per_second")
     if speeds:
         facts["median tokens per second"] = f"{sorted(speeds)[len(speeds) // 2]:,.0f}"

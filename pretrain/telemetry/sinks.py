@@ -19,6 +19,7 @@ from cloze.errors import DiskError, UserError
 from cloze.files import parsed, write_whole
 from cloze.log import log
 from cloze.redact import redact
+from pretrain.changes import read_changes
 from pretrain.config import TrainConfig, WandbMode
 from pretrain.telemetry.console import Console
 from pretrain.telemetry.harmless import Harmless, reason
@@ -239,6 +240,8 @@ def open_telemetry(
     """
     metrics = run_dir / METRICS_NAME
     sinks: list[Sink] = [JsonlSink(metrics, resume_step)]
+    if stretches := read_changes(run_dir):  # what its starts did otherwise, beside what it does now
+        resolved = {**resolved, "stretches": stretches}
     if config.log.tensorboard:
         sinks.append(HarmlessSink("TensorBoard", lambda: TensorBoardSink(run_dir / "tensorboard", resume_step)))
     own = {name: partial(sink_of_your_own(name), run_dir, resume_step, redact(resolved)) for name in config.log.sinks}

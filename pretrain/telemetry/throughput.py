@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
 
 LOCAL_ATTENTION = 128  # ModernBERT: tokens beside itself that a local layer sees
 GLOBAL_EVERY = 3  # ModernBERT: of so many layers one sees the whole sample
@@ -174,7 +175,9 @@ class _HostEvent:
 class Stopwatch:
     """This rank's own work, by the GPU's clock where there is one; marks are read later, so the host never waits."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
+        import torch  # here: who only counts FLOPs does without
+
         self._cuda = device.type == "cuda"
         self._new_event: Callable[[], Any] = partial(torch.cuda.Event, enable_timing=True) if self._cuda else _HostEvent
         self._marks: list[Any] = []
@@ -194,6 +197,8 @@ class Stopwatch:
         """Since the last `read`, which is where the device has done all that was asked of it."""
         forward = sum(begin.elapsed_time(end) for begin, end in zip(self._marks[::2], self._marks[1::2], strict=True))
         if self._cuda:
+            import torch
+
             peak = torch.cuda.max_memory_allocated()
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

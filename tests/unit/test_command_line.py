@@ -22,7 +22,7 @@ from cloze.cli.commands import COMMANDS, examples
 from cloze.cli.explanation import written_as
 from cloze.cli.overrides import as_meant, parsed, quoted
 from cloze.cli.schemas import groups, key_names
-from cloze.cli.synonyms import OPTIONS, SYNONYMS, meaning_of
+from cloze.cli.synonyms import OPTIONS, SECTIONS, SYNONYMS, meaning_of, plain
 from cloze.errors import ExitCode, UserError
 from data_prep import main as prepare
 from data_prep.config import PrepConfig
@@ -126,10 +126,12 @@ def test_every_synonym_names_a_key_that_is_there() -> None:
         assert "-" not in word
         for meaning in meanings:
             assert meaning.key in keys, (word, meaning.key)
-            assert meaning.value.format("x")
+            assert meaning.value.format("x") or meaning.note
     options = {(group, option) for schema in ALL for group, found in groups(schema).items() for option in found}
-    for (group, _), option in OPTIONS.items():
-        assert (group, option) in options
+    for (group, word), option in OPTIONS.items():
+        assert word == plain(word)
+        assert (group, option) in options or group in keys
+    assert {*SECTIONS.values()} <= keys
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_a_fresh_process_says_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pretrain.train", *TINY, "run=r", "data.path=d", "stepz=3"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 64
-    assert done.stderr == "error: stepz: no such key (did you mean steps?); --help lists them all\n"
+    assert done.stderr == "error: stepz: no such key (did you mean steps?); write steps=3, or see --help\n"
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -259,7 +259,10 @@ def test_a_kind_owns_its_keys(drawing: Callable[..., DrawingConfig]) -> None:
         ),
         (["shape.width=1"], "shape.width: of no use to shape=circle, whose keys are kind, colour, radius"),
         (["+shape.width=1"], "shape.width: of no use to shape=circle, whose keys are kind, colour, radius"),
-        (["shape.radus=1"], "shape.radus: no such key (did you mean shape.radius?); --help lists them all"),
+        (
+            ["shape.radus=1"],
+            "shape.radus: no such key (did you mean shape.radius?); write shape.radius=1, or see --help",
+        ),
         (["shape=disc"], "shape=disc: no such option; there are box, circle"),
         (["shape.kind=boxx"], "shape.kind=boxx: no such kind (did you mean box?); there are circle, box"),
         (["shape.radius=-1"], "shape.radius=-1.0: must be positive"),
@@ -346,11 +349,40 @@ def test_hydras_flags_from_a_notebook(capsys: pytest.CaptureFixture[str], tmp_pa
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
         "there/multirun.yaml"
     ]
+    assert "sweep: 2 of 3 jobs finished, job 2 of 3 ended with exit code 70; the same" in capsys.readouterr().err
+    seen.clear()
+    assert main(["run=r${steps}", "data.path=d", "runs_root=there", "steps=1,2,3", "--multirun", "--fail-fast"]) == 70
+    assert [steps for steps, _ in seen] == [1, 2]
+    assert "sweep: 1 of 3 jobs finished, job 2 of 3 ended with exit code 70, 1 not begun" in capsys.readouterr().err
+    seen.clear()
     assert main(["run=r", "data.path=d", "--cfg", "job"]) == 0
     assert "hidden_size: 768" in capsys.readouterr().out
     assert main(["--help", "--quiet"]) == 0
     assert "optim.lr" in capsys.readouterr().out
-    assert len(seen) == 3
+    assert seen == []
+
+
+def test_a_stop_ends_a_sweep(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
+    """Ctrl-C is meant for all of it; and after a full disk the next job would meet the same."""
+    monkeypatch.chdir(tmp_path)
+    seen: list[int] = []
+    told: list[list[int]] = []
+
+    @cli.hydra_command("train", TrainConfig, after_sweep=lambda configs: told.append([one.steps for one in configs]))
+    def main(config: TrainConfig) -> int:
+        seen.append(config.steps)
+        if config.steps == 2:
+            raise KeyboardInterrupt
+        return 0
+
+    assert main(["run=r${steps}", "data.path=d", "runs_root=there", "steps=1,2,3,4", "--multirun"]) == 75
+    assert seen == [1, 2]
+    assert told == [[1, 2]]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "error: interrupted; the same command goes on",
+        "sweep: 1 of 4 jobs finished, job 2 of 4 ended with exit code 75, 2 not begun; the same command goes on",
+    ]
 
 
 def test_packages_import_nothing_before_it_is_asked_for() -> None:

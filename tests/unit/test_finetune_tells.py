@@ -1,6 +1,7 @@
 """What a fine-tuning tells beside its score, what it holds out, and that it goes on where it was killed."""
 
 import json
+import os
 import re
 import signal
 import statistics
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from cloze.errors import UserError
+from cloze.errors import Stopped, UserError
 from finetune import grid, resume
 from finetune import train as training
 from finetune.__main__ import finetune
@@ -303,6 +304,32 @@ def test_killed_within_a_seed_it_goes_on_there(
     weights = [(folder / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
     assert weights[0] == weights[1]
     assert not (folder / ".out.unfinished").exists()
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_the_line_says_so(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal in the second step: that is finished and saved, and the same command goes on behind it."""
+    own = config(folder, model, "epochs=2", "batch_size=4")
+    steps: list[int] = []
+    original = TaskTrainer.training_step
+
+    def step(self: TaskTrainer, *rest: Any) -> Any:
+        steps.append(self.state.global_step)
+        if steps == [0, 1]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *rest)
+
+    monkeypatch.setattr(TaskTrainer, "training_step", step)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped, match=r"^out=.*: interrupted; seed 1 saved at step 2; the same command goes on there$"):
+        command(own)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "stopping after this step, with a checkpoint; another Ctrl-C stops at once" in capsys.readouterr().err
+    assert command(own) == 0
+    assert steps == [*range(2), *range(2, 8)]
+    assert "report.html shows what it gets wrong; next: python -m finetune.predict" in capsys.readouterr().err
+    assert resume.standing(str(folder / "other")).endswith("the same command begins anew")
 
 
 def test_nothing_of_a_first_seed_stays(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,8 @@ def test_the_printed_command_is_what_a_shell_would_run(monkeypatch: pytest.Monke
         (None, -15, True, 75),
         (None, 256 - 15, True, 75),  # a rank that had not begun
         (None, 256 - 9, True, CRASHED),  # perhaps in the middle of its save
+        ('{"exit_code": 71}', 256 - 9, False, 71),  # a rank was killed, and rank 0 says so
+        (None, 256 - 9, False, 71),  # rank 0 was
         ('{"exit_code": 70}', 1, True, CRASHED),  # the save failed
         ("{torn", 1, False, CRASHED),
         ("[]", 1, False, CRASHED),
@@ -185,7 +187,7 @@ def test_a_mistyped_option_is_one_of_launchs(capsys: pytest.CaptureFixture[str])
     )
     assert (done.returncode, done.stderr) == (
         64,
-        "error: host: no such key (did you mean hosts?); --help lists them all\n",
+        "error: host: no such key (did you mean hosts?); write hosts=h, or see --help\n",
     )
 
 

@@ -388,7 +388,7 @@ def test_control_c_leaves_no_traceback(work, tmp_path, seconds):
         _, stderr = run.communicate(timeout=60)
     assert b"Traceback" not in stderr, stderr.decode()
     assert run.returncode in (-signal.SIGINT, ExitCode.STOPPED, ExitCode.OK)
-    assert (b"error: interrupted; run the same command again" in stderr) == (run.returncode == ExitCode.STOPPED)
+    assert (b"error: interrupted; the same command goes on" in stderr) == (run.returncode == ExitCode.STOPPED)
 
 
 def test_a_second_preparation_at_once_is_refused(work, tmp_path):

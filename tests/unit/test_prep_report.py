@@ -82,6 +82,20 @@ def test_the_figures_are_those_of_the_samples(tmp_path):
     assert shown("random next, pass-00")[0] == f"{random_next:.2%}"
 
 
+def test_a_person_reads_what_is_the_matter_first_then_samples(tmp_path):
+    manifest = make_corpus(tmp_path / "c", samples=60, baked_draws=1)
+    page = report(tmp_path / "c")
+    places = [page.index(f"<h2>{name}</h2>") for name in ("Diagnosis", "Samples", "Lengths", "Sources", "Splits")]
+    assert places == sorted(places)
+    samples = re.findall(r'<article class="card sample">(.*?)</article>', page, re.DOTALL)
+    assert len(samples) == 20
+    for sample in samples:
+        marked = sum(sample.count(f'<mark class="{kind}">') for kind in ("hidden", "other", "kept"))
+        assert marked == int(re.search(r"(\d+) to predict", sample)[1]) > 0
+    assert manifest.masking.probability == 0.15
+    assert "token 15%" in page
+
+
 def test_bins_hold_all_samples(tmp_path):
     manifest = make_corpus(tmp_path / "c", samples=300, max_len=200, val=0)
     bins = re.findall(r"<td>(\d+) to (\d+)</td><td class=\"n\">([\d,]+)</td>", report(tmp_path / "c"))

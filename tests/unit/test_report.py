@@ -137,6 +137,29 @@ def lines_of(text: str, title: str) -> dict[str, tuple[list[float], list[float]]
     return {one["name"]: (data["grids"][one["grid"]].get("step"), one["y"]) for one in chart["series"]}
 
 
+def test_readers_without_scripts_see_every_chart(tmp_path: Path) -> None:
+    text = write_report([make_run(tmp_path / "a", steps=400)], tmp_path / "r.html").read_text()
+    drawn = text.partition("<noscript>")[2].partition("</noscript>")[0]
+    assert drawn.count("<svg") == len(data_of(text)["charts"])
+    assert drawn.count('<path class="line') == sum(len(chart["series"]) for chart in data_of(text)["charts"])
+    assert "NaN" not in drawn
+    assert "nan" not in drawn
+
+
+def test_what_came_of_a_number_that_was_varied_is_drawn(tmp_path: Path) -> None:
+    """A run that diverged is no dot."""
+    runs = [make_run(tmp_path / name, scale=scale) for name, scale in (("a", 1), ("b", 2), ("c", 3))]
+    for run, rate in zip(runs, ("0.001", "0.0001", "0.1"), strict=True):
+        (run / "config.yaml").write_text(f"run: {run.name}\nsteps: 300\noptim: {{lr: {rate}}}\n")
+    rows = (runs[2] / "metrics.jsonl").read_text().replace('"eval/mlm_loss": 9.75', '"eval/mlm_loss": null')
+    (runs[2] / "metrics.jsonl").write_text(rows)
+    text = write_report(runs, tmp_path / "r.html").read_text()
+    section = text.partition("What came of it")[2].partition("Curves")[0]
+    assert "held-out MLM loss<small> by optim.lr</small>" in section
+    assert re.findall(r">(a|b|c)</text>", section) == ["a", "b"]
+    assert "7.000 → 2.333" in text
+
+
 def test_only_its_own_script_may_run(tmp_path: Path) -> None:
     text = write_report([make_run(tmp_path / "a")], tmp_path / "r.html").read_text()
     script = text.rpartition("<script>")[2].partition("</script>")[0]

@@ -106,7 +106,10 @@ def test_its_keys_are_its_own(tree: Path, tmp_path: Path) -> None:
     for given, line in (
         ("source.field=text", f"source.field: of no use to source=numbers, whose keys are {mine}"),
         ("source.count=0", "source.count=0: must be at least 1"),
-        ("source.cuont=1", "source.cuont: no such key (did you mean source.count?); --help lists them all"),
+        (
+            "source.cuont=1",
+            "source.cuont: no such key (did you mean source.count?); write source.count=1, or see --help",
+        ),
     ):
         refused = run(tree, "source=numbers", f"out={tmp_path / 'x'}", given)
         assert (refused.returncode, refused.stderr) == (64, f"error: {line}\n")

@@ -70,17 +70,18 @@ function quantile(sorted, share) {
 }
 
 // What a chart shows: of each line nearly all, but one line far beyond the others (a run that diverged) does not count.
-function domain(lines, log, rough) {
+function domain(lines, log, rough, rules) {
   const spans = [];
   for (const [number, line] of lines.entries()) {
     const values = line.filter((value) => value !== null && Number.isFinite(value) && (!log || value > 0));
     if (!values.length) continue;
     values.sort((a, b) => a - b);
-    const cut = values.length > 40 && (!rough || rough[number]) ? 0.01 : 0;
-    spans.push([quantile(values, cut), quantile(values, 1 - cut)]);
+    const leaps = values.length > 40 && (!rough || rough[number]), cut = leaps ? 0.01 : 0, low = quantile(values, cut);
+    const high = quantile(values, 1 - cut), usual = leaps && rough && low >= 0 && !log ? Math.max(low, 5 * quantile(values, 0.5)) : Infinity;
+    spans.push([low, Math.min(high, usual), rules && rules[number]]);
   }
   if (!spans.length) return null;
-  const least = Math.min(...spans.map(([, high]) => Math.abs(high))), most = log ? Infinity : 5 * least;
+  const own = spans.filter(([, , rule]) => !rule), least = Math.min(...(own.length ? own : spans).map(([, high]) => Math.abs(high))), most = log ? Infinity : 5 * least;
   const counted = spans.filter(([, high]) => spans.length === 1 || least === 0 || Math.abs(high) <= most);
   let low = Math.min(...counted.map(([each]) => each)), high = Math.max(...counted.map(([, each]) => each));
   if (high - low <= Math.abs(high) * 1e-9) [low, high] = high === 0 ? [-1, 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
@@ -151,7 +152,7 @@ function start() {
     const weights = series.map((one) => (one.smooth && one.y.length > 30 ? view.smooth : 0));
     const lines = series.map((one, i) => (weights[i] ? smoothed(one.y, weights[i]) : one.y));
     const inside = lines.map((line, i) => line.filter((_, k) => places[i][k] >= x0 && places[i][k] <= x1));
-    const range = domain(inside.some((line) => line.length) ? inside : lines, logY, series.map((one) => one.smooth));
+    const range = domain(inside.some((line) => line.length) ? inside : lines, logY, series.map((one) => one.smooth), series.map((one) => one.kind === "rule"));
     if (!range) return;
     const yTicks = logY ? logTicks(...range) : linearTicks(...range, 5);
     const label = (value) => (chart.percent ? Number((100 * value).toPrecision(4)) + "%" : short(value));
