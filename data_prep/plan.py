@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -141,6 +140,8 @@ class Plan:
         sources = [asdict(source) for source in self.sources]
         for source in sources:
             del source["paths"], source["max_bad_fraction"]
+            if source.get("separator", "") is None:
+                del source["separator"]  # so that plans of before are the same
         body: dict[str, Any] = {
             "config": config,
             "sources": sources,
@@ -323,9 +324,13 @@ def claimed(plan: Plan) -> Iterator[bool]:
         if _finished(plan):  # meanwhile, by the process that held the lock
             yield True
             return
+        alone = locked and not several
+        if alone and not (plan.work / PLAN).exists():
+            for folder in listed(str(plan.work)):  # of a run that was killed as it cleared up, the plan first
+                remove_files(plan.work, UNFINISHED, folder)
         _record(plan)
-        if locked and not several:
-            shutil.rmtree(plan.work / "tmp", ignore_errors=True)  # of a run that was killed
+        if alone:
+            remove_files(plan.work, UNFINISHED, "tmp")  # of a run that was killed
         yield False
     finally:
         os.close(descriptor)
@@ -394,7 +399,7 @@ def _record(plan: Plan) -> None:
     if at_work is None:
         write_whole(path, identity.encode())
     if plan.remote and at_out is None:
-        shutil.rmtree(plan.work / "reduce", ignore_errors=True)  # of shards that someone has removed since
+        remove_files(plan.work, UNFINISHED, "reduce")  # of shards that someone has removed since
         put(path, _record_place(plan))
 
 

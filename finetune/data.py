@@ -154,7 +154,7 @@ def _text(path: str, name: str, encoding: str | None) -> str:
         text = data.decode(codec).removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        looks = guessed([each for each in data.split(b"\n") if not _is_utf_8(each)])
+        looks = guessed([each for each in data.split(b"\n") if not _is_utf_8(each)], data)
         remedy = f"set data.encoding={looks}, which it looks like" if looks else "set data.encoding"
         raise UserError(f"{name}: line {line}: is not {codec.upper()}; {remedy}") from None
     return text if "\n" in text else text.replace("\r", "\n")  # old Macs end lines so
