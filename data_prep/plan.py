@@ -28,7 +28,7 @@ from cloze.corpus.manifest import VAL, VAL_NAME, val_split
 from cloze.corpus.tokenizer import CorpusTokenizer, Spelling, load_tokenizer
 from cloze.errors import UserError
 from cloze.files import write_whole
-from cloze.ownership import CORPUS, foreign, remove_files
+from cloze.ownership import CORPUS, remove_files
 from cloze.ownership import WORK as UNFINISHED
 from cloze.schema import CONF
 from cloze.storage import download, is_remote, listed, local_path, put, remove
@@ -324,12 +324,8 @@ def claimed(plan: Plan) -> Iterator[bool]:
         if _finished(plan):  # meanwhile, by the process that held the lock
             yield True
             return
-        alone = locked and not several
-        if alone and not (plan.work / PLAN).exists():
-            for folder in listed(str(plan.work)):  # of a run that was killed as it cleared up, the plan first
-                remove_files(plan.work, UNFINISHED, folder)
         _record(plan)
-        if alone:
+        if locked and not several:
             remove_files(plan.work, UNFINISHED, "tmp")  # of a run that was killed
         yield False
     finally:
@@ -375,9 +371,17 @@ def _lock(descriptor: int, out: Path, kind: int) -> bool:
 
 
 def _refuse_foreign_work(plan: Plan) -> None:
-    """Raises `UserError` where the folder for unfinished work holds files, and no plan of ours: it is removed later."""
-    if not (plan.work / PLAN).exists() and (other := next(foreign(plan.work, UNFINISHED), None)):
-        raise UserError(f"out={plan.out}: holds {WORK}/{other}, which no preparation wrote; name a new directory")
+    """Raises `UserError` where the folder for unfinished work holds files, and no plan of ours: they are removed later.
+
+    Of ours only the lock, which is empty, and a plan that was half written are there before the plan.
+    """
+    if (plan.work / PLAN).exists():
+        return
+    for path in sorted(plan.work.rglob("*")):
+        full = path.is_symlink() or (path.is_file() and path.stat().st_size > 0)
+        if full and not path.name.startswith(f".{PLAN}."):
+            other = path.relative_to(plan.out).as_posix()
+            raise UserError(f"out={plan.out}: holds {other}, which no preparation wrote; name a new directory")
 
 
 def _record_place(plan: Plan) -> str:
@@ -415,7 +419,12 @@ def clear_up(plan: Plan) -> None:
 
 
 def abandon(plan: Plan) -> None:
-    """Remove an unfinished preparation that can never be finished, since its input is refused: another may follow."""
+    """Remove an unfinished preparation that can never be finished, since its input is refused: another may follow.
+
+    Its plan goes when the results are gone: it is the proof that they are ours.
+    """
+    for folder in listed(str(plan.work)):
+        remove_files(plan.work, UNFINISHED, folder)
     clear_up(plan)
     with suppress(OSError):
         remove_files(plan.out, CORPUS)

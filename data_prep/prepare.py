@@ -57,7 +57,8 @@ def _prepare(plan: Plan, executor: Executor) -> None:
     if executor.leads and not has_short_cuts(plan):
         log.info("tokenizer: its pipeline is not one that is encoded by short cuts; `tokenizers` encodes: slower")
     if executor.leads and plan.text_bytes > _LONG_BYTES:
-        refuse_unfit(plan, early_findings(plan))
+        with _refusal(plan):
+            refuse_unfit(plan, early_findings(plan))
     _run(plan, executor, MAP)
     if executor.leads:
         with _refusal(plan):  # of bad input before any shard is made of it

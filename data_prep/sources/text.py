@@ -97,14 +97,15 @@ class TextSource(EncodedSource, kind="text"):
                 continue
             if offset == 0:
                 inside = between = place < span.end
-            if by_blank_line and (line.strip() == ends or (not ends and line[-1:] > b"\x7f" and _is_blank(line))):
+            seen = line.strip()
+            if by_blank_line and (seen == ends or (not ends and seen[-1:] > b"\x7f" and _is_blank(seen))):
                 if part:
                     yield document()
                 part, part_bytes = [], 0
                 inside = between = place < span.end
                 if not inside:
                     return
-            elif inside and (part or not ends or line.strip()):
+            elif inside and (part or not ends or seen):
                 start, between = offset if between else start, False
                 part.append(line)
                 part_bytes += len(line)

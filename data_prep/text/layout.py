@@ -205,5 +205,5 @@ def _is_continued(breaks: Sequence[_Break]) -> bool:
     """Whether many lines go on with the sentence of the one before, as capitals show."""
     if not any(line != line.lower() for line, _, _ in breaks):
         return False
-    going_on = sum(following[0].islower() and len(split_sentences(f"{line} A")) == 1 for line, following, _ in breaks)
+    going_on = sum(following[0].islower() and split_sentences(f"{line} A")[-1] != "A" for line, following, _ in breaks)
     return going_on > _CONTINUED * len(breaks)
