@@ -80,16 +80,19 @@ _TOKENIZER = r"(tokenizer\.json|tokenizer_config\.json|vocab\.txt|special_tokens
 _SPLIT = r"(pass-\d+|val[\w.-]*)"
 _TEMPORARY = r"\.[^/]+\.([^/]+-)?\d+\.tmp"  # of a process that was killed: `files.write_whole`
 
+_STAGES = "(bands|validation|sample|map|near|reduce)"
+_WORK = rf"lock|plan\.json|manifest\.json|{_TEMPORARY}|{_STAGES}/\d{{6,}}|tmp/[^/]+-\d+-[\w.-]+(/{_TOKENIZER})?"
+
 CORPUS = Kind(
     "corpus",
     "a corpus of `python -m data_prep`",
-    rf"manifest\.json|tokenizer/{_TOKENIZER}|{_SPLIT}/(shard-)?\d+\.tar|report\.html|\.work/.+|{_TEMPORARY}",
+    rf"manifest\.json|tokenizer/{_TOKENIZER}|{_SPLIT}/(shard-)?\d+\.tar|report\.html|\.work/({_WORK})|{_TEMPORARY}",
     _is_corpus,
 )
 WORK = Kind(
     "work",
     "unfinished work of `python -m data_prep`",
-    rf"lock|plan\.[^/]+|manifest\.json|{_TEMPORARY}|(tmp|bands|validation|sample|map|near|reduce)/.+",
+    _WORK,
     lambda path: (path / "plan.json").is_file(),
 )
 CORPUS_COPY = Kind(
@@ -175,15 +178,19 @@ def remove_own(path: Path, kind: Kind, key: str = "") -> None:
     shutil.rmtree(path)
 
 
-def remove_files(path: Path, kind: Kind) -> bool:
-    """Delete the files in it that this kind of thing has; False where others are left, which stay. Raises OSError."""
-    if not (others := {*foreign(path, kind)}):
+def remove_files(path: Path, kind: Kind, below: str = "") -> bool:
+    """Delete the files in it (or in what is `below` it) that this kind of thing has; False where others are left.
+
+    Those stay. Raises OSError.
+    """
+    others = {*foreign(path, kind)}
+    if not (others or below):
         shutil.rmtree(path)
         return True
-    for file in [file for file in path.rglob("*") if file.is_file() or file.is_symlink()]:
+    for file in [file for file in (path / below).rglob("*") if file.is_file() or file.is_symlink()]:
         if file.relative_to(path).as_posix() not in others:
             file.unlink(missing_ok=True)
-    return False
+    return not others
 
 
 def clear(path: Path, kind: Kind) -> Path | None:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from cloze.corpus.manifest import VAL, VAL_NAME, val_split
 from cloze.corpus.tokenizer import CorpusTokenizer, Spelling, load_tokenizer
 from cloze.errors import UserError
 from cloze.files import write_whole
-from cloze.ownership import CORPUS, foreign, remove_files
+from cloze.ownership import CORPUS, remove_files
 from cloze.ownership import WORK as UNFINISHED
 from cloze.schema import CONF
 from cloze.storage import download, is_remote, listed, local_path, put, remove
@@ -141,6 +140,8 @@ class Plan:
         sources = [asdict(source) for source in self.sources]
         for source in sources:
             del source["paths"], source["max_bad_fraction"]
+            if source.get("separator", "") is None:
+                del source["separator"]  # so that plans of before are the same
         body: dict[str, Any] = {
             "config": config,
             "sources": sources,
@@ -325,7 +326,7 @@ def claimed(plan: Plan) -> Iterator[bool]:
             return
         _record(plan)
         if locked and not several:
-            shutil.rmtree(plan.work / "tmp", ignore_errors=True)  # of a run that was killed
+            remove_files(plan.work, UNFINISHED, "tmp")  # of a run that was killed
         yield False
     finally:
         os.close(descriptor)
@@ -370,9 +371,17 @@ def _lock(descriptor: int, out: Path, kind: int) -> bool:
 
 
 def _refuse_foreign_work(plan: Plan) -> None:
-    """Raises `UserError` where the folder for unfinished work holds files, and no plan of ours: it is removed later."""
-    if not (plan.work / PLAN).exists() and (other := next(foreign(plan.work, UNFINISHED), None)):
-        raise UserError(f"out={plan.out}: holds {WORK}/{other}, which no preparation wrote; name a new directory")
+    """Raises `UserError` where the folder for unfinished work holds files, and no plan of ours: they are removed later.
+
+    Of ours only the lock, which is empty, and a plan that was half written are there before the plan.
+    """
+    if (plan.work / PLAN).exists():
+        return
+    for path in sorted(plan.work.rglob("*")):
+        full = path.is_symlink() or (path.is_file() and path.stat().st_size > 0)
+        if full and not path.name.startswith(f".{PLAN}."):
+            other = path.relative_to(plan.out).as_posix()
+            raise UserError(f"out={plan.out}: holds {other}, which no preparation wrote; name a new directory")
 
 
 def _record_place(plan: Plan) -> str:
@@ -394,7 +403,7 @@ def _record(plan: Plan) -> None:
     if at_work is None:
         write_whole(path, identity.encode())
     if plan.remote and at_out is None:
-        shutil.rmtree(plan.work / "reduce", ignore_errors=True)  # of shards that someone has removed since
+        remove_files(plan.work, UNFINISHED, "reduce")  # of shards that someone has removed since
         put(path, _record_place(plan))
 
 
@@ -410,7 +419,12 @@ def clear_up(plan: Plan) -> None:
 
 
 def abandon(plan: Plan) -> None:
-    """Remove an unfinished preparation that can never be finished, since its input is refused: another may follow."""
+    """Remove an unfinished preparation that can never be finished, since its input is refused: another may follow.
+
+    Its plan goes when the results are gone: it is the proof that they are ours.
+    """
+    for folder in listed(str(plan.work)):
+        remove_files(plan.work, UNFINISHED, folder)
     clear_up(plan)
     with suppress(OSError):
         remove_files(plan.out, CORPUS)

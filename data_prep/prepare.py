@@ -60,7 +60,7 @@ def _prepare(plan: Plan, executor: Executor) -> None:
     if executor.leads and not has_short_cuts(plan):
         log.info("tokenizer: its pipeline is not one that is encoded by short cuts; `tokenizers` encodes: slower")
     if executor.leads and plan.text_bytes > _LONG_BYTES:
-        with telling("a first look"):
+        with _refusal(plan), telling("a first look"):
             refuse_unfit(plan, early_findings(plan))
     _run(plan, executor, MAP)
     if executor.leads:

@@ -151,7 +151,7 @@ def _text(data: bytes, encoding: str | None) -> str:
         text = data.decode(codec).removeprefix("\ufeff").replace("\r\n", "\n").replace("\n\ufeff", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        looks = guessed([each for each in data.split(b"\n") if not _is_utf_8(each)])
+        looks = guessed([each for each in data.split(b"\n") if not _is_utf_8(each)], data)
         remedy = f"set data.encoding={looks}, which it looks like" if looks else "set data.encoding"
         if b"\0" in data and looks is None:
             remedy = "it is no text; write it as .csv, .tsv, .jsonl or .parquet"

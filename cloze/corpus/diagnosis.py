@@ -22,9 +22,10 @@ from cloze.corpus.tokenizer import Spelling
 from cloze.log import log
 
 _FEWEST_PAIRS = 500  # from which it is worth fitting anything to their lengths
+_FEWEST_RANDOM = 0.4
 _SMALL_VOCABULARY = 1000  # tokens: smaller ones are an alphabet, mostly
 _LOOKED_AT = 20_000  # samples, evenly from the first pass, for what the manifest does not tell
-_UNFIT_REPAIRS = ("invalid_utf8", "lone_surrogates", "nul_characters", "control_characters")
+_UNFIT_REPAIRS = ("invalid_utf8", "lone_surrogates", "nul_characters", "control_characters", "replaced_before")
 
 
 class Level(StrEnum):
@@ -70,7 +71,7 @@ NAMES = (
     *("unknown_tokens", "dropped", "repaired", "random_next", "one_sentence", "documents_per_file"),
     *("sentences_per_document", "tokens_per_sentence", "largest_document", "held_out", "short_samples"),
     *("marks_stripped", "dotless_i", "scripts", "repeated_lines", "near_duplicates", "unused_vocabulary", "leakage"),
-    *("mojibake", "length_guess"),
+    *("mojibake", "length_guess", "invisible"),
 )
 
 
@@ -163,14 +164,18 @@ def random_next(count: int, pairs: int, objective: str) -> Finding:
     """`count` of the pairs have label 1 under "nsp" or "sop"."""
     share = count / max(1, pairs)
     what = "have a B from another document" if objective == "nsp" else "are swapped"
+    remedy = "documents of many sentences balance it (of plain text: source.document, sentences)"
+    if share < _FEWEST_RANDOM:
+        remedy = (
+            "more documents, of which none is a large share of the text, balance it (of plain text: source.document)"
+        )
     return Finding(
         name="random_next",
         value=share,
         warn_above=0.6,
-        warn_below=0.4,
+        warn_below=_FEWEST_RANDOM,
         meaning=f"{share:.1%} of the pairs {what}",
-        remedy="a model learns to say always the same: documents of many sentences balance it (source.document, "
-        "sentences), or set objective=none",
+        remedy=f"a model learns to say always the same: {remedy}, or set objective=none",
     )
 
 
@@ -282,6 +287,7 @@ def from_text(counts: Mapping[str, Any], spelling: Spelling, files: int, objecti
         *_layout(counts, files, objective),
         *_spelling(counts, spelling),
         _encoding(counts),
+        _invisible(counts),
     )
 
 
@@ -303,15 +309,15 @@ def _layout(counts: Mapping[str, Any], files: int, objective: str) -> Iterator[F
         value=per_document,
         warn_below=2 if pairs else None,
         meaning=f"{per_document:.1f} sentences in a document",
-        remedy="nothing follows on a single sentence: where paragraphs of one text stand apart by blank lines set "
-        "source.document=file, where sentences end unmarked see sentences, else set objective=none",
+        remedy="nothing follows on a single sentence: where paragraphs of one plain text stand apart by blank lines "
+        "set source.document=file, where sentences end unmarked see sentences, else set objective=none",
     )
     yield Finding(
         name="one_sentence",
         value=alone,
         warn_above=0.5 if pairs else None,
         meaning=f"{alone:.1%} of the documents have one sentence, on which only a random one can follow",
-        remedy="set objective=none, or join what belongs together (source.document=file)",
+        remedy="set objective=none, or join what belongs together (of plain text: source.document=file)",
     )
     yield Finding(
         name="tokens_per_sentence",
@@ -325,7 +331,8 @@ def _layout(counts: Mapping[str, Any], files: int, objective: str) -> Iterator[F
         value=share,
         warn_above=0.1,
         meaning=f"the largest document is {share:.1%} of the text",
-        remedy="a whole corpus read as one document looks like this: set source.document, or leave it if it is one",
+        remedy="a whole corpus read as one document looks like this: set source.document (of plain text), or leave "
+        "it if it is one",
         where=place,
     )
 
@@ -376,6 +383,18 @@ def _encoding(counts: Mapping[str, Any]) -> Finding:
         remedy="mend the text first (the library ftfy does)",
         where=counts["first"].get("mojibake"),
         examples=tuple(counts["garbled"][:5]),
+    )
+
+
+def _invisible(counts: Mapping[str, Any]) -> Finding:
+    share = counts["invisible"] / max(1, counts["characters"])
+    return Finding(
+        name="invisible",
+        value=share,
+        warn_above=0.01,
+        meaning=f"{share:.2%} of the characters show nothing: zero-width ones, marks of direction, tags",
+        remedy="BERT's normalizer drops them, other tokenizers do not: take them out of the text",
+        where=counts["first"].get("invisible"),
     )
 
 

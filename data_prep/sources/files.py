@@ -6,10 +6,11 @@ keeps that cheap next to encoding in the worst case; a corpus of many files has 
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloze.encodings import UTF_8, UTF_8_MARK, codec_named, codec_of, guessed, to_utf_8, unit_of
+from cloze.encodings import UTF_8, UTF_8_MARK, codec_named, codec_of, escaped, guessed, to_utf_8, unit_of
 from cloze.errors import UserError
 from cloze.log import log
 from cloze.schema import doc
@@ -23,6 +24,7 @@ _SAMPLED_FILES, _SAMPLED_BYTES = 32, 2**16  # that are looked at before anything
 _MOST_NOT_DECODED = 0.5  # share of the lines looked at from which an encoding is taken for the wrong one
 _MARKS = {  # first bytes of what only calls itself text, and the reason to leave it out
     **dict.fromkeys((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\3\4"), "compressed"),
+    **dict.fromkeys((b"\x1f\x9d", b"7z\xbc\xaf", b"Rar!", b"\x04\x22\x4d\x18", b"]\0\0"), "compressed"),
     b"%PDF-": "pdf",
 }
 FOREIGN = frozenset(_MARKS.values())
@@ -124,7 +126,7 @@ class EncodedSource(FileSource):
                     break
                 size = 0
                 for _, _, line, _ in some:
-                    found.append(line[:_SAMPLED_BYTES])
+                    found.append(_beginning(line))
                     size += len(line) + 1
                     if size >= _SAMPLED_BYTES:
                         break
@@ -138,19 +140,25 @@ class EncodedSource(FileSource):
 
     def _check_encoding(self, file: InputFile, found: Sequence[bytes]) -> None:
         full = [line for line in found if line.strip()]
-        wrong = [line for line in full if b"\0" in line or decoded(line)[1]]
+        wrong = [line for line in full if b"\0" in line or escaped(line) or decoded(line)[1]]
         if not wrong:
             return
         start = head(file.path, _SAMPLED_BYTES)
         codec = codec_of(start, self.encoding)
-        guess = (
-            guessed([start] if b"\0" in wrong[0] else wrong) if codec == UTF_8 else None
-        )  # of what could not be read nothing is left
+        guess = guessed(wrong, start) if codec == UTF_8 else None  # of what could not be read nothing is left
         told = f"{file.path}: {len(wrong):,} of {len(full):,} lines looked at are no {codec}"
         remedy = f"it looks like {guess}: source.encoding={guess}" if guess else "set source.encoding to what it is in"
         if guess and len(wrong) > _MOST_NOT_DECODED * len(full):
             raise UserError(f"{told}; {remedy}")
         log.warning(f"{told}, and lose letters; {remedy}")
+
+
+def _beginning(line: bytes) -> bytes:
+    """At most so many bytes of a line as are looked at, no letter cut in two."""
+    end = _SAMPLED_BYTES
+    while len(line) > end > _SAMPLED_BYTES - 4 and line[end] & 0xC0 == 0x80:  # goes on with a letter in UTF-8
+        end -= 1
+    return line[:end]
 
 
 def _readable(found: Iterable[Line], codec: str) -> Iterator[Line]:
@@ -163,11 +171,14 @@ def _readable(found: Iterable[Line], codec: str) -> Iterator[Line]:
 
 
 def decoded(data: bytes) -> tuple[str, bool]:
-    """The text of UTF-8 bytes, and whether something in them had to be replaced."""
-    try:
-        return data.decode(), False
-    except UnicodeDecodeError:
-        return data.decode(errors="replace"), True
+    """The text of UTF-8 bytes, and whether something in them had to be replaced.
+
+    Surrogates of their own, as Java and Oracle write them, stay: `repair` joins them.
+    """
+    for errors in ("strict", "surrogatepass"):
+        with suppress(UnicodeDecodeError):
+            return data.decode(errors=errors), False
+    return data.decode(errors="replace"), True
 
 
 def resolved(pattern: str, matches: Iterable[Path]) -> Iterator[str]:

@@ -183,7 +183,10 @@ def _step(value: Any, name: str) -> Any:
 
 def text_paths(value: Any, prefix: str = "") -> Iterator[str]:
     """The dotted paths in a value at which text stands."""
-    if isinstance(value, str | list) and prefix:
+    if isinstance(value, list) and not prefix:
+        for number, element in enumerate(value[:20]):
+            yield from text_paths(element, str(number))
+    elif isinstance(value, str | list) and prefix:
         inner = next((each for each in value if each is not None), "") if isinstance(value, list) else ""
         if isinstance(inner, dict):
             yield from text_paths(inner, prefix)

@@ -65,6 +65,8 @@ class JsonlSource(EncodedSource, kind="jsonl"):
         item = document(text if text is not MISSING else 0, location, number)
         if isinstance(item, Document):
             return item._replace(repaired=not _is_utf_8(value.data)), ""
+        if isinstance(text, dict) and "0" in text:  # pandas' to_json() as it comes
+            return item, "it holds a table by columns: write the table with to_json(orient='records')"
         paths = list(dict.fromkeys(text_paths(content)))[:12] if item.reason == NO_TEXT else []
         return item, f"set source.field to one of {', '.join(paths)}" if paths else ""
 

@@ -13,7 +13,9 @@ from data_prep.sources.json_values import at_path
 
 _NAME = re.compile(r"(?P<name>[^@:]+)(?:@(?P<config>[^:]+))?(?::(?P<split>.+))?")
 _TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "fixed_size_binary")  # and string_view, binary_view
-_LISTS = re.compile(r"\.(?:list|bag)\.(?:element|item|array|array_element)(?=\.|$)|\.array(?=\.|$)")  # of Parquet's own
+_LISTS = re.compile(  # of Parquet's own
+    r"\.(?:list|bag)\.(?:element|item|array|array_element)(?=\.|$)|\.array(?=\.|$)|\.(?:key_value|map)(?=\.(?:key|value)\b)"
+)
 _SCRIPT = re.compile("script|trust_remote_code|[Ll]oading script")  # in what `datasets` says of a set that is code
 _COPIES = {
     "wikipedia": "wikimedia/wikipedia@20231101.en"
@@ -68,8 +70,9 @@ def _parquet(path: str, file: Any, field: str) -> tuple[Any, list[str]]:
         table = pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: no Parquet file ({str(error).splitlines()[0]}); restore or leave it out") from error
-    texts = [name for column in table.schema_arrow for name in _text_columns(column.name, column.type)]
-    if field not in texts:
+    columns = dict(pair for column in table.schema_arrow for pair in _text_columns(column.name, column.type))
+    if field not in columns:
+        texts = [name for name, holds_text in columns.items() if holds_text]
         remedy = f"set source.field to one of {', '.join(texts)}" if texts else "no column of it holds text"
         raise UserError(f"{path}: has no column of text named {field}; {remedy}")
     metadata = table.metadata.schema
@@ -77,8 +80,11 @@ def _parquet(path: str, file: Any, field: str) -> tuple[Any, list[str]]:
     return table, [path for path in paths if field in (path, _LISTS.sub("", path))]
 
 
-def _text_columns(name: str, kind: Any) -> Iterator[str]:
-    """The dotted names of what holds text in a column of this Arrow type: itself, or members of it."""
+def _text_columns(name: str, kind: Any) -> Iterator[tuple[str, bool]]:
+    """The dotted names of what can hold text in a column of this Arrow type, itself or members of it, and if it does.
+
+    pandas writes a column without a single text as one of nulls, which have no other type.
+    """
     from pyarrow import types
 
     while _is_list(kind) or types.is_dictionary(kind) or hasattr(kind, "storage_type"):
@@ -86,8 +92,11 @@ def _text_columns(name: str, kind: Any) -> Iterator[str]:
     if types.is_struct(kind):
         for member in kind:
             yield from _text_columns(f"{name}.{member.name}", member.type)
-    elif str(kind).startswith(_TEXT_TYPES):
-        yield name
+    elif types.is_map(kind):
+        yield from _text_columns(f"{name}.key", kind.key_type)
+        yield from _text_columns(f"{name}.value", kind.item_type)
+    elif str(kind).startswith(_TEXT_TYPES) or types.is_null(kind):
+        yield name, not types.is_null(kind)
 
 
 def _is_list(kind: Any) -> bool:
@@ -110,7 +119,7 @@ def _values(array: Any, members: Sequence[str]) -> list[Any]:
         return [None if index is None else words[index] for index in array.indices.to_pylist()]
     if pyarrow.types.is_struct(kind):
         return _values(pyarrow.compute.struct_field(array, members[0]), members[1:])
-    if _is_list(kind):
+    if _is_list(kind) or pyarrow.types.is_map(kind):
         lengths = pyarrow.compute.list_value_length(array).to_pylist()
         flat = iter(_values(array.flatten(), members))
         return [None if length is None else list(islice(flat, length)) for length in lengths]

@@ -19,7 +19,7 @@ from cloze.storage import put
 from data_prep.plan import PLAN, Plan, finished_manifest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST)
 
 
 @dataclass(frozen=True)

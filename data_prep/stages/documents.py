@@ -68,6 +68,7 @@ def pieces(plan: Plan, task: int, tally: Tally) -> Iterator[Piece]:
             continue
         text, repairs = repair(item.text, clean.nfc)
         tally.repaired.update(repairs + ("invalid_utf8",) * item.repaired)
+        tally.repaired.update(("replaced_before",) * ("\ufffd" in item.text and not item.repaired))
         verdict = judge(text, filters)
         if verdict is not True:
             tally.drop(verdict[1], item.location, malformed=False)

@@ -6,7 +6,6 @@ size), so that it is the same however the input is cut into tasks, and equal tex
 Shapes: D documents, S sentences, T tokens.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -23,6 +22,7 @@ from cloze.corpus.scripts import character
 from data_prep.plan import Plan
 from data_prep.stages.buckets import Documents
 from data_prep.stages.documents import Piece
+from data_prep.text.mojibake import garbled
 
 RUN_TOKENS = 50  # that two texts share: no accident
 
@@ -35,11 +35,8 @@ _SHINGLE_TOKENS = 5
 _LONG_TOKENS = 512  # of a document: every eighth of its shingles will do
 _BASE, _MIXER = 0x9E3779B97F4A7C15, np.uint64(0xC2B2AE3D27D4EB4F)  # odd, bits well mixed
 _PORTION_TOKENS = 2**17  # hashed at a time: bounds memory
-# UTF-8 of accented Latin, quotes, Greek, Cyrillic or Chinese, read as Latin-1 or Windows-1252.
-_LATIN = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122"
-_MOJIBAKE = re.compile(
-    f"\u00c3[{_LATIN}]|\u00e2\u20ac[{_LATIN}]|\u00e2\u0080[\u0080-\u00bf]|\u00ef\u00bb\u00bf|\u00c2[\u00a0-\u00bf]"
-    f"|(?:[\u00ce\u00cf\u00d0\u00d1][{_LATIN}]){{2}}|(?:[\u00e3-\u00e9][{_LATIN}]{{2}}){{2}}"
+_INVISIBLE = frozenset(
+    {0xAD, 0x200B, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xE0000, 0xE0080)}
 )
 
 Hashes = npt.NDArray[np.uint64]
@@ -72,7 +69,7 @@ class Survey:
         """As JSON knows it; `merged` adds those of several tasks."""
         names = (
             *("documents", "one_sentence", "sentences", "parts", "bytes", "tokens", "unknown", "dotless"),
-            *("mojibake", "looked_at"),
+            *("mojibake", "looked_at", "characters", "invisible"),
         )
         return {
             **{name: self._numbers[name] for name in names},
@@ -111,8 +108,13 @@ class Survey:
     def _look_at(self, piece: Piece, has_unknown: bool) -> None:
         text = " ".join(piece.sentences)[:_LOOKED_AT]
         self._numbers["looked_at"] += 1
+        self._numbers["characters"] += len(text)
         codes, counts = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_counts=True)
         for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+            if code in _INVISIBLE:
+                self._numbers["invisible"] += count
+                self._first.setdefault("invisible", piece.location)
+                continue
             script, is_letter, loses = character(chr(code))
             if is_letter:
                 self._letters[script] += count
@@ -123,11 +125,11 @@ class Survey:
         if dotless:
             self._numbers["dotless"] += dotless
             self._first.setdefault("dotless", piece.location)
-        if not text.isascii() and (found := _MOJIBAKE.search(text)):
+        if not text.isascii() and (found := garbled(text)):
             self._numbers["mojibake"] += 1
             self._first.setdefault("mojibake", piece.location)
             if len(self._garbled) < 5:
-                self._garbled.append(text[max(0, found.start() - 8) : found.end() + 8])
+                self._garbled.append(found)
         if has_unknown:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
             spans = zip(encoding.ids, encoding.offsets, strict=True)

@@ -22,6 +22,7 @@ from data_prep.prepare import main
 from data_prep.stages.buckets import Documents
 from data_prep.stages.survey import fingerprints, unpacked
 from data_prep.text.encoder import Encoder
+from data_prep.text.mojibake import garbled
 from data_prep.text.wordpiece import count_letters, count_pieces, fitted, scripts_of
 from tests.support import make_corpus
 from tests.unit.corpora import documents, sentence, vocabulary, write_jsonl
@@ -178,6 +179,54 @@ def test_mojibake_is_seen_and_sound_text_is_not(tmp_path, encoding):
     finding = found(made(tmp_path, [*good, *bad]), "mojibake")
     assert finding.value == pytest.approx(10 / 50)
     assert "\u00c3\u00a9" in finding.examples[0]
+
+
+@pytest.mark.parametrize("codec", ["cp1252", "cp1251", "cp1250", "mac-roman", "cp437", "gb18030"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "d\u00e9j\u00e0 vu",
+        "\u043b\u044e\u0434\u0438",
+        "\u4eba\u4eba\u751f\u800c",
+        "\u0e21\u0e19\u0e38\u0e29",
+        "\ubaa8\ub4e0 \uc778\uac04",
+        "t\u1ea5t c\u1ea3",
+    ],
+)
+def test_mojibake_of_any_script_through_any_encoding(codec, text):
+    read = text.encode().decode(codec, "replace")
+    control = {byte: chr(byte) for byte in range(0x80, 0xA0)}  # as readers take what an encoding lacks
+    read = "".join(control.get(b, c) for b, c in zip(text.encode(), read, strict=False)) if "\ufffd" in read else read
+    if codec != "gb18030" or text[0] >= "\u2e80":  # of fewer bytes GBK proves nothing
+        assert garbled(f"x {read} y")
+    assert garbled(text) is None
+    assert garbled("\u951f\u65a4\u62f7\u951f\u65a4\u62f7")
+
+
+def test_sound_text_is_no_mojibake():
+    for text in (
+        "„KÖ“ «CAFÉ» à\u00a0«, 5€ – «Я», «СССР»",
+        "├── a\n└── b",
+        "人人生而自由，在尊严和权利上一律平等。",
+        "مرحبا שלום καλημέρα",
+    ):
+        assert garbled(text) is None
+
+
+def test_what_shows_nothing_and_what_was_lost_before_is_told(tmp_path):
+    """Marks of direction and zero-width floods; letters that an earlier tool replaced by U+FFFD."""
+    texts = [text.replace(" a ", " \u202ea\u202c ") for text in documents(40)]
+    manifest = made(tmp_path, [*(text.replace("e", "e\u200b") for text in texts), "caf\ufffd is not what it was. No."])
+    assert found(manifest, "invisible").level is Level.warning
+    assert "replaced_before 1" in found(manifest, "repaired").examples
+    (tmp_path / "b").mkdir()
+    assert found(made(tmp_path / "b", documents(40)), "invisible").value == 0
+
+
+def test_a_corpus_of_one_document_is_not_told_to_have_longer_ones(tmp_path):
+    finding = found(made(tmp_path, documents(1, seed=3)), "random_next")
+    assert finding.value == 0
+    assert "more documents" in finding.line
 
 
 def test_repeats_and_leaks(tmp_path):

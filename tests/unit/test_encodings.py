@@ -14,6 +14,7 @@ from cloze.errors import UserError
 from data_prep.sources import lines as lines_module
 from data_prep.sources.base import Bad, Span
 from data_prep.sources.lines import lines
+from data_prep.text.cleaning import repair
 from tests.unit.test_formats import items, texts
 from tests.unit.test_sources import COMPRESSORS, source
 
@@ -122,6 +123,69 @@ def test_binary_data_is_no_encoding():
     assert guessed([]) is None
     assert guessed(["abc def".encode("utf-16-be")]) == "utf-16-be"
     assert codecs.lookup(guessed(["今天天气很好。我们去公园玩。".encode("gb18030")] * 20) or "").name == "gb18030"
+
+
+SPOKEN = {  # in encodings of its time
+    "Tous les êtres humains naissent égaux, déjà à Noël.": (
+        "latin-1",
+        "cp1252",
+        "mac-roman",
+        "cp850",
+    ),
+    "Wszyscy ludzie rodzą się równi pod względem swej godności.": ("iso8859-2", "cp1250"),
+    "Bütün insanlar hür ve eşit doğarlar, çıkış.": ("iso8859-9", "cp1254"),
+    "Все люди рождаются свободными.": (
+        "cp1251",
+        "koi8-r",
+        "cp866",
+        "iso8859-5",
+        "mac-cyrillic",
+    ),
+    "人人生而自由，在尊严上平等。\n": (
+        "gb18030",
+        "utf-16-le",
+        "utf-16-be",
+        "utf-32-le",
+        "utf-32-be",
+    ),
+    "すべての人間は、自由である。": (
+        "shift_jis",
+        "euc_jp",
+        "iso2022_jp",
+    ),
+    "모든 인간은 태어날 때부터 자유로우며.": ("euc_kr",),
+}
+
+
+@pytest.mark.parametrize(("text", "codec"), [(text, codec) for text, codecs in SPOKEN.items() for codec in codecs])
+def test_the_guess_reads_the_text(tmp_path, text, codec):
+    """As it was written: a guess that makes other letters of it would be taken at its word."""
+    text = f"{text}\n" * 300
+    (tmp_path / "a.txt").write_bytes(text.encode(codec))
+    config = source("text", paths=[str(tmp_path / "a.txt")])
+    with pytest.raises(UserError, match=r"it looks like (\S+): source\.encoding=(\S+)$") as caught:
+        config.looked_at(config.find_inputs())
+    assert text.encode(codec).decode(str(caught.value).rpartition("=")[2]) == text
+
+
+def test_a_long_line_is_not_cut_in_a_letter(tmp_path, caplog):
+    """A line beyond what is looked at is no reason to doubt its encoding."""
+    for lead in ("", "a", "ab"):
+        (tmp_path / "a.txt").write_text(lead + "\u597d" * 30_000 + "\n")
+        config = source("text", paths=[str(tmp_path / "a.txt")])
+        config.looked_at(config.find_inputs())
+        assert "utf-8" not in caplog.text
+
+
+def test_surrogates_that_were_encoded_apart_are_joined(tmp_path):
+    """As Java and Oracle write what is beyond 16 bits: neither another encoding nor lost."""
+    data = "\ud83d\ude00".encode("utf-8", "surrogatepass") + " and \ud83d alone.\n".encode("utf-8", "surrogatepass")
+    (tmp_path / "a.txt").write_bytes(data * 20)
+    config = source("text", paths=[str(tmp_path / "a.txt")])
+    config.looked_at(config.find_inputs())
+    text, repairs = repair(items(config)[0].text)
+    assert text.startswith("\U0001f600 and \ufffd alone.")
+    assert repairs == ("lone_surrogates",)
 
 
 def test_spans_of_a_wide_encoding_are_whole(tmp_path):

@@ -102,3 +102,15 @@ def test_the_keys_that_are_there_are_told(tmp_path):
     told = "line 1: no text under text; set source.field to one of body, meta.title, parts.text"
     assert found[0].location.endswith(told)
     assert found[1].location.endswith("line 2")
+
+
+def test_tables_by_columns_and_rows_without_names_are_told(tmp_path):
+    """What pandas writes by itself, and lists: no advice that would read a part of it."""
+    for content, word in (({"text": {"0": "a", "1": "b"}}, "orient='records'"), (["a", "b"], "one of 0, 1")):
+        (tmp_path / "a.jsonl").write_text(json.dumps(content) + "\n")
+        found = items(source("jsonl", paths=[str(tmp_path / "a.jsonl")]))
+        assert word in found[0].location or isinstance(content, list)
+    (tmp_path / "a.jsonl").write_text('["a", 1]\n["b", 2]\n')
+    found = items(source("jsonl", paths=[str(tmp_path / "a.jsonl")]))
+    assert found[0].location.endswith("set source.field to one of 0")
+    assert texts(items(source("jsonl", paths=[str(tmp_path / "a.jsonl")], field="0"))) == ["a", "b"]

@@ -15,7 +15,8 @@ from cloze.errors import UserError
 from cloze.ownership import CHECKPOINT, CORPUS, CORPUS_COPY, EXPORT, RUN, WORK, Kind
 from data_prep import report as corpus_report
 from data_prep.config import PrepConfig
-from data_prep.plan import Plan, claimed, clear_up, make_plan
+from data_prep.plan import Plan, abandon, claimed, clear_up, make_plan
+from data_prep.stages.base import disk_errors
 from finetune import suite
 from launch import demo, slurm
 from launch.options import Options
@@ -381,11 +382,15 @@ def test_the_mirror_removes_its_own_files_only(tmp_path: Path) -> None:
 
 def test_the_end_of_a_preparation_leaves_what_others_put_beside_it(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
-    for name in ("map/000000", "tmp/x", "map.txt", "mine/x"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    ours = ("map/000000", "tmp/host-12-map-000001", "tmp/host-12-tokenizer/vocab.txt")
+    for name in (*ours, "map.txt", "mine/x", "map/notes", "tmp/x", "reduce/x/000001"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")
+    others = {"map.txt", "map/notes", "mine/x", "reduce/x/000001", "tmp/x"}
+    assert not ownership.remove_files(tmp_path, WORK, "tmp")
+    assert files_of(tmp_path).keys() == {*others, "map/000000", "plan.json"}
     assert not ownership.remove_files(tmp_path, WORK)
-    assert [*files_of(tmp_path)] == ["map.txt", "mine/x"]
+    assert files_of(tmp_path).keys() == others
 
 
 def prep_plan(tmp_path: Path, *overrides: str) -> Plan:
@@ -403,6 +408,47 @@ def test_another_tools_work_folder_is_no_preparation(tmp_path: Path) -> None:
     assert files_of(plan.out) == {".work/build.log": b"x"}
     clear_up(plan)  # as after the last shard
     assert files_of(plan.out) == {".work/build.log": b"x"}
+
+
+@pytest.mark.parametrize(
+    "name", ["tmp/x", "map/000000", "reduce/a/b", "lock", "manifest.json", "sample/000000", "mine"]
+)
+def test_without_a_plan_no_work_is_ours(tmp_path: Path, name: str) -> None:
+    """`.work` and `tmp` are anybody's names: what only looks like results is neither removed nor built upon."""
+    plan = prep_plan(tmp_path, "source=text", f"source.paths=[{tmp_path}/a.txt]")
+    (plan.work / name).parent.mkdir(parents=True)
+    (plan.work / name).write_text("precious")
+    with pytest.raises(UserError, match=rf"holds \.work/{name}, which no preparation wrote"), claimed(plan):
+        pass
+    assert files_of(plan.out) == {f".work/{name}": b"precious"}
+
+
+def test_what_is_put_beside_unfinished_work_stays(tmp_path: Path) -> None:
+    """Through a start that goes on, and one whose input is refused."""
+    plan = prep_plan(tmp_path, "source=text", f"source.paths=[{tmp_path}/a.txt]")
+    with claimed(plan):
+        pass
+    for name in ("tmp/mine.txt", "map/mine.txt", "tmp/host-1-map-000000", "map/000000"):
+        (plan.work / name).parent.mkdir(exist_ok=True)
+        (plan.work / name).write_text("x")
+    with claimed(plan) as complete:
+        assert not complete
+    assert {".work/tmp/mine.txt", ".work/map/mine.txt", ".work/map/000000"} <= files_of(plan.out).keys()
+    assert ".work/tmp/host-1-map-000000" not in files_of(plan.out)
+    abandon(plan)
+    assert [*files_of(plan.out)] == [".work/map/mine.txt", ".work/tmp/mine.txt"]
+
+
+@pytest.mark.parametrize("what", ["a file for .work", "a link to nowhere"])
+def test_an_out_that_cannot_be_made_is_one_line(tmp_path: Path, what: str) -> None:
+    plan = prep_plan(tmp_path, "source=text", f"source.paths=[{tmp_path}/a.txt]")
+    if what == "a link to nowhere":
+        plan.out.symlink_to(tmp_path / "nowhere")
+    else:
+        plan.out.mkdir()
+        plan.work.write_text("x")
+    with pytest.raises(UserError, match=r"File exists.*name another directory"), disk_errors(plan), claimed(plan):
+        pass
 
 
 def test_source_beside_sources_is_refused(tmp_path: Path) -> None:

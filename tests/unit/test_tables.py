@@ -39,6 +39,15 @@ COLUMNS = {
         P.array([[{"text": "x", "n": 1}, {"text": "y", "n": 2}], None, [], None]),
         ["x\n\ny", None, None, None],
     ),
+    "of.map.value": (
+        P.array(
+            [{"map": [("k", "x"), ("l", "y")]}, None, {"map": None}, {"map": [("k", "z")]}],
+            P.struct([("map", P.map_(P.string(), P.string()))]),
+        ),
+        ["x\n\ny", None, None, "z"],
+    ),
+    "list_of_nulls": (P.array([[None], None, [], [None, None]]), [None] * 4),
+    "nulls": (P.nulls(4), [None] * 4),
     "with.dot": (P.array(TEXTS), TEXTS),
 }
 
