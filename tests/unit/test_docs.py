@@ -145,7 +145,7 @@ def check_module(module: str, arguments: list[str]) -> None:
             overrides_of(list(parse(overrides_of(words), slurm=arguments[:1] == ["slurm"]).overrides)),
         )
     elif module == "pretrain.plan":
-        plan.composed([argument for argument in arguments if not argument.startswith("data.path=")])
+        plan.composed([one for one in arguments if not one.startswith(("data.path=", "data.mixture="))])
     else:
         source = Path(spec.origin).read_text()
         assert all(f'"{one}"' in source for one in arguments if one.startswith("-")), arguments
