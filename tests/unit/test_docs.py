@@ -146,7 +146,7 @@ def check_module(module: str, arguments: list[str]) -> None:
             overrides_of(list(parse(overrides_of(words), slurm=arguments[:1] == ["slurm"]).overrides)),
         )
     elif module == "pretrain.plan":
-        plan.composed([argument for argument in arguments if not argument.startswith("data.path=")])
+        plan.composed([one for one in arguments if not one.startswith(("data.path=", "data.mixture="))])
     else:
         source = Path(spec.origin).read_text()
         assert all(f'"{one}"' in source for one in arguments if one.startswith("-")), arguments
@@ -427,6 +427,10 @@ def test_the_page_of_languages_runs(
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(os, "environ", os.environ | {"DS_ACCELERATOR": "cpu"})
     shutil.copytree(workplace / "texts", workplace / "english")
+    syllables = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "io", "u")]
+    long = [f"{a}{b}{c}" for a in syllables[::3] for b in syllables[::5] for c in syllables[::7]]  # more than 400 tokens
+    rows = [" ".join(long[start::97]) + "." for start in range(97)] * 2
+    (workplace / "texts" / "long.txt").write_text("\n\n".join(rows))
     page = ROOT / "docs" / "languages.md"
     assert all(block.is_run for block in blocks(page))
     for block in blocks(page):
