@@ -294,7 +294,7 @@ def adopt() -> Ranks | None:
         return ranks
     if note:
         log.warning(note)
-    left = (name for each in LAUNCHERS for name in (each.rank, each.local_rank))  # DeepSpeed looks at some
+    left = (name for each in LAUNCHERS for name in (each.rank, each.world_size, each.local_rank))
     for name in (*_TORCH, *left):
         os.environ.pop(name, None)
     return None

@@ -52,7 +52,7 @@ def undisturbed(trainer: Trainer, corpus: Path) -> dict[int, float]:
 
 
 def losses_of(trainer: Trainer, corpus: Path, *overrides: str) -> dict[int, float]:
-    result = trainer.run(f"data.path={corpus}", *overrides, ranks=2)
+    result = trainer.run(f"data.path={corpus}", *overrides, ranks=2, timeout=400)
     assert set(result.codes) <= {0, 75}, result.stderrs
     return {line["step"]: line["train/loss"] for line in result.metrics if "train/loss" in line}
 
@@ -101,7 +101,8 @@ class Run:
     def torchrun(self, node: int, *options: str) -> "Run":
         is_host = f"--rdzv-conf=is_host={node == 1},last_call_timeout=2"  # else it asks for node 2's address by name
         meeting = ("--rdzv-backend=c10d", "--rdzv-endpoint=10.251.7.1:29400", is_host, "--nproc-per-node=1")
-        return self.start(node, PYTHON, "-m", "torch.distributed.run", *meeting, *options, TRAIN)
+        command = (PYTHON, "-m", "torch.distributed.run", *meeting, *options, TRAIN)
+        return self.start(node, *command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1" if "--nnodes=1:2" in options else "0")
 
     def wait_for(self, step: int) -> None:
         end = time.monotonic() + 200
@@ -178,6 +179,7 @@ def test_an_orderly_stop_and_the_same_command_again(
     assert_same(again.losses, undisturbed)
 
 
+@pytest.mark.timeout(900)
 def test_torchrun_with_a_node_that_joins_and_a_rank_that_is_killed(
     cluster: Cluster, trainer: Trainer, corpus: Path, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def losses(run: Path) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in read_metrics(run) if "train/loss" in line}
 
 
+@pytest.mark.timeout(900)
 def test_a_job_that_is_told_to_stop_and_runs_out_of_time(
     cluster: Cluster, slurm: Slurm, trainer: Trainer, corpus: Path, tmp_path: Path
 ) -> None:

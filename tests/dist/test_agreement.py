@@ -157,6 +157,26 @@ def test_a_rank_that_finds_no_rank_0_ends_when_asked(trainer: Trainer, corpus: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "before", "reason"),
+    [
+        ("eth9", "", "eth9"),
+        ("lo", ON_RANK_1 + "import torch.distributed as d; d.init_process_group = lambda *_, **__: time.sleep(600)",
+         "no connection within 2 s"),
+    ],
+)  # fmt: skip
+def test_ranks_that_do_not_reach_each_other(
+    trainer: Trainer, corpus: Path, name: str, before: str, reason: str
+) -> None:
+    """Also where one of them is never heard of: the other's group stands still in C++, and both end."""
+    soon = "import pretrain.rendezvous; pretrain.rendezvous._GROUP_SECONDS = 2\n"
+    env = {"GLOO_SOCKET_IFNAME": name}
+    line = the_line(trainer.run(f"data.path={corpus}", ranks=2, before=soon + before, env=env))
+    assert f"do not reach the others by the network interface GLOO_SOCKET_IFNAME={name} (" in line
+    assert reason in line
+
+
+@pytest.mark.slow
 def test_a_second_job_at_the_same_port(trainer: Trainer, corpus: Path) -> None:
     """As two plain deepspeeds on a machine: the second says what to add, the first does not notice."""
     port = free_port()
