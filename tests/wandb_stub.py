@@ -74,6 +74,10 @@ class WandbStub:
         if operation == "CreateRunFiles":
             files = [{"name": each, "uploadUrl": f"{self.url}/upload/{name}"} for each in given["files"]]
             return 200, {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if operation == "CreateArtifact":  # of which it has the content already
+            sequence = {"id": "s", "latestArtifact": {"id": "a", "versionIndex": 0}}
+            artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}
+            return 200, {"createArtifact": {"artifact": artifact}}
         if operation == "NotifyScriptableRunAlert":
             self.alerts.append(f"{given['title']}: {given['text']}")
             return 200, {"notifyScriptableRunAlert": {"success": True}}

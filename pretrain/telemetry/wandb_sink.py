@@ -174,7 +174,8 @@ class WandbSink:
             log.info(f"W&B: {what}; training goes on, and what is not sent lies in {self._run_dir / 'wandb'}")
 
     def _log_sync_command(self) -> None:
-        log.info(f"W&B: send this run with  wandb sync {Path(self._run.dir).parent}")
+        flag = "" if self._offline else "--include-online "  # of which it thinks that they are sent
+        log.info(f"W&B: send this run with  wandb sync {flag}{Path(self._run.dir).parent}")
 
 
 class _Listener:

@@ -403,7 +403,7 @@ def test_wandb_that_does_not_take_all_in_time_says_how_to_send_the_rest(
     fake_wandb(monkeypatch, init=init, login=lambda **_: True)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "7")
     WandbSink(config("wandb.mode=online"), tmp_path, RunId(tmp_path, "abc"), {}).close(0)
-    assert capsys.readouterr().err.count("wandb sync runs/r/wandb/offline\n") == 1
+    assert capsys.readouterr().err.count("wandb sync --include-online runs/r/wandb/offline\n") == 1
     assert settings[0]["finish_timeout"] < 30, "who preempts us kills after 30 s"
     assert "init_timeout" not in settings[0], "W&B has its own variable"
 
