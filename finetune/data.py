@@ -148,8 +148,8 @@ def _text(path: str, name: str, encoding: str | None) -> str:
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except (OSError, EOFError, ValueError, ImportError) as error:
-        fault = "is a directory" if isinstance(error, IsADirectoryError) else f"cannot be read ({first_line(error)})"
-        raise UserError(f"{name}: {fault}; a text file is needed") from error
+        why = "it is a directory" if isinstance(error, IsADirectoryError) else first_line(error)
+        raise UserError(f"{name}: cannot be read ({why}); a text file is needed") from error
     codec = codec_of(data[:4], encoding or "auto")
     try:
         text = data.decode(codec).removeprefix("\ufeff").replace("\r\n", "\n")
