@@ -207,7 +207,7 @@ def told(path: Path) -> str:
         return "a file"
     if not path.is_dir():
         return ""
-    known = next((kind.told for kind in (CORPUS, RUN, EXPORT, CHECKPOINT) if is_of(path, kind)), "")
+    known = next((kind.told for kind in (CORPUS, RUN, EXPORT, CHECKPOINT) if is_of(path.resolve(), kind)), "")
     return known or ("a model" if (path / "config.json").is_file() else "")
 
 

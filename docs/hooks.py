@@ -44,7 +44,8 @@ COMMANDS = (
 WITH_ARGUMENTS = (
     *("data_prep.verify", "data_prep.peek", "data_prep.report", "pretrain.checkpoint", "pretrain.report"),
     "pretrain.runs",
-    *("pretrain.export", "pretrain.card", "finetune.grid", "finetune.probe", "finetune.compress", "launch.demo"),
+    *("pretrain.export", "pretrain.card", "finetune.grid", "finetune.report", "finetune.probe", "finetune.compress"),
+    "launch.demo",
 )
 
 

@@ -59,13 +59,13 @@ def run(config: FinetuneConfig) -> int:
 
 def tell_sweep(configs: Sequence[FinetuneConfig]) -> None:
     """What a grid gave as a table; the pages of its models show all of it."""
-    from finetune import grid, report, resume
+    from finetune import page, resume, tried
 
     bodies = {Path(one.out): body for one in configs if (body := resume.metrics(Path(one.out)))}
     if len(bodies) > 1 and len({body["config"]["task"] for body in bodies.values()}) == 1:
-        print(grid.markdown(bodies), end="")
+        print(tried.markdown(bodies), end="")
         for folder in bodies:
-            report.write_page(folder, folder)
+            page.write_page(folder, folder)
 
 
 main = cli.hydra_command("finetune", FinetuneConfig, after_sweep=tell_sweep)(run)

@@ -34,7 +34,8 @@ def blocks(path: str) -> Iterator[bytes]:
     except FileNotFoundError:
         raise UserError("no such file") from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot be read ({first_line(error)}); a whole file is needed") from error
+        why = "it is a directory" if isinstance(error, IsADirectoryError) else first_line(error)
+        raise UserError(f"cannot be read ({why}); a whole file is needed") from error
 
 
 def _zstd(file: BinaryIO) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from cloze.errors import ExitCode, UserError
 from cloze.files import write_whole
 from cloze.log import closing
 from cloze.ownership import require_own_file
-from finetune import report, resume
+from finetune import page, resume
 from finetune.__main__ import finetune
 from finetune.config import FinetuneConfig, SuiteConfig
 from finetune.families import SUITES, TASKS
@@ -47,7 +47,7 @@ def run(config: SuiteConfig) -> int:
             wanted = replace(own, init=init, out=str(out / f"{task}-{init.value}"))
             results.setdefault(task, {})[init.value] = _result(task, wanted)
         pretrained = out / f"{task}-{Init.pretrained.value}"
-        report.write_page(pretrained, pretrained)  # random weights are beside it now
+        page.write_page(pretrained, pretrained)  # random weights are beside it now
     text = markdown(results, [task for task in names if task not in settings])
     write_whole(out / "results.md", text.encode())
     write_whole(out / "results.json", (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())

@@ -22,7 +22,7 @@ from cloze.errors import TrainingError
 from cloze.files import write_whole
 from cloze.log import log
 from cloze.patience import telling
-from finetune import ranks, report, resume
+from finetune import page, ranks, resume
 from finetune.card import write_card
 from finetune.config import FinetuneConfig, facts
 from finetune.data import sha256
@@ -194,9 +194,9 @@ def _run(config: FinetuneConfig, prepare: Callable[[FinetuneConfig], Prepared] |
             text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
             write_whole(folder / "metrics.json", text.encode())
             losses = {seed: found.get("losses", []) for seed, found in sorted(seeds.learned.items())}
-            write_whole(folder / report.LOSSES, json.dumps(losses).encode())
+            write_whole(folder / page.LOSSES, json.dumps(losses).encode())
             write_card(folder, config, body)
-            report.write_page(folder, out)
+            page.write_page(folder, out)
 
         seeds.publish(write)
     return resume.means(body)
@@ -241,7 +241,7 @@ def _learn(
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
-        _write_rows(folder / report.PREDICTIONS, _with_answers(prepared.dev, answers["dev"], learned.wrong))
+        _write_rows(folder / page.PREDICTIONS, _with_answers(prepared.dev, answers["dev"], learned.wrong))
         if (test := prepared.more.get("test")) is not None:
             _write_rows(folder / PREDICTIONS, _with_answers(test, answers["test"], None))
 

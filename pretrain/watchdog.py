@@ -86,6 +86,10 @@ class Watchdog:
     def close(self) -> None:
         self._done.set()
 
+    @property
+    def closed(self) -> bool:
+        return self._done.is_set()
+
     def _watch(self, pause: float) -> None:
         while not self._done.wait(pause):
             limit, idle = self._limit, time.monotonic() - self._last

@@ -13,7 +13,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from cloze.cli.overrides import listed, quoted, takes_list, to_paste
 from cloze.cli.schemas import fields_of, groups, key_names, key_of
-from cloze.cli.synonyms import SECTIONS, Meaning, meaning_of, option_of, plain
+from cloze.cli.synonyms import OPTIONS, SECTIONS, Meaning, meaning_of, option_of, plain
 from cloze.errors import first_line
 from cloze.schema import Variant
 
@@ -122,8 +122,8 @@ def _value_of_a_section(schema: type[Any], section: str, names: Sequence[str], o
             known = [name for name in names if name.startswith(f"{key}.")]
             meant = SECTIONS.get(key)
             hint = ""
-            if meant in known:
-                hint = f"write {to_paste(f'{meant}={option_of(meant, value, ()) or value}')}; "
+            if meant is not None and meant in known:
+                hint = f"write {to_paste(f'{meant}={OPTIONS.get((meant, plain(value)), value)}')}; "
             return f"{override}: {key} has keys of its own; {hint}there are {', '.join(known)}"
     return f"{section}: has keys of its own; --help lists them"
 
@@ -188,11 +188,11 @@ def nearest(name: str, valid: Sequence[str], group: str = "") -> str:
     """` (did you mean …?)`: of the options of a `group` first by meaning, else by spelling; nothing where none is."""
     if group and (option := option_of(group, name, valid)):
         return f" (did you mean {option}?)"
-    close = _closest(name, valid)
+    close = _closest(name, valid, 0.5 if group else 0.6)  # of options there are few, and all are named
     return f" (did you mean {close}?)" if close else ""
 
 
-def _closest(name: str, valid: Sequence[str]) -> str | None:
+def _closest(name: str, valid: Sequence[str], cutoff: float = 0.6) -> str | None:
     """A right leaf under a wrong parent, `lr` for `optim.lr`, before a word that looks like it."""
     close = [key for key in valid if key.rpartition(".")[2] == name.rpartition(".")[2]]
-    return next(iter(close or difflib.get_close_matches(name, valid, n=1)), None)
+    return next(iter(close or difflib.get_close_matches(name, valid, n=1, cutoff=cutoff)), None)

@@ -196,11 +196,11 @@ def report_page(runs: Sequence[RunData], tables: Sequence[Table] = (), axis: str
 def _outcomes(runs: Sequence[RunData], apart: Sequence[tuple[str, Sequence[str]]]) -> Iterator[tuple[str, str, str]]:
     """(what, by which key, drawing) of the runs' last losses, for every number in which they differ."""
     for name, label in (("eval/mlm_loss", "held-out MLM loss"), ("train/mlm_loss", "training MLM loss")):
-        last = [values[-1] if (values := run.series(name)[1]) else math.nan for run in runs]
+        last = [(run.series(name)[1] or [math.nan])[-1] for run in runs]
         known = [number for number, value in enumerate(last) if math.isfinite(value)]  # others diverged
-        for key, values in apart if len(known) > 1 else ():
-            of = [[column[number] for number in known] for column in (values, last, [run.label for run in runs])]
-            if svg := drawing.over_key(f"{label} by {key}", *of):
+        losses, names = [last[number] for number in known], [runs[number].label for number in known]
+        for key, column in apart if len(known) > 1 else ():
+            if svg := drawing.over_key(f"{label} by {key}", [column[number] for number in known], losses, names):
                 yield label, key, svg
         if known:
             return

@@ -65,8 +65,12 @@ if mode == "kill_launcher":
     os.kill(os.getppid(), signal.SIGKILL)
 if mode == "kill_agent":
     os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
+if mode == f"kill_rank_{rank}":
+    os.kill(os.getpid(), signal.SIGKILL)
 while not stopped:
     time.sleep(0.05)
+if mode.startswith("kill_rank"):  # as training does whose peer is gone
+    status(71)
 time.sleep(1)  # saving
 assert mode != "fail", "the save failed"
 note("saved", True)
@@ -214,6 +218,16 @@ def test_a_killed_launcher_is_a_failure_without_orphans(stub: Path) -> None:
     code = launch(stub, "kill_launcher")
     assert (stub / "saved-0").exists()
     assert code == 75, "the ranks ended in order, and said so"
+    assert alive(stub) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_one_thing_to_launch_and_to_the_run(stub: Path, rank: int) -> None:
+    """`kill -9`, or the system for want of memory: 71, in status.json, too, where rank 0 lives to write it."""
+    assert launch(stub, f"kill_rank_{rank}") == 71
+    if rank:
+        assert json.loads((stub / "status.json").read_text())["exit_code"] == 71
     assert alive(stub) == []
 
 

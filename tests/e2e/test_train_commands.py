@@ -216,7 +216,7 @@ def exported(finished: Path) -> Path:
     done = subprocess.run(command, cwd=finished, env=environment(), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "logits equal the trainer's" in done.stdout
-    assert done.stderr == ""
+    assert done.stderr == "out/r: saved; next: python -m pretrain.words model=out/r\n"
     return finished / "out" / "r"
 
 

@@ -273,6 +273,8 @@ def test_the_corrected_command_runs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "line 1: no text under content; set source.field to one of body" in error
     assert not (tmp_path / "o").exists()
     assert prepare([*given, "source.field=body"]) == ExitCode.OK
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"{tmp_path}/o: finished; next: python -m data_prep.verify {tmp_path}/o"
 
 
 def test_a_call_of_an_array_says_what_it_waits_for(

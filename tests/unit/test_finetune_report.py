@@ -10,7 +10,8 @@ import pytest
 from cloze import cli
 from cloze.errors import UserError
 from finetune.config import FinetuneConfig, facts
-from finetune.report import LOSSES, PREDICTIONS, main, write_page
+from finetune.page import LOSSES, PREDICTIONS, write_page
+from finetune.report import main
 from tests.unit.test_report import EVIL, Page
 
 

@@ -3,23 +3,27 @@
 import io
 import re
 import shlex
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
 from cloze import cli, ownership
 from cloze.corpus.manifest import read_manifest
 from cloze.errors import ExitCode, UserError
+from cloze.patience import telling
 from data_prep.config import PrepConfig
 from finetune.config import EmbeddingsConfig, FinetuneConfig, PredictConfig, SuiteConfig
 from pretrain.config import TrainConfig
 from pretrain.evaluate.config import GrammarConfig
 from pretrain.evaluate.frozen_config import ProbesConfig, WordsConfig
+from tests.unit.test_report import make_run
 
 GIVEN: dict[str, tuple[type[Any], Sequence[str]]] = {
     "train": (TrainConfig, ("run=r", "data.path=d")),
@@ -170,6 +174,7 @@ def places(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("A line.\n")
     Path("corpus").symlink_to(corpus)
+    make_run(Path("runs/a"))
     for name, kind in (("run", ownership.RUN), ("empty", None)):
         Path(name).mkdir()
         if kind:
@@ -215,22 +220,92 @@ def test_every_refusal_says_what_to_do_and_its_commands_exist(module: str, argum
         assert_exists(command.split())
 
 
-def closing_lines() -> list[tuple[str, Callable[[], tuple[str, ...]], str]]:
-    """(module, arguments, beginning of the last line)."""
-    return [
-        ("data_prep.verify", lambda: ("corpus",), "next: python -m launch data.path=corpus run=corpus"),
-        ("data_prep.peek", lambda: ("corpus", "--n", "1"), "next: python -m data_prep.report corpus"),
-        ("data_prep.report", lambda: ("corpus", "--out", "c.html"), "c.html: open it in a browser; next: python -m"),
-    ]
+class End(NamedTuple):
+    """How a command is started, what takes long in it and is left out here, and how its last line begins."""
+
+    module: str
+    arguments: Sequence[str]
+    last: str
+    left_out: Mapping[str, Any] = MappingProxyType({})
+
+
+ENDS = (
+    End("data_prep.verify", ["corpus"], "next: python -m launch data.path=corpus run=corpus model=tiny"),
+    End("data_prep.peek", ["corpus", "--n", "1"], "next: python -m data_prep.report corpus"),
+    End("data_prep.report", ["corpus", "--out", "c.html"], "c.html: open it in a browser; next: python -m launch"),
+    End("pretrain.report", ["runs/a"], "open it in a browser; live pages of all runs: python -m pretrain.runs"),
+    End("pretrain.runs", ["--root", "runs"], "next: it ended without a word"),
+    End("pretrain.plan", ["model=tiny", "gpu=h100"], "nothing is started; "),
+    End(
+        "pretrain.export",
+        ["runs/a", "out/a"],
+        "out/a: saved; next: python -m pretrain.words model=out/a",
+        {"pretrain.export.hugging_face.export": lambda *_, **__: 0.0},
+    ),
+    End("pretrain.words", ["m"], "model=m: looked at; ", {"pretrain.evaluate.word_vectors.report": lambda _: ""}),
+    End(
+        "pretrain.grammar",
+        ["model=m", "data=[a]"],
+        "scored; nothing is saved, out=FILE.json keeps it",
+        {"pretrain.evaluate.grammar.score": lambda _: ({}, [])},
+    ),
+    End(
+        "pretrain.grammar",
+        ["model=m", "data=[a]", "out=g.json"],
+        "scored; g.json has all digits",
+        {"pretrain.evaluate.grammar.score": lambda _: ({}, [])},
+    ),
+    End(
+        "pretrain.probes",
+        ["m", "data=[a]"],
+        "scored; nothing is saved, out=FILE.json keeps it",
+        {
+            "pretrain.evaluate.probing.run_probes": lambda _: [],
+            "pretrain.evaluate.probing.markdown": lambda _: "",
+            "pretrain.evaluate.probing.as_data": lambda _: [],
+        },
+    ),
+    End(
+        "finetune.predict",
+        ["m", "a.tsv", "b.tsv"],
+        "b.tsv: finished, every row of a.tsv",
+        {"finetune.predict.predict": lambda _: 3},
+    ),
+    End(
+        "finetune.compress",
+        ["m", "o"],
+        "o: saved; ",
+        {
+            "finetune.onnx_export.compress": lambda *_: {
+                **dict.fromkeys(("pytorch", "onnx", "onnx_int8")), "score": "f1", "bytes": {}
+            },
+            "finetune.side_by_side.lines": lambda *_: [],
+        },
+    ),
+)  # fmt: skip
 
 
 @pytest.mark.usefixtures("places")
-@pytest.mark.parametrize(("module", "arguments", "last"), closing_lines())
-def test_the_last_line_says_where_it_stands_and_what_comes_next(
-    module: str, arguments: Callable[[], tuple[str, ...]], last: str
-) -> None:
-    code, lines = run(module, *arguments())
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.module)
+def test_the_last_line_says_where_it_stands_and_what_comes_next(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    for target, stub in end.left_out.items():
+        monkeypatch.setattr(target, stub)
+    code, lines = run(end.module, *end.arguments)
     assert code == ExitCode.OK
-    assert lines[-1].startswith(last)
-    if command := lines[-1].partition("next: ")[2]:
+    assert lines[-1].startswith(end.last)
+    command = lines[-1].partition("next: ")[2]
+    if command.startswith("python"):
         assert_exists(shlex.split(command))
+
+
+def test_what_takes_long_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("cloze.patience._SECONDS", 0.01)
+    told = threading.Event()
+    monkeypatch.setattr("cloze.patience.log", SimpleNamespace(info=lambda line: (lines.append(line), told.set())))
+    lines: list[str] = []
+    with telling(lambda: "map: 3/8 tasks"):
+        assert told.wait(60)
+    assert lines[0] == "map: 3/8 tasks: 0 s"
+    said = len(lines)
+    assert told.wait(0.05)
+    assert len(lines) == said, "over is over"

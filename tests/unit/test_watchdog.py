@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cloze import cli
+from pretrain.config import TrainConfig
 from pretrain.watchdog import StopRequest, Watchdog
 from tests.support import environment
 
@@ -146,3 +148,24 @@ def test_a_signal_does_not_break_what_is_under_way(tmp_path: Path) -> None:
             time.sleep(0.02)
         assert process.stdout.read() == "True\n"
         assert process.wait(10) == 0
+
+
+def test_the_watchdog_of_a_job_that_failed_does_not_watch_over_the_next(tmp_path: Path) -> None:
+    """Of a sweep: nobody ticks it any more, and it would end the process in the middle of the next run."""
+    from pretrain.session import Job
+    from pretrain.watchdog import STOP_SIGNALS
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        config = cli.compose("train", TrainConfig, ["run=r", "data.path=d", f"runs_root={tmp_path}"])
+        first = Job(config)
+        first.leave()  # as after an error: with no orderly code
+        assert not first.watchdog.closed
+        second = Job(config)
+        assert first.watchdog.closed
+        second.code = 0
+        second.leave()
+        assert second.watchdog.closed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
