@@ -1,5 +1,6 @@
 """Prepare a corpus: wires configuration, plan, stages, executor and progress together."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -150,7 +151,7 @@ def _summarize(plan: Plan, seconds: float | None) -> None:
         text = documents["bytes"] / MB
         rows.append(("speed", f"{text:,.1f} MB of text in {seconds:.1f} s: {text / seconds:.1f} MB/s"))
     train = f"deepspeed pretrain/train.py data.path={plan.remote} data.cache_dir=…"
-    rows.append(("next", train if plan.remote else f"python -m data_prep.verify {plan.out}"))
+    rows.append(("next", train if plan.remote else shlex.join(["python", "-m", "data_prep.verify", str(plan.out)])))
     for name, value in rows:
         print(f"{name:28} {value}")
     diagnosis.tell(diagnosis.stored(manifest), plan.config.diagnosis.ignore)
