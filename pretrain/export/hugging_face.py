@@ -60,7 +60,12 @@ def be_quiet() -> None:
 
 
 def refuse_occupied(out: Path, key: str = "", *, force: bool | None = None) -> None:
-    """Raises `UserError` where `out` is a file, is below one, or holds anything: with `force`, but an export."""
+    """Raises `UserError` where `out` is a file or below one, or holds anything: with `force`, but an export.
+
+    Nor can a directory be put in the place of a link.
+    """
+    if out.is_symlink():
+        raise UserError(f"{key}{out}: is a link; name the directory itself, {out.resolve()}, or another one")
     at = next(path for path in (out, *out.parents) if path.exists())
     if not at.is_dir():
         raise UserError(f"{key}{out}: {at} is a file; name another directory")

@@ -183,6 +183,17 @@ def test_force_replaces_an_export_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "export", "run"]
 
 
+def test_a_link_is_no_place_for_an_export(tmp_path: Path) -> None:
+    """Told at once: nothing could be put in its place in the end, whatever space is free."""
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "nowhere"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+        link = rf"to-{name}: is a link; name the directory itself, .*{name}, or another"
+        with pytest.raises(UserError, match=link), replaced_directory(tmp_path / f"to-{name}"):
+            pass
+    assert not [*(tmp_path / "empty").iterdir()]
+
+
 def test_what_comes_into_an_empty_out_meanwhile_stays(tmp_path: Path) -> None:
     """Fine-tuning and compressing take hours, and look at `out` before and after."""
     out = tmp_path / "out"
