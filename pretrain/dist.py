@@ -110,7 +110,7 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def translate_peer_loss(told: Callable[[], str]) -> Iterator[None]:
+def translate_peer_loss(told: Callable[[], str] = str) -> Iterator[None]:
     """A collective that fails because another process is gone is one line, with what is `told` of it."""
     try:
         yield

@@ -545,8 +545,8 @@ def main(arguments: list[str]) -> int:
     config, options = composed(arguments)
     print("\n".join(plan(config, options)))
     count = parameters_of(config.model, options.vocab_size)
-    for phase, own in by_phase(config, options) if options.gpu != CPU else ():
-        check_memory(phase.config, own, count, options.gpus, gpu_of(options).memory_gib)
+    for phase, asked in by_phase(config, options) if options.gpu != CPU else ():
+        check_memory(phase.config, asked, count, options.gpus, gpu_of(options).memory_gib)
     closing("nothing is started; the same keys but for those of the plan train, with data.path=… run=…")
     return ExitCode.OK
 

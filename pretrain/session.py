@@ -340,7 +340,8 @@ def _apply(engine: Engine, phase: Phase, samples: int) -> None:
 
 
 def _yaml_of(config: TrainConfig) -> str:
-    return yaml.safe_dump(redact(as_data(asdict(config))), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(redact(as_data(asdict(config))), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def baseline_of(corpus: TrainingCorpus, config: TrainConfig) -> Baseline | None:

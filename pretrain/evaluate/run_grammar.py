@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -69,9 +70,12 @@ def open_grammar(config: TrainConfig, corpus: TrainingCorpus, process: Process) 
     streamed = config.data.access is Access.stream
 
     def count() -> I64:
-        places = [config.data.parts[0].path] if streamed else [one.directory for one in corpus.corpora]
+        places: list[Path | str] = [one.directory for one in corpus.corpora]
+        if streamed:
+            places = [config.data.parts[0].path]
         counts = [token_counts(place, one.manifest) for place, one in zip(places, corpus.corpora, strict=True)]
-        return np.sum(counts, axis=0)
+        total: I64 = np.sum(counts, axis=0)
+        return total
 
     return RunGrammar(
         pairs=pairs,
