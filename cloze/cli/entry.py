@@ -317,12 +317,16 @@ def _end_of_sweep(codes: Sequence[int], num_left: int) -> str:
 
 
 def _with_settings(arguments: list[str], settings: list[str]) -> list[str]:
-    """The settings before the user's overrides, whose word is the last; Hydra wants all overrides side by side."""
-    overrides = (
-        at for at, one in enumerate(arguments) if one.startswith("~") or ("=" in one and not one.startswith("-"))
-    )
-    first = next(overrides, len(arguments))
-    return [*arguments[:first], *settings, *arguments[first:]]
+    """Flags, then the settings, then the user's overrides, whose word is the last: Hydra wants these side by side."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("-"):
+            flags += [word, *itertools.islice(words, 0 if "=" in word else _FLAGS.get(word, 0))]
+        else:
+            overrides.append(word)
+    return [*flags, *settings, *overrides]
 
 
 @contextmanager

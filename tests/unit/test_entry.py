@@ -351,7 +351,7 @@ def test_hydras_flags_from_a_notebook(capsys: pytest.CaptureFixture[str], tmp_pa
     ]
     assert "sweep: 2 of 3 jobs finished, job 2 of 3 ended with exit code 70; the same" in capsys.readouterr().err
     seen.clear()
-    assert main(["run=r${steps}", "data.path=d", "runs_root=there", "steps=1,2,3", "--multirun", "--fail-fast"]) == 70
+    assert main(["run=r${steps}", "data.path=d", "--multirun", "runs_root=there", "--fail-fast", "steps=1,2,3"]) == 70
     assert [steps for steps, _ in seen] == [1, 2]
     assert "sweep: 1 of 3 jobs finished, job 2 of 3 ended with exit code 70, 1 not begun" in capsys.readouterr().err
     seen.clear()
