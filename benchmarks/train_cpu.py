@@ -211,6 +211,7 @@ def loop_over(
 ) -> Callable[[], None]:
     """The next `TURN_STEPS` steps of the real loop with loader and telemetry; no evaluation, no checkpoint."""
     from pretrain.checkpoint import Retention, Writer, WriterOptions
+    from pretrain.comparison import Comparison
     from pretrain.config import Identity
     from pretrain.curriculum import Curriculum
     from pretrain.data.loader import Layout, MicroBatches, training_steps
@@ -228,7 +229,7 @@ def loop_over(
     writer = Writer(folder, options, print)  # idle
     session = Session(
         config=config, path=folder, process=process, corpus=data, engine=engine, telemetry=telemetry,
-        grammar=None, gaps=None, doctor=Doctor(None),
+        comparison=Comparison(engine, data, config, process, 0), grammar=None, gaps=None, doctor=Doctor(None),
         throughput=Throughput(None), writer=writer, mirror=None, watchdog=Watchdog(0, folder, 0), stop=StopRequest(),
         progress=Progress(), curriculum=Curriculum(config), vocab_rows=rows,
         identity=Identity.of(config, data.manifest, data.sha256), config_yaml="",

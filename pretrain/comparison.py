@@ -125,7 +125,7 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    parts = tensor.contiguous().view(whole).reshape(-1).split(_CHUNK_ELEMENTS)
+    parts = torch.split(tensor.contiguous().view(whole).reshape(-1), _CHUNK_ELEMENTS)
     return torch.stack([part.sum(dtype=torch.int64) for part in parts]).sum()
 
 

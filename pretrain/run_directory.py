@@ -104,8 +104,9 @@ def saved_step(path: Path) -> int:
     """
     known = ownership.marked(path, RUN) or {}
     steps = [step_of(each) for each in list_checkpoints(path / "checkpoints")]
-    if type(known.get("saved_step")) is int:
-        return max(known["saved_step"], *steps, 0)
+    saved = known.get("saved_step")
+    if isinstance(saved, int):
+        return max(saved, *steps, 0)
     status = json_object(path / "status.json")
     if type(status.get("exit_code")) is int and status["exit_code"] in ORDERLY_ENDS and type(status.get("step")) is int:
         steps.append(status["step"])
