@@ -90,12 +90,12 @@ class Mirror:
 
 def _remove(remote: str) -> None:
     """Remove a checkpoint's files; where somebody put more beside them, that stays."""
-    there = storage.listed(remote)
+    there = storage.patiently(partial(storage.listed, remote))
     if there <= {*FILES, MANIFEST}:
-        storage.remove(remote)
+        storage.patiently(partial(storage.remove, remote))
         return
     for name in sorted(there & {*FILES, MANIFEST}, key=(MANIFEST, *FILES).index):  # first what makes it look whole
-        storage.remove(f"{remote}/{name}")
+        storage.patiently(partial(storage.remove, f"{remote}/{name}"))
 
 
 def open_mirror(config: TrainConfig) -> Mirror | None:

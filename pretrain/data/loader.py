@@ -6,9 +6,11 @@ Shapes: T tokens, N samples, M masked tokens.
 
 import os
 import re
+import resource
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, count, pairwise, repeat
 from multiprocessing import forkserver, parent_process, resource_tracker
 from pathlib import Path
@@ -38,6 +40,9 @@ _MASKED_MULTIPLE = 64
 _LENGTH_MULTIPLE = 16
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # through which loader processes hand over what they made
 _LITTLE_MIB = 8
+_FILES_PER_BATCH = 28  # a file for each of 7 tensors, in this process and in the one that made them, twice at a time
+_OTHER_FILES = 128
+_MANY_FILES = 1 << 16  # where there is no limit
 CHUNK_SAMPLES = 512  # read, masked and packed at a time: numpy's cost per call is then nothing beside the work
 
 
@@ -358,6 +363,8 @@ def training_steps(
     sizes = iter(repeat(dataset.layout.accumulation, steps) if isinstance(steps, int) else steps)
     chunk = max(1, CHUNK_SAMPLES // dataset.layout.micro_batch_size)
     if workers:
+        room = max(1, (_open_files() - _OTHER_FILES) // _FILES_PER_BATCH)
+        chunk, prefetch = min(chunk, room), min(prefetch, room)
         _start_deaf_forkserver()
     loader: DataLoader[MicroBatch | UserError] = DataLoader(
         dataset,
@@ -387,13 +394,24 @@ def training_steps(
                 return
 
 
+def _open_files() -> int:
+    """How many this process may have open, raised as far as it may raise that itself; its children inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft if soft >= 0 else _MANY_FILES
+
+
 def _with_reasons(items: Iterable[T]) -> Iterator[T]:
     """The items. Raises `UserError` where a loader process is gone, or has no room to hand over what it made."""
     try:
         yield from items
     except (RuntimeError, OSError) as error:
         told = str(error)
-        if not re.search(r"exited unexpectedly|killed by signal|shared memory|shm|[Tt]oo many open files", told):
+        if not re.search(
+            r"exited unexpectedly|killed by signal|shared memory|shm|No space left|oo many open files", told
+        ):
             raise
         lost = _loader_lost(told)
     lost.one_rank_only = True
@@ -409,7 +427,7 @@ def _loader_lost(told: str) -> UserError:
         )
     room = os.statvfs(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
     free_mib = room.f_bavail * room.f_frsize / 2**20 if room else 0.0
-    if re.search("shared memory|shm|Bus error", told) or free_mib < _LITTLE_MIB:
+    if re.search("shared memory|shm|Bus error|No space left", told) or free_mib < _LITTLE_MIB:
         return DiskError(
             f"{SHARED_MEMORY}: no room for the loader's batches ({free_mib:.0f} MiB are free); give the container more "
             "(docker run --shm-size=1g), or set data.workers=0"
