@@ -427,7 +427,9 @@ def test_the_page_of_languages_runs(
     monkeypatch.setattr(os, "environ", os.environ | {"DS_ACCELERATOR": "cpu"})
     shutil.copytree(workplace / "texts", workplace / "english")
     syllables = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "io", "u")]
-    long = [f"{a}{b}{c}" for a in syllables[::3] for b in syllables[::5] for c in syllables[::7]]  # more than 400 tokens
+    long = [
+        f"{a}{b}{c}" for a in syllables[::3] for b in syllables[::5] for c in syllables[::7]
+    ]  # more than 400 tokens
     rows = [" ".join(long[start::step]) + "." for step in (89, 97) for start in range(step)]  # each word twice
     (workplace / "texts" / "long.txt").write_text("\n\n".join(rows))
     page = ROOT / "docs" / "languages.md"
