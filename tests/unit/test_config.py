@@ -30,9 +30,11 @@ from pretrain.config import (
     check_ranks,
     total_samples,
 )
+from pretrain.curriculum import Curriculum
 from pretrain.optim.optimizer import ParameterGroups, build_optimizer
 from pretrain.optim.options import OptimConfig
 from pretrain.optim.schedules import ScheduleConfig
+from pretrain.phases import phases_of
 from tests.support import ROOT
 
 BASE = cli.compose("train", TrainConfig, ["run=r", "data.path=d"])
@@ -173,7 +175,8 @@ def test_both_weights_zero() -> None:
 def test_weights_that_are_both_zero_for_a_while() -> None:
     with pytest.raises(UserError, match=r"both weights are 0 at 0\.25 of the run, there is nothing to learn"):
         changed(loss__mlm_weight=[[0, 1], [0.25, 0], [0.75, 0]], loss__nsp_weight=[[0.25, 0], [0.75, 0], [0.75, 1]])
-    found = changed(loss__mlm_weight=[[0, 1], [0.5, 0]], loss__nsp_weight=[[0.25, 0], [1, 1]]).loss.at(0.25)
+    config = changed(loss__mlm_weight=[[0, 1], [0.5, 0]], loss__nsp_weight=[[0.25, 0], [1, 1]])
+    found = Curriculum(phases_of(config)[0]).loss(total_samples(config) // 4)
     assert (found.mlm_weight, found.nsp_weight) == (0.5, 0)
 
 
