@@ -108,9 +108,12 @@ class TaskConfig(ABC):
         why = "head=crf" if crf else f"task={self.task}"
         own_loss = crf or "loss" not in useful
         require(self.loss.is_plain or not own_loss, f"loss: {why} has a loss of its own; leave loss.* at its defaults")
-        pools = "pooling" in useful or self.pooling is None
-        require(pools, f"pooling: task={self.task} is no classification or regression; leave it null")
         vectors = "embedding" in useful
+        pools, instead = (
+            "pooling" in useful or self.pooling is None,
+            "set embedding.pooling" if vectors else "leave it null",
+        )
+        require(pools, f"pooling: task={self.task} is no classification or regression; {instead}")
         require(not (vectors and self.head_epochs), f"head_epochs: task={self.task} has no head; leave it 0")
         unset = self.embedding.pooling is None and self.embedding.temperature is None
         require(vectors or unset, f"embedding: task={self.task} makes no vectors; leave embedding.* null")

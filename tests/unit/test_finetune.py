@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cloze import cli
 from cloze.errors import TrainingError, UserError
-from finetune import data, families
+from finetune import families, typed_rows
 from finetune import train as training
 from finetune.__main__ import finetune
 from finetune.__main__ import run as command
@@ -335,7 +335,7 @@ def test_mismatched_examples_are_scored_beside_dev(
     result = finetune(config(tmp_path, model, *own))
     assert (result["accuracy"], result["mismatched_accuracy"]) == (1, pytest.approx(1 / 3))
     asked: list[str] = []
-    monkeypatch.setattr(data, "_hub_rows", lambda source, _: asked.append(source) or [Row("x", {})])
+    monkeypatch.setattr(typed_rows, "hub_rows", lambda source: asked.append(source) or [Row("x", {})])
     mismatched_set(cli.compose("finetune", FinetuneConfig, ["task=mnli", "model=m", "out=o"]))
     assert asked == ["hub:nyu-mll/glue@mnli:validation_mismatched"]
     with pytest.raises(UserError, match=r"data\.mismatched: task=stsb has none"):

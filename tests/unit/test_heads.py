@@ -95,6 +95,8 @@ def test_modernbert_s_own_head_has_both(folder: Path, model: Path) -> None:
 def test_what_has_no_head_to_pool_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pooling: task=ner is no classification or regression; leave it null"):
         config(tmp_path, tmp_path, "task=ner", "pooling=mean")
+    with pytest.raises(UserError, match=r"pooling: task=embedding is no classification or .*; set embedding\.pooling"):
+        config(tmp_path, tmp_path, "task=embedding", "pooling=mean")
     with pytest.raises(UserError, match=r"head_epochs: task=retrieval has no head; leave it 0"):
         config(tmp_path, tmp_path, "task=retrieval", "head_epochs=1")
     with pytest.raises(UserError, match=r"lora\.rank: would leave new random weights as they are; leave reinit_layers"):
