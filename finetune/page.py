@@ -55,7 +55,7 @@ class Bar(NamedTuple):
 class Cell(NamedTuple):
     """How often one label was taken for another."""
 
-    samples: int
+    times: int
     percent: float  # of the right label's
     right: bool
 
