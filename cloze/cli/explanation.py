@@ -93,6 +93,8 @@ def _unreadable(override: str, schema: type[Any], names: Sequence[str]) -> str:
     if equals and (key != key.strip() or value != value.strip()) and key.strip() in names:
         return f"{override}: spaces around =; write {to_paste(f'{key.strip()}={value.strip()}')}"
     if not equals or not key.strip():
+        if override.startswith("-"):
+            return f"{override}: not a key=value, and no flag of this command; see --help"
         if (word := plain(key)) in _FLAGS:
             return f"{override}: not a key=value; write --{word}"
         if (colon := key.partition(":"))[0] in names and colon[2]:
