@@ -175,6 +175,7 @@ def places(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     Path("text.txt").write_text("A line.\n")
     Path("corpus").symlink_to(corpus)
     make_run(Path("runs/a"))
+    Path("runs/a/status.json").write_text('{"exit_code": 0, "step": 30, "time": 2e9}')
     for name, kind in (("run", ownership.RUN), ("empty", None)):
         Path(name).mkdir()
         if kind:
@@ -234,7 +235,7 @@ ENDS = (
     End("data_prep.peek", ["corpus", "--n", "1"], "next: python -m data_prep.report corpus"),
     End("data_prep.report", ["corpus", "--out", "c.html"], "c.html: open it in a browser; next: python -m launch"),
     End("pretrain.report", ["runs/a"], "open it in a browser; live pages of all runs: python -m pretrain.runs"),
-    End("pretrain.runs", ["--root", "runs"], "next: it ended without a word"),
+    End("pretrain.runs", ["--root", "runs"], "next: export the model, then score or fine-tune it:"),
     End("pretrain.plan", ["model=tiny", "gpu=h100"], "nothing is started; "),
     End(
         "pretrain.export",
