@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cloze.log import log
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -35,4 +33,3 @@ class Stop:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        log.info("stopping after this step, with a checkpoint; another Ctrl-C stops at once")

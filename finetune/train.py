@@ -74,6 +74,8 @@ class _Checkpoints(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if ranks.world_size() > 1 and state.global_step % _STEPS_OF_RANKS:
             return
+        if self.stop.requested:  # told here: a signal may come in the middle of another line
+            log.info("stopping after this step, with a checkpoint; another Ctrl-C stops at once")
         if ranks.agreed(self.stop.requested or time.monotonic() > self.saved + _CHECKPOINT_SECONDS):
             control.should_save = True
 
