@@ -24,6 +24,7 @@ from cloze.log import log
 _FEWEST_PAIRS = 500  # from which it is worth fitting anything to their lengths
 _FEWEST_RANDOM = 0.4
 _SMALL_VOCABULARY = 1000  # tokens: smaller ones are an alphabet, mostly
+_LONGEST_WORD = 100  # characters, to WordPiece
 _LOOKED_AT = 20_000  # samples, evenly from the first pass, for what the manifest does not tell
 _UNFIT_REPAIRS = ("invalid_utf8", "lone_surrogates", "nul_characters", "control_characters", "replaced_before")
 
@@ -222,14 +223,22 @@ def unknown_tokens(
 ) -> Finding:
     """`words` with how often each was seen, the commonest first."""
     share = unknown / max(1, tokens)
+    remedy = (
+        "the vocabulary lacks what this text is written in: leave tokenizer.path out, so that one is trained on "
+        "it, or raise tokenizer.vocab_size or tokenizer.limit_alphabet; where one was, there is too little text"
+    )
+    if 2 * sum(count for word, count in words if len(word) > _LONGEST_WORD) > sum(count for _, count in words):
+        remedy = (
+            f"WordPiece knows no word of more than {_LONGEST_WORD} characters: of a script without spaces leave "
+            "tokenizer.path out, so that one is trained on it, of anything else set tokenizer.kind=bpe"
+        )
     return Finding(
         name="unknown_tokens",
         value=share,
         warn_above=0.01,
         refuse_above=0.5,
         meaning=f"{share:.2%} of the tokens are [UNK]",
-        remedy="the vocabulary lacks what this text is written in: leave tokenizer.path out, so that one is trained on "
-        "it, or raise tokenizer.vocab_size or tokenizer.limit_alphabet; where one was, there is too little text",
+        remedy=remedy,
         where=where,
         examples=tuple(f"{word[:24]!r} {count:,}" for word, count in words[:10]),
     )

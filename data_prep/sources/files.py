@@ -28,6 +28,10 @@ _MARKS = {  # first bytes of what only calls itself text, and the reason to leav
     b"%PDF-": "pdf",
 }
 FOREIGN = frozenset(_MARKS.values())
+_ADVICE = {
+    "compressed": "unpack it, or let its name end in .gz, .zst, .xz or .bz2",
+    "pdf": "take the text out of it first, with pdftotext",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +113,7 @@ class EncodedSource(FileSource):
         if span.begin == 0 < span.end and (
             what := next((w for mark, w in _MARKS.items() if start.startswith(mark)), "")
         ):
-            return Bad(what, f"{file.path}, byte 0")
+            return Bad(what, f"{file.path}, byte 0: {_ADVICE[what]}")
         codec = codec_of(start, self.encoding)
         return _readable(lines(file.path, span.begin, span.end, unit_of(codec)), codec)
 

@@ -34,6 +34,15 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".xz": lzma.LZMADecompressor,
     ".bz2": bz2.BZ2Decompressor,
 }
+_MAGIC: dict[str, tuple[bytes, ...]] = {
+    ".gz": (b"\x1f\x8b",),
+    ".zst": (
+        b"\x28\xb5\x2f\xfd",
+        *(bytes([first, 0x2A, 0x4D, 0x18]) for first in range(0x50, 0x60)),
+    ),  # or to be skipped
+    ".xz": (b"\xfd7zX", b"]\0\0"),
+    ".bz2": (b"BZh",),
+}
 
 Line = tuple[int, int, bytes, bool]  # place, offset in the text, bytes without line break, whether a long line goes on
 
@@ -197,9 +206,16 @@ def decompressed(path: str, member: int = 0, unit: Unit = BYTES) -> Iterator[Chu
                     stream = None if stream.eof else stream
                 place = after
     except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, ValueError) as error:
+        if offset == 0 and not _is_named_rightly(path):
+            raise UserError(f"{path}: is no {compression(path)} file, whatever its name says; rename it") from error
         raise UserError(f"{path}: cannot be decompressed ({error}); restore or leave out the file") from error
     if stream is not None:
         raise UserError(f"{path}: ends in the middle of its compressed data; restore or leave out the file")
+
+
+def _is_named_rightly(path: str) -> bool:
+    with open_input(path) as file:
+        return file.read(4).startswith(_MAGIC[compression(path)])
 
 
 def _produced(stream: Any, data: bytes) -> Iterator[bytes]:

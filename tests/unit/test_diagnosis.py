@@ -10,7 +10,16 @@ import transformers
 from tokenizers.normalizers import BertNormalizer
 
 from cloze.cli import compose
-from cloze.corpus.diagnosis import NAMES, Finding, Level, from_fingerprints, length_guess, stored, warnings
+from cloze.corpus.diagnosis import (
+    NAMES,
+    Finding,
+    Level,
+    from_fingerprints,
+    length_guess,
+    stored,
+    unknown_tokens,
+    warnings,
+)
 from cloze.corpus.manifest import Manifest, read_manifest, sealed_json, write_manifest
 from cloze.corpus.report import of_corpus
 from cloze.corpus.scripts import IDEOGRAPH_RANGES, character
@@ -211,6 +220,11 @@ def test_sound_text_is_no_mojibake():
         "مرحبا שלום καλημέρα",
     ):
         assert garbled(text) is None
+
+
+def test_words_too_long_for_word_piece_get_another_remedy():
+    assert "tokenizer.kind=bpe" in unknown_tokens(9, 9, [("ACGT" * 40, 9), ("b", 2)]).line
+    assert "tokenizer.vocab_size" in unknown_tokens(9, 9, [("ACGT" * 40, 1), ("b", 2)]).line
 
 
 def test_what_shows_nothing_and_what_was_lost_before_is_told(tmp_path):

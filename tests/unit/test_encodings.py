@@ -195,3 +195,14 @@ def test_spans_of_a_wide_encoding_are_whole(tmp_path):
     cut = [0, 33_333, 100_001, 200_003, file.units]
     found = [d for a, b in itertools.pairwise(cut) for d in config.read([file], [Span(0, a, b)])]
     assert "\n".join(item.text for item in found).split() == ["ab", *["cd", "ab"] * 19_999, "cd"]
+
+
+@pytest.mark.parametrize("suffix", sorted(COMPRESSORS))
+def test_a_name_that_is_wrong_is_told(tmp_path, suffix):
+    """Text that is called compressed, and what is compressed but not called so."""
+    (tmp_path / f"a.txt{suffix}").write_text("Plain. Text.\n\nHere.\n" * 9)
+    with pytest.raises(UserError, match=rf"is no {suffix} file, whatever its name says; rename it"):
+        items(source("text", paths=[str(tmp_path / f"a.txt{suffix}")]))
+    (tmp_path / "a.txt").write_bytes(COMPRESSORS[suffix](b"Text.\n" * 99))
+    found = items(source("text", paths=[str(tmp_path / "a.txt")]))
+    assert [(item.reason, "unpack it" in item.location) for item in found] == [("compressed", True)]
