@@ -396,7 +396,7 @@ def _encoding(counts: Mapping[str, Any]) -> Finding:
 
 
 def _invisible(counts: Mapping[str, Any]) -> Finding:
-    share = counts["invisible"] / max(1, counts["characters"])
+    share = counts.get("invisible", 0) / max(1, counts.get("characters", 0))
     return Finding(
         name="invisible",
         value=share,

@@ -25,7 +25,9 @@ _ONE_SENTENCE = 1.3  # sentences a line up to which lines are sentences; their o
 _SHORT = 4  # sentences a document below which pairs suffer: a document of one has no next sentence
 _MANY = 20
 _SEPARATORS = 3  # lines of one kind that may stand between documents
-_SEPARATOR = re.compile(r"([^\w\s`~])(?:\s*\1)+|%|<[^<>\s]+>|\[\w+\]")  # ---, * * *, <|endoftext|>, [SEP], fortune's %
+_SEPARATOR = re.compile(  # ---, * * *, <|endoftext|>, [SEP], fortune's %; not the "..." of somebody who says nothing
+    "([-=_*#+\u2013\u2014\u2022\u2500\u2550])(?:\\s*\\1)+|%|<[^<>\\s]+>|\\[(?:SEP|EOS|EOD|DOC|END)\\]"
+)
 _INLINE = re.compile(r"[\v\f\x85\u2028\u2029]|<\|\w+\|>|</s>")  # what ends lines or documents elsewhere
 _BLANK = re.compile(r"[\s\u200b\u2060\ufeff]*")
 _MOSTLY = 0.5  # of the lines

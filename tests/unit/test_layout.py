@@ -64,6 +64,10 @@ LAYOUTS = {
         [line or "---" for line in groups(30, 7, lambda: bare(1)[0])],
         ("blank_line", "lines"),
     ),
+    "a chat in which somebody says nothing": (
+        [line or "..." for line in groups(30, 7, lambda: bare(1)[0])],
+        ("blank_line", "lines"),
+    ),
     "few lines": (["a", "b", "", "c"], ("blank_line", "rules")),
     "nothing": ([], ("blank_line", "rules")),
 }
@@ -75,6 +79,7 @@ def test_layouts(name):
     found = judged([lines])
     assert (found.document, found.sentences) == expected, found.why
     assert "\n" not in found.why + found.advice
+    assert found.separator == ("---" if "---" in name else None)
 
 
 def test_short_documents_are_told_of():
