@@ -29,7 +29,6 @@ import yaml
 from safetensors.torch import save_file
 
 from cloze.corpus.manifest import NAME, read_manifest, sealed_json
-from cloze.corpus.report import report as corpus_report
 from cloze.corpus.tokenizer import load_tokenizer
 from cloze.corpus.verify import faults
 from cloze.errors import UserError
@@ -270,10 +269,6 @@ def seal_corpus(folder: Path) -> None:
         return
 
 
-def read_corpus_page(folder: Path) -> None:
-    (folder / "page.html").write_text(corpus_report(folder / "c"), errors="surrogatepass")
-
-
 def make_tokenizer(folder: Path) -> None:
     make_small_corpus(folder)
     shutil.move(folder / "c" / "tokenizer", folder / "tokenizer")
@@ -330,7 +325,6 @@ TARGETS = {
     "manifest": Target(make_small_corpus, read_corpus, files="c/manifest.json"),
     "sealed manifest": Target(make_small_corpus, read_corpus, seal_corpus, "c/manifest.json"),
     "sealed shards": Target(make_small_corpus, read_corpus, seal_corpus, "c/*/*.tar"),
-    "corpus page": Target(make_small_corpus, read_corpus_page, seal_corpus, "c/manifest.json"),
     "tokenizer": Target(make_tokenizer, read_tokenizer),
     "checkpoint": Target(make_checkpoint, read_checkpoint),
     "sealed checkpoint": Target(make_checkpoint, read_checkpoint, seal_checkpoint, "step-*/*"),

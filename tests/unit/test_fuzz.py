@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.fuzz import TARGETS, fuzz
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "published model"])  # which takes seconds
 def test_what_comes_from_others_is_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     rounds, findings = fuzz(TARGETS[name], tmp_path / "f", iter(range(6)), 300.0)
     assert findings == []
