@@ -236,10 +236,9 @@ def test_the_schedule_is_drawn_from_its_first_step_to_its_last() -> None:
 def test_what_the_head_costs(vocabulary: int, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["model=base", f"vocab_size={vocabulary}", "micro_batch_size=64", "zero=0", "precision=bf16"]
     line = line_of(capsys, "head", *arguments)
-    rows, masked = -(-vocabulary // 8) * 8, round(64 * 128 * 0.15)
     config, options = composed(arguments)
-    count = parameters_of(config.model, vocabulary)
-    assert config.model.pad_vocab_to == 8
+    multiple, masked = config.model.pad_vocab_to, round(64 * 128 * 0.15)
+    rows, count = -(-vocabulary // multiple) * multiple, parameters_of(config.model, vocabulary)
     assert f"{rows:,} x 768 weights are {rows * 768 / count:.0%} of the model" in line
     step = plan.stretch_of(*plan.by_phase(config, options)[0], rows, 1.0)
     assert f"takes {6 * round(256 * 128 * 0.15) * 768 * rows / step.flops:.0%} of a step's FLOPs" in line
