@@ -70,12 +70,11 @@ def open_grammar(config: TrainConfig, corpus: TrainingCorpus, process: Process) 
     streamed = config.data.access is Access.stream
 
     def count() -> I64:
-        places: list[Path | str] = [one.directory for one in corpus.corpora]
         if streamed:
-            places = [config.data.parts[0].path]
-        counts = [token_counts(place, one.manifest) for place, one in zip(places, corpus.corpora, strict=True)]
-        total: I64 = np.sum(counts, axis=0)
-        return total
+            return token_counts(config.data.parts[0].path, corpus.manifest)
+        counts_CxV = np.stack([token_counts(one.directory, one.manifest) for one in corpus.corpora])
+        counts_V: I64 = counts_CxV.sum(axis=0)
+        return counts_V
 
     return RunGrammar(
         pairs=pairs,
