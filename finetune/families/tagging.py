@@ -53,7 +53,7 @@ class _Conll:
 
     def __init__(self, text: str, columns: Sequence[str] | None) -> None:
         every = [line for line in text.split("\n") if line.strip()]
-        self._tabs = 2 * sum("\t" in line for line in every) > len(every)
+        self._tabs = 2 * sum("\t" in line for line in every) >= len(every)
         lines = [line for line in every if not self.is_gap(line) and not self.is_comment(line)]
         counts = Counter(len(self._cells(line)) for line in lines)
         self.width = max(counts, key=lambda width: counts[width], default=0)
