@@ -207,7 +207,9 @@ def decompressed(path: str, member: int = 0, unit: Unit = BYTES) -> Iterator[Chu
                 place = after
     except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, ValueError) as error:
         if offset == 0 and not _is_named_rightly(path):
-            raise UserError(f"{path}: is no {compression(path)} file, whatever its name says; rename it") from error
+            raise UserError(
+                f"{path}: is no {compression(path)} file, whatever its name says; rename or restore it"
+            ) from error
         raise UserError(f"{path}: cannot be decompressed ({error}); restore or leave out the file") from error
     if stream is not None:
         raise UserError(f"{path}: ends in the middle of its compressed data; restore or leave out the file")

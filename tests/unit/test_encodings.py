@@ -201,7 +201,7 @@ def test_spans_of_a_wide_encoding_are_whole(tmp_path):
 def test_a_name_that_is_wrong_is_told(tmp_path, suffix):
     """Text that is called compressed, and what is compressed but not called so."""
     (tmp_path / f"a.txt{suffix}").write_text("Plain. Text.\n\nHere.\n" * 9)
-    with pytest.raises(UserError, match=rf"is no {suffix} file, whatever its name says; rename it"):
+    with pytest.raises(UserError, match=rf"is no {suffix} file, whatever its name says; rename or restore it"):
         items(source("text", paths=[str(tmp_path / f"a.txt{suffix}")]))
     (tmp_path / "a.txt").write_bytes(COMPRESSORS[suffix](b"Text.\n" * 99))
     found = items(source("text", paths=[str(tmp_path / "a.txt")]))
