@@ -39,6 +39,7 @@ TOKENS_MULTIPLE = 256  # `bounded` fills a row up to a multiple of it
 _MASKED_MULTIPLE = 64
 _LENGTH_MULTIPLE = 16
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # through which loader processes hand over what they made
+_LOADER_FAULTS = re.compile("exited unexpectedly|killed by signal|shared memory|shm|No space left|oo many open files")
 _LITTLE_MIB = 8
 _FILES_PER_BATCH = 28  # a file for each of 7 tensors, in this process and in the one that made them, twice at a time
 _OTHER_FILES = 128
@@ -381,9 +382,7 @@ def training_steps(
     size = next(sizes, 0)
     if not size:
         return
-    for item in _with_reasons(
-        chain.from_iterable(loader)
-    ):  # no name for the iterator: a traceback would keep its processes alive
+    for item in _with_reasons(loader):  # no name for the iterator: a traceback would keep its processes alive
         if isinstance(item, UserError):
             raise item
         step.append(item)
@@ -403,10 +402,10 @@ def _open_files() -> int:
     return soft if soft >= 0 else _MANY_FILES
 
 
-def _with_reasons(items: Iterable[T]) -> Iterator[T]:
-    """The items. Raises `UserError` where a loader process is gone, or has no room to hand over what it made."""
+def _with_reasons(loader: Iterable[Iterable[T]]) -> Iterator[T]:
+    """What is in its chunks. Raises `UserError` where a loader process is gone, or has no room to hand over what it made."""
     try:
-        yield from items
+        yield from chain.from_iterable(loader)  # which starts the processes
     except (RuntimeError, OSError) as error:
         told = str(error)
         if not re.search(
