@@ -403,7 +403,7 @@ def _open_files() -> int:
 
 
 def _with_reasons(loader: Iterable[Iterable[T]]) -> Iterator[T]:
-    """What is in its chunks. Raises `UserError` where a loader process is gone, or has no room to hand over what it made."""
+    """What is in its chunks. Raises `UserError` where a loader process is gone, or has no room for what it made."""
     try:
         yield from chain.from_iterable(loader)  # which starts the processes
     except (RuntimeError, OSError) as error:
