@@ -67,6 +67,7 @@ _LANGUAGES = (  # letters outside ASCII, of those that these encodings were made
     "ąčęėįšųūž",  # Lithuanian
     "āčēģīķļņšūž",  # Latvian
 )
+_LETTERS = frozenset("".join(_LANGUAGES))
 
 
 class Unit(NamedTuple):
@@ -176,7 +177,7 @@ def _guess(data: bytes) -> str | None:
 
     data = data[: data.rfind(b"\n")] if len(data) == _GUESSED_BYTES and b"\n" in data else data  # no half letters
     if sum(byte < 0x80 and chr(byte).isalpha() for byte in data) > sum(byte >= 0x80 for byte in data):
-        return _best(data, _LATIN, _of_a_language)
+        return _best(data, _LATIN, _of_a_language) or _best(data, _LATIN, _of_languages)
     best = from_bytes(data).best()
     name = None if best is None else codec_named(best.encoding)
     if name in _CYRILLIC:
@@ -201,6 +202,12 @@ def _of_a_language(text: str) -> float:
     letters = Counter(letter for letter in text.lower() if letter > "\x7f" and letter not in _MARKS_OF_ALL)
     most = max(sum(letters[letter] for letter in language) for language in _LANGUAGES)
     return most / max(1, letters.total())
+
+
+def _of_languages(text: str) -> float:
+    """Share of the letters outside ASCII that any of the languages has: of text in several."""
+    letters = [letter for letter in text.lower() if letter > "\x7f" and letter not in _MARKS_OF_ALL]
+    return sum(letter in _LETTERS for letter in letters) / max(1, len(letters))
 
 
 def _lower_cyrillic(text: str) -> float:

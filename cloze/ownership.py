@@ -211,18 +211,25 @@ def told(path: Path) -> str:
     return known or ("a model" if (path / "config.json").is_file() else "")
 
 
+_PAGE = '<meta name="generator" content="Cloze:'
+
+
 def page_mark(what: str) -> str:
     """For the head of an HTML page that we write."""
-    return f'<meta name="generator" content="Cloze: {what}">'
+    return f'{_PAGE} {what}">'
 
 
 def require_own_file(path: Path, marks: tuple[str, ...], key: str = "") -> None:
-    """Raises `UserError` unless there is no file, or one that begins with (within 4 KB) one of our `marks`."""
+    """Raises `UserError` unless there is no file, or one that begins with (within 4 KB) one of our `marks`.
+
+    Marks of pages come first: a page of ours that has one is of that kind, whatever earlier versions wrote.
+    """
     if not path.exists():
         return
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-        if any(each.encode() in head for each in marks):
+        is_page = _PAGE.encode() in head
+        if any(each.encode() in head for each in marks if not is_page or each.startswith(_PAGE)):
             return
     raise UserError(f"{key}{path}: is there, and not one that Cloze wrote; name another file, or move it away")

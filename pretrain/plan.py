@@ -39,7 +39,6 @@ from pretrain.data.live_masks import check_masking
 from pretrain.mixture import Weights
 from pretrain.optim.schedule import learning_rate
 from pretrain.phases import Phase, phases_of
-from pretrain.precision import with_precision
 from pretrain.telemetry.throughput import GPUS, Gpu, training_flops
 
 GIB = 2**30
@@ -479,6 +478,8 @@ def composed(arguments: list[str]) -> tuple[TrainConfig, PlanConfig]:
     from pretrain.model.attention import choose_kernel
 
     if options.gpu == CPU:
+        from pretrain.precision import with_precision
+
         config = with_precision(config, torch.device("cpu"))
     if config.precision is Precision.auto:
         config = replace(config, precision=Precision.bf16)  # as on the GPUs that are planned for

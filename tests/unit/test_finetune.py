@@ -97,7 +97,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, model: Path) -> Non
 
     def prepare(config: FinetuneConfig) -> Prepared:
         found = classification.prepare(config)
-        dev = replace(found.dev, decide=decide, score=score, guess=[0.1])
+        dev = replace(found.dev, decide=decide, score=score, guess=[0.1], wrong=None)
         return replace(found, dev=dev)
 
     run(settings, prepare)

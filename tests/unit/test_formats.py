@@ -361,7 +361,7 @@ def test_bad_mixtures_are_one_line(two):
         ("{paths: [a]}", "has no kind"), ("{kind: text, path: [a]}", "path"), ("3", "has no kind"),
         ("{kind: text, paths: x}", "paths"), ("{kind: jsonl, paths: [a], weight: -1}", "weight"),
         ("{kind: text, paths: [3]}", "no such file"), ("{kind: [text], paths: [a]}", "has no kind"),
-        ("{kind: text, paths: [a], document: foo}", "document: invalid value"),
+        ("{kind: text, paths: [a], document: foo}", "document=foo: no such value"),
         ("{kind: text, paths: [a], weight: x}", "weight: value 'x'"), ("{kind: text, paths: [[a]]}", "paths"),
     ]  # fmt: skip
     for entry, words in cases:

@@ -341,8 +341,8 @@ def test_another_model_is_told_with_what_to_add(
         ("modernbert", {"layer_types": ["sliding_attention", "full_attention"]}, "its config.json has layer_types"),
         (
             "modernbert",
-            {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}},
-            "its config.json has rope_parameters: scaling by linear",
+            {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}},
+            "its config.json has rope_parameters: scaling by dynamic",
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_lines_between_documents(tmp_path, separator, caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING, "cloze"):
         assert planned(tmp_path).sources[0].separator is None
-    override = shlex.split(caplog.text.partition("blank lines do not, set ")[2])[0]
+    override = shlex.split(caplog.text.partition("blank lines do not, set ")[2])[0].removesuffix(";")
     plan = planned(tmp_path, f"source.separator='{separator}'")
     assert override == f"source.separator={separator}"
     found = [piece.sentences for task in range(len(plan.tasks)) for piece in pieces(plan, task, Tally())]

@@ -309,7 +309,7 @@ sys.exit(hydra_command("prep", PrepConfig)(main)())
         ("tokenizer", "save_tokenizer", "True"),
         ("finish", "write_manifest", "True"),
         ("finish", "clear_up", "True"),  # the manifest is there
-        ("plan.shutil", "rmtree", "arguments[0].name == '.work'"),  # and plan.json is gone
+        ("plan", "remove_files", "len(arguments) == 2 and arguments[0].name == '.work'"),  # and plan.json is gone
     ],
 )
 def test_killed_where_chance_seldom_strikes(work, tmp_path, module, name, condition):

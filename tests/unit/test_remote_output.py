@@ -91,11 +91,12 @@ def test_another_machine_goes_on_without_the_first_ones_work(store, work, tmp_pa
     assert not begin(work, "s3://bucket/moved", f"work={tmp_path}")
     (folder,) = tmp_path.iterdir()
     (folder / ".work/reduce").mkdir()
+    (folder / ".work/reduce/000000").write_text("")
     assert not begin(work, "s3://bucket/moved", f"work={tmp_path}")
-    assert (folder / ".work/reduce").exists()
+    assert (folder / ".work/reduce/000000").exists()
     store.rm("bucket/moved", recursive=True)
     assert not begin(work, "s3://bucket/moved", f"work={tmp_path}")
-    assert not (folder / ".work/reduce").exists()
+    assert not (folder / ".work/reduce/000000").exists()
     shutil.rmtree(tmp_path)
 
 

@@ -66,7 +66,7 @@ NASTY: dict[str, tuple[str, bytes | Callable[[], bytes], int | str]] = {
     "UTF-16 in Chinese": (
         "a.txt",
         ("我们在北京大学学习，你好吗？他不知道。\n\n" * 99).encode("utf-16-be"),
-        "not_text at",
+        "source.encoding=utf-16-be",
     ),
     "UTF-16 JSON": ("a.jsonl", LINES.decode().encode("utf-16"), 12),
     "one archive among texts": ("a.txt", zipped() + b"\n\n" + PLAIN, "compressed at"),
