@@ -197,7 +197,11 @@ def test_an_option_by_meaning(typed: str, option: str) -> None:
 def commands() -> Iterator[tuple[str, list[str], str]]:
     yield "data_prep", ["--out", "X"], "--out=X: options are written without dashes here; write out=X"
     yield "data_prep", ["source=text", "out=o", "source.paths=a,b"], "source.paths=a,b: is a list; write "
-    yield "pretrain.train", ["--gpus", "8", "run=r"], "--gpus=8: no such option; processes are started by python -m launch procs=8"
+    yield (
+        "pretrain.train",
+        ["--gpus", "8", "run=r"],
+        "--gpus=8: no such option; processes are started by python -m launch procs=8",
+    )
     yield "pretrain.train", [*GIVEN, "seed=1,2"], "seed=1,2: has several values; add --multirun"
     yield "pretrain.train", [*GIVEN, "steps"], "steps: has no value; write steps=…"
     yield "launch", ["chek"], "chek: not a key=value (did you mean check?)"

@@ -88,7 +88,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, model: Path) -> Non
 
     def decide(logits: np.ndarray, _: object) -> list[float]:
         seen.append(logits)
-        return [[0.5, 0.8, 0.7, 0.6, 0.8, 0.8][len(seen) - 1]]
+        return [[0.5, 0.8, 0.7, 0.6, 0.8, 0.8][len(seen) - 1]] * 16
 
     def score(answers: Sequence[float]) -> dict[str, float]:
         return {"accuracy": answers[0]}
@@ -97,7 +97,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, model: Path) -> Non
 
     def prepare(config: FinetuneConfig) -> Prepared:
         found = classification.prepare(config)
-        dev = replace(found.dev, decide=decide, score=score, guess=[0.1], wrong=None)
+        dev = replace(found.dev, decide=decide, score=score, guess=[0.1] * 16, wrong=None)
         return replace(found, dev=dev)
 
     run(settings, prepare)

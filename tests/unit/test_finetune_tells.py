@@ -402,7 +402,13 @@ def code_of(card: str) -> str:
         ("sst2", "tsv", "sentence\tlabel\ngood film\t0\nbad film\t1\n", (), r"(positive|negative) 0\.\d+"),
         ("stsb", "tsv", "sentence1\tsentence2\tscore\na\tb\t1\na\tb\t3\n", (), r"-?\d+\.\d+"),
         ("ner", "conll", "ann B-P\nwas O\nin O\n\n", ("head=crf",), r"\[\('Ann', '(B-P|O)'\), .*\('Rome', .*\)\]"),
-        ("squad", "jsonl", '{"question": "who", "context": "ann was", "answers": []}\n', (), ".*"),
+        (
+            "squad",
+            "jsonl",
+            '{"question": "who", "context": "ann was", "answers": [{"text": "ann", "answer_start": 0}]}\n',
+            (),
+            ".*",
+        ),
         (
             "summarization",
             "jsonl",

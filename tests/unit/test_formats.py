@@ -362,7 +362,7 @@ def test_bad_mixtures_are_one_line(two):
         ("{kind: text, paths: x}", "paths"), ("{kind: jsonl, paths: [a], weight: -1}", "weight"),
         ("{kind: text, paths: [3]}", "no such file"), ("{kind: [text], paths: [a]}", "has no kind"),
         ("{kind: text, paths: [a], document: foo}", "document=foo: no such value"),
-        ("{kind: text, paths: [a], weight: x}", "weight: value 'x'"), ("{kind: text, paths: [[a]]}", "paths"),
+        ("{kind: text, paths: [a], weight: x}", "weight=x: is not a number"), ("{kind: text, paths: [[a]]}", "paths"),
     ]  # fmt: skip
     for entry, words in cases:
         config = compose("prep", PrepConfig, [f"sources=[{entry}]", f"out={two / 'no'}"])

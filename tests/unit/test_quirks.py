@@ -191,6 +191,8 @@ def test_partitions_of_stage_3_that_are_not_where_they_were(zero: str) -> None:
         stops_naming("partition_of_parameter", lambda twin=twin: quirks.partition_of_parameter(parameter, twin, 0))
     del parameter.ds_shape
     stops_naming("whole_shape", lambda: quirks.whole_shape(parameter, 3))
+    del parameter.ds_persist
+    stops_naming("stays_whole", lambda: quirks.stays_whole(parameter))
 
 
 def test_an_engine_does_not_start_where_weights_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_turned_in_place_they_are_as_built_so_and_as_transformers_has_them(
     plain.set_rotary(model_of(extra))
     plain.hf.set_attn_implementation("eager")
     plain.hf.save_pretrained(tmp_path)
-    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     reread: Any = theirs.base_model.rotary_emb
     assert {name: buffer.tolist() for name, buffer in reread.named_buffers()}.items() <= angles(plain).items()
     blueprint = blueprint_of(model_of(extra).architecture)
