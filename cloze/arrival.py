@@ -58,6 +58,20 @@ def _decoded(word: str) -> str:
         ) from error
 
 
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """The arguments without those that the `deepspeed` launcher adds on each host (DeepSpeed issue 5357)."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--local_rank", "--local-rank"):
+            skip = True
+        elif not argument.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(argument)
+    return kept
+
+
 def later_wins(words: Iterable[str]) -> list[str]:
     """The words without those whose key comes again."""
     return list({word.partition("=")[0]: word for word in words}.values())

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from cloze import ownership
-from cloze.arrival import opened
+from cloze.arrival import opened, without_local_rank
 from cloze.errors import ORDERLY_ENDS, DiskError, UserError
 from cloze.files import json_object, parsed, write_whole
 from cloze.ownership import RUN
@@ -151,7 +151,7 @@ def environment(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "program": Path(sys.argv[0]).name,
-        "overrides": redact_overrides([word for word in opened(sys.argv[1:]) if not word.startswith("--local")]),
+        "overrides": redact_overrides(opened(without_local_rank(sys.argv[1:]))),
     }
 
 

@@ -56,7 +56,7 @@ def hydra_command(
 
     def with_schema(main: Callable[[C], int]) -> Main:
         def run(overrides: list[str]) -> int:
-            overrides = _without_local_rank(overrides)
+            overrides = arrival.without_local_rank(overrides)
             overrides = _with_keys(arrival.opened(overrides) if launched else overrides, positional)
             if "--help" in overrides or "-h" in overrides:
                 print(help_text(config_name, schema, overrides))
@@ -212,19 +212,6 @@ def _with_verbosity(arguments: list[str]) -> list[str]:
     """The arguments without `--verbose` and `--quiet`, which from now on hold."""
     set_verbosity(verbose=VERBOSE in arguments, quiet=QUIET in arguments)
     return [argument for argument in arguments if argument not in (VERBOSE, QUIET)]
-
-
-def _without_local_rank(arguments: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in ("--local_rank", "--local-rank"):
-            skip = True
-        elif not argument.startswith(("--local_rank=", "--local-rank=")):
-            kept.append(argument)
-    return kept
 
 
 def _with_keys(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ most of the time: with `-n 2` there are two clusters, each with half of the case
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -83,8 +84,7 @@ def test_a_killed_rank(cluster: Cluster, corpus: Path, tmp_path: Path, undisturb
     rank.kill()
     assert run.wait() == 0, run.output
     assert "hunter" not in run.output + "".join(shown)
-    assert "launch: node1: ended; node2: a rank died; restart 1 of 3" in run.output
-    assert "restart 1 of 3" in run.output
+    assert re.search(r"launch: .*a rank died; restart 1 of 3", run.output), run.output
     assert_same(run.losses, undisturbed)
 
 
