@@ -30,6 +30,7 @@ from pretrain.config import TrainConfig, check_ranks
 SCRIPT_NAME = "job.sbatch"
 _MARK = "# Written by python -m launch slurm"
 
+_REQUEUE_SECONDS = 60  # within which Slurm does it
 _STOP_SECONDS_BEFORE = 120  # the ranks get SIGUSR1 so long before their time is up
 _LEAST_SECONDS = 600  # of a job: less leaves nothing to train in
 
@@ -60,7 +61,9 @@ def script(options: Options, config: TrainConfig, folder: Path) -> str:
     task = shlex.join([sys.executable, "-m", "launch.slurm", *words, checksum(words), *verbosity()])
     status = shlex.quote(str(folder.absolute() / STATUS_NAME))
     stopped = f"""[ "$code" = 0 ] && grep -q '"exit_code": {ExitCode.STOPPED.value},' {status}"""
-    requeue = f'if [ "$code" = {ExitCode.STOPPED.value} ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
+    # Slurm ends a script that is queued again. One that ended by itself before that would be a job that failed.
+    again = f'scontrol requeue "$SLURM_JOB_ID" && sleep {_REQUEUE_SECONDS}'
+    requeue = f'if [ "$code" = {ExitCode.STOPPED.value} ]; then {again}; fi'
     return "\n".join(
         [
             "#!/bin/bash",
