@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from statistics import fmean, stdev
 from typing import Any
 
 from tests.support import ROOT
@@ -45,6 +46,31 @@ def test_the_hour_of_one_core_is_its_run() -> None:
         start = page.index(expected[0])
         assert page[start : start + len(expected)] == expected
         assert not page[start + len(expected)].startswith("|")
+
+
+def films_rows(run: dict[str, Any]) -> Iterator[str]:
+    for row in run["finetuned"]:
+        mean, error = fmean(row["accuracy"]), stdev(row["accuracy"]) / len(row["accuracy"]) ** 0.5
+        head = "[CLS]" if row["pooling"] == "cls" else "mean"
+        yield f"| {row['encoder']} | {head} | {row['lr']} | {mean:.1f} ± {error:.1f} |"
+
+
+def films_probes(run: dict[str, Any]) -> Iterator[str]:
+    for probe in run["probes"]:
+        gain, low, high = probe["gain"]
+        told = f"{probe['model']:.1f} | {gain:+.1f} ({low:+.1f} to {high:+.1f})"
+        yield f"| {probe['task'].upper()} | {probe['encoder']} | {told} |"
+
+
+def test_the_films_are_their_runs() -> None:
+    run = json.loads((RESULTS / "mini_films.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page, hour = text.splitlines(), run["hour_seed_2"]
+    assert f"seed 2: {hour['mlm_loss']:.3f} nats and {hour['mlm_accuracy']:.1%}" in " ".join(text.split())
+    rows = [*films_rows(run)]
+    assert page[(start := page.index(rows[0])) : start + len(rows)] == rows
+    for row in films_probes(run):
+        assert row in page
 
 
 def test_the_disturbed_run_is_its_run() -> None:
