@@ -37,7 +37,7 @@ from pretrain.curriculum import Curriculum
 from pretrain.data.cache import local_corpus, mark_suspect
 from pretrain.data.live_masks import check_masking
 from pretrain.data.loader import TrainingCorpus
-from pretrain.data.mixture import MixedCorpus
+from pretrain.data.mixture import MixedCorpus, require_alike
 from pretrain.dist import Process
 from pretrain.engine.engine import Engine
 from pretrain.evaluate.baseline import Baseline, mean_baseline
@@ -360,16 +360,7 @@ def open_corpora(phases: Sequence[Phase], stop: Callable[[], bool]) -> tuple[Tra
         before = next((i for i in range(len(found)) if phases[i].reads_as(phase)), None)
         corpus = found[before] if before is not None else open_corpus(phase, stop)
         first, where = found[0] if found else corpus, f"phases: phase {phase.number}: " if len(phases) > 1 else ""
-        if corpus.manifest.tokenizer != first.manifest.tokenizer:
-            raise UserError(
-                f"{where}{corpus.directory} has another tokenizer than {first.directory}, so ids would mean other "
-                f"words; prepare it with tokenizer.path={first.directory / 'tokenizer'}"
-            )
-        if corpus.manifest.objective != first.manifest.objective:
-            raise UserError(
-                f"{where}{corpus.directory} was prepared with objective={corpus.manifest.objective}, "
-                f"{first.directory} with objective={first.manifest.objective}; prepare them alike"
-            )
+        require_alike(corpus, first, where)
         if len(phases) > 1 and corpus.manifest.max_len > config.model.max_positions:
             raise UserError(
                 f"{where}{corpus.directory} has samples of {corpus.manifest.max_len} tokens, more than "

@@ -112,7 +112,7 @@ class MixedCorpus(TrainingCorpus):
         self.names, self.seed, self.total_samples = tuple(part.name for part in parts), seed, total_samples
         self.corpora = tuple(TrainingCorpus(directory) for directory in directories)
         for corpus in self.corpora:
-            _require_alike(corpus, self)
+            require_alike(corpus, self, "data.mixture: ")
         longest = max(corpus.manifest.max_len for corpus in self.corpora)
         self.manifest = replace(self.manifest, max_len=longest)
         self.weights = Weights.of(parts, [corpus.epoch_samples for corpus in self.corpora], temperature)
@@ -176,15 +176,16 @@ class MixedCorpus(TrainingCorpus):
         return lines
 
 
-def _require_alike(corpus: TrainingCorpus, first: TrainingCorpus) -> None:
+def require_alike(corpus: TrainingCorpus, first: TrainingCorpus, where: str) -> None:
+    """Raises `UserError`, beginning with `where`, unless one run can read both: one tokenizer, one objective."""
     theirs, ours = corpus.manifest, first.manifest
     if theirs.tokenizer != ours.tokenizer:
         raise UserError(
-            f"data.mixture: {corpus.directory} has another tokenizer than {first.directory}, so ids would mean other "
+            f"{where}{corpus.directory} has another tokenizer than {first.directory}, so ids would mean other "
             f"words; prepare it with tokenizer.path={first.directory / 'tokenizer'}"
         )
     if theirs.objective != ours.objective:
         raise UserError(
-            f"data.mixture: {corpus.directory} was prepared with objective={theirs.objective}, {first.directory} with "
+            f"{where}{corpus.directory} was prepared with objective={theirs.objective}, {first.directory} with "
             f"objective={ours.objective}; prepare them alike"
         )
