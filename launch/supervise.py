@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from cloze.errors import ExitCode, UserError
 from cloze.log import log
+from cloze.signals import noted
 from launch.agent import CRASHED, ENDED, GRACE_SECONDS, Task
 from launch.job import Job
 from launch.nodes import LOST, Node, connect, is_local, tasks
@@ -194,15 +195,8 @@ class Stop:
     def on_signals(self) -> Iterator["Stop"]:
         """Note signals inside, but those that our caller has us ignore (nohup)."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-        before = {number: signal.getsignal(number) for number in numbers}
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, self._note)
-        try:
+        with noted(numbers, self._note):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
