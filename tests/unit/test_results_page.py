@@ -48,6 +48,25 @@ def test_the_hour_of_one_core_is_its_run() -> None:
         assert not page[start + len(expected)].startswith("|")
 
 
+def recipe_rows(runs: dict[str, Any]) -> Iterator[str]:
+    for fast, plain in zip(*(runs[name]["curve"] for name in ("fast", "plain")), strict=True):
+        cells = [
+            f"{row['mlm_loss']:.3f} | {row['mlm_accuracy']:.1%} | {row['nsp_accuracy']:.1%}" for row in (fast, plain)
+        ]
+        yield f"| {fast['step']:,} | {fast['tokens'] / 1e6:.1f} million | {' | '.join(cells)} |"
+
+
+def test_the_recipes_are_their_runs() -> None:
+    runs = json.loads((RESULTS / "recipes.json").read_text(encoding="utf-8"))["runs"]
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page, rows = text.splitlines(), [*recipe_rows(runs)]
+    start = page.index(rows[0])
+    assert page[start : start + len(rows)] == rows
+    assert f"{runs['fast']['minutes']} and {runs['plain']['minutes']} minutes" in text
+    apart = runs["plain"]["curve"][-1]["mlm_loss"] - runs["fast"]["curve"][-1]["mlm_loss"]
+    assert f"**{apart:.2f} nats" in text
+
+
 def films_rows(run: dict[str, Any]) -> Iterator[str]:
     for row in run["finetuned"]:
         mean, error = fmean(row["accuracy"]), stdev(row["accuracy"]) / len(row["accuracy"]) ** 0.5
