@@ -98,7 +98,10 @@ def test_the_second_seed_is_its_runs() -> None:
     first, second = (
         json.loads((RESULTS / f"mini_{name}.json").read_text(encoding="utf-8")) for name in ("fast", "seed_2")
     )
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page, weak = text.splitlines(), second["tags_at_regularization_1"]
+    assert f"at 1 it is {weak['model']:.1f} against {weak['random']:.1f}" in " ".join(text.split())
+    assert f"{second['grammar']['cpu_seconds']} CPU seconds" in text
     for expected in ([*both_seeds_rows(first, second)], [*both_ends_rows(second)]):
         start = page.index(expected[0])
         assert page[start : start + len(expected)] == expected
