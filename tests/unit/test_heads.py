@@ -80,6 +80,18 @@ def test_a_head_upon_the_mean_is_learned_further(folder: Path, model: Path) -> N
         finetune(config(folder, folder / "out", f"out={folder}/d"))
 
 
+def test_sentence_transformers_gives_the_logits(folder: Path, model: Path) -> None:
+    theirs = pytest.importorskip("sentence_transformers")
+    finetune(config(folder, model, "pooling=mean", "epochs=1", "max_len=24"))
+    out, texts = folder / "out", [*TEXTS, "the very bad film was " * 9]
+    encoded = AutoTokenizer.from_pretrained(out)(
+        texts, padding=True, truncation=True, max_length=24, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        wanted = load_pooled(out)(**encoded).logits
+    np.testing.assert_allclose(theirs.SentenceTransformer(str(out), device="cpu").encode(texts), wanted, atol=1e-5)
+
+
 def test_modernbert_s_own_head_has_both(folder: Path, model: Path) -> None:
     modern = folder / "modern"
     AutoTokenizer.from_pretrained(model).save_pretrained(modern)

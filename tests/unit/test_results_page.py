@@ -92,6 +92,41 @@ def test_the_films_are_their_runs() -> None:
         assert row in page
 
 
+def both_seeds_rows(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
+    for name in ("all", "agreement", "morphology"):
+        own = [run["grammar"][name] for run in (first, second)]
+        cells = [f"{one['within_word_l2r'][0]:.1f} ± {one['within_word_l2r'][1]:.1f}" for one in own]
+        cells += [f"{one['gain'][0]:+.1f} ± {one['gain'][1]:.1f}" for one in own]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def both_ends_rows(run: dict[str, Any]) -> Iterator[str]:
+    """Of each probe the last layer and random weights there, and the gains of the last layer and of the embeddings."""
+    for name, probe in run["probes"].items():
+        first, last = probe["layers"][0], probe["layers"][-1]
+        gains = [f"{gain:+.1f} ({low:+.1f} to {high:+.1f})" for gain, low, high in (last["gain"], first["gain"])]
+        cells = [
+            f"{probe['majority']:.1f}",
+            f"{last['model']:.1f}",
+            f"{last['random'][0]:.1f} ± {last['random'][1]:.1f}",
+        ]
+        yield f"| {name} | {' | '.join([*cells, *gains])} |"
+
+
+def test_the_second_seed_is_its_runs() -> None:
+    first, second = (
+        json.loads((RESULTS / f"mini_{name}.json").read_text(encoding="utf-8")) for name in ("fast", "seed_2")
+    )
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page, weak = text.splitlines(), second["tags_at_regularization_1"]
+    assert f"at 1 it is {weak['model']:.1f} against {weak['random']:.1f}" in " ".join(text.split())
+    assert f"{second['grammar']['cpu_seconds']} CPU seconds" in text
+    for expected in ([*both_seeds_rows(first, second)], [*both_ends_rows(second)]):
+        start = page.index(expected[0])
+        assert page[start : start + len(expected)] == expected
+        assert not page[start + len(expected)].startswith("|")
+
+
 def test_the_disturbed_run_is_its_run() -> None:
     run = json.loads((RESULTS / "disturbed.json").read_text(encoding="utf-8"))
     page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
