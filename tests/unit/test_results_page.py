@@ -67,6 +67,34 @@ def test_the_recipes_are_their_runs() -> None:
     assert f"**{apart:.2f} nats" in text
 
 
+def interval(gain: list[float]) -> str:
+    return f"{gain[0]:+.1f} ({gain[1]:+.1f} to {gain[2]:+.1f})"
+
+
+def beyond_the_loss(plain: dict[str, Any], fast: dict[str, Any], films: dict[str, Any]) -> Iterator[str]:
+    """Grammar and frozen probes of the plain run beside those of the fast one with the same seed."""
+    for name in ("all", "agreement", "morphology"):
+        ours, theirs = fast["grammar"][name], plain["grammar"][name]
+        pairs = (ours["within_word_l2r"], theirs["score"], ours["gain"], theirs["gain"])
+        told = [f"{value:{'+' if number > 1 else ''}.1f} ± {error:.1f}" for number, (value, error) in enumerate(pairs)]
+        yield f"| BLiMP, {name} | {' | '.join(told)} |"
+    hour = {one["task"]: one for one in films["probes"] if one["encoder"] == "the hour of one core"}
+    for name, theirs in plain["probes"].items():
+        own = fast["probes"]
+        ours = own[name]["layers"][-1] if name in own else hour[name.lower().replace("-", "")]
+        gains = f"{interval(ours['gain'])} | {interval(theirs['gain'])}"
+        yield f"| frozen, {name} | {ours['model']:.1f} | {theirs['model']:.1f} | {gains} |"
+
+
+def test_the_plain_run_knows_what_its_page_says() -> None:
+    names = ("mini_plain", "mini_seed_2", "mini_films")
+    plain, *others = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names)
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "\n".join(beyond_the_loss(plain, *others)) in page
+    scores = plain["sst2"]["accuracy"]
+    assert f"plain has {fmean(scores):.1f} ± {stdev(scores) / len(scores) ** 0.5:.1f}," in " ".join(page.split())
+
+
 def films_rows(run: dict[str, Any]) -> Iterator[str]:
     for row in run["finetuned"]:
         mean, error = fmean(row["accuracy"]), stdev(row["accuracy"]) / len(row["accuracy"]) ** 0.5
