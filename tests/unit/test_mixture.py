@@ -235,9 +235,8 @@ def rows_of(batch: MicroBatch | UserError) -> list[tuple[int, ...]]:
 def test_streamed_every_sample_once_an_epoch_masked_as_when_mapped(folders: Sequence[Path]) -> None:
     stream, whole = mixed(folders, 5, 3, 2, lanes=LANES), [TrainingCorpus(folder) for folder in folders]
     stream.stream(9, Streaming([str(folder) for folder in folders], LANES, WINDOW))
-    dealt = [
-        np.concatenate(part) for part in zip(*(stream.order.deal(np.arange(i, i + 10)) for i in range(0, 400, 10)))
-    ]
+    pieces = [stream.order.deal(np.arange(i, i + 10)) for i in range(0, 400, 10)]
+    dealt = [np.concatenate(part) for part in zip(*pieces, strict=True)]
     found = [row for i in range(0, 400, 10) for row in rows_of(stream.training_batch(9, np.arange(i, i + 10)))]
     for number, corpus in enumerate(whole):
         mine = [(own, row) for row, at, own in zip(found, *dealt, strict=True) if at == number]
