@@ -30,23 +30,25 @@ def constant(*values: float) -> Weights:
     return Weights(tuple(Curve(((0.0, value),)) for value in values), (1,) * len(values), ONE)
 
 
-def slow_deal(weights: Weights, seed: int, total: int, size: int, blocks: int) -> list[tuple[int, int]]:
-    """(corpus, position in it) of the first positions, block by block."""
-    found, counts = [], [0] * len(weights.shares(0.0))
+def slow_deal(weights: Weights, seed: int, total: int, size: int, blocks: int, lanes: int = 1) -> list[tuple[int, int]]:
+    """(corpus, position in it) of the first positions, block by block of each lane."""
+    found, counts = {}, [[0] * len(weights.shares(0.0)) for _ in range(lanes)]
     for block in range(blocks):
-        part = 0 if weights.is_constant else min(4095, int((block + 0.5) * (size / total) * 4096))
+        part = 0 if weights.is_constant else min(4095, int((block + 0.5) * (size * lanes / total) * 4096))
         shares = weights.shares(0.0 if weights.is_constant else (part + 0.5) / 4096)
-        edges, sum_so_far = [0], 0.0
-        for share in shares:
-            sum_so_far += share
-            edges.append((round(sum_so_far * 2**32) * size + block * 0x9E3779B9 % 2**32) >> 32)
-        edges[-1] = size
-        for position in range(size):
-            place = slow_sample_at(seed ^ 0x6D1C5, block, position, size)
-            corpus = next(c for c in range(len(shares)) if place < edges[c + 1])
-            found.append((corpus, counts[corpus]))
-            counts[corpus] += 1
-    return found
+        for lane in range(lanes):
+            left = (block * 0x9E3779B9 + lane * (2**32 // lanes)) % 2**32
+            edges, sum_so_far = [0], 0.0
+            for share in shares:
+                sum_so_far += share
+                edges.append((round(sum_so_far * 2**32) * size + left) >> 32)
+            edges[-1] = size
+            for turn in range(size):
+                place = slow_sample_at(seed ^ 0x6D1C5, block * lanes + lane, turn, size)
+                corpus = next(c for c in range(len(shares)) if place < edges[c + 1])
+                found[(block * size + turn) * lanes + lane] = (corpus, counts[lane][corpus] * lanes + lane)
+                counts[lane][corpus] += 1
+    return [found[position] for position in range(len(found))]
 
 
 CURVED = Weights((Curve(((0.0, 0.9), (1.0, 0.1))), Curve(((0.0, 0.0), (0.5, 0.0), (1.0, 3.0))), ONE), (1, 1, 1), ONE)
@@ -54,11 +56,10 @@ BY_SIZE = Weights((), (1000, 10, 200), Curve(((0.0, 0.7), (0.5, 0.7), (0.5, 0.3)
 
 
 @pytest.mark.parametrize("weights", [CURVED, BY_SIZE])
-@pytest.mark.parametrize("total", [96, 1_000, 40_000])
-def test_the_order_is_a_slow_loops(weights: Weights, total: int) -> None:
-    order = MixtureOrder(weights, 5, total)
-    size = 16 if total < 32_768 else 32
-    expected = slow_deal(weights, 5, total, size, blocks=min(8, total // size))
+@pytest.mark.parametrize(("total", "lanes", "size"), [(96, 1, 16), (1_000, 1, 16), (40_000, 1, 32), (600_000, 5, 64)])
+def test_the_order_is_a_slow_loops(weights: Weights, total: int, lanes: int, size: int) -> None:
+    order = MixtureOrder(weights, 5, total, lanes)
+    expected = slow_deal(weights, 5, total, size, blocks=min(8, total // size // lanes), lanes=lanes)
     corpora, own = order.deal(np.arange(len(expected)))
     assert list(zip(corpora.tolist(), own.tolist(), strict=True)) == expected
 
