@@ -119,7 +119,7 @@ def main() -> None:
         results: dict[str, Any] = {"lanes": arguments.lanes, "window": arguments.window, "step_seconds": arguments.step}
         for label, latency in (("stream, 0 ms", 0.0), ("stream, 50 ms", LATENCY_SECONDS), ("mapped", None)):
             with served(corpus, delay_seconds=latency or 0.0) as (url, _):
-                streaming = Streaming(url, arguments.lanes, arguments.window) if latency is not None else None
+                streaming = Streaming((url,), arguments.lanes, arguments.window) if latency is not None else None
                 results[label] = row = waiting(corpus, streaming, arguments.step)
             print(f"{label}: waits {row['wait_fraction']:.2%} of the time, at most {row['longest_seconds']:.3f} s")
         results["shuffle"] = shuffles(corpus, arguments.lanes, arguments.window, arguments.seeds)

@@ -143,10 +143,6 @@ class DataConfig:
             self.path is None or self.mixture is None,
             f"data.mixture: and data.path={self.path} name corpora; leave one out, data.path=null or data.mixture=null",
         )
-        require(
-            self.mixture is None or self.access is Access.mapped,
-            "data.access=stream: reads one corpus, not data.mixture; copy them: data.access=mapped data.cache_dir=…",
-        )
         for key in ("lanes", "window"):
             require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)}: must be at least 1")
         require(self.workers >= 0, f"data.workers={self.workers}: cannot be negative")

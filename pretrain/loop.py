@@ -112,7 +112,7 @@ def steps_ahead(session: Session) -> Generator[list[MicroBatch], None, None]:
         config.seed,
         Layout(process.rank, process.world_size, config.micro_batch_size, config.peak_batch_size),
         session.progress.samples - phase.data_start,
-        Streaming(data.parts[0].path, data.lanes, data.window) if streamed else None,
+        Streaming(tuple(part.path for part in data.parts), data.lanes, data.window) if streamed else None,
         live_masks(data, masks.samples, masks.first_sample - phase.data_start),
     )
     stretch, ahead = process.world_size * config.micro_batch_size, range(session.progress.step, phase.span.end_step)

@@ -379,7 +379,8 @@ def open_corpus(phase: Phase, stop: Callable[[], bool]) -> TrainingCorpus:
     folders = [local_corpus(part.path, data.cache_dir, data.cache_gib, streamed, stop) for part in data.parts]
     if data.mixture is None:
         return TrainingCorpus(folders[0])
-    return MixedCorpus(data.parts, folders, data.temperature_curve, phase.config.seed, phase.data_samples)
+    lanes = data.lanes if streamed else 1
+    return MixedCorpus(data.parts, folders, data.temperature_curve, phase.config.seed, phase.data_samples, lanes)
 
 
 def _describe_run(job: Job, config_yaml: str, changes: Mapping[str, tuple[str, str]]) -> None:

@@ -5,7 +5,7 @@ reason, words, use of the vocabulary, and what masks and pairs are against what 
 or to read, and no script; bars are CSS and SVG, so that they follow the reader's theme.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from cloze.corpus.peek import Sample, read_samples
 from cloze.corpus.ragged import Ints
 from cloze.corpus.shards import Split
 from cloze.corpus.tokenizer import CorpusTokenizer, load_tokenizer
-from cloze.corpus.vocabulary import Cutting, cutting
+from cloze.corpus.vocabulary import Cutting, Tokens, cutting
 from cloze.ownership import page_mark
 from cloze.templates import render
 
@@ -190,8 +190,13 @@ def _splits(manifest: Manifest) -> list[Table]:
 
 def words_of(directory: Path, manifest: Manifest, tokenizer: CorpusTokenizer) -> Cutting:
     """How the words of some samples are cut."""
+    return cutting(tokens_of(directory, manifest), tokenizer)
+
+
+def tokens_of(directory: Path, manifest: Manifest) -> Iterator[Tokens]:
+    """The tokens of some samples."""
     split = Split(directory, manifest, pass_name(0))
-    return cutting((split.gather(part, 0).tokens_T for part in _parts(len(split))), tokenizer)
+    return (split.gather(part, 0).tokens_T for part in _parts(len(split)))
 
 
 def _parts(samples: int) -> list[Ints]:

@@ -95,6 +95,25 @@ def cutting(parts: Iterable[Tokens], tokenizer: CorpusTokenizer) -> Cutting:
     return Cutting(words, pieces, tokens, cut, common.most_common(_COMMON))
 
 
+def unknown_words(parts: Iterable[Tokens], tokenizer: CorpusTokenizer, other: CorpusTokenizer) -> dict[str, int]:
+    """Words and signs, each one token of `tokenizer`, that `other` cuts or does not know, and how often they come.
+
+    Of the tokens of samples, the commonest first. Where a script is unknown to `other`, its own shards cannot tell.
+    """
+    uses_V = np.zeros(tokenizer.facts.vocab_size, np.int64)
+    for tokens_T in parts:
+        uses_V += np.bincount(tokens_T, minlength=len(uses_V))
+    uses_V[[*tokenizer.facts.special_ids, *tokenizer.facts.never_drawn]] = 0
+    found: Counter[str] = Counter()
+    for token, index in tokenizer.vocabulary.items():
+        if uses_V[index] >= _FEWEST and tokenizer.kind.begins_word(token):
+            text = tokenizer.backend.decode([index]).strip()
+            ids = other.backend.encode(text, add_special_tokens=False).ids
+            if text.isprintable() and (len(ids) > 1 or other.facts.unk_id in ids):
+                found[text] += int(uses_V[index])
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
 def extended(tokenizer: CorpusTokenizer, words: Sequence[str]) -> CorpusTokenizer:
     """The tokenizer with `words` as tokens of their own; those that it has are passed over.
 

@@ -79,9 +79,9 @@ def _moved(part: Any, device: torch.device) -> Any:
 
 
 class Streaming(NamedTuple):
-    """How to read a corpus without a copy of it: see stream.py."""
+    """How to read a corpus, or those of a mixture, without a copy: see stream.py."""
 
-    source: str  # directory or fsspec URL
+    sources: Sequence[str]  # directory or fsspec URL of each corpus
     lanes: int
     window: int  # samples per lane that are shuffled together
 
@@ -156,7 +156,8 @@ class TrainingCorpus:
 
     def stream(self, seed: int, streaming: Streaming) -> None:
         """Read training samples by `streaming` from now on, instead of from the directory."""
-        self._streamed = Streamed(streaming.source, self.manifest, seed, streaming.lanes, streaming.window)
+        (source,) = streaming.sources
+        self._streamed = Streamed(source, self.manifest, seed, streaming.lanes, streaming.window)
 
     def val_batch(self, indices_N: I64, split: str = VAL) -> MicroBatch:
         """Samples of a held-out split with their first draw of masks: the same in every evaluation."""

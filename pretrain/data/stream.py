@@ -57,15 +57,16 @@ class Streamed:
         """(samples, draw) for each epoch that the ascending run positions touch. Quick where positions ascend.
 
         Sends for all windows that these positions need, then for those that the positions a window later will need:
-        the same ranks' lanes, in the next epoch where this one ends. Raises `CorruptShard` for bytes that are not the
-        manifest's.
+        the same ranks' lanes, in the next epoch where this one ends. What is a quarter of a window behind is let go:
+        lanes of a mixture are not all at the same sample. Raises `CorruptShard` for bytes that are not the manifest's.
         """
         wanted, within = self._places(positions_N)
         later, _ = self._places(positions_N + self._window * self._lanes)
         for window in sorted({*wanted}) + sorted({*later}):
             if window not in self._windows:
                 self._windows[window] = self._pool.submit(self._epoch(window.epoch).read, window)
-        first = min(wanted)._replace(lane=0)
+        behind, _ = self._places(np.maximum(positions_N[:1] - self._window * self._lanes // 4, 0))
+        first = behind[0]._replace(lane=0)
         self._windows = {window: rows for window, rows in self._windows.items() if window >= first}
         self._epochs = {number: epoch for number, epoch in self._epochs.items() if number >= first.epoch}
         opened = {window: self._windows[window].result() for window in {*wanted}}

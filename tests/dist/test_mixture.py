@@ -22,10 +22,15 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
     return (f"data.mixture={weights}", "checkpoint.every=3", "eval.every=3", "zero=1", "model.dropout=0.1")
 
 
+STREAM = ("data.access=stream", "data.lanes=4", "data.window=8")
+
+
+@pytest.mark.parametrize("access", [(), pytest.param(STREAM, marks=pytest.mark.slow)], ids=["mapped", "stream"])
 def test_killed_in_a_mixture_it_goes_on_to_the_same_bits(
-    trainer: Trainer, overrides: Sequence[str], tmp_path: Path
+    trainer: Trainer, overrides: Sequence[str], tmp_path: Path, access: Sequence[str]
 ) -> None:
     series = []
+    overrides = (*overrides, *access)
     for ranks in (1, 2):
         whole = trainer.run(*overrides, ranks=ranks)
         assert set(whole.codes) == {0}, whole.stderrs

@@ -13,7 +13,7 @@ from cloze.corpus.kinds.bpe import byte_of
 from cloze.corpus.manifest import parse_manifest, read_manifest, sealed_json
 from cloze.corpus.scripts import IDEOGRAPH_RANGES, is_unspaced
 from cloze.corpus.tokenizer import Spelling, load_tokenizer, save_tokenizer
-from cloze.corpus.vocabulary import cutting, extended
+from cloze.corpus.vocabulary import cutting, extended, unknown_words
 from cloze.errors import ExitCode, UserError
 from data_prep.__main__ import main as prep_main
 from data_prep.report import main as report_main
@@ -416,6 +416,19 @@ def test_what_words_cost_is_counted(tmp_path, kind):
     assert found.saved(2) == pytest.approx(fewer / (len(tokens[0]) - 1))
 
 
+def test_what_another_tokenizer_does_not_know_is_found(tmp_path):
+    """Of a script that it has no letters of, and of words that it cuts, the commonest first; and then it knows them."""
+    ours = load_tokenizer(vocabulary(tmp_path / "ours.txt", "\u6211", "\u5f88", "\u3002", "gnokat", "##kat"))
+    theirs = load_tokenizer(vocabulary(tmp_path / "theirs.txt"))
+    text = "\u6211 \u5f88 \u5f88 the cat \u3002\u3002\u3002 gnokat gnokat gnokat gnokat \u6211"
+    tokens = np.asarray([ours.facts.cls_id, *ours.backend.encode(text, add_special_tokens=False).ids])
+    found = unknown_words([tokens, tokens[:-1]], ours, theirs)
+    assert found == {"gnokat": 8, "\u3002": 6, "\u5f88": 4, "\u6211": 3}
+    larger = extended(theirs, [*found])
+    assert larger.facts.unk_id not in larger.backend.encode(text).ids
+    assert larger.facts.vocab_size == theirs.facts.vocab_size + 4
+
+
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -439,6 +452,15 @@ def test_the_report_writes_the_extended_tokenizer(prepared, capsys):
     assert "pieces per word" in page
     assert "<td>gnokat</td>" in page
     assert "\u0120gnokat" in load_tokenizer(new).vocabulary
+    given = vocabulary(folder / "vocab.txt")
+    other = [str(folder / "out"), "--extend", str(folder / "other"), "--into"]
+    assert report_main([*other, str(given)]) == ExitCode.USAGE
+    assert "no word of" in capsys.readouterr().err
+    given.write_text(given.read_text().replace("\nthe\n", "\n"))
+    assert report_main([*other, str(given)]) == 0
+    assert "1 words added, 1 of them in new rows; 100.0% of what it cut or knew not" in capsys.readouterr().out
+    assert "the" in load_tokenizer(folder / "other").vocabulary
+    assert report_main([str(folder / "out"), "--into", str(given)]) == ExitCode.USAGE
     assert report_main([str(folder / "out"), "--extend", str(new)]) == ExitCode.USAGE
     assert report_main([str(folder / "out"), "--extend", str(folder / "none"), "--words", "0"]) == ExitCode.USAGE
     errors = capsys.readouterr().err

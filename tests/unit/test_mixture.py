@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from cloze.errors import UserError
 from pretrain.config import TrainConfig
 from pretrain.curves import Curve
 from pretrain.data.live_masks import LiveMasks
-from pretrain.data.loader import Layout, MicroBatch, MicroBatches, TrainingCorpus, pack
+from pretrain.data.loader import Layout, MicroBatch, MicroBatches, Streaming, TrainingCorpus, pack
 from pretrain.data.mixture import BLOCK, MixedCorpus, MixtureOrder
+from pretrain.data.stream import Window
 from pretrain.mixture import Part, Weights, parse_mixture
 from tests.support import make_corpus
 from tests.unit.test_order import slow_sample_at
@@ -28,23 +30,25 @@ def constant(*values: float) -> Weights:
     return Weights(tuple(Curve(((0.0, value),)) for value in values), (1,) * len(values), ONE)
 
 
-def slow_deal(weights: Weights, seed: int, total: int, size: int, blocks: int) -> list[tuple[int, int]]:
-    """(corpus, position in it) of the first positions, block by block."""
-    found, counts = [], [0] * len(weights.shares(0.0))
+def slow_deal(weights: Weights, seed: int, total: int, size: int, blocks: int, lanes: int = 1) -> list[tuple[int, int]]:
+    """(corpus, position in it) of the first positions, block by block of each lane."""
+    found, counts = {}, [[0] * len(weights.shares(0.0)) for _ in range(lanes)]
     for block in range(blocks):
-        part = 0 if weights.is_constant else min(4095, int((block + 0.5) * (size / total) * 4096))
+        part = 0 if weights.is_constant else min(4095, int((block + 0.5) * (size * lanes / total) * 4096))
         shares = weights.shares(0.0 if weights.is_constant else (part + 0.5) / 4096)
-        edges, sum_so_far = [0], 0.0
-        for share in shares:
-            sum_so_far += share
-            edges.append((round(sum_so_far * 2**32) * size + block * 0x9E3779B9 % 2**32) >> 32)
-        edges[-1] = size
-        for position in range(size):
-            place = slow_sample_at(seed ^ 0x6D1C5, block, position, size)
-            corpus = next(c for c in range(len(shares)) if place < edges[c + 1])
-            found.append((corpus, counts[corpus]))
-            counts[corpus] += 1
-    return found
+        for lane in range(lanes):
+            left = (block * 0x9E3779B9 + lane * (2**32 // lanes)) % 2**32
+            edges, sum_so_far = [0], 0.0
+            for share in shares:
+                sum_so_far += share
+                edges.append((round(sum_so_far * 2**32) * size + left) >> 32)
+            edges[-1] = size
+            for turn in range(size):
+                place = slow_sample_at(seed ^ 0x6D1C5, block * lanes + lane, turn, size)
+                corpus = next(c for c in range(len(shares)) if place < edges[c + 1])
+                found[(block * size + turn) * lanes + lane] = (corpus, counts[lane][corpus] * lanes + lane)
+                counts[lane][corpus] += 1
+    return [found[position] for position in range(len(found))]
 
 
 CURVED = Weights((Curve(((0.0, 0.9), (1.0, 0.1))), Curve(((0.0, 0.0), (0.5, 0.0), (1.0, 3.0))), ONE), (1, 1, 1), ONE)
@@ -52,11 +56,10 @@ BY_SIZE = Weights((), (1000, 10, 200), Curve(((0.0, 0.7), (0.5, 0.7), (0.5, 0.3)
 
 
 @pytest.mark.parametrize("weights", [CURVED, BY_SIZE])
-@pytest.mark.parametrize("total", [96, 1_000, 40_000])
-def test_the_order_is_a_slow_loops(weights: Weights, total: int) -> None:
-    order = MixtureOrder(weights, 5, total)
-    size = 16 if total < 32_768 else 32
-    expected = slow_deal(weights, 5, total, size, blocks=min(8, total // size))
+@pytest.mark.parametrize(("total", "lanes", "size"), [(96, 1, 16), (1_000, 1, 16), (40_000, 1, 32), (600_000, 5, 64)])
+def test_the_order_is_a_slow_loops(weights: Weights, total: int, lanes: int, size: int) -> None:
+    order = MixtureOrder(weights, 5, total, lanes)
+    expected = slow_deal(weights, 5, total, size, blocks=min(8, total // size // lanes), lanes=lanes)
     corpora, own = order.deal(np.arange(len(expected)))
     assert list(zip(corpora.tolist(), own.tolist(), strict=True)) == expected
 
@@ -90,6 +93,32 @@ def test_far_positions_are_looked_up_not_counted_up_to() -> None:
     assert sum(direct.counts(far)) == far
 
 
+@pytest.mark.parametrize("weights", [constant(5, 4, 1), CURVED])
+@pytest.mark.parametrize("lanes", [3, 8])
+def test_in_lanes_each_reads_its_own_of_every_corpus(weights: Weights, lanes: int) -> None:
+    """Without a gap, to its share, and looked up as it is counted; all together read each corpus' samples once."""
+    total = 20_000
+    order = MixtureOrder(weights, 7, total, lanes)
+    corpora, own = order.deal(np.arange(total))
+    for corpus in range(3):
+        turns = []
+        for lane in range(lanes):
+            mine = own[lane::lanes][corpora[lane::lanes] == corpus]
+            assert mine.tolist() == list(range(lane, lane + lanes * len(mine), lanes))
+            turns.append(len(mine))
+        assert max(turns) - min(turns) < 150  # so far apart do lanes stand in the midst of a block
+        share = np.mean([weights.shares((i + 0.5) / 1_000)[corpus] for i in range(1_000)])
+        assert sum(turns) / total == pytest.approx(share, abs=0.02)
+    for start in (0, 1, lanes, 12_345):
+        before = order.counts(start)
+        assert before == np.bincount(corpora[:start], minlength=3).tolist()
+        again = MixtureOrder(weights, 7, total, lanes).deal(np.arange(start, start + 50))
+        assert [part.tolist() for part in again] == [
+            corpora[start : start + 50].tolist(),
+            own[start : start + 50].tolist(),
+        ]
+
+
 def test_behind_its_end_a_mixture_goes_on_as_it_ended() -> None:
     order = MixtureOrder(CURVED, 1, 96)
     corpora, _ = order.deal(np.arange(10_000, 20_000))
@@ -116,12 +145,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
     return [root / name for name in ("en", "de", "fr")]
 
 
-def mixed(folders: Sequence[Path], *weights: float, total: int = 400) -> MixedCorpus:
+def mixed(folders: Sequence[Path], *weights: float, total: int = 400, lanes: int = 1) -> MixedCorpus:
     parts = [
         Part(path=str(folder), name=folder.name, weight=Curve(((0.0, weight),)))
         for folder, weight in zip(folders, weights, strict=True)
     ]
-    return MixedCorpus(parts, folders, ONE, 9, total)
+    return MixedCorpus(parts, folders, ONE, 9, total, lanes)
 
 
 def same(one: MicroBatch, other: MicroBatch) -> bool:
@@ -182,6 +211,65 @@ def test_ranks_and_other_processes_see_the_same_order(folders: Sequence[Path]) -
     assert rows(1) == rows(2) == rows(4)
 
 
+# Streamed
+
+
+LANES, WINDOW = 4, 8
+
+
+def streams(folders: Sequence[Path], rank: int, ranks: int, first: int = 0) -> MicroBatches:
+    corpus = mixed(folders, 5, 3, 2, lanes=LANES)
+    sources = Streaming([str(folder) for folder in folders], LANES, WINDOW)
+    return MicroBatches(corpus.opener, 9, Layout(rank, ranks, 4, 16), first, sources)
+
+
+def rows_of(batch: MicroBatch | UserError) -> list[tuple[int, ...]]:
+    """What stands in the samples, masked, and behind it what is to be guessed: no two samples are alike."""
+    assert isinstance(batch, MicroBatch)
+    ends, answers = batch.cu_seqlens.tolist(), batch.mlm_labels_M[: batch.num_masked]
+    index = batch.masked_index_M[: batch.num_masked]
+    return [
+        (*batch.input_ids_T[a:b].tolist(), *answers[(index >= a) & (index < b)].tolist()) for a, b in pairwise(ends)
+    ]
+
+
+def test_streamed_every_sample_once_an_epoch_masked_as_when_mapped(folders: Sequence[Path]) -> None:
+    stream, whole = mixed(folders, 5, 3, 2, lanes=LANES), [TrainingCorpus(folder) for folder in folders]
+    stream.stream(9, Streaming([str(folder) for folder in folders], LANES, WINDOW))
+    pieces = [stream.order.deal(np.arange(i, i + 10)) for i in range(0, 400, 10)]
+    dealt = [np.concatenate(part) for part in zip(*pieces, strict=True)]
+    found = [row for i in range(0, 400, 10) for row in rows_of(stream.training_batch(9, np.arange(i, i + 10)))]
+    for number, corpus in enumerate(whole):
+        mine = [(own, row) for row, at, own in zip(found, *dealt, strict=True) if at == number]
+        for begin in range(0, 400, sum(corpus.pass_sizes)):
+            epochs = [row for own, row in mine if begin <= own < begin + sum(corpus.pass_sizes)]
+            if len(epochs) == sum(corpus.pass_sizes):  # all passes, and all lanes of them
+                expected = rows_of(corpus.training_batch(9, np.arange(begin, begin + sum(corpus.pass_sizes))))
+                assert sorted(epochs) == sorted(expected)
+        assert len(mine) > 60
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_streamed_by_several_ranks_and_resumed_anywhere(folders: Sequence[Path], ranks: int) -> None:
+    """The same global batches; and where the ranks divide the lanes, no window is read by two."""
+    alone = streams(folders, 0, 1)
+    steps = [sorted(row for micro in range(4) for row in rows_of(alone[4 * step + micro])) for step in range(20)]
+    every = [streams(folders, rank, ranks, 16 * 5) for rank in range(ranks)]
+    micros = 4 // ranks
+    read: list[set[tuple[int, Window]]] = [set() for _ in every]
+    for step in range(15):
+        together = []
+        for dataset, windows in zip(every, read, strict=True):
+            for micro in range(micros):
+                together += rows_of(dataset[micros * step + micro])
+            assert dataset._corpus
+            for number, corpus in enumerate(dataset._corpus.corpora):
+                assert corpus._streamed
+                windows |= {(number, window) for window in corpus._streamed._windows}
+        assert sorted(together) == steps[5 + step]
+    assert sum(map(len, read)) == len(set.union(*read))
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [({"vocab_size": 90}, "has another tokenizer than"), ({"objective": "none"}, "was prepared with objective=none")],
@@ -216,7 +304,6 @@ def test_what_is_no_mixture(value: object, line: str) -> None:
     ("given", "line"),
     [
         (["data.path=a"], "data.mixture: and data.path=a name corpora; leave one out"),
-        (["data.access=stream"], "data.access=stream: reads one corpus, not data.mixture"),
         (
             ["budget.hours=1", "data.temperature=[[0,1],[1,0.3]]"],
             "data.temperature: a curve stretches over the samples",

@@ -155,6 +155,25 @@ def test_the_second_seed_is_its_runs() -> None:
         assert not page[start + len(expected)].startswith("|")
 
 
+def continued_rows(run: dict[str, Any]) -> Iterator[str]:
+    for row in run["rows"]:
+        new, old = (f"{row[key]['mlm_loss']:.3f} / {row[key]['mlm_accuracy']:.1%}" for key in ("new", "old"))
+        tokens = f"{row['tokens']:,}" if row["tokens"] else ""
+        yield f"| {row['text']} | {row['encoder']} | {tokens} | {new} | {old} |"
+
+
+def test_the_small_cases_of_going_on_are_their_runs() -> None:
+    run = json.loads((RESULTS / "continued.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "continue.md").read_text(encoding="utf-8").splitlines()
+    rows = [*continued_rows(run)]
+    assert page[(start := page.index(rows[0])) : start + len(rows)] == rows
+    assert not page[start + len(rows)].startswith("|")
+    words = " ".join(" ".join(page).split())
+    assert f"{run['least_cpu_seconds']:.0f} to {run['most_cpu_seconds']:.0f} CPU seconds" in words
+    for text, loss in run["frequencies_loss"].items():
+        assert f"{loss:.3f} for {text}" in words
+
+
 def test_the_disturbed_run_is_its_run() -> None:
     run = json.loads((RESULTS / "disturbed.json").read_text(encoding="utf-8"))
     page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())

@@ -83,7 +83,7 @@ def test_any_position_first(corpus: Path) -> None:
 
 def batches(corpus: Path, rank: int, world_size: int, micro: int, first: int = 0) -> Iterator[list[MicroBatch]]:
     layout = Layout(rank, world_size, micro, 16)
-    dataset = MicroBatches(corpus, SEED, layout, first, Streaming(str(corpus), LANES, WINDOW))
+    dataset = MicroBatches(corpus, SEED, layout, first, Streaming((str(corpus),), LANES, WINDOW))
     return training_steps(dataset, steps=30, workers=0, prefetch=1, pin_memory=False)
 
 
@@ -110,7 +110,7 @@ def test_masks_equal_the_mapped_reader(corpus: Path) -> None:
         step = mapped.training_batch(SEED, positions)
         by_id.update(dict.fromkeys(rows([step])))
     stream = TrainingCorpus(corpus)
-    stream.stream(SEED, Streaming(str(corpus), LANES, WINDOW))
+    stream.stream(SEED, Streaming((str(corpus),), LANES, WINDOW))
     for positions in np.array_split(np.arange(2 * SAMPLES), 20):
         assert all(row in by_id for row in rows([stream.training_batch(SEED, positions)]))
 
@@ -213,5 +213,5 @@ def test_windows_are_sent_for_together_and_ahead(corpus: Path) -> None:
         found = ids(stream, first, 16)
         needed, _ = stream._places(np.arange(first, first + 16))
         assert first == 0 or known.issuperset(needed)
-        assert len(stream._windows) <= 3 * 16
+        assert len(stream._windows) <= 4 * 16
         assert found == ids(over(str(corpus), corpus, lanes=16, window=4), first, 16)
