@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from cloze.errors import UserError, first_line
+from cloze.files import rename
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ def put(file: Path, place: str) -> None:
     if is_remote(place):
         upload(file, place)
     else:
-        file.replace(local_path(place))
+        rename(file, local_path(place))
 
 
 def upload(file: Path, url: str) -> None:

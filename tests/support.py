@@ -1,5 +1,6 @@
 """What several test modules need: small corpora, and training runs as operating-system processes."""
 
+import errno
 import functools
 import http.server
 import json
@@ -309,6 +310,23 @@ def served(
         finally:
             server.shutdown()
             thread.join()
+
+
+# A network file system
+
+
+def lose_renames(lost: Mapping[str, str]) -> Callable[..., None]:
+    """`os.replace` that loses, for targets of these names, "the answer" of what it did, or "the renaming" itself."""
+    real, left = os.replace, dict(lost)
+
+    def replace(source: Path, target: Path) -> None:
+        what = left.pop(Path(target).name, None)
+        if what != "the renaming":
+            real(source, target)
+        if what == "the answer":  # and the request, sent again, finds nothing there
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+
+    return replace
 
 
 # Training runs

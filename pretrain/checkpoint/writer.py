@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cloze.errors import DiskError, first_line
+from cloze.files import rename
 from pretrain.checkpoint.format import (
     MOMENTS,
     TEMPORARY,
@@ -188,7 +189,7 @@ def _write_share(temporary: Path, rank: int, fragments: Sequence[Fragment]) -> N
     final = _share_path(temporary, rank)
     part = final.with_suffix(".part")
     save_file({f"{kind}:{start}:{name}": values for name, kind, start, values in fragments}, part)
-    part.rename(final)
+    rename(part, final)
 
 
 def _read_shares(
