@@ -35,7 +35,7 @@ class Mirror:
             if storage.download(f"{remote}/{MANIFEST}") == (path / MANIFEST).read_bytes():
                 return
             _remove(remote)
-        storage.make_folder(remote)
+        storage.patiently(partial(storage.make_folder, remote))
         for name in (*FILES, MANIFEST):
             storage.patiently(partial(storage.upload, path / name, f"{remote}/{name}"))
             tick()
