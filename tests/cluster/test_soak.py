@@ -20,7 +20,7 @@ from tests.support import Trainer, read_metrics
 FAULTS = int(os.environ.get("CLOZE_SOAK_FAULTS", "6"))
 LIMIT_SECONDS = 200 + 60 * FAULTS
 SETTINGS = (
-    "steps=20000", "checkpoint.every=10", "checkpoint.keep_last=2", "watchdog.seconds=10", "watchdog.start_seconds=60",
+    "steps=20000", "checkpoint.every=10", "checkpoint.keep_last=2", "watchdog.seconds=20", "watchdog.start_seconds=120",
 )  # fmt: skip
 LAUNCH = ("restarts=100", "lost_after=6")
 KINDS = ("rank", "rank", "stop", "agent", "launcher", "connection", "link", "node")
@@ -81,14 +81,14 @@ def test_random_faults(trainer: Trainer, corpus: Path, tmp_path: Path, half: int
                 time.sleep(rng.uniform(0, 6))
                 where = "in a start"
             else:
-                run.wait_for(before + rng.randint(5, 40), seconds=180)
+                run.wait_for(before + rng.randint(5, 40), seconds=600)
                 where = "training"
             name = strike(cluster, rng)
             print(f"{time.monotonic() - started:5.0f} s  step {reached(run):4}  fault {fault:2}, {where}: {name}")
             noticed = time.monotonic() + 15  # a short gap in the link may need no restart
             while run.restarts == restarts and time.monotonic() < noticed:
                 time.sleep(0.2)
-        run.wait_for(reached(run) + 20, seconds=180)
+        run.wait_for(reached(run) + 20, seconds=600)
         run.process.send_signal(signal.SIGINT)
         assert run.wait(120) == 75, run.output
         print(f"{time.monotonic() - started:5.0f} s  stopped at step {reached(run)} after {run.restarts} restarts")
