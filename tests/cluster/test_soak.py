@@ -20,7 +20,7 @@ from tests.support import Trainer, read_metrics
 FAULTS = int(os.environ.get("CLOZE_SOAK_FAULTS", "6"))
 LIMIT_SECONDS = 200 + 60 * FAULTS
 SETTINGS = (
-    "steps=20000", "checkpoint.every=10", "checkpoint.keep_last=2", "watchdog.seconds=20", "watchdog.start_seconds=120",
+    "steps=20000", "checkpoint.every=10", "checkpoint.keep_last=2", "watchdog.seconds=20", "watchdog.start_seconds=240",
 )  # fmt: skip
 LAUNCH = ("restarts=100", "lost_after=6")
 KINDS = ("rank", "rank", "stop", "agent", "launcher", "connection", "link", "node")
