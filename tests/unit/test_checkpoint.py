@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -707,7 +708,7 @@ def test_a_late_share_does_not_meet_another_try_at_its_step(tmp_path: Path) -> N
     assert not ranks[0].busy(20)
     other = make_snapshot(9)._replace(state=make_state(3))
     for rank, one in enumerate(ranks):
-        one._patience_seconds = 20.0
+        one._options = replace(one._options, patience_seconds=20.0)
         if rank:
             submit(one, 3, lambda number: number % 2 == 1)  # of the first try
             one.wait()
