@@ -503,7 +503,7 @@ class Trainer:
         assert self._server.stdin
         assert self._server.stdout
         self._server.stdin.close()
-        self._server.wait(10)
+        self._server.wait(120)
         self._server.stdout.close()
 
 
