@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,24 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    rename(temporary, path)
+
+
+def rename(source: Path, target: Path) -> Path:
+    """Rename `source`, over a file that is there, and see that it was done; returns `target`. Raises OSError.
+
+    A network file system may do it and lose its answer: asked again, it says that there is no `source`. Or it may say
+    that it was done, and it was not.
+    """
+    known = source.lstat()
+    try:
+        source.replace(target)
+    except FileNotFoundError:
+        if not target.exists() or not os.path.samestat(target.lstat(), known):
+            raise
+    if source.exists() or not target.exists():
+        raise OSError(errno.EIO, "its renaming was lost", str(target))
+    return target
 
 
 def parsed(text: str | bytes) -> Any:

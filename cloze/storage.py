@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from cloze.errors import UserError, first_line
+from cloze.files import rename
 
 T = TypeVar("T")
 
@@ -24,6 +25,10 @@ class Missing(UserError):
 
 class Unreachable(UserError):
     """A store did not give what it has, perhaps for a moment."""
+
+
+class Refused(UserError):
+    """A store did not let us in. Whoever asks again is asked for the credentials that are there by then."""
 
 
 class Stamp(NamedTuple):
@@ -90,7 +95,7 @@ def put(file: Path, place: str) -> None:
     if is_remote(place):
         upload(file, place)
     else:
-        file.replace(local_path(place))
+        rename(file, local_path(place))
 
 
 def upload(file: Path, url: str) -> None:
@@ -154,12 +159,20 @@ def _parts(url: str, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def patiently(action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-    """`action()`, again after a pause where it was `Unreachable`; tries that made `progress` do not count."""
-    tries = 0
+    """`action()`, again after a pause where it was `Unreachable`; tries that made `progress` do not count.
+
+    Where it was `Refused`, once more, at once: credentials expire, and somebody renews them.
+    """
+    tries, refused = 0, False
     while True:
         before = progress()
         try:
             return action()
+        except Refused:
+            if refused:
+                raise
+            refused = True
+            continue
         except Unreachable:
             tries = 1 if progress() > before else tries + 1
             if tries == _TRIES:
@@ -209,15 +222,21 @@ def remove(url: str) -> None:
 
 @contextmanager
 def _asked(url: str) -> Iterator[tuple[Any, str]]:
-    """The store and the name in it. Every store's client has exceptions of its own; all become one line."""
+    """The store and the name in it. Every store's client has exceptions of its own; all become one line.
+
+    A client that was refused is given up: it would keep for ever the credentials that it has read.
+    """
     try:
         yield _remote(url)
     except UserError:
         raise
     except Exception as error:
         kind: type[UserError] = Unreachable
-        if isinstance(error, FileNotFoundError | PermissionError):
-            kind = Missing if isinstance(error, FileNotFoundError) else UserError
+        if isinstance(error, FileNotFoundError):
+            kind = Missing
+        elif isinstance(error, PermissionError):
+            kind = Refused
+            type(_remote(url)[0]).clear_instance_cache()
         raise kind(f"{url}: {first_line(error)}; check the address and your credentials, then run it again") from error
 
 

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ from cloze.errors import ExitCode, UserError, first_line
 from cloze.log import log
 from launch.command import Command, NodeStart, free_port, node_command, this_machine
 from pretrain.machine import interface_of
+from pretrain.peers import cause_of_kill, killed_for_memory
 
 CRASHED = 1  # a rank was killed or raised: another start may help
 ENDED = 2  # the ranks were ended as launch asked
@@ -43,6 +45,7 @@ _POLL_SECONDS = 0.1
 _LEFTOVERS_SECONDS = 2.0  # the same for what ranks that have ended left behind
 _FINISH_SECONDS = 60.0  # for the other ranks of the node to end after the first one
 _SIGTERMED = (-signal.SIGTERM, 256 - signal.SIGTERM)  # the launcher itself, or its rank whose code it passes on
+_KILLED = 256 - signal.SIGKILL  # the same of a rank that got SIGKILL
 _BY_SIGNAL = 128  # the launcher's codes above are of ranks that a signal ended
 
 
@@ -94,6 +97,7 @@ def run(command: Command, status: Path | None, requested: Callable[[str], bool],
     """
     if status and ownership.is_of(status.parent, ownership.RUN):  # else training refuses the directory
         status.unlink(missing_ok=True)
+    killed_before = killed_for_memory()
     process = subprocess.Popen(
         command.arguments,
         env=command.full_environment() | {_JOB_VARIABLE: job_id},
@@ -113,6 +117,8 @@ def run(command: Command, status: Path | None, requested: Callable[[str], bool],
     finally:
         launcher_ended = process.poll() is not None and process.returncode >= 0  # and with it all ranks
         end_processes(job_id, requested, _LEFTOVERS_SECONDS if launcher_ended else GRACE_SECONDS)
+    if launcher_ended and process.returncode == _KILLED:
+        log.warning(f"{socket.gethostname()}: a rank was killed (SIGKILL; {cause_of_kill(killed_before)})")
     code = true_exit_code(status, process.wait(), stop_requested=forwarded and not requested("kill"))
     if requested("kill") and code == ExitCode.STUCK:  # the ranks died of us
         code = CRASHED

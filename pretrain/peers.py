@@ -11,6 +11,7 @@ from typing import NamedTuple
 import psutil
 
 VMSTAT = Path("/proc/vmstat")  # counts what the kernel has killed for want of memory, containers included
+_OUT_OF_MEMORY = "the kernel has killed for want of memory: smaller micro-batches, or fewer data.workers"
 _WAIT_SECONDS = 2.0  # a process closes its connections a moment before it is gone
 
 
@@ -34,6 +35,16 @@ def killed_for_memory() -> int:
     return 0
 
 
+def cause_of_kill(killed_before: int) -> str:
+    """Why a process of this machine got SIGKILL, as far as the kernel tells: it had killed `killed_before` others."""
+    if killed_for_memory() > killed_before:
+        return _OUT_OF_MEMORY
+    return (
+        "perhaps for want of memory: the kernel's log (dmesg) tells, or that of who looks after the job (Slurm, "
+        "Kubernetes, systemd-oomd)"
+    )
+
+
 class Peers:
     """The ranks as they met."""
 
@@ -49,7 +60,7 @@ class Peers:
             time.sleep(0.05)
         parts = [f"rank {rank} on this machine" for rank in gone]
         if killed_for_memory() > self._killed:
-            parts.append("the kernel has killed for want of memory: smaller micro-batches, or fewer data.workers")
+            parts.append(_OUT_OF_MEMORY)
         return f" ({'; '.join(parts)})" if parts else ""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from cloze.errors import ExitCode, UserError
 from pretrain import dist
 from pretrain.branch import open_branch
+from pretrain.checkpoint import path_of
 from pretrain.checkpoint.mirror import open_mirror
 from pretrain.config import TrainConfig
 from pretrain.resume import Run, find_snapshot, with_choices_of
@@ -48,6 +49,8 @@ def _run(job: Job) -> None:
             f"{job.path}: already at step {job.progress.step} of {config.steps}; raise steps, or name another run; "
             f"next: {export_command(job.path)}"
         )
+        if mirror:  # an earlier start may have had no time for it
+            process.on_main(lambda: mirror.push(path_of(job.path / "checkpoints", job.progress.step)))
         job.code = ExitCode.OK
         return
     if snapshot and job.progress.budget_spent(config) >= 1.0:

@@ -43,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self._started: str | None = None  # as environment.json has it
         refuse_foreign(path)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -63,9 +64,11 @@ class RunDirectory:
 
     def describe(self, config_yaml: str, tokenizer: Path, world_size: int) -> None:
         """Write what the run is made of."""
+        known = environment(world_size)
+        self._started = known["started"]
         try:
             write_whole(self.path / "config.yaml", config_yaml.encode())
-            write_whole(self.path / "environment.json", f"{json.dumps(environment(world_size), indent=1)}\n".encode())
+            write_whole(self.path / "environment.json", f"{json.dumps(known, indent=1)}\n".encode())
             shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
         except OSError as error:
             raise DiskError(f"{self.path}: {error}; free space and run the same command again") from error
@@ -78,8 +81,12 @@ class RunDirectory:
             return None
 
     def write_status(self, exit_code: int, step: int, verdict: str | None = None) -> None:
-        """How this start ended: DeepSpeed's launcher does not always tell. `verdict`: what is wrong with the model."""
-        body = {"exit_code": exit_code, "step": step, "time": time.time(), **({"verdict": verdict} if verdict else {})}
+        """How this start ended: DeepSpeed's launcher does not always tell. `verdict`: what is wrong with the model.
+
+        `started` tells which start it was: clocks that jump do not.
+        """
+        body: dict[str, Any] = {"exit_code": exit_code, "step": step, "time": time.time()}
+        body |= {key: value for key, value in (("started", self._started), ("verdict", verdict)) if value}
         with suppress(OSError):  # a full disk was told of; the exit code says the rest
             write_whole(self.path / "status.json", f"{json.dumps(body)}\n".encode())
 

@@ -296,7 +296,7 @@ def _build(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> Sessio
         grammar=grammar,
         gaps=open_gaps(config, job.corpora[0], path),
         throughput=Throughput(peak * process.world_size if peak else None),
-        writer=_open_writer(job, mirror),
+        writer=_open_writer(job, snapshot, mirror),
         mirror=mirror,
         watchdog=job.watchdog,
         stop=job.stop,
@@ -412,8 +412,8 @@ def _warn_of_corpus(config: TrainConfig, corpus: TrainingCorpus, process: Proces
             process.log.warning(f"{one.directory} was prepared with {mismatch} as the recipe expects")
 
 
-def _open_writer(job: Job, mirror: Mirror | None) -> checkpoint.Writer:
-    """Collective."""
+def _open_writer(job: Job, snapshot: Snapshot | None, mirror: Mirror | None) -> checkpoint.Writer:
+    """It sends first what an earlier start could not, or had no time for. Collective."""
     config, process = job.config, job.process
     options = checkpoint.WriterOptions(
         rank=process.rank,
@@ -422,13 +422,16 @@ def _open_writer(job: Job, mirror: Mirror | None) -> checkpoint.Writer:
         retention=retention_of(config),
         token=process.on_main(lambda: secrets.token_hex(4)),
     )
-    return checkpoint.Writer(
+    writer = checkpoint.Writer(
         job.path / "checkpoints",
         options,
         process.log.warning,
         upload=mirror.push if mirror else None,
         on_saved=job.directory.note_saved if job.directory else lambda step: None,
     )
+    if snapshot and process.is_main and (found := checkpoint.path_of(writer.folder, snapshot.state.step)).exists():
+        writer.upload(found)
+    return writer
 
 
 def build_engine(

@@ -1,5 +1,6 @@
 """What several test modules need: small corpora, and training runs as operating-system processes."""
 
+import errno
 import functools
 import http.server
 import json
@@ -311,6 +312,23 @@ def served(
             thread.join()
 
 
+# A network file system
+
+
+def lose_renames(lost: Mapping[str, str]) -> Callable[..., None]:
+    """`os.replace` that loses, for targets of these names, "the answer" of what it did, or "the renaming" itself."""
+    real, left = os.replace, dict(lost)
+
+    def replace(source: Path, target: Path) -> None:
+        what = left.pop(Path(target).name, None)
+        if what != "the renaming":
+            real(source, target)
+        if what == "the answer":  # and the request, sent again, finds nothing there
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+
+    return replace
+
+
 # Training runs
 
 TINY = (
@@ -485,7 +503,7 @@ class Trainer:
         assert self._server.stdin
         assert self._server.stdout
         self._server.stdin.close()
-        self._server.wait(10)
+        self._server.wait(120)
         self._server.stdout.close()
 
 

@@ -38,13 +38,17 @@ class Run:
 
 @dataclass
 class WandbStub:
-    """`fault(what)` makes an answer a status (409, 503), or "silence". `what` is a GraphQL operation or "stream"."""
+    """`fault(what)` makes an answer a status (409, 503), or "silence". `what` is a GraphQL operation or "stream".
+
+    `change` makes another status and body of those of an answer.
+    """
 
     url: str = ""
     runs: dict[str, Run] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)  # in order
     alerts: list[str] = field(default_factory=list)
     fault: Callable[[str], int | str | None] = lambda _: None
+    change: Callable[[int, bytes], tuple[int, bytes]] = lambda status, data: (status, data)
     over: threading.Event = field(default_factory=threading.Event)  # ends what is silent
     stale: threading.Event = field(default_factory=threading.Event)  # set when something was refused or left unanswered
 
@@ -147,7 +151,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         status, body = (fault, {"error": "a fault"}) if isinstance(fault, int) else answer()
-        data = json.dumps(body).encode()
+        status, data = self.stub.change(status, json.dumps(body).encode())
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

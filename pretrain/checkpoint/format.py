@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cloze import ownership, storage
 from cloze.errors import UserError
+from cloze.files import rename
 from cloze.ownership import CHECKPOINT
 from pretrain.config import Identity
 
@@ -186,7 +187,7 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
         fsync(temporary)
         if final.exists():  # a damaged one that resuming passed over
             ownership.clear(final, CHECKPOINT)
-        temporary.rename(final)
+        rename(temporary, final)
     except BaseException:
         discard(temporary)
         raise
@@ -194,7 +195,7 @@ def write(folder: Path, snapshot: Snapshot, temporary: Path | None = None) -> Pa
     pointer = folder / ".LATEST.tmp"
     pointer.write_text(final.name + "\n")
     fsync(pointer)
-    pointer.replace(folder / "LATEST")
+    rename(pointer, folder / "LATEST")
     return final
 
 
@@ -266,7 +267,7 @@ def retain(folder: Path, newest: int, rules: Retention) -> list[Path]:
 
 def _remove(path: Path) -> None:
     doomed = path.with_name(TEMPORARY + path.name)  # renamed first: a half-removed one must not look whole
-    path.rename(doomed)
+    rename(path, doomed)
     ownership.clear(doomed, CHECKPOINT)
 
 

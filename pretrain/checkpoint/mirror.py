@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from cloze import ownership, storage
 from cloze.errors import DiskError, UserError
+from cloze.files import rename
 from cloze.ownership import CHECKPOINT
 from pretrain.checkpoint.format import FILES, MANIFEST, TEMPORARY, Retention, step_of, verify
 from pretrain.config import TrainConfig
@@ -34,7 +35,7 @@ class Mirror:
             if storage.download(f"{remote}/{MANIFEST}") == (path / MANIFEST).read_bytes():
                 return
             _remove(remote)
-        storage.make_folder(remote)
+        storage.patiently(partial(storage.make_folder, remote))
         for name in (*FILES, MANIFEST):
             storage.patiently(partial(storage.upload, path / name, f"{remote}/{name}"))
             tick()
@@ -78,7 +79,7 @@ class Mirror:
                 continue
             if final.exists():  # a damaged one
                 ownership.clear(final, CHECKPOINT)
-            return unfinished.rename(final)
+            return rename(unfinished, final)
         return None
 
     def _steps(self) -> dict[int, str]:

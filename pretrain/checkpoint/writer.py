@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cloze.errors import DiskError, first_line
+from cloze.files import rename
 from pretrain.checkpoint.format import (
     MOMENTS,
     TEMPORARY,
@@ -67,7 +68,7 @@ class Writer:
         upload: Callable[[Path, Callable[[], None]], None] | None = None,
         on_saved: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self._folder, self._options, self._warn, self._on_saved = folder, options, warn, on_saved
+        self.folder, self._options, self._warn, self._on_saved = folder, options, warn, on_saved
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._upload, self._uploading = upload, list[Future[None]]()
@@ -128,9 +129,9 @@ class Writer:
         shapes: Mapping[str, Sequence[int]],
         config_yaml: str,
     ) -> None:
-        options, final = self._options, path_of(self._folder, state.step)
+        options, final = self._options, path_of(self.folder, state.step)
         # A share that comes late must not meet another try at the same step, after a rollback or another start.
-        temporary = self._folder / f"{TEMPORARY}{final.name}-{self._attempt}{options.token}"
+        temporary = self.folder / f"{TEMPORARY}{final.name}-{self._attempt}{options.token}"
         try:
             if options.rank:
                 _write_share(temporary, options.rank, fragments)
@@ -141,10 +142,10 @@ class Writer:
                 full = assemble(chain(fragments, others), shapes)
                 moments = {f"{name}.{kind}": value for kind in MOMENTS for name, value in full[kind].items()}
                 self._note_progress()
-                write(self._folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
+                write(self.folder, Snapshot(state, full[WEIGHT], moments, config_yaml), temporary)
                 self._on_saved(state.step)
-                retain(self._folder, state.step, options.retention)
-                self._start_upload(final)
+                retain(self.folder, state.step, options.retention)
+                self.upload(final)
             self._note_progress()
             self._failures.clear()
         except (OSError, SafetensorError) as error:
@@ -156,7 +157,8 @@ class Writer:
             self._failures.append(f"{final}: not saved ({error}); free space and run the same command again")
             self._warn(self._failures[-1])
 
-    def _start_upload(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
+        """Begin to upload a checkpoint that is whole, where there is a place for it."""
         if self._upload is None:
             return
 
@@ -188,7 +190,7 @@ def _write_share(temporary: Path, rank: int, fragments: Sequence[Fragment]) -> N
     final = _share_path(temporary, rank)
     part = final.with_suffix(".part")
     save_file({f"{kind}:{start}:{name}": values for name, kind, start, values in fragments}, part)
-    part.rename(final)
+    rename(part, final)
 
 
 def _read_shares(

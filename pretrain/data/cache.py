@@ -21,6 +21,7 @@ from cloze import ownership, storage
 from cloze.corpus.manifest import NAME, VAL, ShardEntry, is_held_out, read_manifest
 from cloze.corpus.tokenizer import load_tokenizer
 from cloze.errors import DiskError, Stopped, UserError
+from cloze.files import rename
 from cloze.log import log
 from cloze.ownership import CORPUS_COPY
 
@@ -110,7 +111,7 @@ def _fill(
             if not (target.exists() and _is(target, shard)):
                 _copy(f"{source}/{shard.split}/{shard.name}", target, shard, check)
             advance(shard.bytes)
-    (partial / NAME).replace(folder / NAME)
+    rename(partial / NAME, folder / NAME)
     partial.rmdir()
 
 
@@ -120,7 +121,7 @@ def _copy(url: str, target: Path, shard: ShardEntry, check: Callable[[], None]) 
     for _ in range(2):
         storage.fetch(url, part, check)
         if _is(part, shard):
-            part.rename(target)
+            rename(part, target)
             return
         part.unlink()
     raise UserError(f"{url}: does not match the manifest's size and checksum; upload it again")

@@ -33,7 +33,9 @@ def follow(directory: Path) -> int:
             heard = time.monotonic()
         elif time.monotonic() > heard + _PATIENCE_SECONDS:
             heard = time.monotonic()
-            log.info(f"{directory}: at step {standing.step:,}, no new line for {time.time() - standing.seen:.0f} s")
+            log.info(
+                f"{directory}: at step {standing.step:,}, no new line for {max(0.0, time.time() - standing.seen):.0f} s"
+            )
     log.info(f"{directory}: {standing.line} at step {standing.step:,}; now: {standing.advice}")
     if standing.command:
         print(standing.command)

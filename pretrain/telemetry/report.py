@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -360,7 +361,7 @@ def run_facts(run: RunData) -> dict[str, str]:
         facts["median tokens per second"] = f"{sorted(speeds)[len(speeds) // 2]:,.0f}"
     times = [row["time"] for row in run.metrics if row.get("time") is not None]
     if len(times) > 1:
-        facts["time from first to last logged step"] = duration(times[-1] - times[0])
+        facts["time from first to last logged step"] = duration(sum(max(0.0, b - a) for a, b in pairwise(times)))
     return {**facts, **_highlights(run), **run.told}
 
 

@@ -129,7 +129,8 @@ def _state(directory: Path, status: Mapping[str, Any], environment: Mapping[str,
     if held:
         return "running"
     ended, started = status.get("time"), _started(environment)
-    if isinstance(ended, int | float) and (started is None or ended >= started - 1):
+    of_this_start = "started" in status and status["started"] == environment.get("started")  # whatever its clock says
+    if of_this_start or (isinstance(ended, int | float) and (started is None or ended >= started - 1)):
         code = status.get("exit_code")
         known = {int(each): told for each, told in _ENDS.items()}
         return known.get(code, f"ended with exit code {code}") if isinstance(code, int) else "ended"
@@ -230,7 +231,7 @@ def _remaining(rows: Sequence[Row], steps: int | None, config: str, now: float) 
     if not paces:
         return None
     pace, last = median(paces), recent[-1]
-    left = max(0.0, (steps - last["step"]) * pace - min(now - last["time"], 60.0))
+    left = max(0.0, (steps - last["step"]) * pace - min(max(0.0, now - last["time"]), 60.0))
     if budget := re.search(r"^budget:\n  hours: ([0-9]+(?:\.[0-9]+)?)$", config, re.MULTILINE):
         left = min(left, max(0.0, float(budget[1]) * 3600 - last["step"] * pace))
     return float(left)

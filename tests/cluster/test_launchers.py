@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -40,7 +40,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def nothing_left(cluster: Cluster) -> Iterator[None]:
     yield
-    end = time.monotonic() + 60  # daemons of mpirun end after it
+    wait_for_the_end_of_all(cluster)
+
+
+def wait_for_the_end_of_all(cluster: Cluster) -> None:
+    end = time.monotonic() + 200  # daemons of mpirun end after it
     while left := [process.pid for node in NODES for process in cluster.processes(node)]:
         assert time.monotonic() < end, [psutil.Process(pid).cmdline() for pid in left if psutil.pid_exists(pid)]
         time.sleep(0.1)
@@ -105,14 +109,17 @@ class Run:
         return self.start(node, *command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1" if "--nnodes=1:2" in options else "0")
 
     def wait_for(self, step: int) -> None:
-        end = time.monotonic() + 200
-        while not any(line["step"] >= step for line in read_metrics(self.run)):
+        self.wait_until(lambda: any(line["step"] >= step for line in read_metrics(self.run)))
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        end = time.monotonic() + 600
+        while not is_so():
             assert all(process.poll() is None for process in self.processes), self.output
             assert time.monotonic() < end, self.output
             time.sleep(0.05)
 
     def wait(self) -> list[int]:
-        codes = [process.wait(240) for process in self.processes]
+        codes = [process.wait(600) for process in self.processes]
         self.processes = []
         return codes
 
@@ -179,7 +186,32 @@ def test_an_orderly_stop_and_the_same_command_again(
     assert_same(again.losses, undisturbed)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [("pdsh", signal.SIGKILL), ("pdsh", signal.SIGTERM), ("mpirun", signal.SIGKILL), ("kubernetes", signal.SIGKILL)],
+)
+def test_a_rank_that_is_killed_or_told_to_stop_and_the_same_command_again(
+    cluster: Cluster, corpus: Path, tmp_path: Path, undisturbed: dict[int, float], launcher: str, number: int
+) -> None:
+    """The one on node 2: both end, and nothing is left, whatever the launcher does."""
+    skip_without(launcher)
+    run = Run(cluster, corpus, tmp_path).by(launcher)
+    run.wait_for(25)
+    run.wait_until((run.run / "checkpoints" / "LATEST").exists)
+    (rank,) = [process for process in cluster.processes(2) if TRAIN in process.cmdline()[1:3]]
+    rank.send_signal(number)
+    run.wait()
+    wait_for_the_end_of_all(cluster)
+    stopped = json.loads((run.run / "status.json").read_text()) if number == signal.SIGTERM else None
+    assert stopped is None or stopped["exit_code"] == 75, run.output
+    again = Run(cluster, corpus, tmp_path).by(launcher)
+    assert {*again.wait()} == {0}, again.output
+    assert f"resuming at step {stopped['step'] if stopped else ''}" in again.output
+    assert_same(again.losses, undisturbed)
+
+
+@pytest.mark.timeout(1800)
 def test_torchrun_with_a_node_that_joins_and_a_rank_that_is_killed(
     cluster: Cluster, trainer: Trainer, corpus: Path, tmp_path: Path
 ) -> None:

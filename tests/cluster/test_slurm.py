@@ -1,10 +1,14 @@
 """`launch slurm` and srun on a real Slurm of two nodes: what `scontrol show job` tells, losses, leftovers."""
 
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.slurm import seconds_of
@@ -12,6 +16,7 @@ from tests.cluster import slurm as real
 from tests.cluster.cluster import NODES, Cluster, why_not
 from tests.cluster.slurm import Slurm
 from tests.support import ROOT, TINY, Trainer, later_wins, read_metrics
+from tests.unit.corpora import documents, files_of, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +126,47 @@ def test_srun_alone_and_a_script_that_forgets_it(
     told = (tmp_path / "alone.log").read_text()
     assert told.startswith("warning: SLURM_NTASKS=2 is not for this process: it trains alone; for several ranks start")
     assert json.loads((tmp_path / "alone" / "environment.json").read_text())["world_size"] == 1
+
+
+@pytest.mark.timeout(900)
+def test_a_preparation_as_an_array_with_a_task_that_is_killed(cluster: Cluster, slurm: Slurm, tmp_path: Path) -> None:
+    """Six calls share the work; one is killed and queued again while the others wait for it: the bytes of one call."""
+    for number in range(6):
+        write_jsonl(tmp_path / f"{number}.jsonl", documents(2100, number))  # above 1 MiB: a task each
+    own = ["source=jsonl", f"source.paths=[{tmp_path}/*.jsonl]", "tokenizer.vocab_size=200", "max_len=64"]
+    prepare = [sys.executable, "-m", "data_prep", *own, "bucket_mib=1", "tokenizer.sample_mib=1", "executor.workers=1"]
+    whole = cluster.start([*prepare, f"out={tmp_path / 'whole'}"], tmp_path / "whole.log")
+    out = tmp_path / "array"
+    wrapped = shlex.join([*prepare, f"out={out}", "executor=array"])
+    options = ("--parsable", "--hold", "--array=0-5", f"--chdir={ROOT}", f"--output={tmp_path}/%a.log")
+    job = slurm.run("sbatch", *options, f"--wrap={wrapped}").strip()
+    tasks = [f"{job}_{number}" for number in range(6)]
+
+    def states() -> set[str]:
+        return {slurm.job(task)["JobState"] for task in tasks}
+
+    def call(number: int) -> list[psutil.Process]:
+        found = []
+        for process in (process for node in NODES for process in cluster.processes(node)):
+            with suppress(psutil.Error):
+                if "data_prep" in process.cmdline() and process.environ().get("SLURM_ARRAY_TASK_ID") == str(number):
+                    found.append(process)
+        return found
+
+    slurm.run("scontrol", "release", tasks[3])  # it cannot finish alone, so it is there to be killed
+    slurm.wait_until(lambda: call(3) != [])
+    for process in call(3):
+        process.send_signal(signal.SIGSTOP)
+    for task in (*tasks[:3], *tasks[4:]):
+        slurm.run("scontrol", "release", task)
+    slurm.wait_until(lambda: len(list(out.glob(".work/sample/*"))) == 5)  # the shares of the others
+    slurm.wait_until(lambda: states() == {"RUNNING"})
+    slurm.run("scontrol", "requeue", tasks[3])
+    slurm.wait_until(lambda: (slurm.job(tasks[3])["JobState"], slurm.job(tasks[3])["Restarts"]) == ("PENDING", "1"))
+    slurm.wait_until(lambda: call(3) == [])
+    slurm.run("scontrol", "update", f"JobId={tasks[3]}", "StartTime=now+5")  # else in two minutes
+    slurm.wait_until(lambda: states() == {"COMPLETED"}, seconds=400)
+    told = {task: (slurm.job(task)["Restarts"], slurm.job(task)["ExitCode"]) for task in tasks}
+    assert told == {task: ("1" if task == tasks[3] else "0", "0:0") for task in tasks}
+    assert whole.wait(200) == 0, (tmp_path / "whole.log").read_text()
+    assert files_of(out) == files_of(tmp_path / "whole")

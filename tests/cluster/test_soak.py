@@ -18,9 +18,9 @@ from tests.cluster.cluster import NODES, Cluster, Training, why_not
 from tests.support import Trainer, read_metrics
 
 FAULTS = int(os.environ.get("CLOZE_SOAK_FAULTS", "6"))
-LIMIT_SECONDS = min(900, 200 + 45 * FAULTS)
+LIMIT_SECONDS = 200 + 60 * FAULTS
 SETTINGS = (
-    "steps=20000", "checkpoint.every=10", "checkpoint.keep_last=2", "watchdog.seconds=10", "watchdog.start_seconds=60",
+    "steps=20000", "checkpoint.every=10", "checkpoint.keep_last=2", "watchdog.seconds=20", "watchdog.start_seconds=240",
 )  # fmt: skip
 LAUNCH = ("restarts=100", "lost_after=6")
 KINDS = ("rank", "rank", "stop", "agent", "launcher", "connection", "link", "node")
@@ -62,13 +62,13 @@ def reached(run: Training) -> int:
 
 
 @pytest.mark.timeout(LIMIT_SECONDS)
-@pytest.mark.parametrize("faults", [FAULTS - FAULTS // 2, FAULTS // 2], ids=["first half", "second half"])
-def test_random_faults(trainer: Trainer, corpus: Path, tmp_path: Path, faults: int) -> None:
+@pytest.mark.parametrize("half", [1, 2], ids=["first half", "second half"])
+def test_random_faults(trainer: Trainer, corpus: Path, tmp_path: Path, half: int) -> None:
     if reason := why_not():
         pytest.skip(reason)
     seed = int(os.environ.get("CLOZE_SOAK_SEED", time.time_ns() % 2**32))
     print(f"\nCLOZE_SOAK_SEED={seed}")
-    rng = random.Random(seed)
+    rng, faults = random.Random(f"{seed} {half}"), (FAULTS + half % 2) // 2
     cluster = Cluster(tmp_path)
     started = time.monotonic()
     try:
@@ -81,14 +81,14 @@ def test_random_faults(trainer: Trainer, corpus: Path, tmp_path: Path, faults: i
                 time.sleep(rng.uniform(0, 6))
                 where = "in a start"
             else:
-                run.wait_for(before + rng.randint(5, 40), seconds=180)
+                run.wait_for(before + rng.randint(5, 40), seconds=600)
                 where = "training"
             name = strike(cluster, rng)
             print(f"{time.monotonic() - started:5.0f} s  step {reached(run):4}  fault {fault:2}, {where}: {name}")
             noticed = time.monotonic() + 15  # a short gap in the link may need no restart
             while run.restarts == restarts and time.monotonic() < noticed:
                 time.sleep(0.2)
-        run.wait_for(reached(run) + 20, seconds=180)
+        run.wait_for(reached(run) + 20, seconds=600)
         run.process.send_signal(signal.SIGINT)
         assert run.wait(120) == 75, run.output
         print(f"{time.monotonic() - started:5.0f} s  stopped at step {reached(run)} after {run.restarts} restarts")

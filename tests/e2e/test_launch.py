@@ -223,9 +223,12 @@ def test_a_killed_launcher_is_a_failure_without_orphans(stub: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_one_thing_to_launch_and_to_the_run(stub: Path, rank: int) -> None:
+def test_a_killed_rank_is_one_thing_to_launch_and_to_the_run(
+    stub: Path, capfd: pytest.CaptureFixture[str], rank: int
+) -> None:
     """`kill -9`, or the system for want of memory: 71, in status.json, too, where rank 0 lives to write it."""
     assert launch(stub, f"kill_rank_{rank}") == 71
+    assert "a rank was killed (SIGKILL; " in capfd.readouterr().err
     if rank:
         assert json.loads((stub / "status.json").read_text())["exit_code"] == 71
     assert alive(stub) == []

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,7 @@ from pretrain.checkpoint import Fragment, LossScale, Retention, Snapshot, Traini
 from pretrain.checkpoint import format as checkpoint_format
 from pretrain.checkpoint import writer as checkpoint_writer
 from pretrain.checkpoint.__main__ import main
-from tests.support import make_identity
+from tests.support import lose_renames, make_identity
 
 SHAPES = {"a.weight": (3, 4), "a.bias": (5,), "b.weight": (2, 2, 2)}
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "MANIFEST.json")
@@ -657,6 +658,36 @@ def test_a_share_that_cannot_be_written_is_known_at_once(tmp_path: Path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000002"]
 
 
+@pytest.mark.parametrize("name", ["step-00000002", "share-00001.safetensors", "LATEST"])
+def test_a_renaming_whose_answer_is_lost_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As by a network file system that is asked twice: there is nothing to warn of."""
+    monkeypatch.setattr(os, "replace", lose_renames({name: "the answer"}))
+    told: list[str] = []
+    ranks = [writer(tmp_path, told, rank, 2) for rank in range(2)]
+    for rank in (1, 0):
+        submit(ranks[rank], 2, lambda number, rank=rank: number % 2 == rank)
+        ranks[rank].close()
+    assert told == []
+    assert checkpoint.newest_verified(tmp_path, told.append) == tmp_path / "step-00000002"
+    assert (tmp_path / "LATEST").read_text() == "step-00000002\n"
+
+
+def test_a_renaming_that_is_lost_costs_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told like a full disk; the one before it is kept for it."""
+    monkeypatch.setattr(os, "replace", lose_renames({"step-00000002": "the renaming"}))
+    told: list[str] = []
+    one = writer(tmp_path, told, retention=Retention(keep_last=1))
+    for step in (1, 2):
+        submit(one, step)
+        one.wait()
+    assert "step-00000002: not saved ([Errno 5] its renaming was lost" in told[0]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000001"]
+    submit(one, 3)
+    one.close()
+    assert len(told) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"LATEST", "step-00000003"}
+
+
 def test_three_failures_in_a_row_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     Disk(monkeypatch, ERRORS[0])
@@ -677,7 +708,7 @@ def test_a_late_share_does_not_meet_another_try_at_its_step(tmp_path: Path) -> N
     assert not ranks[0].busy(20)
     other = make_snapshot(9)._replace(state=make_state(3))
     for rank, one in enumerate(ranks):
-        one._patience_seconds = 20.0
+        one._options = replace(one._options, patience_seconds=20.0)
         if rank:
             submit(one, 3, lambda number: number % 2 == 1)  # of the first try
             one.wait()

@@ -1,5 +1,6 @@
 """Checkpoints in a second place: whole ones only, by the same rules, and back again."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pretrain import checkpoint
 from pretrain.checkpoint import Retention, Writer, WriterOptions
 from pretrain.checkpoint.format import MANIFEST
 from pretrain.checkpoint.mirror import Mirror
+from tests.s3_front import Front, front_of, write_key
 from tests.unit.test_checkpoint import make_snapshot, same
 
 
@@ -121,6 +123,48 @@ def test_a_store_that_throttles_is_asked_again(tmp_path: Path, monkeypatch: pyte
     for name in ("upload", "listed"):
         monkeypatch.setattr(storage, name, throttled(getattr(storage, name)))
     mirror(url).push(checkpoint.write(tmp_path / "old", make_snapshot(3)))
+    found = mirror(url).pull(tmp_path / "new", told)
+    assert found is not None
+    assert same(checkpoint.load(found), make_snapshot(3))
+
+
+@pytest.fixture
+def front(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+    """Between us and the S3 server; the key is in `tmp_path / "keys"`."""
+    del store
+    with front_of(os.environ["AWS_ENDPOINT_URL"]) as made:
+        for name, value in {**write_key(tmp_path / "keys", "FIRST"), "AWS_ENDPOINT_URL": made.url}.items():
+            monkeypatch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield made
+        fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_credentials_that_expire_and_are_renewed(front: Front, tmp_path: Path) -> None:
+    """Without a new start: the file that they came from is read again."""
+    url = f"s3://bucket/runs/{tmp_path.name}"
+    one = mirror(url, keep_last=9)
+    paths = {step: checkpoint.write(tmp_path / "old", make_snapshot(step)) for step in (3, 4, 5)}
+    one.push(paths[3])
+    front.expired.add("FIRST")
+    with pytest.raises(storage.Refused, match=r"token has expired\.; check the address and your credentials"):
+        one.push(paths[4])
+    write_key(tmp_path / "keys", "SECOND")
+    one.push(paths[4])
+    front.expired.add("SECOND")
+    write_key(tmp_path / "keys", "THIRD")
+    one.push(paths[5])  # nobody notices
+    found = mirror(url).pull(tmp_path / "new", told)
+    assert found is not None
+    assert same(checkpoint.load(found), make_snapshot(5))
+    assert names(url) == [f"step-{step:08d}" for step in (3, 4, 5)]
+
+
+def test_a_server_that_says_slow_down(front: Front, tmp_path: Path) -> None:
+    url = f"s3://bucket/runs/{tmp_path.name}"
+    front.busy = 2
+    mirror(url).push(checkpoint.write(tmp_path / "old", make_snapshot(3)))
+    assert front.busy == 0
     found = mirror(url).pull(tmp_path / "new", told)
     assert found is not None
     assert same(checkpoint.load(found), make_snapshot(3))

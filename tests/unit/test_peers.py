@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import peers
-from pretrain.peers import Peer, Peers, killed_for_memory, this_process
+from pretrain.peers import Peer, Peers, cause_of_kill, killed_for_memory, this_process
 
 
 def test_who_is_gone_and_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -26,6 +26,9 @@ def test_who_is_gone_and_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
             other.wait(20)
     vmstat.write_text("oom_kill 4\n")
     assert known.told().startswith(" (rank 1 on this machine; the kernel has killed for want of memory: ")
+    assert cause_of_kill(3).startswith("the kernel has killed for want of memory: ")
+    assert cause_of_kill(4).startswith("perhaps for want of memory: the kernel's log (dmesg) tells")
     vmstat.unlink()
     assert killed_for_memory() == 0
+    assert cause_of_kill(3).startswith("perhaps for want of memory: ")
     assert known.told() == " (rank 1 on this machine)"

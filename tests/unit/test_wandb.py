@@ -11,6 +11,7 @@ import pytest
 from cloze.cli import compose
 from pretrain.config import TrainConfig
 from pretrain.telemetry.sinks import Telemetry, open_telemetry
+from tests.fuzz.wandb_answers import fuzz_run
 from tests.wandb_stub import KEY, Run, WandbStub, wandb_stub
 
 wandb = pytest.importorskip("wandb")
@@ -85,3 +86,10 @@ def test_a_key_that_is_refused_keeps_the_run_on_disk(
     assert printed.count("W&B: send this run with  wandb sync ") == 2
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     assert "hunter2" not in printed
+
+
+def test_answers_at_random_stop_nothing(stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor lose a row: fuzz_run looks. All are changed from when the run has begun."""
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
+    fuzz_run(stub, tmp_path, seed=6)
+    assert "UpsertBucket" in stub.asked
