@@ -27,6 +27,7 @@ from pretrain.evaluate.minimal_pairs import encode_pairs
 from pretrain.evaluate.pair_files import read_paradigms
 from pretrain.evaluate.pll import UNIT, Metric, Scorer
 from pretrain.export.hugging_face import be_quiet, load_packed
+from pretrain.precision import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "minimal_pairs.json"
 PAIRS = 200
@@ -110,7 +111,8 @@ def measure(model: Path, blimp: str, rounds: int, sampled_pairs: int) -> dict[st
     encoded = pairs.encoded[:PAIRS]
     plain = [pair for paradigm in paradigms for pair in paradigm.pairs][:PAIRS]
     sentences = [sentence for pair in plain for sentence in (pair.good, pair.bad)]
-    result: dict[str, Any] = {"pairs": len(encoded), "threads": torch.get_num_threads(), "rounds": rounds}
+    threads = torch.get_num_threads()
+    result: dict[str, Any] = {"cpu": cpu_name(), "pairs": len(encoded), "threads": threads, "rounds": rounds}
     theirs = minicons_scores(model)
     if theirs:
         ours = scorer.score(encoded, list(Metric)) * UNIT
