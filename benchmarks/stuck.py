@@ -1,8 +1,8 @@
 """A healthy run and five sick ones: `python benchmarks/stuck.py --source books-small.jsonl.zst --work DIR`.
 
-BERT-tiny by recipe=fast, and once each with one thing wrong. Writes results/stuck.json: held-out and training losses by
-tokens, and what the doctor says of them; and draws docs/images/stuck.svg. A run that is there already is not made again,
-so that an interrupted command goes on; `--draw` draws what the file holds.
+BERT-tiny by recipe=fast, and once each with one thing wrong. Writes results/stuck.json, held-out and training losses
+by tokens; draws docs/images/stuck.svg; prints what the doctor says of each. A run that is there already is not made
+again, so that an interrupted command goes on. `--draw` draws what the file holds.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def draw(runs: Sequence[Mapping[str, Any]], most: float = 10.0) -> str:
         for n, run in enumerate(runs)
     )
     last = drawing.HEIGHT + 16 + _LEGEND * -(-len(runs) // 2)
-    legend += f'<text x="14" y="{last}">held-out MLM loss, nats, by tokens; dashed: what word frequencies alone give</text>'
+    legend += f'<text x="14" y="{last}">held-out MLM loss, nats, by tokens; dashed: word frequencies alone</text>'
     body = text.partition(">")[2].removesuffix("</svg>")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
@@ -153,7 +153,8 @@ def main() -> int:
         if not (options.source and options.work):
             parser.error("--source and --work are needed, or --draw")
         prepare(options.source.resolve(), options.work.resolve())
-        body |= {"cpu": cpu_name(), "common": list(COMMON), "runs": [train(run, options.work.resolve()) for run in RUNS]}
+        body["cpu"], body["common"] = cpu_name(), list(COMMON)
+        body["runs"] = [train(run, options.work.resolve()) for run in RUNS]
         RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     PICTURE.write_text(draw(body["runs"]), encoding="utf-8")
     for run in body["runs"]:

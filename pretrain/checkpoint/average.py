@@ -1,8 +1,8 @@
 """The mean of the weights of a run's newest checkpoints: latest weight averaging.
 
-Kaddour 2022, "Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight Averaging": the uniform
-mean of the last few checkpoints is where a lower learning rate would have gone. It needs no state of its own: a run
-neither knows of it nor changes by it. Layer normalization keeps no statistics, so the mean is a model as it stands.
+Kaddour 2022, "Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight Averaging": in the
+middle of a schedule the uniform mean of the last few checkpoints is as good as a later one. It needs no state of its
+own: a run neither knows of it nor changes by it. Layer normalization keeps no statistics, so the mean is a whole model.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Has the model left the plateau of word frequencies, or is it sick? A verdict on a run's losses, and one line of advice.
+"""Has a model left the plateau of word frequencies, or is it sick? A verdict on a run's losses, one line of advice.
 
 A fresh BERT first learns how frequent words are, then what a text is about, and stays there, for tens of millions of
 tokens where nothing helps it to learn which tokens are near (docs/stuck.md). Its loss looks as if it had converged.
@@ -87,8 +87,8 @@ def _sickness(evaluations: Sequence[Evaluation], baseline: Baseline, against: st
     above = last.mlm_loss - frequencies
     if last.train_loss is not None and last.train_loss < _UNLIKE_SHARE * last.mlm_loss:
         return "unlike", (
-            f"far better in training, MLM loss {last.train_loss:.3f}: {against}; what it must predict can be seen there "
-            "(data.mask_share, data.random_share), or the training text repeats: see the corpus' diagnosis"
+            f"far better in training, MLM loss {last.train_loss:.3f}: {against}; what it must predict can be seen "
+            "there (data.mask_share, data.random_share), or the training text repeats: see the corpus' diagnosis"
         )
     if last.mlm_loss < _EASY_SHARE * frequencies:
         return "easy", (

@@ -153,9 +153,10 @@ def load_pretrained(auto_class: Any, folder: Path, key: str = "model", *, purpos
 def export(run: Path, out: Path, *, force: bool = False, average: int = 1) -> float:
     """Write `out` from the newest verified checkpoint of `run` (or from `run` if it is a checkpoint).
 
-    Its weights are the mean of so many checkpoints, up to that one (checkpoint/average.py). Returns the largest difference between the trainer's and the exported model's logits. Where `out` is that model
-    already, nothing is written: what was put into its card since is kept. Raises `UserError` when there is no
-    checkpoint, `out` is in the way, or the logits differ by more than `TOLERANCE`.
+    Its weights are the mean of `average` checkpoints, of which that is the last (checkpoint/average.py). Returns the
+    largest difference between the trainer's and the exported model's logits. Where `out` is that model already, nothing
+    is written: what was put into its card since is kept. Raises `UserError` when there is no checkpoint, or there are
+    not so many, `out` is in the way, or the logits differ by more than `TOLERANCE`.
     """
     source, tokenizer = _locate(run)
     refuse_within(out, tokenizer.parent)
