@@ -21,7 +21,7 @@ from pretrain.evaluate.baseline import Baseline, held_out_baseline
 from pretrain.evaluate.plateau import Evaluation, Verdict, evaluations_of, judge
 from pretrain.precision import cpu_name
 from pretrain.telemetry.report import read_metrics
-from tests.support import ROOT, environment
+from tests.support import ROOT, environment, later_wins
 
 RESULTS = Path(__file__).parent / "results" / "stuck.json"
 PICTURE = ROOT / "docs" / "images" / "stuck.svg"
@@ -48,12 +48,16 @@ class Run(NamedTuple):
 
 
 RUNS = (
-    Run("healthy", "healthy", ()),
+    Run("healthy", "healthy", ("eval.every=50",)),
     Run("high", "rate too high", ("optim.lr=2e-2", "stop_at=140")),
     Run("low", "rate too low", ("optim.lr=1e-4", "stop_at=140")),
-    Run("repeat", "a corpus of repeated lines", ("stop_at=120",), "lines"),
+    Run("repeat", "a corpus of repeated lines", ("stop_at=140",), "lines"),
     Run("leak", "labels that leak", ("data.mask_share=0", "data.random_share=0", "stop_at=60")),
-    Run("diverge", "diverges", ("optim.lr=0.1", "optim.clip=0", "schedule.warmup_fraction=0", "stop_at=60")),
+    Run(
+        "diverge",
+        "diverges",
+        ("optim.lr=1", "optim.clip=0", "schedule.warmup_fraction=0", "eval.every=10", "stop_at=40"),
+    ),
 )
 
 
@@ -87,7 +91,7 @@ def train(run: Run, work: Path) -> dict[str, Any]:
     metrics = work / "runs" / run.name / "metrics.jsonl"
     if not metrics.exists():
         own = [f"data.path={work / run.corpus}", f"runs_root={work / 'runs'}", f"run={run.name}"]
-        command = [sys.executable, "-m", "pretrain.train", *own, *COMMON, *run.overrides]
+        command = [sys.executable, "-m", "pretrain.train", *own, *later_wins(*COMMON, *run.overrides)]
         if subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode not in (0, 75):
             raise SystemExit(f"{run.name}: failed")
     baseline = held_out_baseline(work / run.corpus, 0)

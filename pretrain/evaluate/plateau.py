@@ -15,9 +15,10 @@ LEFT_NATS = 0.7  # below the frequencies' entropy: what frequencies and topic to
 _PATIENCE_TOKENS = 3_000_000  # the best recipe leaves the plateau in 2 million; before that there is nothing to say
 _TOPIC_NATS = 0.15  # below the frequencies' entropy: who knows topics is further down after a million tokens
 _TOPIC_TOKENS = 1_000_000
-_APART_TOKENS = 250_000  # two evaluations tell by so much whether a loss falls
-_FLAT_NATS = 0.02  # a loss that fell by less stands still
-_DIVERGED_NATS = 0.3  # above the frequencies' entropy: worse than a table of counts
+_EARLIER_SHARE = 0.75  # of the tokens: against evaluations up to there a loss falls or stands still
+_FLAT_NATS = 0.1  # a loss that fell by less stands still
+_DIVERGED_NATS = 0.5  # above the frequencies' entropy: in the trap a high rate's noise alone costs 0.3
+_BLIND = 2.0  # times the frequencies' entropy: no model that guesses blindly is so bad, whatever its vocabulary
 _EASY_SHARE = 0.15  # of the frequencies' entropy: large models of natural text stay above a sixth of it
 _UNLIKE_SHARE = 0.5  # of the held-out loss: no text is so much easier in training than another of its kind
 
@@ -95,12 +96,13 @@ def _sickness(evaluations: Sequence[Evaluation], baseline: Baseline, against: st
             f"too good to be true: {against}; the held-out text stands in the training text, or what it must predict "
             "can be seen: see repeated_lines and leakage in the corpus' diagnosis"
         )
-    earlier = [e.mlm_loss for e in evaluations if e.tokens <= last.tokens - _APART_TOKENS]
+    earlier = [e.mlm_loss for e in evaluations if e.tokens <= _EARLIER_SHARE * last.tokens]
     falls = bool(earlier) and last.mlm_loss < min(earlier) - _FLAT_NATS
     rose = above > _DIVERGED_NATS and last.mlm_loss > min(earlier, default=math.inf) + _DIVERGED_NATS
     patience = _TOPIC_TOKENS if earlier else _PATIENCE_TOKENS
     lost = above > _DIVERGED_NATS and last.tokens >= patience and not falls
-    if not math.isfinite(last.mlm_loss) or rose or lost:
+    blind = last.mlm_loss > _BLIND * frequencies
+    if not math.isfinite(last.mlm_loss) or blind or rose or lost:
         return "diverged", f"diverged: {against}: worse than guessing; lower optim.lr or lengthen the warm-up"
     reads_no_text = above > -_TOPIC_NATS and (last.train_loss is None or last.train_loss > frequencies - _TOPIC_NATS)
     if not earlier or last.tokens < _TOPIC_TOKENS or not reads_no_text:
@@ -111,8 +113,8 @@ def _sickness(evaluations: Sequence[Evaluation], baseline: Baseline, against: st
             "shorter warm-up where it is past it"
         )
     return "trapped", (
-        f"trapped: {against}, and standing still: it predicts words by how frequent they are, whatever the text; start "
-        "again with a lower optim.lr: it does not come out by itself"
+        f"trapped: {against}, and standing still: it predicts words by how frequent they are, whatever the text; "
+        "optim.lr is far too high, and it does not come out by itself: start again with a lower one (or is far too low)"
     )
 
 

@@ -64,11 +64,12 @@ def test_verdicts() -> None:
     ("curve", "expected"),
     [
         # (held out, training) every 0.5 million tokens
-        pytest.param([(6.6, 6.5), (6.41, 6.4), (6.4, 6.41), (6.41, 6.4)], "early slow trapped trapped", id="trap"),
+        pytest.param([(6.9, 6.8), (6.71, 6.7), (6.7, 6.68), (6.72, 6.7)], "early slow trapped trapped", id="trap"),
         pytest.param([(8.5, 8.7), (7.9, 8.1), (7.3, 7.5), (6.9, 7.0)], "early slow slow slow", id="too slow"),
         pytest.param([(8.5, 8.7), (6.6, 6.7), (6.1, 6.2), (5.6, 5.7)], "early slow early left", id="healthy"),
         pytest.param([(6.6, 6.1), (6.6, 5.6), (6.6, 5.4), (6.5, 5.2)], "early early early early", id="far bias"),
         pytest.param([(6.6, 6.5), (7.2, 7.2), (7.5, 7.5)], "early diverged diverged", id="rises"),
+        pytest.param([(40.0, 40.0), (30.0, 29.0)], "diverged diverged", id="worse than blind"),
         pytest.param([(3.0, 3.0), (0.9, 0.8), (0.5, 0.5)], "left easy easy", id="held out is known"),
         pytest.param([(7.0, 3.0), (8.0, 0.2)], "unlike unlike", id="seen in training"),
         pytest.param([(5.0, None), (6.41, None), (6.41, None)], "left trapped trapped", id="without training"),
