@@ -1,8 +1,8 @@
-"""A healthy run and five sick ones: `python benchmarks/stuck.py --source books-small.jsonl.zst --work DIR`.
+"""A healthy run, five sick ones, and the bias by seeds: `python benchmarks/stuck.py --source BOOKS --work DIR`.
 
-BERT-tiny by recipe=fast, and once each with one thing wrong. Writes results/stuck.json, held-out and training losses
-by tokens; draws docs/images/stuck.svg; prints what the doctor says of each. A run that is there already is not made
-again, so that an interrupted command goes on. `--draw` draws what the file holds.
+BERT-tiny by recipe=fast, and once each with one thing wrong; three seeds with the distance bias and without. Writes
+results/stuck.json, losses by tokens; draws docs/images/stuck.svg; prints what the doctor says of each. A run that is
+there already is not made again, so that an interrupted command goes on. `--draw` draws what the file holds.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from cloze import drawing
@@ -48,7 +49,7 @@ class Run(NamedTuple):
 
 
 RUNS = (
-    Run("healthy", "healthy", ("eval.every=50",)),
+    Run("fast-1", "healthy", ("eval.every=50",)),
     Run("high", "rate too high", ("optim.lr=2e-2", "stop_at=140")),
     Run("low", "rate too low", ("optim.lr=1e-4", "stop_at=140")),
     Run("repeat", "a corpus of repeated lines", ("stop_at=140",), "lines"),
@@ -59,6 +60,12 @@ RUNS = (
         ("optim.lr=1", "optim.clip=0", "schedule.warmup_fraction=0", "eval.every=10", "stop_at=40"),
     ),
 )
+PLAIN = ("eval.every=50", "model.distance_bias=0")
+ARMS = {  # of the comparison: by what is told of it, its runs
+    "the bias, 4e-3": [Run(f"fast-{seed}", "", ("eval.every=50", f"seed={seed}")) for seed in (1, 2, 3)],
+    "no bias, 4e-3": [Run(f"plain-{seed}", "", (*PLAIN, f"seed={seed}")) for seed in (1, 2, 3)],
+    "no bias, 2e-3": [Run("plain2e3-1", "", (*PLAIN, "optim.lr=2e-3"))],
+}
 
 
 def prepare(source: Path, work: Path) -> None:
@@ -86,18 +93,23 @@ def _prepare(source: Path, out: Path, tokenizer: str) -> None:
     subprocess.run([sys.executable, "-m", *command, *more], check=True, cwd=ROOT, env=environment())
 
 
-def train(run: Run, work: Path) -> dict[str, Any]:
-    """The run's losses by tokens; trained where it is not there."""
+def train(run: Run, work: Path) -> list[dict[str, Any]]:
+    """Its rows of metrics; trained where it is not there."""
     metrics = work / "runs" / run.name / "metrics.jsonl"
     if not metrics.exists():
         own = [f"data.path={work / run.corpus}", f"runs_root={work / 'runs'}", f"run={run.name}"]
         command = [sys.executable, "-m", "pretrain.train", *own, *later_wins(*COMMON, *run.overrides)]
         if subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode not in (0, 75):
             raise SystemExit(f"{run.name}: failed")
-    baseline = held_out_baseline(work / run.corpus, 0)
+    return read_metrics(metrics)
+
+
+def losses_of(run: Run, work: Path) -> dict[str, Any]:
+    """In training and held out, by tokens, beside what guessing gives."""
+    rows, baseline = train(run, work), held_out_baseline(work / run.corpus, 0)
     assert baseline
-    accuracies = [row["eval/mlm_accuracy"] for row in read_metrics(metrics) if "eval/mlm_loss" in row]
-    found = evaluations_of(read_metrics(metrics))
+    accuracies = [row["eval/mlm_accuracy"] for row in rows if "eval/mlm_loss" in row]
+    found = evaluations_of(rows)
     return {
         "name": run.name,
         "told": run.told,
@@ -109,6 +121,25 @@ def train(run: Run, work: Path) -> dict[str, Any]:
             for one, accuracy in zip(found, accuracies, strict=True)
         ],
     }
+
+
+def arm_of(told: str, runs: Sequence[Run], work: Path) -> dict[str, Any]:
+    """Held-out loss, accuracy and accuracy of pairs by tokens, of each seed."""
+    keys = ("tokens", "eval/mlm_loss", "eval/mlm_accuracy", "eval/nsp_accuracy")
+    every = [[row for row in train(run, work) if "eval/mlm_loss" in row] for run in runs]
+    curves = [[[round(row[key], 4) for key in keys] for row in rows] for rows in every]
+    return {"told": told, "overrides": [list(run.overrides) for run in runs], "curves": curves}
+
+
+def told_ends(arm: Mapping[str, Any]) -> str:
+    """A row of docs/stuck.md: means ± standard errors over seeds, of one seed its figures."""
+    ends = [curve[-1] for curve in arm["curves"]]
+    cells = []
+    for column, scale, digits in ((1, 1.0, 3), (2, 100.0, 1), (3, 100.0, 1)):
+        values = [scale * end[column] for end in ends]
+        error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+        cells.append(f"{fmean(values):.{digits}f}{error}")
+    return f"| {arm['told']} | {len(ends)} | {' | '.join(cells)} |"
 
 
 def verdicts(run: Mapping[str, Any]) -> list[Verdict]:
@@ -158,7 +189,8 @@ def main() -> int:
             parser.error("--source and --work are needed, or --draw")
         prepare(options.source.resolve(), options.work.resolve())
         body["cpu"], body["common"] = cpu_name(), list(COMMON)
-        body["runs"] = [train(run, options.work.resolve()) for run in RUNS]
+        body["runs"] = [losses_of(run, options.work.resolve()) for run in RUNS]
+        body["arms"] = [arm_of(told, runs, options.work.resolve()) for told, runs in ARMS.items()]
         RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     PICTURE.write_text(draw(body["runs"]), encoding="utf-8")
     for run in body["runs"]:

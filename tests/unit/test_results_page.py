@@ -1,16 +1,17 @@
 """The figures of docs/results.md, and of the pages beside it, are those that the runs left in benchmarks/results."""
 
 import json
+import runpy
 from collections.abc import Iterator
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 
-from benchmarks import stuck
 from tests.support import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
+STUCK = runpy.run_path(str(ROOT / "benchmarks" / "stuck.py"))
 
 
 def curve_rows(run: dict[str, Any]) -> Iterator[str]:
@@ -87,7 +88,7 @@ def test_the_disturbed_run_is_its_run() -> None:
 
 
 SICK = {
-    "healthy": "left",
+    "fast-1": "left",
     "high": "trapped",
     "low": "slow",
     "repeat": "easy",
@@ -104,7 +105,7 @@ def sick_runs() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("run", sick_runs(), ids=lambda run: run["name"])
 def test_the_doctor_knows_each_sick_run_and_its_page_says_how(run: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "stuck.md").read_text(encoding="utf-8")
-    last = stuck.verdicts(run)[-1]
+    last = STUCK["verdicts"](run)[-1]
     assert last.state == SICK[run["name"]]
     tokens, held_out, training, _ = run["curve"][-1]
     cells = (run["told"], " ".join(f"`{word}`" for word in run["overrides"]), f"{tokens / 1e6:.2f} million")
@@ -112,7 +113,15 @@ def test_the_doctor_knows_each_sick_run_and_its_page_says_how(run: dict[str, Any
     assert f"{last.line}\n" in page
 
 
+def test_three_seeds_with_the_bias_and_without_are_their_runs() -> None:
+    page = (ROOT / "docs" / "stuck.md").read_text(encoding="utf-8")
+    arms = json.loads((RESULTS / "stuck.json").read_text(encoding="utf-8"))["arms"]
+    assert [len(arm["curves"]) for arm in arms] == [3, 3, 1]
+    for arm in arms:
+        assert STUCK["told_ends"](arm) in page
+
+
 def test_the_picture_of_the_sick_runs_is_drawn_from_their_figures() -> None:
     runs = sick_runs()
     assert [run["name"] for run in runs] == [*SICK]
-    assert (ROOT / "docs" / "images" / "stuck.svg").read_text(encoding="utf-8") == stuck.draw(runs)
+    assert (ROOT / "docs" / "images" / "stuck.svg").read_text(encoding="utf-8") == STUCK["draw"](runs)
