@@ -3,6 +3,7 @@
 from collections import Counter
 from math import isnan, log
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cloze.corpus.shards import Split
 from pretrain.evaluate.baseline import Baseline, held_out_baseline
 from pretrain.evaluate.doctor import Doctor
 from pretrain.evaluate.plateau import Evaluation, evaluations_of, judge
+from pretrain.session import baseline_of
 from tests.support import make_corpus
 
 BASELINE = Baseline(mlm_loss=6.4, mlm_accuracy=0.06, nsp_accuracy=0.6)
@@ -37,6 +39,13 @@ def test_the_baseline_is_a_count(tmp_path: Path, baked_draws: int) -> None:
     assert found.mlm_loss == pytest.approx(-sum(n / total * log(n / total) for n in counts.values()))
     assert found.mlm_accuracy == pytest.approx(max(counts.values()) / total)
     assert found.nsp_accuracy == pytest.approx(max(sum(labels), len(labels) - sum(labels)) / len(labels))
+
+
+def test_few_evaluated_samples_are_held_against_the_frequencies_of_many(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "c")
+    corpus: Any = SimpleNamespace(corpora=[SimpleNamespace(directory=tmp_path / "c")])
+    config: Any = SimpleNamespace(eval=SimpleNamespace(max_samples=1))
+    assert baseline_of(corpus, config) == held_out_baseline(tmp_path / "c", 0) != held_out_baseline(tmp_path / "c", 1)
 
 
 def states(*losses: float, every: int = 1_000_000) -> list[str]:
