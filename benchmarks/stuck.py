@@ -63,7 +63,7 @@ RUNS = (
 PLAIN = ("eval.every=50", "model.distance_bias=0")
 ARMS = {  # of the comparison: by what is told of it, its runs
     "the bias, 4e-3": [Run(f"fast-{seed}", "", ("eval.every=50", f"seed={seed}")) for seed in (1, 2, 3)],
-    "no bias, 4e-3": [Run(f"plain-{seed}", "", (*PLAIN, f"seed={seed}")) for seed in (1, 2, 3)],
+    "no bias, 4e-3": [Run(f"plain-{seed}", "", (*PLAIN, f"seed={seed}")) for seed in (1, 2)],
     "no bias, 2e-3": [Run("plain2e3-1", "", (*PLAIN, "optim.lr=2e-3"))],
 }
 
