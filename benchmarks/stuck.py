@@ -61,10 +61,15 @@ RUNS = (
     ),
 )
 PLAIN = ("eval.every=50", "model.distance_bias=0")
+SHORT = (
+    *("eval.every=50", "optim=muon", "optim.lr=4e-3", "steps=400", "schedule.warmup_fraction=0.12"),
+    "model.distance_bias=[[0,1.0],[0.1,1.0],[0.625,0.01],[0.625,0]]",
+)
 ARMS = {  # of the comparison: by what is told of it, its runs
     "the bias, 4e-3": [Run(f"fast-{seed}", "", ("eval.every=50", f"seed={seed}")) for seed in (1, 2, 3)],
-    "no bias, 4e-3": [Run(f"plain-{seed}", "", (*PLAIN, f"seed={seed}")) for seed in (1, 2)],
+    "no bias, 4e-3": [Run(f"plain-{seed}", "", (*PLAIN, f"seed={seed}")) for seed in (1, 2, 3)],
     "no bias, 2e-3": [Run("plain2e3-1", "", (*PLAIN, "optim.lr=2e-3"))],
+    "a shorter bias, Muon, 4e-3, 400 steps": [Run("short-muon-1", "", SHORT)],
 }
 
 
@@ -93,7 +98,7 @@ def _prepare(source: Path, out: Path, tokenizer: str) -> None:
     subprocess.run([sys.executable, "-m", *command, *more], check=True, cwd=ROOT, env=environment())
 
 
-def train(run: Run, work: Path) -> list[dict[str, Any]]:
+def train(run: Run, work: Path) -> Sequence[Mapping[str, Any]]:
     """Its rows of metrics; trained where it is not there."""
     metrics = work / "runs" / run.name / "metrics.jsonl"
     if not metrics.exists():
