@@ -51,8 +51,8 @@ def main(options: Namespace) -> int:
 def _trained(model: Path) -> Trained:
     told = ownership.marked(model, ownership.EXPORT) or {}
     try:
-        return Trained(**{name: told[name] for name in Trained.__dataclass_fields__})
-    except KeyError:
+        return Trained(**{name: told[name] for name in Trained.__dataclass_fields__ if name in told})
+    except TypeError:
         raise UserError(
             f"{model}: does not say of which step it is; write it by `python -m pretrain.export`, again if it is of an "
             "earlier version"

@@ -45,6 +45,11 @@ class LossWatch:
         self._said = True
         return f"step {step}: {self._above(self._mlm[-1])}"
 
+    @property
+    def mlm_loss(self) -> float | None:
+        """Of the last line of metrics."""
+        return self._mlm[-1] if self._mlm else None
+
     def verdict(self) -> str | None:
         """What is wrong with a model that ends no better than guessing; None where nothing is known to be."""
         if not self._mlm or self._mlm[-1] <= self._guess:

@@ -57,7 +57,7 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         if is_due(progress.step, config.log.every):
             metrics.log()
         held_out, grammar = (is_due(progress.step, n) for n in (config.eval.every, config.eval.grammar_every))
-        evaluate_now(session, held_out=held_out, grammar=grammar)
+        evaluate_now(session, metrics.watch.mlm_loss, held_out=held_out, grammar=grammar)
         if is_due(progress.step, config.checkpoint.every) or progress.step in config.kept_steps:
             saved = save(session)
         session.watchdog.tick()
@@ -70,7 +70,7 @@ def train(session: Session, steps: Iterable[Sequence[MicroBatch]]) -> ExitCode:
         progress.verdict = verdict
         session.process.log.warning(f"step {progress.step}: {verdict}")
     if outcome is ExitCode.OK:
-        evaluate_now(session, held_out=not held_out, grammar=not grammar)
+        evaluate_now(session, metrics.watch.mlm_loss, held_out=not held_out, grammar=not grammar)
     if saved != progress.step:
         save(session)
     wait_for_writer(session)
@@ -133,8 +133,8 @@ def next_batch_size(session: Session) -> int:
     return session.curriculum.batch_size(progress.samples)
 
 
-def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
-    """Evaluate what is asked for, and log it as one."""
+def evaluate_now(session: Session, train_loss: float | None, *, held_out: bool, grammar: bool) -> None:
+    """Evaluate what is asked for, and log it as one; `train_loss` is the masked-LM loss in training, as logged last."""
     progress, tick, turn = session.progress, session.watchdog.tick, None
     if not held_out and not (grammar and session.grammar):
         return
@@ -145,7 +145,7 @@ def evaluate_now(session: Session, *, held_out: bool, grammar: bool) -> None:
             found = evaluate(session.engine, session.corpus, now, session.process, tick)
             if found and session.config.log.layers_every and session.process.is_main:
                 found |= attention_of(session)
-            beside, turn = session.doctor.examine(found, progress.tokens)
+            beside, turn = session.doctor.examine(found, progress.tokens, train_loss)
             found |= beside
         if grammar and session.grammar:
             found |= session.grammar.evaluate(session.engine, session.process, tick)

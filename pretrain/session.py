@@ -68,6 +68,8 @@ from pretrain.telemetry.sinks import Telemetry, open_telemetry
 from pretrain.telemetry.throughput import Throughput, peak_flops
 from pretrain.watchdog import StopRequest, Watchdog
 
+_BASELINE_SAMPLES = 10_000  # the entropy of few words is too low: by 0.4 nats in 384 samples with 8,192 words
+
 
 @dataclass(kw_only=True)
 class Progress:
@@ -345,8 +347,9 @@ def _yaml_of(config: TrainConfig) -> str:
 
 
 def baseline_of(corpus: TrainingCorpus, config: TrainConfig) -> Baseline | None:
-    """What guessing reaches on its held-out samples."""
-    return mean_baseline([one.directory for one in corpus.corpora], config.eval.max_samples)
+    """What guessing reaches on its held-out samples, on more of them than are evaluated where those are few."""
+    samples = config.eval.max_samples
+    return mean_baseline([one.directory for one in corpus.corpora], max(samples, _BASELINE_SAMPLES) if samples else 0)
 
 
 def open_corpora(phases: Sequence[Phase], stop: Callable[[], bool]) -> tuple[TrainingCorpus, ...]:

@@ -1,5 +1,6 @@
 """Checkpoints: their format, the writer, the mirror in an object store."""
 
+from pretrain.checkpoint.average import latest, mean_weights
 from pretrain.checkpoint.format import (
     KINDS,
     MOMENTS,
@@ -37,8 +38,10 @@ __all__ = [
     "WriterOptions",
     "assemble",
     "clear_unfinished",
+    "latest",
     "list_checkpoints",
     "load",
+    "mean_weights",
     "named_by",
     "newest_verified",
     "path_of",

@@ -7,7 +7,7 @@ directory, the corpus's manifest where the corpus is at hand. No path of anybody
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from cloze.corpus.manifest import VAL, Manifest, is_held_out, manifest_sha256, r
 from cloze.errors import UserError
 from cloze.files import json_object
 from pretrain.evaluate.baseline import Baseline
-from pretrain.evaluate.plateau import Evaluation, judge
+from pretrain.evaluate.plateau import evaluations_of, judge
 from pretrain.evaluate.results import AGREEMENT, FREQUENCIES, GAIN, GRAMMAR, OVERALL, PROBES, WITHIN_WORD
 from pretrain.telemetry.report import RunData, read_run, run_facts, thinned
 
@@ -47,6 +47,12 @@ class Trained:
     samples: int
     tokens: int
     corpus_sha256: str  # of the manifest
+    averaged_steps: Sequence[int] = ()  # of the checkpoints whose mean the weights are; (): those of `step` alone
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the mark: of weights that are no mean, as it always was."""
+        return {name: value for name, value in asdict(self).items() if name != "averaged_steps" or value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,8 @@ def gather(run: Path, trained: Trained, config: Mapping[str, Any], options: Opti
     counts = {"steps": f"{trained.step:,}", "samples": f"{trained.samples:,}", "tokens": f"{trained.tokens:,}"}
     recipe = {**(run_facts(data) if data else {}), **counts}
     recipe.pop("corpus", None)  # a path of somebody's machine
+    if trained.averaged_steps:
+        recipe["weights"] = f"mean of the checkpoints of steps {', '.join(f'{n:,}' for n in trained.averaged_steps)}"
     results = [body for path in sorted(run.glob("*.json")) if "format" in (body := json_object(path))]
     told = {
         "objective": _OBJECTIVES.get(manifest.objective if manifest else "", "masked language modelling"),
@@ -218,11 +226,8 @@ def _verdict(run: RunData) -> str | None:
     frequencies = _last(run, _PLATEAU)
     if frequencies is None:
         return None
-    rows = [row for row in run.metrics if isinstance(row.get("eval/mlm_loss"), float) and "tokens" in row]
-    found = judge(
-        [Evaluation(int(row["tokens"]), row["eval/mlm_loss"]) for row in rows],
-        Baseline(mlm_loss=frequencies, mlm_accuracy=0.0, nsp_accuracy=0.0),
-    )
+    baseline = Baseline(mlm_loss=frequencies, mlm_accuracy=0.0, nsp_accuracy=0.0)
+    found = judge(evaluations_of(run.metrics), baseline)
     return found.line.partition("; ")[0].partition(". ")[0] if found and found.state != "early" else None
 
 

@@ -12,7 +12,6 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -151,16 +150,19 @@ def load_pretrained(auto_class: Any, folder: Path, key: str = "model", *, purpos
     return model.eval()
 
 
-def export(run: Path, out: Path, *, force: bool = False) -> float:
+def export(run: Path, out: Path, *, force: bool = False, average: int = 1) -> float:
     """Write `out` from the newest verified checkpoint of `run` (or from `run` if it is a checkpoint).
 
-    Returns the largest difference between the trainer's and the exported model's logits. Where `out` is that model
-    already, nothing is written: what was put into its card since is kept. Raises `UserError` when there is no
-    checkpoint, `out` is in the way, or the logits differ by more than `TOLERANCE`.
+    Its weights are the mean of `average` checkpoints, of which that is the last (checkpoint/average.py). Returns the
+    largest difference between the trainer's and the exported model's logits. Where `out` is that model already, nothing
+    is written: what was put into its card since is kept. Raises `UserError` when there is no checkpoint, or there are
+    not so many, `out` is in the way, or the logits differ by more than `TOLERANCE`.
     """
     source, tokenizer = _locate(run)
     refuse_within(out, tokenizer.parent)
-    snapshot = checkpoint.load(source)
+    snapshot, averaged = checkpoint.load(source), checkpoint.latest(source, average, log.warning)
+    if average > 1:
+        snapshot = snapshot._replace(weights=checkpoint.mean_weights(averaged))
     model = saved_model(snapshot.config_yaml)
     facts = load_word_piece(tokenizer).facts
     trained = PackedBert(model, facts, max_len=model.max_positions)
@@ -180,10 +182,16 @@ def export(run: Path, out: Path, *, force: bool = False) -> float:
                 "nothing was exported. Please report this with your versions"
             )
         state = snapshot.state
-        then = Trained(step=state.step, samples=state.samples, tokens=state.tokens, corpus_sha256=state.identity.data)
+        then = Trained(
+            step=state.step,
+            samples=state.samples,
+            tokens=state.tokens,
+            corpus_sha256=state.identity.data,
+            averaged_steps=[checkpoint.step_of(path) for path in averaged] if average > 1 else [],
+        )
         config = yaml.safe_load(snapshot.config_yaml)
         write_card(temporary, tokenizer.parent, then, config, Options(name=out.name))
-        ownership.mark(temporary, ownership.EXPORT, **asdict(then))
+        ownership.mark(temporary, ownership.EXPORT, **then.facts)
     return difference
 
 

@@ -20,10 +20,19 @@ from typing import Any
 from cloze.errors import ExitCode
 from cloze.files import json_object
 from pretrain.evaluate.baseline import Baseline
-from pretrain.evaluate.plateau import Evaluation, Verdict, judge
+from pretrain.evaluate.plateau import Verdict, evaluations_of, judge
 from pretrain.telemetry.metrics_file import METRICS_NAME, Row, is_number, newest_rows
 
 _ALIVE_SECONDS = 120.0  # since the last row: a run whose lock is on another machine
+_STATES = {  # of learning, for people
+    "plateau": "on the plateau",
+    "left": "off the plateau",
+    "diverged": "diverged",
+    "trapped": "trapped",
+    "slow": "slow",
+    "easy": "too good to be true",
+    "unlike": "far better in training",
+}
 _PAUSE = 20.0  # times the usual gap between rows: the run stood still
 
 _ENDS = {
@@ -43,7 +52,7 @@ class Standing:
     name: str
     directory: Path
     state: str  # running, finished, stopped, failed, stuck, out of disk, refused, killed or not begun
-    learning: str  # diverged, on the plateau, off the plateau, or nothing where nothing is known
+    learning: str  # one of _STATES, or nothing where nothing is known
     step: int
     steps: int | None
     tokens: int | None
@@ -79,7 +88,7 @@ def standing_of(directory: Path, rows: Sequence[Row] | None = None, now: float |
         _changed(directory / METRICS_NAME), _changed(directory / "environment.json"), _number(status.get("time")) or 0
     )
     state = _state(directory, status, environment, now - seen if seen else math.inf)
-    verdict = _verdict(evaluation, state, status)
+    verdict = _verdict(rows, state, status)
     found = re.search(r"^steps: ([0-9]{1,15})$", config, re.MULTILINE)
     steps = int(found[1]) if found else None
     speeds = [speed for row in rows[-32:] if (speed := _number(row.get("throughput/tokens_per_second")))]
@@ -157,12 +166,11 @@ def _started(environment: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _verdict(evaluation: Row, state: str, status: Mapping[str, Any]) -> Verdict | None:
-    loss, baseline = _number(evaluation.get("eval/mlm_loss")), _number(evaluation.get("eval/frequencies_loss"))
-    found = None
-    if evaluation and baseline is not None:
-        tokens = _whole(evaluation.get("tokens")) or 0
-        found = judge([Evaluation(tokens, math.nan if loss is None else loss)], Baseline(baseline, 0.0, 0.0))
+def _verdict(rows: Sequence[Row], state: str, status: Mapping[str, Any]) -> Verdict | None:
+    evaluation: Row = next((row for row in reversed(rows) if "eval/mlm_loss" in row), {})
+    baseline, found = _number(evaluation.get("eval/frequencies_loss")), None
+    if baseline is not None:
+        found = judge(evaluations_of(rows), Baseline(baseline, 0.0, 0.0))
         left = _number(evaluation.get("eval/left_plateau_tokens"))
         if found and found.state == "left" and left is not None:
             found = found._replace(left_at_tokens=int(left))
@@ -175,9 +183,7 @@ def _verdict(evaluation: Row, state: str, status: Mapping[str, Any]) -> Verdict 
 def _learning(verdict: Verdict | None, last: Row) -> str:
     if last.get("train/loss", 0.0) is None:  # not finite
         return "diverged"
-    return {"diverged": "diverged", "plateau": "on the plateau", "left": "off the plateau"}.get(
-        verdict.state if verdict else "", ""
-    )
+    return _STATES.get(verdict.state if verdict else "", "")
 
 
 def _advice(
@@ -190,7 +196,7 @@ def _advice(
     """What to do, and a command for it."""
     again, run = _again(environment), shlex.quote(str(directory))
     out = shlex.quote(f"out/{directory.name}")
-    trouble = verdict.line if verdict and verdict.state in ("diverged", "plateau") else ""
+    trouble = verdict.line if verdict and verdict.is_trouble else ""
     if state == "running":
         return trouble or "nothing: it trains", f"python -m pretrain.runs follow {run}"
     if state == "finished" and trouble:

@@ -57,6 +57,7 @@ def test_card_tells_corpus_recipe_curves_and_limits(tmp_path: Path, corpus: Path
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "config.yaml").write_text(f"steps: 3\noptim: {{lr: 0.001}}\ndata: {{path: {corpus}}}\n")
     text = card(tmp_path / "out", corpus, run)
+    assert "mean of the checkpoints" not in text
     front = yaml.safe_load(text.split("---")[1])
     assert front == {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["bert"]}
     manifest = read_manifest(corpus)
@@ -322,6 +323,16 @@ def test_the_command_pushes_and_after_a_fault_the_same_command_does(
     card = Hub.files["README.md"].decode()
     assert "a table" in card
     assert 'pipeline("fill-mask", model="ann/books")' in card
+    # a mean of both checkpoints is another model, and its card, anew, says so
+    mean = tmp_path / "mean"
+    assert export.main([str(run), str(mean), "--average", "2"]) == 0
+    assert renewed.main([str(run), str(mean)]) == 0
+    assert "| weights | mean of the checkpoints of steps 1, 2 |" in (mean / "README.md").read_text()
+    two = [load_hugging_face(path).state_dict() for path in sorted((run / "checkpoints").glob("step-*"))]
+    for name, value in AutoModelForPreTraining.from_pretrained(mean).state_dict().items():
+        torch.testing.assert_close(value, sum(weights[name] for weights in two) / 2)
+    assert export.main([str(run), str(tmp_path / "three"), "--average", "3"]) == 64
+    assert "--average 3: " in capsys.readouterr().err
     # another checkpoint is another model
     assert export.main([str(run / "checkpoints" / "step-00000001"), str(out)]) == 64
     assert "not empty; name another directory, or add --force" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -464,6 +465,54 @@ def test_retention_equals_the_rule(
     left = {path.name for path in folder.iterdir()}
     assert left == {f"step-{step:08d}" for step in steps if step not in expected}
     assert f"step-{newest:08d}" in left
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=5, unique=True),
+    st.integers(1, 3),
+    st.frozensets(st.integers(1, 20), max_size=6),
+    st.integers(0, 2),
+)
+def test_the_mean_of_the_latest_equals_the_rule(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int], count: int, damaged: frozenset[int], later: int
+) -> None:
+    """Against fractions, element by element: the last sound ones up to the one that is named."""
+    folder = tmp_path_factory.mktemp("mean")
+    ordered, told = sorted(steps), list[str]()
+    newest = ordered[max(0, len(ordered) - 1 - later)]
+    for step in steps:
+        path = checkpoint.write(folder, make_snapshot(step))
+        if step in damaged and step != newest:
+            flip(path / "model.safetensors")
+    sound = [step for step in ordered if step <= newest and (step == newest or step not in damaged)]
+    if len(sound) < count:
+        with pytest.raises(UserError, match=f"--average {count}: .* holds {len(sound)} sound up to step {newest}"):
+            checkpoint.latest(checkpoint.path_of(folder, newest), count, told.append)
+        return
+    found = checkpoint.latest(checkpoint.path_of(folder, newest), count, told.append)
+    assert [checkpoint.step_of(path) for path in found] == sound[-count:]
+    assert len(told) == sum(step in damaged for step in ordered if sound[-count] < step < newest)
+    mean = checkpoint.mean_weights(found)
+    assert mean.keys() == SHAPES.keys()
+    for name, value in mean.items():
+        every = [make_snapshot(step).weights[name].flatten().tolist() for step in sound[-count:]]
+        expected = [float(sum(map(Fraction, column)) / count) for column in zip(*every, strict=True)]
+        assert value.dtype == torch.float32
+        assert value.shape == SHAPES[name]
+        assert value.flatten().tolist() == pytest.approx(expected, rel=1e-7, abs=1e-12)
+
+
+def test_a_mean_of_none_and_of_different_models_is_one_line(tmp_path: Path) -> None:
+    snapshot = make_snapshot(1)
+    first = checkpoint.write(tmp_path, snapshot)
+    wide = {name: torch.cat([value, value]) for name, value in snapshot.weights.items()}
+    moments = {name: torch.cat([value, value]) for name, value in snapshot.moments.items()}
+    other = checkpoint.write(tmp_path, Snapshot(make_state(2), wide, moments, "run: r\n"))
+    with pytest.raises(UserError, match=r"step-00000002: is of another model than .*step-00000001; average fewer"):
+        checkpoint.mean_weights([first, other])
+    with pytest.raises(UserError, match=r"--average 0: must be at least 1"):
+        checkpoint.latest(first, 0, quiet)
 
 
 def test_a_half_removed_checkpoint_does_not_look_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

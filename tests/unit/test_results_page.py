@@ -1,13 +1,17 @@
 """The figures of docs/results.md, and of the pages beside it, are those that the runs left in benchmarks/results."""
 
 import json
+import runpy
 from collections.abc import Iterator
 from statistics import fmean, stdev
 from typing import Any
 
+import pytest
+
 from tests.support import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
+STUCK = runpy.run_path(str(ROOT / "benchmarks" / "stuck.py"))
 
 
 def curve_rows(run: dict[str, Any]) -> Iterator[str]:
@@ -182,3 +186,43 @@ def test_the_disturbed_run_is_its_run() -> None:
     apart = max(abs(a - b) for a, b in zip(run["calm"], run["disturbed"], strict=True))
     assert apart <= run["largest_difference"] + 1e-5
     assert f"is {run['largest_difference']:.1e} nats" in page
+
+
+SICK = {
+    "fast-1": "left",
+    "high": "trapped",
+    "low": "slow",
+    "repeat": "unlike",
+    "leak": "unlike",
+    "diverge": "diverged",
+}
+
+
+def sick_runs() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS / "stuck.json").read_text(encoding="utf-8"))["runs"]
+    return found
+
+
+@pytest.mark.parametrize("run", sick_runs(), ids=lambda run: run["name"])
+def test_the_doctor_knows_each_sick_run_and_its_page_says_how(run: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "stuck.md").read_text(encoding="utf-8")
+    last = STUCK["verdicts"](run)[-1]
+    assert last.state == SICK[run["name"]]
+    tokens, held_out, training, _ = run["curve"][-1]
+    cells = (run["told"], " ".join(f"`{word}`" for word in run["overrides"]), f"{tokens / 1e6:.2f} million")
+    assert f"| {' | '.join(cells)} | {training:.2f} | {held_out:.2f} | {run['frequencies_loss']:.2f} |" in page
+    assert f"{last.line}\n" in page
+
+
+def test_the_seeds_with_the_bias_and_without_are_their_runs() -> None:
+    page = (ROOT / "docs" / "stuck.md").read_text(encoding="utf-8")
+    arms = json.loads((RESULTS / "stuck.json").read_text(encoding="utf-8"))["arms"]
+    assert [len(arm["curves"]) for arm in arms] == [len(runs) for runs in STUCK["ARMS"].values()]
+    for arm in arms:
+        assert STUCK["told_ends"](arm) in page
+
+
+def test_the_picture_of_the_sick_runs_is_drawn_from_their_figures() -> None:
+    runs = sick_runs()
+    assert [run["name"] for run in runs] == [*SICK]
+    assert (ROOT / "docs" / "images" / "stuck.svg").read_text(encoding="utf-8") == STUCK["draw"](runs)

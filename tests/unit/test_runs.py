@@ -80,7 +80,7 @@ def test_what_a_person_should_do_now(tmp_path: Path) -> None:
             (50_000_000, 3.0, "export the model, then score or fine-tune it"),
         ]
     ):
-        found = {"eval/frequencies_loss": 6.3, "eval/mlm_loss": loss, "tokens": tokens}
+        found = {"eval/frequencies_loss": 6.3, "train/mlm_loss": loss, "eval/mlm_loss": loss, "tokens": tokens}
         standing = standing_of(run_of(tmp_path / str(number), ended=0, evaluation=found))
         assert standing.advice.startswith(words)
         assert ("pretrain.export" in (standing.command or "")) == (loss == 3.0)
@@ -92,12 +92,15 @@ def test_what_a_person_should_do_now(tmp_path: Path) -> None:
         ({"eval/mlm_loss": 3.0}, "off the plateau"),
         ({"eval/mlm_loss": 6.0}, "on the plateau"),
         ({"eval/mlm_loss": 9.0}, "diverged"),
+        ({"eval/mlm_loss": 0.5}, "too good to be true"),
+        ({"eval/mlm_loss": 9.0, "train/mlm_loss": 1.0}, "far better in training"),
         ({"eval/mlm_loss": 6.0, "tokens": 100}, ""),
         ({"train/loss": None}, "diverged"),
     ],
 )
 def test_what_its_losses_say(tmp_path: Path, found: dict[str, Any], learning: str) -> None:
-    run = run_of(tmp_path / "a", ended=0, evaluation={"eval/frequencies_loss": 6.3, "tokens": 50_000_000} | found)
+    known = {"eval/frequencies_loss": 6.3, "train/mlm_loss": 6.0, "tokens": 50_000_000}
+    run = run_of(tmp_path / "a", ended=0, evaluation=known | found)
     assert standing_of(run).learning == learning
 
 
