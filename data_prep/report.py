@@ -7,7 +7,7 @@ from pathlib import Path
 from cloze.cli import command, parser
 from cloze.corpus.diagnosis import tell
 from cloze.corpus.manifest import read_manifest
-from cloze.corpus.report import EARLIER_MARK, PAGE_MARK, of_corpus, report, words_of
+from cloze.corpus.report import EARLIER_MARK, PAGE_MARK, of_corpus, report, train_command, words_of
 from cloze.corpus.tokenizer import load_tokenizer, save_tokenizer
 from cloze.corpus.vocabulary import extended
 from cloze.errors import ExitCode, UserError
@@ -43,8 +43,7 @@ def main(options: Namespace) -> int:
     print(f"{out}: {len(page) / 1e3:,.0f} kB")
     if options.extend:
         print(_extend(options.directory, options.extend, options.words))
-    words = (f"data.path={options.directory}", f"run={options.directory.resolve().name}", "model=tiny")
-    closing(f"{out}: open it in a browser", "python", "-m", "launch", *words)
+    closing(f"{out}: open it in a browser", *train_command(options.directory))
     return ExitCode.OK
 
 
