@@ -31,6 +31,7 @@ EARLIER_MARK = "--bar: #4a7ebb"  # of pages made before they bore one
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
 _BINS = 32
 _SAMPLES = 20
+_FAST_MAX_LEN = 128  # of conf/recipe/fast.yaml
 _OPEN_SAMPLES = 6  # that are shown at once
 _LEAST_SHOWN = 0.0005  # below it a share is no more than that
 _GRAVEST = (Level.refusal, Level.warning, Level.note)
@@ -76,7 +77,7 @@ def report(directory: Path) -> str:
         f"{manifest.max_len} tokens a sample",
         verdict=_verdict(num_refusals, num_warnings),
         advice=_advice(num_refusals, num_warnings),
-        command="" if num_refusals else shlex.join(train_command(directory)),
+        command="" if num_refusals else shlex.join(train_command(directory, manifest)),
         num_refusals=num_refusals,
         num_warnings=num_warnings,
         figures=_figures(manifest),
@@ -99,10 +100,10 @@ def _verdict(num_refusals: int, num_warnings: int) -> str:
     return f"{num_warnings} warning" + "s" * (num_warnings > 1) if num_warnings else "nothing stands out"
 
 
-def train_command(directory: Path) -> tuple[str, ...]:
-    """What trains on a corpus."""
-    name = directory.resolve().name
-    return "python", "-m", "launch", f"data.path={directory}", f"run={name}", "model=tiny"
+def train_command(directory: Path, manifest: Manifest) -> tuple[str, ...]:
+    """What trains on a corpus: the recipe for small machines, where the samples are as long as it expects."""
+    name, how = directory.resolve().name, "recipe=fast" if manifest.max_len == _FAST_MAX_LEN else "model=tiny"
+    return "python", "-m", "launch", f"data.path={directory}", f"run={name}", how
 
 
 def _advice(num_refusals: int, num_warnings: int) -> str:
