@@ -320,6 +320,7 @@ ENDS = (
         "m/README.md: written; read it before you publish",
         {
             "pretrain.card._trained": lambda _: SimpleNamespace(step=-1),
+            "pretrain.card.ownership": SimpleNamespace(RUN="run", is_of=lambda *_: True),
             "pretrain.card.write_card": lambda *_: None,
             "pretrain.card.yaml": SimpleNamespace(safe_load=lambda _: {}),
         },
