@@ -15,7 +15,9 @@ _LETTER = 6.6  # pixels
 _CUT = 0.01  # of the points of a long line, at either end, that an axis need not show
 _LONG = 40  # points
 _BEYOND = 5.0  # times the least of the greatest values: a line that diverged does not flatten the others
-_DOTTED = 25  # points: a line of fewer has them drawn
+_DOTTED = 9.0  # pixels between points that are drawn as dots, too
+_LABEL_GAP = 11.5  # pixels between two labels, one above the other
+_MOST_LABELS = 24
 _SIZES = ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
 
 Value = float | None
@@ -51,8 +53,10 @@ def lines(title: str, given: Sequence[Line], *, percent: bool = False, log: bool
     body = [*frame.axes()]
     for line, points in zip(given, known, strict=True):
         colour = f"var(--c{line.colour % 8})"
+        if line.kind == "rule" and points:  # holds from one end to the other
+            line = line._replace(xs=[xs[0], *line.xs, xs[1]], ys=[points[0][1], *line.ys, points[-1][1]])
         body.append(f'<path class="line {line.kind}" stroke="{colour}" d="{frame.path(line, log)}"/>')
-        if len(points) < _DOTTED and line.kind != "rule":
+        if line.kind != "rule" and frame.is_sparse(points):
             places_xy = ((frame.x(x), frame.y(y)) for x, y in points if ys[0] <= y <= ys[1])
             body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in places_xy]
     return _svg(title, body)
@@ -67,12 +71,21 @@ def dots(title: str, given: Sequence[Dot], *, percent: bool = False, log_x: bool
     ys = _domain([(sorted(dot.y for dot in given), Line([], []))], False)
     frame = _Frame(xs, ys, percent=percent, log_x=log_x)
     body = [*frame.axes()]
+    taken: list[tuple[float, float, float]] = []  # of labels: from, to, height
     for dot in given:
-        x, y = frame.x(dot.x), frame.y(dot.y)
-        end = ' text-anchor="end"' if x > WIDTH / 2 else ""
-        aside = -7 if x > WIDTH / 2 else 7
-        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--c0)"/>')
-        body.append(f'<text class="tick" x="{x + aside:.1f}" y="{y + 4:.1f}"{end}>{html.escape(dot.label)}</text>')
+        place = f'cx="{frame.x(dot.x):.1f}" cy="{frame.y(dot.y):.1f}"'
+        body.append(f'<circle {place} r="4" fill="var(--c0)"><title>{html.escape(dot.label)}</title></circle>')
+    for dot in sorted(given, key=lambda dot: -dot.y):
+        x, y, label = frame.x(dot.x), frame.y(dot.y), html.escape(dot.label)
+        is_left = x > WIDTH / 2
+        near, far = (x - 7, x - 7 - _LETTER * len(dot.label)) if is_left else (x + 7, x + 7 + _LETTER * len(dot.label))
+        span = min(near, far), max(near, far)
+        beside = [height for low, high, height in taken if low < span[1] and span[0] < high]
+        y = max([y + 4, *(height + _LABEL_GAP for height in beside)])
+        if y < HEIGHT - _BOTTOM + _LABEL_GAP and len(taken) < _MOST_LABELS:
+            taken.append((*span, y))
+            end = ' text-anchor="end"' if is_left else ""
+            body.append(f'<text class="tick" x="{near:.1f}" y="{y:.1f}"{end}>{label}</text>')
     return _svg(title, body)
 
 
@@ -132,18 +145,18 @@ def log_ticks(low: float, high: float) -> list[float]:
     return found if len(found) > 1 else ticks(low, high, 4)
 
 
-def short(value: float) -> str:
-    """`12k`, `3.5M`, `0.001`, `2e-5`."""
+def short(value: float, largest: float = 0.0) -> str:
+    """`12k`, `3.5M`, `4,500`, `0.001`, `2e-5`; beside a number that is written out, the `largest`, `0.0005`."""
     if value == 0:
         return "0"
     size = abs(value)
     for least, unit, name in _SIZES:
         if size >= least:
             return f"{value / unit:.4g}{name}"
-    if size < 1e-3:
+    if max(size, abs(largest)) < 1e-3:
         mantissa, _, power = f"{value:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(power)}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
 
 
 class _Frame:
@@ -160,6 +173,7 @@ class _Frame:
     ) -> None:
         self._xs, self._ys, self._log_x, self._log_y, self._percent = xs, ys, log_x, log_y, percent
         self._y_ticks = log_ticks(*ys) if log_y else ticks(*ys, 5)
+        self._largest = 0.0 if log_y else max(map(abs, self._y_ticks))
         self._left = 12 + _LETTER * max(len(self._told(tick)) for tick in self._y_ticks)
 
     def x(self, value: float) -> float:
@@ -174,9 +188,16 @@ class _Frame:
             yield f'<line class="grid" x1="{self._left:.0f}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             place = f'x="{self._left - 6:.0f}" y="{y + 4:.1f}"'
             yield f'<text class="tick" text-anchor="end" {place}>{self._told(tick)}</text>'
-        for tick in log_ticks(*self._xs) if self._log_x else ticks(*self._xs, 5):
+        x_ticks = log_ticks(*self._xs) if self._log_x else ticks(*self._xs, 5)
+        largest = 0.0 if self._log_x else max(map(abs, x_ticks))
+        for tick in x_ticks:
             x = min(self.x(tick), WIDTH - _RIGHT - 4)
-            yield f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{HEIGHT - 7}">{short(tick)}</text>'
+            told = short(tick, largest)
+            yield f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{HEIGHT - 7}">{told}</text>'
+
+    def is_sparse(self, points: Sequence[tuple[float, float]]) -> bool:
+        """Whether points lie so far apart that each is worth a dot."""
+        return len(points) == 1 or abs(self.x(points[-1][0]) - self.x(points[0][0])) > _DOTTED * (len(points) - 1) > 0
 
     def path(self, line: Line, log: bool) -> str:
         """The `d` of an SVG path: gaps at None, and what is beyond the axis at its edge."""
@@ -193,7 +214,7 @@ class _Frame:
         return "".join(found)
 
     def _told(self, tick: float) -> str:
-        return f"{100 * tick:.4g}%" if self._percent else short(tick)
+        return f"{100 * tick:.4g}%" if self._percent else short(tick, self._largest)
 
 
 def _points(line: Line, log: bool) -> list[tuple[float, float]]:

@@ -172,6 +172,11 @@ class Plan:
         return hashlib.sha256(self.identity(with_versions=False).encode()).hexdigest()
 
 
+def megabytes(size: float) -> str:
+    """`12.0 MB` of bytes; of few, `0.011 MB`."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e6:.2g} MB"
+
+
 def make_plan(config: PrepConfig) -> Plan:
     """Look at the input and decide. Raises `UserError` for input or a tokenizer that will not do; writes nothing."""
     fingerprint = None

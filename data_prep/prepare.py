@@ -13,7 +13,7 @@ from cloze.patience import telling
 from cloze.redact import redact_text
 from data_prep.config import ArrayConfig, PrepConfig
 from data_prep.executors.base import Executor, executor_of
-from data_prep.plan import Plan, abandon, claimed, clear_up, finished_manifest, make_plan
+from data_prep.plan import Plan, abandon, claimed, clear_up, finished_manifest, make_plan, megabytes
 from data_prep.preview import early_findings, preview
 from data_prep.stages.base import Stage, disk_errors
 from data_prep.stages.finish import document_statistics, finish, refuse_unfit, text_findings
@@ -23,7 +23,6 @@ from data_prep.stages.reduce import REDUCE
 from data_prep.stages.sample import SAMPLE
 from data_prep.stages.tokenizer import has_short_cuts, make_tokenizer, tokenizer_directory
 
-MB = 1e6
 _LONG_BYTES = 2**26  # of text, from which it is worth a look before all of it is encoded
 
 
@@ -47,14 +46,15 @@ def main(config: PrepConfig) -> int:
 
 def _prepare(plan: Plan, executor: Executor) -> None:
     log.info(
-        f"{len(plan.files)} files, about {plan.text_bytes / MB:,.1f} MB of text: "
-        f"{len(plan.tasks)} map tasks, {plan.num_buckets} + {plan.num_all_buckets - plan.num_buckets} buckets"
+        f"{len(plan.files)} files, about {megabytes(plan.text_bytes)} of text: "
+        f"{len(plan.tasks)} map task{'s' * (len(plan.tasks) != 1)}, "
+        f"{plan.num_buckets} + {plan.num_all_buckets - plan.num_buckets} buckets"
     )
     if not tokenizer_directory(plan).is_dir() and plan.config.tokenizer.path is None:
         _run(plan, executor, SAMPLE)
     if not executor.leads:
         executor.wait_for(tokenizer_directory(plan))
-    with telling("tokenizer: training"):
+    with _endless("tokenizer: training"):
         facts = make_tokenizer(plan)
     log.info(f"tokenizer: {facts.vocab_size:,} tokens, {facts.fingerprint[:12]}")
     if executor.leads and not has_short_cuts(plan):
@@ -113,6 +113,22 @@ def _run(plan: Plan, executor: Executor, stage: Stage) -> None:
 
 
 @contextmanager
+def _endless(what: str) -> Iterator[None]:
+    """Of what nobody knows how much is left: a bar without an end on a terminal, else a line every ten seconds."""
+    if not sys.stderr.isatty():
+        with telling(what):
+            yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
+@contextmanager
 def _progress(stage: Stage, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, else a line now and then; on stderr."""
     if sys.stderr.isatty():
@@ -150,10 +166,10 @@ def _summarize(plan: Plan, seconds: float | None) -> None:
         rows.append((f"  {source['kind']} {(source['paths'] or [''])[0]}", text))
     rows += [(name, _described(split, manifest.objective)) for name, split in manifest.splits.items()]
     size = sum(shard.bytes for shard in manifest.shards)
-    rows.append(("shards", f"{len(manifest.shards)} in {plan.config.out}, {size / MB:,.1f} MB"))
+    rows.append(("shards", f"{len(manifest.shards)} in {plan.config.out}, {megabytes(size)}"))
     if seconds is not None:
-        text = documents["bytes"] / MB
-        rows.append(("speed", f"{text:,.1f} MB of text in {seconds:.1f} s: {text / seconds:.1f} MB/s"))
+        text = documents["bytes"]
+        rows.append(("speed", f"{megabytes(text)} of text in {seconds:.1f} s: {megabytes(text / seconds)}/s"))
     for name, value in rows:
         print(f"{name:28} {redact_text(value)}")
     diagnosis.tell(diagnosis.stored(manifest), plan.config.diagnosis.ignore)

@@ -20,7 +20,7 @@ from cloze.corpus.tokenizer import CorpusTokenizer
 from cloze.errors import ExitCode, UserError
 from cloze.log import closing
 from data_prep.config import Objective
-from data_prep.plan import Plan, given_tokenizer
+from data_prep.plan import Plan, given_tokenizer, megabytes
 from data_prep.stages.buckets import Documents, documents_table
 from data_prep.stages.documents import Piece, Tally, pieces, source_of
 from data_prep.stages.map import batches, encoded, longest_sentence
@@ -71,7 +71,7 @@ def preview(plan: Plan) -> int:
     shards = tokens * growth * _BYTES_A_TOKEN * plan.config.passes / 1e6
     hours = seconds * growth / 3600
     worker = _WORKER_MB + 1.7 * max(plan.config.bucket_mib, plan.text_bytes / plan.num_buckets / 2**20)
-    print(f"{read:,} documents, {size / 1e6:,.1f} MB of about {plan.text_bytes / 1e6:,.1f} MB looked at")
+    print(f"{read:,} documents, {megabytes(size)} of about {megabytes(plan.text_bytes)} looked at")
     print(f"to expect: shards of about {shards:,.0f} MB, {hours:,.2f} core hours, {worker:,.0f} MB of memory a worker")
     diagnosis.tell(look.findings, plan.config.diagnosis.ignore)
     closing(

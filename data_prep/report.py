@@ -5,9 +5,17 @@ from argparse import Namespace
 from pathlib import Path
 
 from cloze.cli import command, parser
-from cloze.corpus.diagnosis import tell
+from cloze.corpus.diagnosis import Level, tell
 from cloze.corpus.manifest import read_manifest
-from cloze.corpus.report import EARLIER_MARK, PAGE_MARK, of_corpus, report, tokens_of, words_of
+from cloze.corpus.report import (
+    EARLIER_MARK,
+    PAGE_MARK,
+    of_corpus,
+    report,
+    tokens_of,
+    train_command,
+    words_of,
+)
 from cloze.corpus.tokenizer import load_tokenizer, save_tokenizer
 from cloze.corpus.vocabulary import extended, unknown_words
 from cloze.errors import ExitCode, UserError
@@ -42,14 +50,14 @@ def main(options: Namespace) -> int:
         write_whole(out, page)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
-    tell(of_corpus(options.directory, read_manifest(options.directory)))
+    manifest = read_manifest(options.directory)
+    tell(found for found in of_corpus(options.directory, manifest) if found.level is not Level.note)  # the page has all
     print(f"{out}: {len(page) / 1e3:,.0f} kB")
     if options.extend:
         print(_extend(options.directory, options.extend, options.words, options.into))
     elif options.into:
         raise UserError(f"--into {options.into}: says whose words to extend; name a new directory with --extend")
-    words = (f"data.path={options.directory}", f"run={options.directory.resolve().name}", "model=tiny")
-    closing(f"{out}: open it in a browser", "python", "-m", "launch", *words)
+    closing(f"{out}: open it in a browser", *train_command(options.directory, manifest))
     return ExitCode.OK
 
 

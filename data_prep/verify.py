@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cloze.cli import command, parser
 from cloze.corpus.manifest import read_manifest
+from cloze.corpus.report import train_command
 from cloze.corpus.verify import faults
 from cloze.errors import ExitCode
 from cloze.log import closing, log
@@ -30,8 +31,7 @@ def main(options: Namespace) -> int:
     manifest = read_manifest(directory)
     samples = sum(split.samples for split in manifest.splits.values())
     print(f"{directory} is sound: {len(manifest.shards)} shards, {samples:,} samples, every checksum, count and mask")
-    words = (f"data.path={directory}", f"run={directory.resolve().name}", "model=tiny")
-    closing("", "python", "-m", "launch", *words)
+    closing("", *train_command(directory, manifest))
     return ExitCode.OK
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from cloze import cli
 from cloze.errors import ExitCode, Stopped, UserError
 from cloze.log import closing
+from cloze.patience import telling
 from finetune.config import FinetuneConfig
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
     """Fine-tune as `config` says and write its `out`; returns the scores, averaged over the seeds."""
     try:  # here: transformers takes seconds, and --help none of them
-        from finetune.train import run
-
+        with telling("starting"):
+            from finetune.train import run
         return run(config)
     except ModuleNotFoundError as error:
         raise UserError(f"task={config.task}: needs {error.name}: pip install 'cloze[finetune]'") from None

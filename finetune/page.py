@@ -5,6 +5,7 @@ first. Fine-tuning writes it beside the model, `finetune.report` anew.
 """
 
 import json
+import math
 import shlex
 import statistics
 import time
@@ -41,6 +42,13 @@ class Figure(NamedTuple):
     name: str
     value: str
     beside: str = ""
+
+
+class Verdict(NamedTuple):
+    """Whether it was worth it."""
+
+    line: str
+    kind: str  # a class of the style sheet
 
 
 class Bar(NamedTuple):
@@ -109,8 +117,7 @@ def _page(folder: Path, out: Path, body: Mapping[str, Any]) -> str:
     config, score = saved(body["config"]), body["score"]
     others = beside(out, body)
     rows, losses = _rows(folder / PREDICTIONS), json_object(folder / LOSSES)
-    own = body["by_seed"][_best(body)][score]
-    random = _random_weights(body, others)
+    own, random = of_seeds(body, score), _random_weights(body, others)
     verdicts = {str(seed): wrong for seed, wrong in body.get("verdicts", {}).items()}
     trouble = [f"seed {seed}: the model {wrong}; more epochs, another optim.lr or another model may help"
                for seed, wrong in verdicts.items()]  # fmt: skip
@@ -126,7 +133,7 @@ def _page(folder: Path, out: Path, body: Mapping[str, Any]) -> str:
         about=f"{config.task}, from {Path(config.model).name}"
         + (" at random" if config.init.value == "random" else ""),
         trouble=trouble,
-        is_bad=str(body["model_of_seed"]) in verdicts,
+        verdict=_verdict(own, random, is_bad=str(body["model_of_seed"]) in verdicts),
         command=shlex.join(command),
         figures=[*_figures(body, own, random)],
         score=score,
@@ -148,16 +155,32 @@ def _best(body: Mapping[str, Any]) -> Any:
     return next(seed for seed in body["by_seed"] if str(seed) == str(body["model_of_seed"]))
 
 
-def _figures(body: Mapping[str, Any], own: float, random: float | None) -> Iterator[Figure]:
+def _verdict(own: Sequence[float], random: Sequence[float], *, is_bad: bool) -> Verdict:
+    if is_bad:
+        return Verdict("of little worth", "bad")
+    if random and statistics.median(own) - statistics.median(random) <= _error(own, random):
+        return Verdict("no better than random weights", "stopped")
+    return Verdict("better than guessing and random weights" if random else "better than guessing", "finished")
+
+
+def _error(own: Sequence[float], random: Sequence[float]) -> float:
+    """The standard error of the difference of two means; 0 where one of them is of one seed."""
+    if min(len(own), len(random)) < 2:
+        return 0.0
+    return math.hypot(*(statistics.stdev(scores) / math.sqrt(len(scores)) for scores in (own, random)))
+
+
+def _figures(body: Mapping[str, Any], own: Sequence[float], random: Sequence[float]) -> Iterator[Figure]:
     score, num_seeds = body["score"], len(body["by_seed"])
-    guess = body["guessing"][score]
-    yield Figure(f"{score}, this model", shown(score, [own]), f"guessing gives {shown(score, [guess])}")
+    guess, kept = body["guessing"][score], body["by_seed"][_best(body)][score]
+    yield Figure(f"{score}, this model", shown(score, [kept]), f"guessing gives {shown(score, [guess])}")
     if num_seeds > 1:
-        yield Figure(
-            f"{score}, {num_seeds} seeds", shown(score, of_seeds(body, score)).partition(" ")[0], legend(num_seeds)
-        )
-    if random is not None:
-        yield Figure("random weights", shown(score, [random]), f"pretraining gives {100 * (own - random):+.1f}")
+        median, _, mean = shown(score, own).partition(" ")
+        yield Figure(f"{score}, {num_seeds} seeds", median, f"the median; mean {mean.strip('()')}")
+    if random:
+        median, _, mean = shown(score, random).partition(" ")
+        gain = f"pretraining gives {100 * (statistics.median(own) - statistics.median(random)):+.1f}"
+        yield Figure("random weights", median, f"mean {mean.strip('()')}; {gain}" if mean else gain)
     yield Figure("examples", f"{body['train_examples']:,}", f"{body.get('dev_examples', 0):,} to score on")
     config = body["config"]
     yield Figure(
@@ -165,25 +188,24 @@ def _figures(body: Mapping[str, Any], own: float, random: float | None) -> Itera
     )
 
 
-def _bars(body: Mapping[str, Any], own: float, random: float | None) -> Iterator[Bar]:
+def _bars(body: Mapping[str, Any], own: Sequence[float], random: Sequence[float]) -> Iterator[Bar]:
     score = body["score"]
-    values = [("this model", own), ("random weights", random), ("guessing the commonest", body["guessing"][score])]
-    for name, value in values:
-        if value is not None:
-            yield Bar(
-                name, shown(score, [value]), max(0.0, min(100.0, 100 * value)), "own" if value == own else "other"
-            )
+    guessing, mine = [body["guessing"][score]], "this model" + (f", {len(own)} seeds" if len(own) > 1 else "")
+    for name, scores in ((mine, own), ("random weights", random), ("guessing the commonest", guessing)):
+        if scores:
+            percent = max(0.0, min(100.0, 100 * statistics.median(scores)))
+            yield Bar(name, shown(score, scores), percent, "own" if scores is own else "other")
 
 
-def _random_weights(body: Mapping[str, Any], others: Mapping[Path, Mapping[str, Any]]) -> float | None:
-    """The median score of the model beside this one that differs in its weights at the beginning alone."""
+def _random_weights(body: Mapping[str, Any], others: Mapping[Path, Mapping[str, Any]]) -> list[float]:
+    """The scores of the model beside this one that differs in its weights at the beginning alone; [] without one."""
     if body["config"].get("init") == "random":
-        return None
+        return []
     mine = _settings(body)
     for other in others.values():
         if other["config"].get("init") == "random" and _settings(other) == mine:
-            return statistics.median(of_seeds(other, body["score"]))
-    return None
+            return of_seeds(other, body["score"])
+    return []
 
 
 def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,11 +294,12 @@ class Tried(NamedTuple):
 
 def _grid(bodies: Mapping[Path, Mapping[str, Any]]) -> Tried:
     grid = grid_of(bodies)
+    head = ["out", *grid.head[1:]]  # one of the keys is model
     for number, key in enumerate(grid.keys):
         values, names = [own[number] for own in grid.values], [path.name for path in grid.paths]
         if svg := drawing.over_key(f"{grid.score} by {key}", values, grid.scores, names, percent=True):
-            return Tried(grid.head, grid.rows, key, svg)
-    return Tried(grid.head, grid.rows, "", "")
+            return Tried(head, grid.rows, key, svg)
+    return Tried(head, grid.rows, "", "")
 
 
 def _pairs(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -10,6 +10,8 @@ from finetune.config import flat
 from finetune.tables import legend, of_seeds, shown
 from pretrain.export.card import table
 
+_TELLS_NOTHING = ("out", "log.", "wandb.")  # keys, of a score
+
 
 class Grid(NamedTuple):
     """What was tried: a row for each model, the best median first."""
@@ -29,7 +31,8 @@ def grid_of(bodies: Mapping[Path, Mapping[str, Any]]) -> Grid:
     if len(tasks := sorted({body["config"]["task"] for body in every})) > 1:
         raise UserError(f"there are models of several tasks ({', '.join(tasks)}), whose scores do not compare")
     settings = [dict(flat(body["config"])) for body in every]
-    keys = [key for key in settings[0] if key != "out" and len({str(own.get(key)) for own in settings}) > 1]
+    keys = [key for key in settings[0] if not key.startswith(_TELLS_NOTHING)]
+    keys = [key for key in keys if len({str(own.get(key)) for own in settings}) > 1]
     score = every[0]["score"]
     names = [name for name in (score, f"mismatched_{score}", f"test_{score}") if all(name in body for body in every)]
     ranked = sorted(

@@ -5,6 +5,7 @@ reason, words, use of the vocabulary, and what masks and pairs are against what 
 or to read, and no script; bars are CSS and SVG, so that they follow the reader's theme.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,9 @@ EARLIER_MARK = "--bar: #4a7ebb"  # of pages made before they bore one
 _LOOKED_AT = 20_000  # samples, taken evenly from the first pass, for what the manifest does not tell
 _BINS = 32
 _SAMPLES = 20
+_FAST_MAX_LEN = 128  # of conf/recipe/fast.yaml
+_OPEN_SAMPLES = 6  # that are shown at once
+_LEAST_SHOWN = 0.0005  # below it a share is no more than that
 _GRAVEST = (Level.refusal, Level.warning, Level.note)
 _LETTERS = 1.15, 0.85  # rem: of the commonest word more than the rarest shown
 _ADDED = (100, 1000, 10_000)  # words, whose savings are told
@@ -53,7 +57,6 @@ def report(directory: Path) -> str:
     found = words_of(directory, manifest, tokenizer)
     scripts = _scripts(findings)
     sections: list[Section] = [
-        ("Sources", [_sources(manifest)]),
         *([("Scripts", [scripts])] if scripts.rows else []),
         ("Dropped and repaired documents", [_drops(manifest)]),
         ("Splits", _splits(manifest)),
@@ -73,15 +76,19 @@ def report(directory: Path) -> str:
         kind=f"{manifest.objective} · {manifest.masking.strategy} {manifest.masking.probability:.0%} · up to "
         f"{manifest.max_len} tokens a sample",
         verdict=_verdict(num_refusals, num_warnings),
+        advice=_advice(num_refusals, num_warnings),
+        command="" if num_refusals else shlex.join(train_command(directory, manifest)),
         num_refusals=num_refusals,
         num_warnings=num_warnings,
         figures=_figures(manifest),
         findings=findings,
         samples=_read_samples(directory, manifest),
+        num_open=_OPEN_SAMPLES,
         first_pass=pass_name(0),
         lengths=_lengths(edges, counts, most),
         lengths_cut=any(count > most for count in counts),
         lengths_drawn=drawing.bars("lengths of the samples", edges, counts, most),
+        sources=_sources(manifest),
         sections=sections,
         words=_sized(found.common),
     )
@@ -93,6 +100,18 @@ def _verdict(num_refusals: int, num_warnings: int) -> str:
     return f"{num_warnings} warning" + "s" * (num_warnings > 1) if num_warnings else "nothing stands out"
 
 
+def train_command(directory: Path, manifest: Manifest) -> tuple[str, ...]:
+    """What trains on a corpus: the recipe for small machines, where the samples are as long as it expects."""
+    name, how = directory.resolve().name, "recipe=fast" if manifest.max_len == _FAST_MAX_LEN else "model=tiny"
+    return "python", "-m", "launch", f"data.path={directory}", f"run={name}", how
+
+
+def _advice(num_refusals: int, num_warnings: int) -> str:
+    if num_refusals:
+        return "mend what stands below, then prepare it anew"
+    return "read the warnings below, then train on it" if num_warnings else "look at the samples, then train on it"
+
+
 def _figures(manifest: Manifest) -> list[tuple[str, str, str]]:
     """(what, how much, beside it) of the first screen."""
     train = manifest.splits[pass_name(0)]
@@ -102,7 +121,11 @@ def _figures(manifest: Manifest) -> list[tuple[str, str, str]]:
     return [
         ("samples in a pass", f"{train.samples:,}", f"{held_out:,} held out"),
         ("tokens in a pass", f"{train.tokens:,}", f"mean length {train.tokens / max(1, train.samples):.1f}"),
-        ("passes", f"{manifest.passes}", f"{manifest.baked_draws} mask draws in the shards"),
+        (
+            "passes",
+            f"{manifest.passes}",
+            f"{manifest.baked_draws} mask draw{'s' * (manifest.baked_draws != 1)} in the shards",
+        ),
         ("documents kept", f"{documents['kept']:,}", f"of {documents['read']:,} read"),
         ("vocabulary", f"{manifest.tokenizer.vocab_size:,}", f"tokenizer {manifest.tokenizer.fingerprint[:12]}"),
         ("shards", f"{len(manifest.shards):,}", f"{size / 1e6:,.1f} MB"),
@@ -180,7 +203,10 @@ def _scripts(findings: Iterable[Finding]) -> Table:
     """Whose letters the text has, as far as preparation counted them."""
     shares = shares_of_scripts(findings)
     most = max(shares.values(), default=1.0) or 1.0
-    return Table(("script", "of the letters", ""), [(name, f"{one:.1%}", one / most) for name, one in shares.items()])
+    return Table(
+        ("script", "of the letters", ""),
+        [(name, f"{one:.1%}" if one >= _LEAST_SHOWN else "< 0.1%", one / most) for name, one in shares.items()],
+    )
 
 
 def _splits(manifest: Manifest) -> list[Table]:

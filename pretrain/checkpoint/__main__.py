@@ -29,6 +29,8 @@ def main(options: Namespace) -> int:
     if sound:
         run = sound.parents[1]
         closing("", "python", "-m", "pretrain.export", str(run), f"out/{run.resolve().name}")
+    else:
+        closing(f"{folder}: no checkpoint is sound; copy one back from elsewhere, or train anew with another run=…")
     return ExitCode.USAGE if damaged else ExitCode.OK
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cloze.cli import command, parser
 from cloze.errors import ExitCode
-from cloze.log import log
+from cloze.log import closing, log
 from pretrain.runs.follow import follow
 from pretrain.runs.listing import compared, find, listed, table
 from pretrain.runs.server import serve
@@ -48,7 +48,9 @@ def main(options: Namespace) -> int:
     """Do what is asked; results go to stdout."""
     match options.what:
         case "diff":
-            print("\n".join(compared([find(options.root, name) for name in options.runs])))
+            runs = [find(options.root, name) for name in options.runs]
+            print("\n".join(compared(runs)))
+            closing("compared; nothing is written", "python", "-m", "pretrain.report", *map(str, runs))
         case "follow":
             return follow(find(options.root, options.run))
         case "serve":

@@ -142,6 +142,8 @@ def drawn(data: Mapping[str, Any], axis: str) -> list[Drawn]:
         ]
         if svg := drawing.lines(chart["title"], lines, percent=chart["percent"], log=chart["log"]):
             legend = [(one["name"], one["kind"], one["colour"] % 8) for one in chart["series"]]
+            if [kind for _, kind, _ in legend] == ["train"]:
+                legend = []
             found.append(Drawn(chart["title"], chart["unit"], legend, svg))
     return found
 
@@ -268,8 +270,8 @@ def _logged_curves(runs: Sequence[Lines]) -> Iterator[Chart]:
 
 
 def _given_charts(runs: Sequence[Lines], grids: _Grids) -> Iterator[dict[str, Any]]:
-    """A configuration's curves over the share of the run, a chart for each key."""
-    given = [dict(written_curves(run.config)) for run in runs]
+    """A configuration's curves over the share of the run, a chart for each key; those still to come."""
+    given = [{key: curve for key, curve in written_curves(run.config) if not _is_past(run, key)} for run in runs]
     for key in dict.fromkeys(key for found in given for key in found):
         series = []
         for number, found in enumerate(given):
@@ -291,6 +293,12 @@ def _given_charts(runs: Sequence[Lines], grids: _Grids) -> Iterator[dict[str, An
         yield {"title": f"{key} as it was set", "unit": "", "percent": False, "log": False, "axis": "share"} | {
             "series": series
         }
+
+
+def _is_past(run: Lines, key: str) -> bool:
+    """Whether the run has come to its end, and logged what became of the curve."""
+    last, steps = run.rows[-1] if run.rows else {}, run.config.get("steps")
+    return f"curves/{key}" in last and isinstance(steps, int) and last["step"] >= steps
 
 
 def _shares(curve: Curve) -> list[float]:

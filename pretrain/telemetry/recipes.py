@@ -30,8 +30,8 @@ def differences(config: Mapping[str, Any]) -> Differences:
 
 
 def differing(configs: list[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(dotted key, value in each) of the keys in which several runs differ."""
-    tables = [dict(flat(config)) for config in configs]
+    """(dotted key, value in each) of the keys in which several runs differ, but for what their recipes expect."""
+    tables = [{key: value for key, value in flat(config) if not key.startswith("expect.")} for config in configs]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = [(key, [_told(table.get(key)) if key in table else "not known" for table in tables]) for key in keys]
     return [(key, values) for key, values in rows if len({*values}) > 1 and key != "run"]

@@ -40,6 +40,7 @@ COMPARISON_NAME = "compared.html"
 _PAGE_MARK = page_mark("report on runs")
 
 _MAX_POINTS = 1000  # per curve of a card: more would only make it heavy
+_FEWEST_DOTS = 3  # runs, of which what came of a key is drawn
 _COLUMNS = 6  # evaluations whose predictions stand side by side
 _TEMPLATES = Path(__file__).parent / "templates"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
@@ -187,11 +188,40 @@ def report_page(runs: Sequence[RunData], tables: Sequence[Table] = (), axis: str
         tables=tables,
         known=known,
         differing=apart,
-        outcomes=[*_outcomes(runs, apart)],
+        outcomes=[*_outcomes(runs, apart)] if len(runs) >= _FEWEST_DOTS else [],
+        best=None if one else _best(runs, apart),
         predictions=[(run.label, *_shown(found)) for run in runs if (found := read_predictions(run.directory)).guesses],
         findings=_findings(runs[0]) if one else [],
         files=[file for run in runs for file in _files(run)],
     )
+
+
+class Best(NamedTuple):
+    """Which of several runs is ahead, and why that may say less than it seems."""
+
+    line: str
+    caution: str
+
+
+def _best(runs: Sequence[RunData], apart: Sequence[tuple[str, Sequence[str]]]) -> Best | None:
+    """By the last held-out loss; None where no two runs have one."""
+    known = [
+        (values[-1], run) for run in runs if (values := run.series("eval/mlm_loss")[1]) and math.isfinite(values[-1])
+    ]
+    if len(known) < 2:
+        return None
+    (loss, first), (second_loss, second) = sorted(known, key=lambda one: one[0])[:2]
+    line = f"{first.label} is ahead: held-out MLM loss {loss:.3f}, {second.label} {second_loss:.3f}"
+    keys = {key for key, _ in apart}
+    if any(key.startswith(("data.path", "data.mixture")) for key in keys):
+        return Best("They have learned from different corpora: their losses do not compare", f"By them {line}.")
+    tokens = [last for _, run in known if (last := run.series("tokens")[1][-1:])]
+    if len({*map(tuple, tokens)}) > 1:
+        return Best(
+            line, "They have seen different numbers of tokens: compare their curves over tokens, not their ends."
+        )
+    alone = sorted(keys - {"seed"})
+    return Best(line, f"They differ in {', '.join(alone)}." if alone else "They differ in their seeds alone.")
 
 
 def _outcomes(runs: Sequence[RunData], apart: Sequence[tuple[str, Sequence[str]]]) -> Iterator[tuple[str, str, str]]:
@@ -295,8 +325,8 @@ def _shown(predictions: Predictions) -> tuple[list[int], list[tuple[Any, list[tu
     return [step for step, _ in columns], rows
 
 
-def _findings(run: RunData) -> list[tuple[str, str]]:
-    """(level, line) of the diagnosis of the run's corpus, where it still lies where it lay."""
+def _findings(run: RunData) -> Sequence[diagnosis.Finding]:
+    """The diagnosis of the run's corpus, where it still lies where it lay."""
     data = run.config.get("data")
     path = data.get("path") if isinstance(data, Mapping) else None
     if not isinstance(path, str) or is_remote(path):
@@ -304,10 +334,9 @@ def _findings(run: RunData) -> list[tuple[str, str]]:
     try:
         if not (local_path(path) / "manifest.json").is_file():
             return []
-        found = diagnosis.stored(read_manifest(local_path(path)))
+        return diagnosis.stored(read_manifest(local_path(path)))
     except UserError:
         return []
-    return [(finding.level.value, finding.line) for finding in found]
 
 
 def script_hash(script: str) -> str:

@@ -1,6 +1,7 @@
 """Charts drawn when a page is written: round ticks, axes that one line does not take, gaps where there is nothing."""
 
 import re
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +13,10 @@ def test_ticks_are_round_and_within() -> None:
     assert ticks(0, 100, 5) == [0, 20, 40, 60, 80, 100]
     assert ticks(3, 3, 5) == [3]
     assert log_ticks(0.01, 100) == [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
-    assert [short(value) for value in (0, 12_345, 1_234_567, 2e-5, 0.25, -3.5)] == [
-        *("0", "12.35k", "1.235M", "2e-5", "0.25", "-3.5")
+    assert [short(value) for value in (0, 4500, 12_345, 1_234_567, 2e-5, 0.25, -3.5)] == [
+        *("0", "4,500", "12.35k", "1.235M", "2e-5", "0.25", "-3.5")
     ]
+    assert short(5e-4, 0.002) == "0.0005", "one axis, one form"
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0.001, 1e6))
@@ -61,6 +63,14 @@ def test_results_over_a_key() -> None:
     assert over_key("", ["linear", "crf"], [1, 2], ["a", "b"]) == ""
     assert over_key("", ["3", "3"], [1, 2], ["a", "b"]) == ""
     assert dots("one", [Dot(3, 1, "a")]).count("<circle") == 1
+
+
+def test_labels_do_not_lie_upon_each_other() -> None:
+    svg = dots("near", [Dot(1, 0.5 + n / 10_000, f"model {n}") for n in range(5)] + [Dot(9, 0.9, "far")])
+    heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>model', svg))
+    assert len(heights) > 1
+    assert all(b - a > 11 for a, b in pairwise(heights))
+    assert svg.count("<title>model") == 5
 
 
 def test_one_full_bar_leaves_the_others_to_be_seen() -> None:

@@ -66,11 +66,18 @@ def test_other_settings_and_random_weights_stand_beside(tmp_path: Path) -> None:
     text = write_page(out, out).read_text()
     told = Page(text).text
     assert "random weights" in told
-    assert "pretraining gives +25.0" in told
+    assert "mean 55.0 ± 5.0; pretraining gives +20.0" in told, "medians beside medians, not the best seed"
+    assert "better than guessing and random weights" in told
     section = told.partition("Settings that were tried")[2]
     assert section.index("high") < section.index("own")
     assert "another" not in section
     assert re.search(r"accuracy by optim\.lr", text)
+
+
+def test_what_lies_within_the_error_is_no_gain(tmp_path: Path) -> None:
+    out = learned(tmp_path, "own", 0.8)
+    learned(tmp_path, "random", 0.76, "init=random")
+    assert "no better than random weights" in Page(write_page(out, out).read_text()).text
 
 
 def test_a_model_that_learned_nothing_is_called_so(tmp_path: Path) -> None:

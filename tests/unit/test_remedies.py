@@ -150,6 +150,23 @@ def test_no_word_is_taken_for_another_that_has_nothing_to_do_with_it() -> None:
         assert "did you mean" not in line, line
 
 
+def test_launch_names_what_sweeps() -> None:
+    given = ["data.path=d", "run=r${optim.lr}", "optim.lr=0.1,0.2", "procs=2", "--multirun"]
+    code, (line,) = run("launch", *given)
+    assert code == ExitCode.USAGE
+    words = shlex.split(line.partition("; write ")[2])
+    assert words == ["deepspeed", "--module", "pretrain.train", *given[:3], "--multirun"]
+    assert find_spec(words[2])
+
+
+@pytest.mark.usefixtures("places")
+def test_launch_starts_no_process_for_a_corpus_that_is_not_there() -> None:
+    code, (line,) = run("launch", "run=r", "data.path=nowhere", "model=tiny")
+    assert code == ExitCode.USAGE
+    assert line.startswith("error: nowhere/manifest.json: not there; name a directory")
+    assert not Path("runs/r").exists()
+
+
 def assert_exists(command: Sequence[str]) -> None:
     """That a command's module is there, and takes the keys that it names."""
     assert command[:2] == ["python", "-m"]
@@ -175,6 +192,9 @@ def places(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     Path("text.txt").write_text("A line.\n")
     Path("corpus").symlink_to(corpus)
     make_run(Path("runs/a"))
+    Path("runs/a/checkpoints/1").mkdir(parents=True)
+    Path("ft").mkdir()
+    Path("ft/metrics.json").write_text('{"unk_share": {}, "guessing": {}}')
     Path("runs/a/status.json").write_text('{"exit_code": 0, "step": 30, "time": 2e9}')
     for name, kind in (("run", ownership.RUN), ("empty", None)):
         Path(name).mkdir()
@@ -231,7 +251,7 @@ class End(NamedTuple):
 
 
 ENDS = (
-    End("data_prep.verify", ["corpus"], "next: python -m launch data.path=corpus run=corpus model=tiny"),
+    End("data_prep.verify", ["corpus"], "next: python -m launch data.path=corpus run=corpus "),
     End("data_prep.peek", ["corpus", "--n", "1"], "next: python -m data_prep.report corpus"),
     End("data_prep.report", ["corpus", "--out", "c.html"], "c.html: open it in a browser; next: python -m launch"),
     End("pretrain.report", ["runs/a"], "open it in a browser; live pages of all runs: python -m pretrain.runs"),
@@ -281,6 +301,66 @@ ENDS = (
                 **dict.fromkeys(("pytorch", "onnx", "onnx_int8")), "score": "f1", "bytes": {}
             },
             "finetune.side_by_side.lines": lambda *_: [],
+        },
+    ),
+    End("pretrain.runs", ["--root", "runs", "diff", "a"], "compared; nothing is written; next: python -m "),
+    End("pretrain.runs", ["--root", "runs", "follow", "a"], "runs/a: finished at step 30; now: export the model"),
+    End(
+        "pretrain.checkpoint",
+        ["runs/a"],
+        "next: python -m pretrain.export runs/a out/a",
+        {
+            "pretrain.checkpoint.__main__.list_checkpoints": lambda folder: [folder / "1"],
+            "pretrain.checkpoint.__main__.verify": lambda _: [],
+        },
+    ),
+    End(
+        "pretrain.card",
+        ["runs/a", "m"],
+        "m/README.md: written; read it before you publish",
+        {
+            "pretrain.card._trained": lambda _: SimpleNamespace(step=-1),
+            "pretrain.card.ownership": SimpleNamespace(RUN="run", is_of=lambda *_: True),
+            "pretrain.card.write_card": lambda *_: None,
+            "pretrain.card.yaml": SimpleNamespace(safe_load=lambda _: {}),
+        },
+    ),
+    End(
+        "finetune",
+        ["task=classification", "model=m", "data.train=a", "data.dev=text.txt", "out=ft"],
+        "ft: finished; report.html shows what it gets wrong; next: python -m finetune.predict ft text.txt",
+        {"finetune.__main__.finetune": lambda _: {}},
+    ),
+    End(
+        "finetune.grid",
+        ["ft"],
+        "1 models; nothing is saved",
+        {"finetune.grid.found": lambda _: {Path("ft"): {}}, "finetune.grid.markdown": lambda _: ""},
+    ),
+    End("finetune.report", ["ft"], "ft/r.html: open it", {"finetune.report.write_page": lambda *_: Path("ft/r.html")}),
+    End("finetune.probe", ["m", "a [MASK]"], "m: looked at; nothing", {"finetune.probe.fill_masks": lambda *_: [[]]}),
+    End(
+        "finetune.embeddings",
+        ["m", "sts=[a.tsv]"],
+        "model=m: scored; nothing is saved",
+        {
+            "finetune.embeddings.read_judged": lambda _: ([], []),
+            "finetune.embeddings._similarity": lambda *_: [],
+            "finetune.embeddings._table": lambda *_: "",
+            "finetune.embedder.load_embedder": lambda *_: (None, None),
+            "pretrain.evaluate.states.random_encoder": lambda *_: None,
+        },
+    ),
+    End(
+        "finetune.suite",
+        ["model=m", "suite=glue", "out=ft"],
+        "ft: finished; the model and the page (report.html) of each task",
+        {
+            "finetune.suite._settings": lambda *_: SimpleNamespace(),
+            "finetune.suite.replace": lambda _, **keys: SimpleNamespace(**keys),
+            "finetune.suite._result": lambda *_: {},
+            "finetune.suite.markdown": lambda *_: "",
+            "finetune.page.write_page": lambda *_: None,
         },
     ),
 )  # fmt: skip

@@ -156,7 +156,7 @@ def test_what_came_of_a_number_that_was_varied_is_drawn(tmp_path: Path) -> None:
     text = write_report(runs, tmp_path / "r.html").read_text()
     section = text.partition("What came of it")[2].partition("Curves")[0]
     assert "held-out MLM loss<small> by optim.lr</small>" in section
-    assert re.findall(r">(a|b|c)</text>", section) == ["a", "b"]
+    assert sorted(re.findall(r">(a|b|c)</text>", section)) == ["a", "b"]
     assert "7.000 → 2.333" in text
 
 
@@ -222,6 +222,29 @@ def test_keys_in_which_runs_differ_stand_in_a_table(tmp_path: Path) -> None:
     assert section.split() == ["ab", "model.nametinymini"]
 
 
+def test_two_runs_say_which_is_ahead_and_whether_that_counts(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", scale=2)]
+    ahead = "a is ahead: held-out MLM loss 3.250, b 6.500"
+    for config, rows, told in (
+        ("seed: 2", 3, f"{ahead}They differ in their seeds alone."),
+        ("zero: 2\noptim: {lr: 1}", 3, f"{ahead}They differ in optim.lr, zero."),
+        ("zero: 2", 2, "They have seen different numbers of tokens"),
+        ("data: {path: other}", 3, f"their losses do not compareBy them {ahead}."),
+    ):
+        (runs[0] / "config.yaml").write_text("steps: 300\nzero: 1\nseed: 1\ndata: {path: one}\noptim: {lr: 2}\n")
+        changed = dict(line.split(": ", 1) for line in config.splitlines())
+        lines = (runs[0] / "config.yaml").read_text().splitlines()
+        own = [
+            f"{key}: {changed.get(key, line.partition(': ')[2])}" for line in lines for key in [line.partition(":")[0]]
+        ]
+        (runs[1] / "config.yaml").write_text("\n".join(own))
+        found = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+        found[-1]["tokens"] = 6400 * 10 * rows
+        (runs[1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+        text = Page(write_report(runs, tmp_path / "r.html").read_text()).text
+        assert told in text.replace("\n", ""), told
+
+
 def test_what_a_run_does_otherwise_than_its_recipe() -> None:
     plain = as_data(asdict(cli.compose("train", TrainConfig, ["run=r", "data.path=d", "recipe=fast"])))
     assert differences(plain) == ("fast", [])
@@ -275,6 +298,7 @@ def test_predictions_over_time(tmp_path: Path) -> None:
     assert [step for step, _ in read_predictions(run).guesses] == [10, 20]
     text = Page(write_report([run], tmp_path / "r.html").read_text()).text
     section = text.partition("What it would fill in")[2].partition("Summary")[0]
+    assert 'data-step="step 10">the' in (tmp_path / "r.html").read_text(), "what a phone shows in the place of the head"
     assert " ".join(section.split()).startswith("held-out textstep 10step 20 The cat sat on the mat . the 10% sat 20%")
 
 
@@ -286,7 +310,7 @@ def test_the_script_s_arithmetic() -> None:
     console.log(JSON.stringify([r.linearTicks(0, 100, 5), r.logTicks(0.01, 100), r.timeTicks(0, 7000, 3),
       r.domain([[3, 9], [2e5, 4e5]], false), r.domain([[0.5]], false), r.smoothed([1, null, 1], 0.9),
       r.nearest([1, 5, 9], 6),
-      r.short(1234567), r.clock(7200)]))
+      [r.short(1234567), r.short(4500), r.short(5e-4), r.short(5e-4, 0.002)], r.clock(7200)]))
     """
     script = Path(report.__file__).parent / "templates" / "report.js"
     done = subprocess.run(["node", "-e", code, str(script)], capture_output=True, text=True, check=True, timeout=60)
@@ -297,7 +321,7 @@ def test_the_script_s_arithmetic() -> None:
     assert robust == pytest.approx([2.64, 9.36])
     assert flat[0] < 0.5 < flat[1]
     assert smooth == [1, None, 1]
-    assert (index, short, clock) == (1, "1.235M", "2 h")
+    assert (index, short, clock) == (1, ["1.235M", "4,500", "5e-4", "0.0005"], "2 h")
 
 
 def test_splits_with_names_stand_beside_val(tmp_path: Path) -> None:
@@ -398,6 +422,10 @@ def test_curves_of_the_configuration_are_drawn(tmp_path: Path) -> None:
     assert [*charts] == ["model.dropout as it was set", "optim.lr as it was set"]
     first, second = charts["model.dropout as it was set"]["series"]
     assert (first["y"][0], first["y"][-1], second["y"][0], second["y"][-1]) == (0.1, 0, 0.3, 0)
+    rows = [{"step": 300, "curves/model.dropout": 0.0}]
+    for steps, there in ((300, False), (400, True)):
+        found = chart_data([Lines("a", rows, {"steps": steps, "model": {"dropout": [[0, 0.1], [1, 0]]}})])
+        assert ("model.dropout as it was set" in str(found)) == there, "what is past is drawn as it was trained"
 
 
 def test_a_mixture_and_phases_are_told_without_folders() -> None:

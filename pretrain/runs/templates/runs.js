@@ -2,6 +2,7 @@
 "use strict";
 
 const chosen = new Set(), body = document.getElementById("runs"), filter = document.getElementById("filter");
+const heads = [...document.querySelectorAll("thead th")].slice(1).map((head) => head.textContent);
 const compare = document.getElementById("compare"), count = document.getElementById("count"), MOST = 500;
 let runs = [], etag = "";
 
@@ -28,6 +29,15 @@ function show() {
         to.textContent = text;
         cell.append(to);
       } else cell.textContent = text;
+      if (number > 1 && text) cell.dataset.name = heads[number];  // on a phone there is no head
+      if (number === 2 && run.share !== null) {
+        const bar = document.createElement("div"), done = document.createElement("i");
+        cell.className = "step";
+        bar.className = "bar";
+        done.style.width = `${100 * run.share}%`;
+        bar.append(done);
+        cell.append(bar);
+      }
       if (number === 1) cell.className = run.learning === "diverged" || run.learning === "on the plateau" ? "bad" : run.state;
       return cell;
     }));
@@ -38,7 +48,7 @@ function show() {
 
 function ready() {
   compare.disabled = chosen.size < 2 || chosen.size > 8;
-  compare.textContent = chosen.size > 8 ? "compare: eight at most" : `compare ${chosen.size || ""}`;
+  compare.textContent = chosen.size > 8 ? "eight at most" : chosen.size > 1 ? `compare ${chosen.size}` : chosen.size ? "tick another" : "tick two to compare";
 }
 
 async function ask() {

@@ -4,6 +4,7 @@
 // Pure: numbers in, numbers out
 
 const STEPS = [1, 2, 2.5, 5, 10];
+const DOT_GAP = 9;  // pixels between points that are drawn as dots, too
 
 // About `count` round numbers within [low, high].
 function linearTicks(low, high, count) {
@@ -37,15 +38,15 @@ function logTicks(low, high) {
   return ticks.length > 1 ? ticks : linearTicks(low, high, 4);
 }
 
-// 12k, 3.5M, 0.001, 2e-5
-function short(value) {
+// 12k, 3.5M, 4,500, 0.001, 2e-5; beside a number of an axis that is written out (its `largest`), 0.0005
+function short(value, largest = value) {
   if (value === null || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
   if (size === 0) return "0";
   for (const [unit, name] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
     if (size >= unit) return Number((value / (name === "k" ? 1e3 : unit)).toPrecision(4)) + name;
-  if (size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
-  return String(Number(value.toPrecision(4)));
+  if (Math.max(size, Math.abs(largest)) < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
+  return size < 1000 ? String(Number(value.toPrecision(4))) : Math.round(value).toLocaleString("en");
 }
 
 function clock(seconds) {
@@ -148,6 +149,7 @@ function start() {
     if (!every.length) { element(svg, "text", { x: wide / 2, y: high / 2, "text-anchor": "middle", class: "tick" }, "not over " + axis); return; }
     let [x0, x1] = every.reduce(([a, b], each) => [Math.min(a, each), Math.max(b, each)], [Infinity, -Infinity]);
     if (view.zoom && !chart.axis) [x0, x1] = view.zoom;
+    else if (!logX && x0 > 0 && x0 < 0.05 * x1) x0 = 0;
     if (x0 === x1) [x0, x1] = logX ? [x0 / 1.5, x1 * 1.5] : [x0 - 1, x1 + 1];
     const weights = series.map((one) => (one.smooth && one.y.length > 30 ? view.smooth : 0));
     const lines = series.map((one, i) => (weights[i] ? smoothed(one.y, weights[i]) : one.y));
@@ -156,13 +158,15 @@ function start() {
     if (!range) return;
     const yTicks = logY ? logTicks(...range) : linearTicks(...range, 5);
     const label = (value) => (chart.percent ? Number((100 * value).toPrecision(4)) + "%" : short(value));
-    const left = 12 + 6.6 * Math.max(...yTicks.map((tick) => label(tick).length)), right = wide - 12, top = 12, bottom = high - 24;
+    const largest = logY ? undefined : Math.max(...yTicks.map(Math.abs));
+    const told = (tick) => (chart.percent ? label(tick) : short(tick, largest ?? tick));
+    const left = 12 + 6.6 * Math.max(...yTicks.map((tick) => told(tick).length)), right = wide - 12, top = 12, bottom = high - 24;
     const x = scale(x0, x1, left, right, logX), y = scale(range[0], range[1], bottom, top, logY);
     for (const tick of yTicks) {
       element(svg, "line", { x1: left, x2: right, y1: y(tick), y2: y(tick), class: "grid" });
-      element(svg, "text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end", class: "tick" }, label(tick));
+      element(svg, "text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end", class: "tick" }, told(tick));
     }
-    const wanted = Math.max(2, Math.floor(wide / 95));
+    const wanted = Math.max(4, Math.floor(wide / 95));
     const xTicks = logX ? logTicks(x0, x1) : axis === "seconds" ? timeTicks(x0, x1, wanted) : linearTicks(x0, x1, wanted);
     for (const tick of xTicks)
       element(svg, "text", { x: Math.min(x(tick), right - 4), y: high - 7, "text-anchor": "middle", class: "tick" }, axis === "seconds" ? clock(tick) : axis === "share" ? Math.round(100 * tick) + "%" : short(tick));
@@ -183,8 +187,12 @@ function start() {
       if (weights[i]) element(area, "path", { d: path(xs, one.y.map((v) => (v === null ? null : y(v)))), class: "raw", stroke: colour });
       const ys = lines[i].map((v) => (v === null ? null : y(v)));
       const points = ys.filter((v) => v !== null && Number.isFinite(v));
+      if (one.kind === "rule" && points.length) {  // holds from one end to the other
+        xs.unshift(left); ys.unshift(points[0]);
+        xs.push(right); ys.push(points.at(-1));
+      }
       element(area, "path", { d: path(xs, ys), class: "line " + one.kind, stroke: colour });
-      if (points.length < 25 && one.kind !== "rule")
+      if (one.kind !== "rule" && points.length && (points.length === 1 || Math.abs(xs.at(-1) - xs[0]) / (points.length - 1) > DOT_GAP))
         ys.forEach((v, k) => { if (v !== null && Number.isFinite(v)) element(area, "circle", { cx: xs[k], cy: v, r: 2.6, fill: colour }); });
       if (ys.some((v) => v !== null && v < top - 0.4 * (bottom - top))) element(svg, "text", { x: right - 4 - 14 * (i % 6), y: top + 8, "text-anchor": "end", fill: colour, class: "beyond" }, "▲").append(Object.assign(document.createElementNS(SVG, "title"), { textContent: one.name + " goes beyond this chart" }));
     });
@@ -216,7 +224,8 @@ function start() {
       const note = document.createElement("p");
       note.className = "note";
       const several = chart.series.some((one) => one.run !== chart.series[0].run), told = new Set();
-      for (const one of chart.series) {
+      const alike = chart.series.every((one) => one.told === chart.series[0].told && one.kind === "train");
+      for (const one of alike ? [] : chart.series) {
         if (several && told.has(one.told)) continue;  // colours of runs stand above
         told.add(one.told);
         const item = document.createElement("span"), key = document.createElement("i");
