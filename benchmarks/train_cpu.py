@@ -10,7 +10,8 @@ that `precision=auto` takes here; both sides eager and compiled (where there is 
   each in one process, in turns of four.
 
 Besides samples of 128 and 512 tokens, about 4,000 tokens a step, 8 samples of 32 tokens a step: what a step costs
-besides its arithmetic. And two ranks of one thread each against one, on twice the batch, by the clock.
+besides its arithmetic. And two cores against one, as two ranks of one thread and as one rank of two threads, mini and
+tiny, by the clock: `--sharing` measures this row alone, on a machine where both cores are idle, and keeps the others.
 
 Every round runs all sides in processes of their own, in turns; figures are CPU seconds of the process (others use the
 machine too) after warm-up steps; medians of the ratios. Also the share of the CPU's matmul peak.
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -268,24 +269,42 @@ def matmul_peak() -> float:
     return best
 
 
-def ranks_speedup(corpus: Path, model: str) -> float:
-    """How many times the tokens a second two ranks of one thread train, of one rank's, by the clock."""
+def shared_speedups(corpus: Path, model: str) -> dict[str, float]:
+    """How many times the tokens a second two cores train as two ranks and as two threads, of one core's; by the clock.
+
+    Each on the same global batch, one micro-batch for each core, at the default ZeRO stage.
+    """
     rates = {}
-    for ranks in (1, 2):
+    for ranks, threads in ((1, 1), (2, 1), (1, 2)):
         with tempfile.TemporaryDirectory() as name:
             size = BATCH[TrainingCorpus(corpus).manifest.max_len]
             command = [
                 sys.executable, "-m", "launch", f"procs={ranks}", f"model={model}", f"data.path={corpus}", "run=bench",
                 f"runs_root={name}", f"precision={PRECISION.value}", f"global_batch_size={2 * size}", "zero=1",
-                f"micro_batch_size={size}", "steps=16", "data.workers=0", "eval.every=0", "checkpoint.every=0",
-                "log.every=4", "wandb.mode=disabled",
+                f"micro_batch_size={size}", "steps=16", "data.workers=0", "eval.every=0", "eval.max_samples=32",
+                "checkpoint.every=0", "log.every=4", "wandb.mode=disabled",
             ]  # fmt: skip
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[1])}
             subprocess.run(command, check=True, capture_output=True, env=environment)
             lines = [json.loads(line) for line in (Path(name) / "bench" / "metrics.jsonl").read_text().splitlines()]
             found = [line["throughput/tokens_per_second"] for line in lines if "throughput/tokens_per_second" in line]
-            rates[ranks] = statistics.median(found[1:])
-    return rates[2] / rates[1]
+            rates[ranks, threads] = statistics.median(found[1:])
+    return {"two_ranks": rates[2, 1] / rates[1, 1], "two_threads": rates[1, 2] / rates[1, 1]}
+
+
+def measure_sharing(corpus: Path, models: Sequence[str], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """`shared_speedups` of each round, by model; tells the medians."""
+    result: dict[str, dict[str, list[float]]] = {}
+    for model in models:
+        found = [shared_speedups(corpus, model) for _ in range(rounds)]
+        result[model] = {way: [one[way] for one in found] for way in ("two_ranks", "two_threads")}
+        ranks, threads = (statistics.median(values) for values in result[model].values())
+        print(
+            f"{model} on two cores, times one: {ranks:.2f} as two ranks (bar {RANKS_BAR:g}), "
+            f"{threads:.2f} as two threads",
+            flush=True,
+        )
+    return result
 
 
 def work_of(corpus: Path, model: str) -> tuple[int, float]:
@@ -348,6 +367,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--eager", action="store_true", help="nobody compiles")
+    parser.add_argument("--sharing", action="store_true", help="two cores against one, and nothing else")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -356,6 +376,16 @@ def main() -> None:
         return
     if not arguments.source:
         parser.error("--source is needed")
+    out = Path(__file__).parent / "results" / "train_cpu.json"
+    out.parent.mkdir(exist_ok=True)
+    models = sorted({arguments.model, "tiny"})
+    if arguments.sharing:
+        with tempfile.TemporaryDirectory() as name:
+            corpus = prepare(arguments.source.resolve(), (arguments.work or Path(name)) / "128", 128)
+            kept = json.loads(out.read_text()) if out.exists() else {}
+            kept["sharing"] = {"cpu": cpu_name(), **measure_sharing(corpus, models, arguments.rounds)}
+        out.write_text(json.dumps(kept, indent=1) + "\n")
+        return
     amx = "amx_bf16" in cpu_flags()
     result: dict[str, object] = {
         "cpu": cpu_name(), "amx": amx, "precision": PRECISION.value, "load_at_start": os.getloadavg()[0],
@@ -363,8 +393,6 @@ def main() -> None:
     }  # fmt: skip
     compiles = not arguments.eager and any(map(shutil.which, ("g++", "clang++")))
     sides = ["ours", "peer", *(["ours_compiled", "peer_compiled"] if compiles else [])]
-    out = Path(__file__).parent / "results" / "train_cpu.json"
-    out.parent.mkdir(exist_ok=True)
     print(f"{result['cpu']}, AMX: {amx}, {PRECISION.value}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         work = arguments.work or Path(name)
@@ -381,10 +409,7 @@ def main() -> None:
                 flush=True,
             )
             out.write_text(json.dumps(result, indent=1) + "\n")
-        corpus = work / "128"
-        speedups = [ranks_speedup(corpus, arguments.model) for _ in range(arguments.rounds)]
-        print(f"two ranks: {statistics.median(speedups):.2f} times one (bar {RANKS_BAR})")
-        result["two_ranks"] = speedups
+        result["sharing"] = {"cpu": cpu_name(), **measure_sharing(work / "128", models, arguments.rounds)}
     result["load_at_end"] = os.getloadavg()[0]
     out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -13,8 +13,6 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-
 UTF_8 = "utf-8"
 UTF_8_MARK = codecs.BOM_UTF8
 _MARKS = {  # the longer first: UTF-16's begins UTF-32's
@@ -87,6 +85,8 @@ class Unit(NamedTuple):
 
     def breaks(self, data: bytes) -> list[tuple[int, int]]:
         """(begin, end) of the ends of lines in whole units of text; "\\r\\n" is one."""
+        import numpy as np  # only where text is wide: a --help does not wait for it
+
         width = self.width
         order = "<" if self.newline[0] else ">"
         units = np.frombuffer(data, f"{order}u{width}", len(data) // width)
@@ -165,6 +165,8 @@ def _wide(data: bytes) -> str | None:
     zeros = [data[half::2].count(0) / (len(data) / 2) for half in (0, 1)]
     if max(zeros) > 0.3 > 0.1 > min(zeros):
         return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+    import numpy as np
+
     units = len(data) // 2
     common = [np.isin(np.frombuffer(data, order, units), [*_COMMON]).sum() for order in ("<u2", ">u2")]
     if max(common) > 0.02 * units and max(common) > 4 * min(common):

@@ -27,9 +27,9 @@ if __name__ == "__main__":
     if heard:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing has begun: Ctrl-C just ends us, without a traceback
 
-    from data_prep.executors.fork_server import start_server
-
     if not {"executor.workers=1", "executor=array", "executor=ray", "--help", "-h", "--cfg"} & set(sys.argv):
+        from data_prep.executors.fork_server import start_server
+
         start_server()  # beside our own imports, which take as long
 
     import cloze.cli  # noqa: F401

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import Any, ClassVar
 
-from cloze.corpus.diagnosis import NAMES
 from cloze.schema import Variant, doc, require
 from data_prep.sources.base import Source
 from data_prep.text.cleaning import SCRIPTS
@@ -112,6 +111,8 @@ class DiagnosisConfig:
     ignore: list[str] = doc("findings that are neither refused nor warned of")
 
     def __post_init__(self) -> None:
+        from cloze.corpus.diagnosis import NAMES  # and with it numpy: not above, `--help` does not wait for it
+
         for key in ("refuse", "ignore"):
             unknown = sorted(set(getattr(self, key)) - set(NAMES))
             require(not unknown, f"diagnosis.{key}: no {', '.join(unknown)}; there are {', '.join(NAMES)}")

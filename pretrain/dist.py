@@ -5,7 +5,7 @@ import atexit
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch._C._distributed_c10d import HashStore, Store
 
 from cloze.errors import ExitCode, PeerFailed, PeerLost, UserError
 from cloze.log import log
+from pretrain.heap import keep_freed_memory
 from pretrain.launchers import ALONE, adopt
 from pretrain.rendezvous import Meeting
 
@@ -26,6 +27,7 @@ T = TypeVar("T")
 _GONE = re.compile(r"(?i)connection (?:was )?(?:closed|reset|refused)|broken pipe|remote process exited|socket closed")
 _SILENT = logging.Logger("silent", logging.CRITICAL + 1)
 _CONTROL_TIMEOUT = timedelta(days=1)  # the watchdog acts long before
+_RANKS_HERE = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's name and deepspeed's
 _STARTED: list["Process"] = []
 
 
@@ -174,6 +176,9 @@ def _start(requested: Callable[[], bool]) -> Process:
         device, backend = torch.device("cuda", ranks.local_rank), "nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
+        keep_freed_memory()
+        if threads := threads_each(os.environ, torch.get_num_threads()):
+            torch.set_num_threads(threads)
 
     def form(store: Store) -> torch_dist.ProcessGroup:
         torch_dist.init_process_group(
@@ -186,6 +191,17 @@ def _start(requested: Callable[[], bool]) -> Process:
     alone = ranks.world_size == 1
     control = form(HashStore()) if alone else Meeting(ranks, form).run(requested)
     return Process(ranks.rank, ranks.world_size, ranks.local_rank, device, control)
+
+
+def threads_each(environment: Mapping[str, str], cores: int) -> int | None:
+    """Threads of each of several processes on a host of so many cores, where no launcher and no user gave a number.
+
+    torch would start one per core in every process: two processes of two threads take turns on two cores.
+    """
+    here = next((environment[name] for name in _RANKS_HERE if name in environment), "1")
+    if "OMP_NUM_THREADS" in environment or not here.isdecimal() or int(here) < 2:
+        return None
+    return max(1, cores // int(here))
 
 
 def finish() -> None:

@@ -500,11 +500,13 @@ def describe(job: Job, engine: Engine) -> str:
     rate = f"{config.optim.kind} at {config.optim.peak_lr:g}"
     if config.optim.rates:
         rate += " at most: optim.lr is a curve, in place of the schedule"
+    threads = torch.get_num_threads()
+    each = f" ({threads} thread{'s' * (threads > 1)} each)" if process.device.type == "cpu" else ""
     lines = [
         f"run {job.path}: {start} of {end}, "
         f"model {config.model.name} ({engine.num_parameters / 1e6:.1f}M parameters), {rate}",
         *describe_data(phase, corpus),
-        f"{process.world_size} x {process.device.type}, ZeRO {config.zero.value}, {config.precision.value}: "
+        f"{process.world_size} x {process.device.type}{each}, ZeRO {config.zero.value}, {config.precision.value}: "
         f"global batch {config.peak_batch_size} = {process.world_size} ranks x {accumulation} accumulation steps "
         f"x micro-batch {config.micro_batch_size}{ramped}",
     ]

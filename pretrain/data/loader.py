@@ -36,7 +36,8 @@ I64 = npt.NDArray[np.int64]
 
 IGNORED = -100  # the label of positions that do not count
 TOKENS_MULTIPLE = 256  # `bounded` fills a row up to a multiple of it
-_MASKED_MULTIPLE = 64
+_FEW_MASKED = 256
+_MASKED_MULTIPLES = (16, 64)  # up to so few masked positions, and above: in a small step the head is most of the work
 _LENGTH_MULTIPLE = 16
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # through which loader processes hand over what they made
 _LOADER_FAULTS = re.compile("exited unexpectedly|killed by signal|shared memory|shm|No space left|oo many open files")
@@ -275,12 +276,13 @@ def bounded(batch: MicroBatch) -> MicroBatch:
     Extra tokens belong to no sample, so attention leaves them out, and nothing reads them; extra masked positions have
     the label that cross-entropy ignores. On a CPU, shapes that never come twice make the heap grow by the hour.
     """
+    masked_multiple = _MASKED_MULTIPLES[len(batch.masked_index_M) > _FEW_MASKED]
     return batch._replace(
         input_ids_T=_filled(batch.input_ids_T, TOKENS_MULTIPLE),
         position_ids_T=_filled(batch.position_ids_T, TOKENS_MULTIPLE),
         token_type_ids_T=_filled(batch.token_type_ids_T, TOKENS_MULTIPLE),
-        masked_index_M=_filled(batch.masked_index_M, _MASKED_MULTIPLE),
-        mlm_labels_M=_filled(batch.mlm_labels_M, _MASKED_MULTIPLE, IGNORED),
+        masked_index_M=_filled(batch.masked_index_M, masked_multiple),
+        mlm_labels_M=_filled(batch.mlm_labels_M, masked_multiple, IGNORED),
         max_seqlen=batch.max_seqlen + -batch.max_seqlen % _LENGTH_MULTIPLE,
     )
 

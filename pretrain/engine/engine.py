@@ -298,23 +298,28 @@ class _StageZeroGuard:
     def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig, scaler: Any) -> None:
         self.applied, self.grad_norm, self._clip, self._scaler = True, 0.0, config.clip, scaler
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # torch's fused AdamW divides gradients as it reads them: on a CPU another pass over memory would show.
+        self._divides = bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and self._parameters[0].is_cpu
         optimizer.register_step_pre_hook(self._before_step)
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, optimizer: Any, *_: Any) -> None:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._scaler:
             torch._foreach_mul_(gradients, 1 / self._scaler.loss_scale)
         # Row by row, then in fp64: summed in fp32 the norm of an embedding matrix is off by some 1e-4 on a CPU, and
         # in fp64 throughout it takes 30 times as long.
-        norms = [torch.linalg.vector_norm(grad, dim=-1) for grad in gradients]
-        squares = torch.stack([torch.linalg.vector_norm(norm, dtype=torch.float64) for norm in norms]).square()
-        self.grad_norm = float(squares.sum().sqrt())
+        rows = torch.cat([torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients])
+        self.grad_norm = float(torch.linalg.vector_norm(rows, dtype=torch.float64))
         self.applied = math.isfinite(self.grad_norm)
         if not self.applied:
             for parameter in self._parameters:
                 parameter.grad = None
-        elif self._clip and self.grad_norm > self._clip:
-            torch._foreach_mul_(gradients, self._clip / self.grad_norm)
+        elif self._clip:
+            excess = self.grad_norm / self._clip
+            if self._divides:
+                optimizer.grad_scale = torch.tensor(excess) if excess > 1.0 else None
+            elif excess > 1.0:
+                torch._foreach_mul_(gradients, 1 / excess)
         if self._scaler:
             self._scaler.update_scale(not self.applied)
 

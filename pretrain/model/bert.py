@@ -23,6 +23,7 @@ from pretrain.model.architectures import blueprint_of, by_model_type
 from pretrain.model.attention import PACKED_ATTENTION, kernel_with_bias, packing
 from pretrain.model.blueprint import Blueprint
 from pretrain.model.cpu_dropout import replace_dropout
+from pretrain.model.cpu_tied_table import add_rows_in_place
 from pretrain.model.last_layer import read_in_part
 
 
@@ -94,6 +95,7 @@ class PackedBert(nn.Module):
         self.hf.set_attn_implementation(PACKED_ATTENTION)
         if kernel is Attention.cpu:
             replace_dropout(self.hf)
+            add_rows_in_place(self.hf)
         read_in_part(blueprint.layers(hf), blueprint.last_layer)
 
     @property

@@ -1,20 +1,23 @@
 """Attention on a CPU: sample after sample, some heads at a time, so that scores stay in the cache and none is padding.
 
+Short samples of the same length that follow each other are taken together: each call of an operator has its price.
+
 torch has no fused kernel with dropout for CPUs: it would write scores, weights, random numbers and their product to
 memory for a whole padded batch. Here the backward pass computes the weights anew (Dao et al. 2022, "FlashAttention",
 section 3.1) and draws the same dropout again from a seed.
 
-Shapes: T tokens of a row, H heads, D head width, l tokens of one sample, h heads at a time.
+Shapes: T tokens of a row, H heads, D head width, l tokens of one sample, B heads of samples at a time.
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _CHUNK_SCORES = 2**20  # at a time, 4 MiB; one head at least
+_TOGETHER_TOKENS = 256  # of samples that are taken together
 _LEVELS = 2**16  # dropout compares 16 random bits: a probability of 0.1 is 0.100006
 
 
@@ -24,6 +27,26 @@ class SampleBounds(NamedTuple):
     bounds: list[int]  # first token of each, and the end of the last
     max_seqlen: int
     slope: float = 0.0  # of the distance bias: scores get minus this times the distance in tokens
+
+
+class _Chunk(NamedTuple):
+    """What is computed at a time: some heads of some samples of one length."""
+
+    heads: slice
+    tokens: slice
+    num_heads: int
+    num_samples: int
+    length: int
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.num_heads * self.num_samples
+
+    def of(self, x_HxTxD: Tensor) -> Tensor:
+        """Its elements as a view, [heads, samples, l, D]."""
+        part = x_HxTxD[self.heads, self.tokens]
+        return part.view(self.num_heads, self.num_samples, self.length, -1)
 
 
 class Options(NamedTuple):
@@ -55,12 +78,13 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: tuple[SampleBounds, Options, int]) -> Tensor:
         work = _Workspace(query, *how)
         out = work.new_result()
-        for at, size in work.chunks():
-            weights = work.weights(query[at], key[at])
-            kept = work.kept(size)
+        for chunk in work.chunks():
+            q_BxlxD, k_BxlxD, v_BxlxD = work.cut(chunk, query, key, value)
+            weights = work.weights(q_BxlxD, k_BxlxD)
+            kept = work.kept(chunk)
             if kept is not None:
                 weights.mul_(kept)
-            out[at] = torch.bmm(weights, value[at], out=work.rows(size))
+            work.put(chunk, out, weights, v_BxlxD)
         out.mul_(work.grown)
         ctx.save_for_backward(query, key, value, out)
         ctx.how = how
@@ -73,19 +97,19 @@ class _Attention(torch.autograd.Function):
         d_query, d_key, d_value = (work.new_result() for _ in range(3))
         means_HxTx1 = (grads[0] * out).sum(-1, keepdim=True)  # of the weights' gradients, under the weights
         d_out = grads[0] * work.grown
-        for at, size in work.chunks():
-            weights = work.weights(query[at], key[at])
-            kept = work.kept(size)
-            d_scores = torch.bmm(d_out[at], value[at].transpose(1, 2), out=work.scores(size))
+        for chunk in work.chunks():
+            q_BxlxD, k_BxlxD, v_BxlxD, d_BxlxD = work.cut(chunk, query, key, value, d_out)
+            weights = work.weights(q_BxlxD, k_BxlxD)
+            kept = work.kept(chunk)
+            d_scores = torch.bmm(d_BxlxD, v_BxlxD.transpose(1, 2), out=work.scores(chunk.batch, chunk.length))
             if kept is not None:
                 d_scores.mul_(kept)
-            d_scores.sub_(means_HxTx1[at]).mul_(weights)
+            d_scores.sub_(chunk.of(means_HxTx1).flatten(0, 1)).mul_(weights)
             if kept is not None:
                 weights.mul_(kept)
-            rows = work.rows(size)
-            d_value[at] = torch.bmm(weights.transpose(1, 2), d_out[at], out=rows)
-            d_query[at] = torch.bmm(d_scores, key[at], out=rows)
-            d_key[at] = torch.bmm(d_scores.transpose(1, 2), query[at], out=rows)
+            work.put(chunk, d_value, weights.transpose(1, 2), d_BxlxD)
+            work.put(chunk, d_query, d_scores, k_BxlxD)
+            work.put(chunk, d_key, d_scores.transpose(1, 2), q_BxlxD)
         scaling = ctx.how[1].scaling
         return d_query.mul_(scaling), d_key.mul_(scaling), d_value, None
 
@@ -100,9 +124,14 @@ class _Workspace:
         self._threshold = round(options.dropout * _LEVELS)
         self.grown = 1 / (1 - self._threshold / _LEVELS)  # what dropout leaves is scaled by this
         longest = samples.max_seqlen
-        most = self._heads(longest) * longest**2
+        together = self._num_heads * _TOGETHER_TOKENS
+        most = max(
+            min(self._num_heads * longest**2, max(_CHUNK_SCORES, longest**2)),
+            together * min(longest, _TOGETHER_TOKENS // 2),
+        )
         self._scores, self._weights = query_HxTxD.new_empty(most), query_HxTxD.new_empty(most)
-        self._rows = query_HxTxD.new_empty(self._num_heads * longest * self._width)
+        self._rows = query_HxTxD.new_empty(max(self._num_heads * longest, together) * self._width)
+        self._operands = [query_HxTxD.new_empty(together * self._width) for _ in range(4)]
         self._bias_LxL = None
         if samples.slope:
             places_L = torch.arange(longest, dtype=query_HxTxD.dtype)
@@ -112,16 +141,42 @@ class _Workspace:
             self._random = torch.empty(-(-most // 4), dtype=torch.int64)
             self._kept = query_HxTxD.new_empty(most)
 
-    def _heads(self, length: int) -> int:
-        return min(self._num_heads, max(1, _CHUNK_SCORES // length**2))
-
-    def chunks(self) -> Iterator[tuple[tuple[slice, slice], tuple[int, int]]]:
-        """(heads and tokens, how many of each), always in the same order: dropout follows it."""
-        for start, end in pairwise(self._samples.bounds):
-            heads = self._heads(end - start)
+    def chunks(self) -> Iterator[_Chunk]:
+        """Always the same, in the same order: dropout follows it."""
+        start = self._samples.bounds[0]
+        for length, count in self._runs():
+            end = start + count * length
+            heads = min(self._num_heads, max(1, _CHUNK_SCORES // (count * length**2)))
             for first in range(0, self._num_heads, heads):
                 last = min(first + heads, self._num_heads)
-                yield (slice(first, last), slice(start, end)), (last - first, end - start)
+                yield _Chunk(slice(first, last), slice(start, end), last - first, count, length)
+            start = end
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """(length, how many) of samples that are taken together."""
+        lengths = (end - start for start, end in pairwise(self._samples.bounds))
+        for length, alike in groupby(lengths):
+            left, most = sum(1 for _ in alike), max(1, _TOGETHER_TOKENS // length)
+            while left:
+                count = min(left, most)
+                yield length, count
+                left -= count
+
+    def cut(self, chunk: _Chunk, *tensors: Tensor) -> list[Tensor]:
+        """[B, l, D] of each [H, T, D]: of one sample a view, else a copy."""
+        if chunk.num_samples == 1:
+            return [x_HxTxD[chunk.heads, chunk.tokens] for x_HxTxD in tensors]
+        size = chunk.batch * chunk.length * self._width
+        return [
+            buffer[:size].view(chunk.num_heads, chunk.num_samples, chunk.length, -1).copy_(chunk.of(x)).flatten(0, 1)
+            for buffer, x in zip(self._operands, tensors, strict=False)
+        ]
+
+    def put(self, chunk: _Chunk, out_HxTxD: Tensor, left_Bxlxl: Tensor, right_BxlxD: Tensor) -> None:
+        """The product of the two into its place."""
+        rows = self._rows[: chunk.batch * chunk.length * self._width].view(chunk.batch, chunk.length, self._width)
+        torch.bmm(left_Bxlxl, right_BxlxD, out=rows)
+        chunk.of(out_HxTxD).copy_(rows.view(chunk.num_heads, chunk.num_samples, chunk.length, self._width))
 
     def new_result(self) -> Tensor:
         """[H, T, D], zeros where there is no sample, else not filled yet."""
@@ -130,42 +185,37 @@ class _Workspace:
         result[:, self._samples.bounds[-1] :] = 0
         return result
 
-    def scores(self, size: tuple[int, int]) -> Tensor:
-        return _view(self._scores, size)
+    def scores(self, batch: int, length: int) -> Tensor:
+        return _view(self._scores, batch, length)
 
-    def rows(self, size: tuple[int, int]) -> Tensor:
-        heads, length = size
-        return self._rows[: heads * length * self._width].view(heads, length, self._width)
-
-    def weights(self, query_hxlxD: Tensor, key_hxlxD: Tensor) -> Tensor:
-        """softmax(query key^T * scaling + bias), [h, l, l]."""
-        heads, length, _ = query_hxlxD.shape
-        scores = self.scores((heads, length))
+    def weights(self, query_BxlxD: Tensor, key_BxlxD: Tensor) -> Tensor:
+        """softmax(query key^T * scaling + bias), [B, l, l]."""
+        batch, length, _ = query_BxlxD.shape
+        scores = self.scores(batch, length)
         beta = 0
         if self._bias_LxL is not None:
             scores.copy_(self._bias_LxL[:length, :length])
             beta = 1
-        torch.baddbmm(scores, query_hxlxD, key_hxlxD.transpose(1, 2), beta=beta, alpha=self._scaling, out=scores)
+        torch.baddbmm(scores, query_BxlxD, key_BxlxD.transpose(1, 2), beta=beta, alpha=self._scaling, out=scores)
         if self._window is not None and length > self._window:
             places = torch.arange(length)
             scores.masked_fill_((places[:, None] - places).abs_() >= self._window, -torch.inf)
         # torch.softmax(…, out=…) computes elsewhere and copies.
-        weights: Tensor = torch.ops.aten._softmax.out(scores, -1, False, out=_view(self._weights, (heads, length)))
+        weights: Tensor = torch.ops.aten._softmax.out(scores, -1, False, out=_view(self._weights, batch, length))
         return weights
 
-    def kept(self, size: tuple[int, int]) -> Tensor | None:
-        """1 where dropout keeps a weight, else 0, [h, l, l]: the next draw of this workspace.
+    def kept(self, chunk: _Chunk) -> Tensor | None:
+        """1 where dropout keeps a weight, else 0, [B, l, l]: the next draw of this workspace.
 
         In the weights' type: a product with bool would first be converted, and take twelve times as long.
         """
         if not self._threshold:
             return None
-        count = size[0] * size[1] ** 2
+        count = chunk.batch * chunk.length**2
         random = self._random[: -(-count // 4)].random_(-(2**63), None, generator=self._generator)
         bits = random.view(torch.int16)[:count]
-        return _view(torch.ge(bits, self._threshold - _LEVELS // 2, out=self._kept[:count]), size)
+        return _view(torch.ge(bits, self._threshold - _LEVELS // 2, out=self._kept[:count]), chunk.batch, chunk.length)
 
 
-def _view(flat: Tensor, size: tuple[int, int]) -> Tensor:
-    heads, length = size
-    return flat[: heads * length**2].view(heads, length, length)
+def _view(flat: Tensor, batch: int, length: int) -> Tensor:
+    return flat[: batch * length**2].view(batch, length, length)

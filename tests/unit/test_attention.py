@@ -20,7 +20,7 @@ KERNELS = [Attention.sdpa, Attention.flex, Attention.varlen, Attention.flash]
 CPU_KERNELS = [*KERNELS, Attention.cpu]
 DROPPING = [Attention.sdpa, Attention.varlen, Attention.flash, Attention.cpu]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LENGTHS = [[5], [40, 1, 17], [200, 30, 129, 7]]
+LENGTHS = [[5], [40, 1, 17], [200, 30, 129, 7], [32] * 9 + [7, 128, 128, 128, 1, 1]]
 
 
 def row_of(lengths: list[int], device: torch.device) -> MicroBatch:
@@ -86,7 +86,7 @@ def drop(kernel: Attention, device: torch.device, dtype: torch.dtype) -> None:
 
     Gradients are those of the weights that were kept: both passes draw alike.
     """
-    lengths, heads, width, dropout = [64, 1, 63, 64], 3, 64, 0.1
+    lengths, heads, width, dropout = [64, 64, 1, 63], 3, 64, 0.1
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     torch.manual_seed(1)
     query, key, value, weights = (torch.randn(1, heads, 256, width, device=device, dtype=dtype) for _ in range(4))
@@ -167,6 +167,13 @@ def test_dropout_on_a_cpu(kernel: Attention) -> None:
 def test_dropout_of_the_cpu_kernel_does_not_need_all_heads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_attention, "_CHUNK_SCORES", 1)
     drop(Attention.cpu, CPU, torch.float32)
+
+
+def test_a_sample_shorter_than_the_longest_may_have_more_scores_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its heads fit together, of the longest only one does."""
+    monkeypatch.setattr(cpu_attention, "_CHUNK_SCORES", HEADS * 40**2)
+    monkeypatch.setattr(cpu_attention, "_TOGETHER_TOKENS", 1)
+    attend(Attention.cpu, [40, 41, 40], None, CPU, torch.float32)
 
 
 def test_varlen_is_a_call_that_torch_takes_on_a_gpu() -> None:

@@ -28,6 +28,7 @@ from launch.preflight.facts import facts
 from launch.slurm import script, seconds_of
 from launch.supervise import most_hosts, outcome
 from pretrain.config import TrainConfig
+from pretrain.dist import threads_each
 from tests.support import environment
 
 ODD = (
@@ -101,6 +102,18 @@ def test_processes_and_threads_follow_the_machine(monkeypatch: pytest.MonkeyPatc
         command(gpus=(2, 5, 7), procs=4)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert "OMP_NUM_THREADS" not in command().environment
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, None), ({"LOCAL_SIZE": "1"}, None), ({"LOCAL_SIZE": "2"}, 4), ({"LOCAL_WORLD_SIZE": "3"}, 2),
+        ({"LOCAL_SIZE": "16"}, 1), ({"LOCAL_SIZE": "2", "OMP_NUM_THREADS": "8"}, None), ({"LOCAL_SIZE": "x"}, None),
+    ],
+)  # fmt: skip
+def test_ranks_that_deepspeed_starts_share_the_cores(environment: dict[str, str], threads: int | None) -> None:
+    """As those of launch do, which sets the variable itself."""
+    assert threads_each(environment, 8) == threads
 
 
 def test_visible_devices_decide_which_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from cloze.corpus.masking import Unmasked, draw_masks
@@ -391,6 +393,68 @@ def test_the_decoder_is_tied() -> None:
     model = packed(small())
     assert model.hf.cls.predictions.decoder.weight is model.hf.bert.embeddings.word_embeddings.weight
     assert sum("decoder" in name for name, _ in model.named_parameters()) == 0
+
+
+def on_a_cpu(config: ModelConfig, *, plain: bool = False) -> PackedBert:
+    """With random weights and this machine's kernels; `plain`: autograd makes the table's gradient on its own."""
+    torch.manual_seed(0)
+    model = PackedBert(config, FACTS, max_len=40, kernel=Attention.cpu)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    if plain:
+        model.hf.get_input_embeddings().__class__ = nn.Embedding
+    return model.train()
+
+
+class Operators(TorchDispatchMode):
+    """How often each operator runs, backward passes included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pad_vocab_to", [1, 64])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_rows_added_to_the_heads_gradient_are_autograds_sum(
+    architecture: Architecture, checkpointing: bool, pad_vocab_to: int
+) -> None:
+    """Of two micro-batches with words that come many times and padding; and no table of zeros is filled for them."""
+    config = small(architecture=architecture, activation_checkpointing=checkpointing, pad_vocab_to=pad_vocab_to)
+    objective = "nsp" if architecture is Architecture.bert else "none"
+    found = []
+    for plain in (False, True):
+        model = on_a_cpu(config, plain=plain)
+        with Operators() as operators:
+            for seed in (1, 2):
+                losses_of(model, bounded(make_batch(seed, 9, objective=objective))).backward()
+        tables = operators.names["embedding_dense_backward"]
+        found.append((model.hf.get_input_embeddings().weight, gradients(model), tables))
+    (table, ours, our_tables), (_, theirs, their_tables) = found
+    assert their_tables - our_tables == 2
+    assert table.grad.layout is torch.strided
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-6, atol=1e-6)
+        assert ours[name] is table.grad or torch.equal(ours[name], gradient), name
+
+
+def test_in_bf16_rows_are_summed_before_they_meet_the_heads_gradient() -> None:
+    """One by one they would be rounded off beside it: all is as autograd does it, to the bit."""
+    ours, theirs = (on_a_cpu(small(), plain=plain).bfloat16() for plain in (False, True))
+    for model in (ours, theirs):
+        losses_of(model, make_batch(1, 9)).backward()
+    assert all(torch.equal(gradient, gradients(theirs)[name]) for name, gradient in gradients(ours).items())
+
+
+def test_a_table_that_the_head_does_not_share_has_a_gradient_of_its_own() -> None:
+    table = on_a_cpu(small(extra=UNTIED)).hf.get_input_embeddings()
+    assert type(table) is nn.Embedding
 
 
 def test_positions_must_suffice() -> None:
