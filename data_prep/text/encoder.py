@@ -152,8 +152,10 @@ class Encoder:
         if self._whole:
             data, starts_W, ends_W = self.cutter.cut([*self._whole])
             ids_W = np.fromiter(self._whole.values(), np.uint32, len(self._whole))
+            keys_CxW = _keys(data, starts_W, ends_W - starts_W)
+            order_W = np.argsort(ids_W)  # mostly that of frequency: who comes first is found at once
             ids_W |= _BEGINS if self._rule else np.uint32(0)
-            self._table.add(_keys(data, starts_W, ends_W - starts_W), np.ones(len(ids_W), np.int64), ids_W)
+            self._table.add(keys_CxW[:, order_W], np.ones(len(ids_W), np.int64), ids_W[order_W])
 
     def _reference(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
         encodings = self._tokenizer.encode_batch(list(sentences), add_special_tokens=False)
@@ -205,7 +207,9 @@ class _Table:
         self.num_words = self._num_ids = 0
 
     def clear(self) -> None:
-        """In place: megabytes that come and go make the heap grow."""
+        """In place: megabytes that come and go make the heap grow, and those never written to are no memory yet."""
+        if not self.num_words:
+            return
         self.num_words = self._num_ids = 0
         self._rows.fill(0)
         self._rest.fill(0)
