@@ -273,11 +273,11 @@ def _keys(data: bytes, starts_W: Ints, lengths_W: Ints) -> Keys:
     padded = data + bytes(8 * _COLUMNS)
     windows_B: Keys = np.ndarray(len(data), "<u8", padded, strides=1)  # the eight bytes from each byte on
     keys_CxW = np.zeros((_COLUMNS, len(starts_W)), np.uint64)
-    keys_CxW[0] = windows_B.take(starts_W) & _PREFIXES.take(np.minimum(lengths_W, 8))
+    keys_CxW[0] = windows_B.take(starts_W) & _PREFIXES.take(lengths_W, mode="clip")
     for column in range(1, _COLUMNS):
         long = np.flatnonzero(lengths_W > 8 * column)
-        lengths = np.minimum(lengths_W[long] - 8 * column, 8)
-        keys_CxW[column, long] = windows_B[starts_W[long] + 8 * column] & _PREFIXES.take(lengths)  # `take` copies first
+        prefixes = _PREFIXES.take(lengths_W[long] - 8 * column, mode="clip")
+        keys_CxW[column, long] = windows_B[starts_W[long] + 8 * column] & prefixes  # `take` copies all windows first
     keys_CxW[:, lengths_W > 8 * _COLUMNS] = _NO_WORD
     return keys_CxW
 
