@@ -133,7 +133,7 @@ def _member(name: str, payload: bytes) -> bytes:
     header[: len(name)] = name.encode()
     header[124:135] = b"%011o" % len(payload)
     header[148:155] = b"%06o\0" % sum(header)
-    return header + payload + bytes(-len(payload) % _TAR_BLOCK)
+    return bytes(header) + payload + bytes(-len(payload) % _TAR_BLOCK)
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

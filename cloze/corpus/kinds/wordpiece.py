@@ -23,7 +23,7 @@ class WordPiece(Kind, name="wordpiece", model="WordPiece"):
         return Specials(*SPECIALS)
 
     def prepare(self, backend: Tokenizer, specials: Specials) -> None:
-        ids = {token: backend.token_to_id(token) for token in specials}
+        ids = {token: index for token in specials if (index := backend.token_to_id(token)) is not None}
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
         backend.post_processor = bert_layout(specials, ids)
         backend.decoder = decoders.WordPiece(prefix=self.continuation)
