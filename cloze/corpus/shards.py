@@ -116,12 +116,24 @@ def _encode(block: Block) -> dict[str, bytes]:
     return {f"{name}.npy": _npy(array) for name, array in arrays.items()}
 
 
+def _empty_header() -> bytes:
+    """Of a file without name and size, as webdataset's TarWriter writes it, which would import torch."""
+    header = tarfile.TarInfo()
+    header.mode, header.uname, header.gname = 0o444, "bigdata", "bigdata"
+    data = header.tobuf(tarfile.USTAR_FORMAT)
+    return data[:148] + b" " * 8 + data[156:]  # the checksum is one of a header that has spaces in its place
+
+
+_EMPTY_HEADER = _empty_header()
+
+
 def _member(name: str, payload: bytes) -> bytes:
-    """One file of a tar, as webdataset's TarWriter writes it, which would import torch."""
-    header = tarfile.TarInfo(name)
-    header.size, header.mode = len(payload), 0o444
-    header.uname = header.gname = "bigdata"
-    return header.tobuf(tarfile.USTAR_FORMAT) + payload + bytes(-len(payload) % _TAR_BLOCK)
+    """One file of a tar. `tarfile` takes as long for its header as the checksums of the file."""
+    header = bytearray(_EMPTY_HEADER)
+    header[: len(name)] = name.encode()
+    header[124:135] = b"%011o" % len(payload)
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header) + payload + bytes(-len(payload) % _TAR_BLOCK)
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

@@ -82,7 +82,7 @@ def _of_lines(found: Iterable[Line], span: Span) -> Iterator[Value]:
             return
         if len(line) >= MAX_LINE_BYTES:
             yield Value(number, offset, None)
-        elif b"}{" in line or b"} {" in line:
+        elif line.count(b"}") > 1 and (b"}{" in line or b"} {" in line):  # to count one letter is ten times as fast
             several = list(values([(place, offset, line, False)]))
             broken = any(value.data is None or not value.data.endswith(b"}") for value in several)
             yield from [Value(number, offset, line)] if broken else (each._replace(line=number) for each in several)

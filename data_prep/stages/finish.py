@@ -164,9 +164,9 @@ def _findings(plan: Plan, manifest: Manifest, results: Sequence[Mapping[str, Any
     for result in training:
         used |= np.frombuffer(bytes.fromhex(result["vocabulary"]), np.uint8)
     findings = [diagnosis.unused_vocabulary(int(np.unpackbits(used).sum()), manifest.tokenizer.vocab_size)]
-    pairs = [pair for result in training for shard in result["shards"] for pair in shard["pairs"]]
-    if manifest.objective == Objective.nsp and pairs:
-        pairs_Nx3 = np.asarray(pairs, np.int64)
+    pairs_Nx3 = unpacked((shard for result in training for shard in result["shards"]), "pairs").astype(np.int64)
+    if manifest.objective == Objective.nsp and len(pairs_Nx3):
+        pairs_Nx3 = pairs_Nx3.reshape(-1, 3)
         findings += diagnosis.pairs_guessed(pairs_Nx3[:, :2], pairs_Nx3[:, 2].astype(np.uint8))
     findings += diagnosis.from_fingerprints(
         Counter(unpacked(training, "lines").tolist()),

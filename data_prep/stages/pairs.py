@@ -75,18 +75,17 @@ def assemble(
 
     Lengths are u16 [N, 2]: through the [SEP]s after A, and in all. An empty B adds nothing, not even its [SEP].
     """
-    first_N = np.diff(samples.a_Nx2)[:, 0]
-    second_N = np.diff(samples.b_Nx2)[:, 0]
     lengths_Nx2 = sample_lengths(samples, separators)
-    edges_N = offsets(lengths_Nx2[:, 1])
-    separating = [edges_N[:-1] + lengths_Nx2[:, 0] - 1 - np.where(second_N > 0, n, 0) for n in range(separators)]
-    specials = np.concatenate([edges_N[:-1], *separating, edges_N[1:] - 1])
-    result_T = np.full(int(edges_N[-1]), sep_id, tokens_T.dtype)
+    first_N, total_N = lengths_Nx2.T
+    edges_N = offsets(total_N)
+    # The specials' neighbours in the text first, then the specials over them.
+    begins_Nx2 = np.stack([samples.a_Nx2[:, 0] - 1, samples.b_Nx2[:, 0]], axis=1)
+    runs_Nx2 = np.stack([first_N, total_N - first_N], axis=1)
+    result_T = tokens_T.take(ranges(begins_Nx2.ravel(), runs_Nx2.ravel()), mode="clip")
     result_T[edges_N[:-1]] = cls_id
-    is_text_T = np.ones(len(result_T), bool)
-    is_text_T[specials] = False
-    begins_Nx2 = np.stack([samples.a_Nx2[:, 0], samples.b_Nx2[:, 0]], axis=1)
-    result_T[is_text_T] = tokens_T[ranges(begins_Nx2.ravel(), np.stack([first_N, second_N], axis=1).ravel())]
+    result_T[edges_N[1:] - 1] = sep_id
+    for n in range(separators):
+        result_T[edges_N[:-1] + first_N - 1 - np.where(first_N < total_N, n, 0)] = sep_id
     return result_T, lengths_Nx2.astype(np.uint16)
 
 

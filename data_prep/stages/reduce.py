@@ -19,7 +19,7 @@ from data_prep.stages.buckets import DIGESTS, Digests, Documents, Table, documen
 from data_prep.stages.map import MAP, validation_paths
 from data_prep.stages.near import NEAR
 from data_prep.stages.pairs import Bucket, SegmentPairs, assemble, make_samples, sample_lengths, unpaired
-from data_prep.stages.survey import fingerprints, modulus
+from data_prep.stages.survey import fingerprints, modulus, packed
 from data_prep.stages.tokenizer import tokenizer_directory, tokenizer_in
 
 _LOOKED_AT_PAIRS = 20_000  # of the corpus, by whose lengths labels are guessed
@@ -141,7 +141,7 @@ def _make_shard(
     some = slice(_LOOKED_AT_PAIRS // plan.num_buckets + 1)  # they come in random order
     parts_Nx3 = np.concatenate([np.diff(samples.a_Nx2), np.diff(samples.b_Nx2), samples.label_N[:, None]], axis=1)
     return {
-        "pairs": parts_Nx3[some].tolist() if target.split == pass_name(0) else [],
+        "pairs": packed([parts_Nx3[some]]) if target.split == pass_name(0) else "",
         "entry": asdict(entry),
         "random_next": int(samples.label_N.sum()),
         "length_histogram": np.bincount(lengths_N, minlength=config.max_len + 1).tolist(),
@@ -154,7 +154,9 @@ def _bucket(documents: Documents) -> Bucket:
 
 def _used(documents: Documents, vocab_size: int) -> str:
     """One bit for each token of the vocabulary, in hexadecimal: whether it comes."""
-    return np.packbits(np.bincount(documents.tokens_T, minlength=vocab_size) > 0).tobytes().hex()
+    used_V = np.zeros(vocab_size, bool)
+    used_V[documents.tokens_T] = True
+    return np.packbits(used_V).tobytes().hex()
 
 
 def _blocks(

@@ -152,8 +152,10 @@ class Encoder:
         if self._whole:
             data, starts_W, ends_W = self.cutter.cut([*self._whole])
             ids_W = np.fromiter(self._whole.values(), np.uint32, len(self._whole))
+            keys_CxW = _keys(data, starts_W, ends_W - starts_W)
+            order_W = np.argsort(ids_W)  # mostly that of frequency: who comes first is found at once
             ids_W |= _BEGINS if self._rule else np.uint32(0)
-            self._table.add(_keys(data, starts_W, ends_W - starts_W), np.ones(len(ids_W), np.int64), ids_W)
+            self._table.add(keys_CxW[:, order_W], np.ones(len(ids_W), np.int64), ids_W[order_W])
 
     def _reference(self, sentences: Sequence[str]) -> tuple[Ids, Ints]:
         encodings = self._tokenizer.encode_batch(list(sentences), add_special_tokens=False)
@@ -205,7 +207,9 @@ class _Table:
         self.num_words = self._num_ids = 0
 
     def clear(self) -> None:
-        """In place: megabytes that come and go make the heap grow."""
+        """In place: megabytes that come and go make the heap grow, and those never written to are no memory yet."""
+        if not self.num_words:
+            return
         self.num_words = self._num_ids = 0
         self._rows.fill(0)
         self._rest.fill(0)
@@ -269,11 +273,11 @@ def _keys(data: bytes, starts_W: Ints, lengths_W: Ints) -> Keys:
     padded = data + bytes(8 * _COLUMNS)
     windows_B: Keys = np.ndarray(len(data), "<u8", padded, strides=1)  # the eight bytes from each byte on
     keys_CxW = np.zeros((_COLUMNS, len(starts_W)), np.uint64)
-    keys_CxW[0] = windows_B.take(starts_W) & _PREFIXES.take(np.minimum(lengths_W, 8))
+    keys_CxW[0] = windows_B.take(starts_W) & _PREFIXES.take(lengths_W, mode="clip")
     for column in range(1, _COLUMNS):
         long = np.flatnonzero(lengths_W > 8 * column)
-        lengths = np.minimum(lengths_W[long] - 8 * column, 8)
-        keys_CxW[column, long] = windows_B[starts_W[long] + 8 * column] & _PREFIXES.take(lengths)  # `take` copies first
+        prefixes = _PREFIXES.take(lengths_W[long] - 8 * column, mode="clip")
+        keys_CxW[column, long] = windows_B[starts_W[long] + 8 * column] & prefixes  # `take` copies all windows first
     keys_CxW[:, lengths_W > 8 * _COLUMNS] = _NO_WORD
     return keys_CxW
 

@@ -11,8 +11,9 @@ pysbd's rules (cloze[sentences]) can stand in, for one of its two dozen language
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
+from operator import add
 
 from cloze.errors import UserError
 
@@ -75,17 +76,20 @@ _ODD_SPACES = b"\t\v\f\r\x1c\x1d\x1e\x1f"  # ASCII's, other than the space and t
 
 @lru_cache
 def _boundary(rare: bool, capitals: bool) -> re.Pattern[str]:
-    """Where sentences end: with the marks of rare scripts or without; in a text that has capitals or in one without."""
+    """Ends of sentences, the marks in a group, and the space that follows.
+
+    With the marks of rare scripts or without; in a text that has capitals or in one without.
+    """
     ends = _as_class(_TERMINALS + (f" {_RARE_TERMINALS}" if rare else ""))
     return re.compile(  # begins with a set of characters, which `re` looks for at full speed
-        rf"""[{_MARKS}{ends}{";:" * rare}]
+        rf"""([{_MARKS}{ends}{";:" * rare}]
         (?: (?<=[{ends}]) (?<! \d \uff0e (?=\d) ) (?: [ ]? [{ends}] | [{_ENDS_CLOSING}] )*+
           | {_GREEK_OR_ARMENIAN if rare else ""}
             (?<![{_MARKS}][{_MARKS}])  # from the first mark of a run only: a megabyte of dots must not cost its square
             (?<=[{_MARKS}])
             (?: [{_MARKS}]++ | (?<=[^.]) | (?=["\u201d]) | {_not_abbreviated(capitals)} )
             [{_CLOSING}]*+ (?= [ ] (?! [{_LOWER if capitals else ""},;] | \.[ ] ) )
-        )""",
+        )) [ ]?""",
         re.VERBOSE,
     )
 
@@ -93,14 +97,12 @@ def _boundary(rare: bool, capitals: bool) -> re.Pattern[str]:
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
-def _by_rules(line: str, boundary: re.Pattern[str] | None = None) -> Iterator[str]:
-    start = 0
-    for match in (boundary or _boundary(rare=True, capitals=True)).finditer(line):
-        end = match.end()
-        yield line[start:end]
-        start = end + 1 if line[end : end + 1] == " " else end
-    if start < len(line):
-        yield line[start:]
+def _by_rules(line: str, boundary: re.Pattern[str] | None = None) -> list[str]:
+    parts = (boundary or _boundary(rare=True, capitals=True)).split(line)
+    sentences = [*map(add, parts[::2], parts[1::2])]  # each text and its marks
+    if parts[-1]:
+        sentences.append(parts[-1])
+    return sentences
 
 
 @lru_cache

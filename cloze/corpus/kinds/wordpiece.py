@@ -15,8 +15,7 @@ class WordPiece(Kind, name="wordpiece", model="WordPiece"):
     continuation = "##"
 
     def specials(self, backend: Tokenizer, given: Mapping[str, str], where: str) -> Specials:
-        vocabulary = backend.get_vocab(with_added_tokens=True)
-        missing = [token for token in SPECIALS if token not in vocabulary]
+        missing = [token for token in SPECIALS if backend.token_to_id(token) is None]
         if missing:
             raise UserError(
                 f"{where}: has no {' '.join(missing)}; BERT needs {' '.join(SPECIALS)}: name another tokenizer"
@@ -24,9 +23,9 @@ class WordPiece(Kind, name="wordpiece", model="WordPiece"):
         return Specials(*SPECIALS)
 
     def prepare(self, backend: Tokenizer, specials: Specials) -> None:
-        vocabulary = backend.get_vocab(with_added_tokens=True)
+        ids = {token: index for token in specials if (index := backend.token_to_id(token)) is not None}
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-        backend.post_processor = bert_layout(specials, vocabulary)
+        backend.post_processor = bert_layout(specials, ids)
         backend.decoder = decoders.WordPiece(prefix=self.continuation)
 
     def never_drawn(self, backend: Tokenizer, vocabulary: Mapping[str, int]) -> Iterable[int]:

@@ -20,11 +20,12 @@ from data_prep.text.cutters.base import PROBES, Cutter, WordRule, flagged
 _DASHES_AND_QUOTES = (0x2010, 0x2027)  # all of them punctuation, often stuck to words
 _LONGEST = 24  # bytes of a word that the encoder remembers
 
-_SPACE, _SINGLE, _WORD = range(3)  # what a byte of UTF-8 is: between words, a word by itself, or part of one
+_SPACE, _WORD, _SINGLE = range(3)  # what a byte of UTF-8 is: between words, part of one, or a word by itself
 _KINDS = bytes(  # control characters are part of one: BERT drops them without breaking the word
     _SPACE if chr(byte) in " \n" else _SINGLE if 0x21 <= byte < 0x7F and not chr(byte).isalnum() else _WORD
     for byte in range(256)
 )
+_MARKS = frozenset(chr(byte) for byte in range(0x80) if _KINDS[byte] == _SINGLE)
 
 
 class BertCutter(Cutter):
@@ -48,6 +49,7 @@ class BertCutter(Cutter):
         for first, last in (_DASHES_AND_QUOTES, *ideographs):
             self._is_single[first : last + 1] = True
         self._is_base: npt.NDArray[np.bool_] | None = _bases() if cuts_clusters(tokenizer) else None
+        self._whole = self._whole_words()
 
     def odd(self, sentences: Sequence[str]) -> list[int]:
         return []
@@ -67,8 +69,10 @@ class BertCutter(Cutter):
     def _words(self, data: bytes, is_ascii: bool) -> tuple[Ints, Ints]:
         """Where each word starts and ends. The first and the last byte are line breaks."""
         kinds_B = np.frombuffer(data.translate(_KINDS), np.uint8)
-        inside_B, outside_B = kinds_B == _WORD, kinds_B == _SPACE
-        joined_B = inside_B[1:] & inside_B[:-1]  # with the next one
+        inside_B = kinds_B == _WORD
+        begins_B, finishes_B = kinds_B > 0, kinds_B > 0
+        begins_B[1:] = kinds_B[1:] > inside_B[:-1]  # no space, and not both of them part of a word
+        finishes_B[:-1] = kinds_B[:-1] > inside_B[1:]
         if not is_ascii:
             bytes_B = np.frombuffer(data, np.uint8)
             first = 0xE2 if self._is_base is None else 0xE0
@@ -76,12 +80,10 @@ class BertCutter(Cutter):
             high, middle, low = (bytes_B[lead + i].astype(np.int64) for i in range(3))
             character = (high & 0xF) << 12 | (middle & 0x3F) << 6 | low & 0x3F
             if self._is_base is not None:  # a word begins there, and what went before ends
-                joined_B[lead[self._is_base[character]] - 1] = False
+                _part(lead[self._is_base[character]], kinds_B, begins_B, finishes_B)
             lead = lead[self._is_single[character]]
-            joined_B[lead - 1] = joined_B[lead + 2] = False
-        begins_B, finishes_B = ~outside_B, ~outside_B
-        begins_B[1:] &= ~joined_B
-        finishes_B[:-1] &= ~joined_B
+            _part(lead, kinds_B, begins_B, finishes_B)
+            _part(lead + 3, kinds_B, begins_B, finishes_B)
         return np.flatnonzero(begins_B), np.flatnonzero(finishes_B) + 1
 
     def encode(self, words: Sequence[bytes]) -> list[Sequence[int]]:
@@ -99,21 +101,32 @@ class BertCutter(Cutter):
         return [flagged(each.ids, rule.begins(text, each.offsets, each.word_ids)) for text, each in found]
 
     def whole_words(self) -> dict[str, int]:
-        """Those of ASCII's letters and digits: most words of a text in English."""
+        return self._whole
+
+    def _whole_words(self) -> dict[str, int]:
+        """Those of ASCII's letters and digits, and its marks: most words of a text in English."""
         longest = min(_LONGEST, self._model.max_input_chars_per_word)
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         words = {
             word: index
             for word, index in self._vocabulary.items()
-            if word.isalnum() and word.isascii() and len(word) <= longest and word not in added
+            if word.isascii() and (word.isalnum() or word in _MARKS) and len(word) <= longest and word not in added
         }
         if self._lowercase:
             words = {word: index for word, index in words.items() if word == word.lower()}
         return words
 
     def probes(self) -> Sequence[str]:
-        words = [*self.whole_words()]
+        words = [*self._whole]
         return " ".join(words[:: 1 + len(words) // 100]), *PROBES
+
+
+def _part(
+    places: Ints, kinds_B: npt.NDArray[np.uint8], begins_B: npt.NDArray[np.bool_], finishes_B: npt.NDArray[np.bool_]
+) -> None:
+    """Let words, if there are any, begin at these bytes, and end before them."""
+    begins_B[places] = kinds_B[places] != _SPACE
+    finishes_B[places - 1] = kinds_B[places - 1] != _SPACE
 
 
 def _bases() -> npt.NDArray[np.bool_]:
