@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.precision import cpu_name
+from pretrain.telemetry.metrics_file import Row
 from pretrain.telemetry.report import read_metrics
 from tests.support import ROOT, environment
 
@@ -32,17 +33,17 @@ COLOURS = {"fast": "#b5462f", "plain": "#5b6b7b"}
 FIGURES = ("mlm_loss", "mlm_accuracy", "nsp_accuracy")
 
 
-def train(recipe: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def train(recipe: str, options: argparse.Namespace) -> list[Row]:
     """Train to the end; the lines of metrics."""
     run = f"{recipe}-{options.seed}"
     own = [f"data.path={options.corpus}", f"runs_root={options.runs}", f"run={run}", RECIPES[recipe]]
     command = [sys.executable, "-m", "pretrain.train", *COMMON, *own, f"seed={options.seed}", f"steps={options.steps}"]
     core = {max(os.sched_getaffinity(0))}
     subprocess.run(command, check=True, cwd=ROOT, env=environment(), preexec_fn=lambda: os.sched_setaffinity(0, core))
-    return list(read_metrics(options.runs / run / "metrics.jsonl"))
+    return read_metrics(options.runs / run / "metrics.jsonl")
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Of a run: its minutes, by the clock, and what it had at each evaluation."""
     steps = rows[-1]["step"] - rows[0]["step"]
     found = [row for row in rows if "eval/mlm_loss" in row]

@@ -114,7 +114,7 @@ def test_deepspeed_with_plain_overrides_from_another_directory(finished: Path) -
     assert json.loads((run / "environment.json").read_text())["world_size"] == 2
     assert json.loads((run / "status.json").read_text())["exit_code"] == 0
     stderr = (finished / "stderr").read_text()
-    assert "2 x cpu (1 thread each), ZeRO 2, fp32: global batch 16 = 2 ranks x 2 accumulation steps x micro-batch 4" in stderr
+    assert "2 x cpu (1 thread each), ZeRO 2, fp32: global batch 16 = 2 ranks x 2 accumulation" in stderr
     assert "Warning" not in stderr
     assert "Traceback" not in stderr
 
