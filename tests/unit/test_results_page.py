@@ -69,6 +69,10 @@ def test_the_recipes_are_their_runs() -> None:
     assert f"{runs['fast']['minutes']} and {runs['plain']['minutes']} minutes" in text
     apart = runs["plain"]["curve"][-1]["mlm_loss"] - runs["fast"]["curve"][-1]["mlm_loss"]
     assert f"**{apart:.2f} nats" in text
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    fast, plain = (runs[name]["curve"][-1] for name in ("fast", "plain"))
+    assert f"{fast['mlm_loss']:.2f} nats and {fast['mlm_accuracy']:.0%} of the masked words" in readme
+    assert f"without its curriculum {plain['mlm_loss']:.2f} and {plain['mlm_accuracy']:.0%};" in readme
 
 
 def interval(gain: list[float]) -> str:
