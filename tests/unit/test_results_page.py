@@ -149,6 +149,12 @@ def both_ends_rows(run: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join([*cells, *gains])} |"
 
 
+def finetuned_means(run: dict[str, Any]) -> Iterator[str]:
+    for row in run["finetuned"]:
+        told = [f"{fmean(x):.1f} ± {stdev(x) / len(x) ** 0.5:.1f}" for x in (row["pretrained"], row["random"])]
+        yield f"| {row['task']}, {row['examples']:,} examples | {row['score']} | {' | '.join(told)} |"
+
+
 def test_the_second_seed_is_its_runs() -> None:
     first, second = (
         json.loads((RESULTS / f"mini_{name}.json").read_text(encoding="utf-8")) for name in ("fast", "seed_2")
@@ -157,7 +163,7 @@ def test_the_second_seed_is_its_runs() -> None:
     page, weak = text.splitlines(), second["tags_at_regularization_1"]
     assert f"at 1 it is {weak['model']:.1f} against {weak['random']:.1f}" in " ".join(text.split())
     assert f"{second['grammar']['cpu_seconds']} CPU seconds" in text
-    for expected in ([*both_seeds_rows(first, second)], [*both_ends_rows(second)]):
+    for expected in ([*both_seeds_rows(first, second)], [*both_ends_rows(second)], [*finetuned_means(second)]):
         start = page.index(expected[0])
         assert page[start : start + len(expected)] == expected
         assert not page[start + len(expected)].startswith("|")
