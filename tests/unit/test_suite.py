@@ -179,7 +179,8 @@ def test_a_grid_by_multirun(tmp_path: Path, data: Path) -> None:
     assert len(done.stdout.splitlines()) == 12, done.stdout  # three of each, and the table
     assert "| lr-0.001 | 0.001 |" in done.stdout
     ours = (
-        r"seed |optim\.lr=(0\.001|0\.0001): as given$|warning: seed 1: the model |grid/lr-.*: finished; |sweep: 2 of 2 "
+        r"starting: |seed |optim\.lr=(0\.001|0\.0001): as given$|warning: seed 1: the model |"
+        r"grid/lr-.*: finished; |sweep: 2 of 2 "
     )
     assert all(re.match(ours, line) for line in done.stderr.splitlines()), done.stderr
 
